@@ -1,0 +1,346 @@
+"""The command line: parse, call one library function of the same name, print.
+
+Errors become one line here and nowhere else; a bug keeps its traceback. Heavy imports wait inside
+the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from quantdraft import __version__
+from quantdraft.errors import OptionError, QuantDraftError
+
+# Waiting threads that spin take the processor from working ones, and distort every timing.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+RULES = ["greedy", "greedy_draft", "rejection", "exact_match"]
+DIRECTORY = click.Path(path_type=Path)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands print a QuantDraftError as one line and exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QuantDraftError as error:
+            _fail(str(error))
+        except MemoryError:
+            _fail("out of memory. Use a smaller --batch-size or a machine with more memory.")
+
+
+@click.group(
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+@click.version_option(__version__, prog_name="quantdraft")
+def main() -> None:
+    """Quantize the draft of speculative decoding, and know whether it pays.
+
+    \b
+    The whole path, for a target T and a draft D (directories or Hub ids):
+      quantdraft check   --target T --draft D               do they fit, can it pay
+      quantdraft capture --target T --prompts P.jsonl -o traffic.jsonl
+      quantdraft apply   --recipe int4 --draft D -o D-int4
+      quantdraft evaluate D-int4 --target T --traffic traffic.jsonl
+      quantdraft export  D-int4 --engine vllm --target T --run RUN -o served
+
+    `quantdraft demo` does all of it on a small pair that comes with the package.
+    """
+
+
+@main.command()
+@click.argument("action", required=False, type=click.Choice(["list", "show"]), default="list")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def recipes(action: str, name: str | None, as_json: bool) -> None:
+    """List the bundled recipes, or show one: `quantdraft recipes show int4`."""
+    from quantdraft.recipe import bundled_recipe_names, load_recipe, recipes_dir
+
+    if action == "show":
+        if name is None:
+            raise OptionError("which one? `quantdraft recipes show NAME`.")
+        recipe = load_recipe(name)
+        path = recipes_dir() / f"{name}.yaml"
+        text = (path if path.is_file() else Path(name)).read_text(encoding="utf-8")
+        click.echo(recipe.model_dump_json(indent=1) if as_json else text.rstrip())
+        return
+    found = [load_recipe(each) for each in bundled_recipe_names()]
+    if as_json:
+        click.echo(json.dumps([recipe.model_dump() for recipe in found], indent=1))
+        return
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        needs = "calibrated" if recipe.needs_calibration else "data-free"
+        click.echo(f"{recipe.name:<{width}}  {needs:<10}  {recipe.summary}")
+
+
+@main.command()
+@click.option("--recipe", "-r", required=True, help="A bundled name, or a path to a .yaml file.")
+@click.option("--draft", "-d", required=True, help="The full-precision draft: directory or Hub id.")
+@click.option("--output", "-o", type=DIRECTORY, help="Default: ./<draft>-<recipe>.")
+@click.option("--calibration", type=DIRECTORY, help="Traffic (JSONL) for calibrated recipes.")
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def apply(
+    recipe: str,
+    draft: str,
+    output: Path | None,
+    calibration: Path | None,
+    device: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Quantize a draft by a recipe, and prove that it worked.
+
+    The output directory appears whole or not at all. Before success is printed it is opened again:
+    it loads, its logits differ from the draft's, they are those of its own dequantized weights, and
+    its bytes are what the scheme promises.
+    """
+    from quantdraft.quantization import apply as apply_recipe
+    from quantdraft.recipe import load_recipe
+
+    checkpoint = apply_recipe(
+        load_recipe(recipe), draft, output, calibration=calibration, device=device, force=force
+    )
+    if as_json:
+        click.echo(json.dumps(checkpoint.manifest, indent=1))
+        return
+    _echo_applied(checkpoint)
+
+
+@main.command()
+@click.option("--target", "-t", required=True, help="The target: directory or Hub id.")
+@click.option("--draft", "-d", required=True, help="The draft: directory or Hub id.")
+@click.option("-k", "--num-speculative-tokens", "k", type=int, default=4, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(target: str, draft: str, k: int, as_json: bool) -> None:
+    """Do target and draft fit, and how much could quantizing the draft gain at most?
+
+    Exit code 0: compatible; 1: not. Every finding is one line with what to do.
+    """
+    from quantdraft.preflight import check as check_pair
+
+    result = check_pair(target, draft, k)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=1))
+    else:
+        for line in result.lines():
+            click.echo(line)
+    if not result.is_compatible:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--target", "-t", required=True, help="The target: directory or Hub id.")
+@click.option("--prompts", "-p", required=True, type=DIRECTORY, help="JSONL or ShareGPT file.")
+@click.option("--output", "-o", required=True, type=DIRECTORY, help="Where the traffic goes.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int, default=0, show_default=True, help="0: no limit.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-new-tokens", type=int, default=128, show_default=True)
+@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--limit", type=int, help="Only the first so many prompts.")
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+def capture(
+    target: str,
+    prompts: Path,
+    output: Path,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Let the target answer prompts, and keep its responses as traffic.
+
+    A killed run goes on where it stopped when the same command is given again.
+    """
+    from quantdraft.capture import capture as capture_traffic
+    from quantdraft.traffic import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    traffic = capture_traffic(target, prompts, output, sampling=sampling, **options)
+    click.echo(
+        f"{len(traffic.responses)} responses, {traffic.num_tokens} tokens: {output}\n"
+        f"Next: quantdraft evaluate CANDIDATE --target {target} --traffic {output}"
+    )
+
+
+@main.command()
+@click.argument("candidate", type=str)
+@click.option("--target", "-t", help="Without it: acceptance only, and no verdict on speed.")
+@click.option(
+    "--baseline", "-b", help="The full-precision draft. Default: what apply started from."
+)
+@click.option("--traffic", "traffic_path", type=DIRECTORY, help="From capture, or a log.")
+@click.option("--prompts", type=DIRECTORY, help="Captured first, into the run directory.")
+@click.option("--output", "-o", type=DIRECTORY, help="Run directory. Default: runs/<candidate>.")
+@click.option(
+    "-k",
+    "--num-speculative-tokens",
+    "ks",
+    default="1-16",
+    show_default=True,
+    help="4, 1-8 or 2,4,8. One value is the operating point; of several, each arm takes its best.",
+)
+@click.option("--acceptance-rule", type=click.Choice(RULES), help="Default: by the traffic.")
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="With --prompts.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="With --prompts.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="With --prompts.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="With --prompts.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Of the timed steps.")
+@click.option(
+    "--context-length", type=int, help="Of the timed steps. Default: the traffic's median."
+)
+@click.option("--latency-seconds", type=float, default=20.0, show_default=True, help="Time budget.")
+@click.option("--no-latency", is_flag=True, help="Acceptance only.")
+@click.option("--live-prompts", type=int, default=4, show_default=True, help="0: no live loop.")
+@click.option("--policy", type=DIRECTORY, help="YAML with limits of the verdict.")
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--dtype", default="auto", show_default=True, help="Of replay and the live loop.")
+@click.option("--threads", type=int, help="CPU threads. Default: torch's own choice.")
+@click.option("--force", is_flag=True, help="Replace a finished run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def evaluate(candidate: str, ks: str, as_json: bool, **options: Any) -> None:
+    """Measure a quantized draft against its full-precision self, and decide.
+
+    Replays the traffic through both drafts (same tokens, every k at once), runs the live loop on a
+    few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
+    report.md and report.html. A killed run resumes.
+    """
+    from quantdraft.evaluation import Settings
+    from quantdraft.evaluation import evaluate as evaluate_candidate
+    from quantdraft.report import render_terminal
+
+    settings = Settings(candidate=candidate, ks=parse_ks(ks), **options)
+    evaluation, run_dir = evaluate_candidate(settings)
+    if as_json:
+        click.echo((run_dir / "evaluation.json").read_text(encoding="utf-8").rstrip())
+        return
+    click.echo(render_terminal(evaluation))
+    click.echo(f"Report: {run_dir / 'report.html'}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=DIRECTORY)
+@click.option("--output", "-o", type=DIRECTORY, default=Path("comparison"), show_default=True)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+def compare(runs: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Recipes side by side: one report of several run directories."""
+    from quantdraft.report import compare as compare_runs
+
+    click.echo(compare_runs(list(runs), output, force=force))
+    click.echo(f"Report: {output / 'report.html'}")
+
+
+@main.command()
+@click.argument("run", type=DIRECTORY)
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def report(run: Path, as_json: bool) -> None:
+    """Print a run's verdict, and write its report.md and report.html anew from the record."""
+    from quantdraft.report import render_terminal, write_report
+    from quantdraft.results import read_evaluation
+
+    evaluation = read_evaluation(run / "evaluation.json" if run.is_dir() else run)
+    run_dir = run if run.is_dir() else run.parent
+    if as_json:
+        click.echo(json.dumps(asdict(evaluation), indent=1))
+        return
+    write_report(evaluation, run_dir)
+    click.echo(render_terminal(evaluation))
+    click.echo(f"Report: {run_dir / 'report.html'}")
+
+
+@main.command()
+@click.argument("checkpoint", type=DIRECTORY)
+@click.option("--engine", "-e", required=True, type=click.Choice(["vllm", "transformers"]))
+@click.option("--target", "-t", required=True, help="The target, as the engine is to load it.")
+@click.option("--run", type=DIRECTORY, help="The run directory with its evaluation.")
+@click.option("-k", "--num-speculative-tokens", "k", type=int, help="Default: the measured best.")
+@click.option("--output", "-o", required=True, type=DIRECTORY)
+@click.option("--require-go", is_flag=True, help="Refuse anything but a go.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+def export(
+    checkpoint: Path,
+    engine: str,
+    target: str,
+    run: Path | None,
+    k: int | None,
+    output: Path,
+    require_go: bool,
+    force: bool,
+) -> None:
+    """A directory the engine loads, a model card with the evidence, and the exact launch line."""
+    from quantdraft.export import export as export_checkpoint
+
+    lines = export_checkpoint(
+        checkpoint,
+        engine,
+        output,
+        target=target,
+        run=run,
+        num_speculative_tokens=k,
+        require_go=require_go,
+        force=force,
+    )
+    for line in lines:
+        click.echo(line)
+
+
+@main.command()
+@click.option("--output", "-o", type=DIRECTORY, default=Path("demo-run"), show_default=True)
+@click.option("--recipe", "-r", "names", multiple=True, help="Default: a choice of bundled ones.")
+@click.option("--num-prompts", type=int, default=32, show_default=True)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+def demo(output: Path, names: tuple[str, ...], num_prompts: int, force: bool) -> None:
+    """The whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
+    from quantdraft.demo import demo as run_demo
+
+    run_demo(output, names, num_prompts=num_prompts, force=force, say=click.echo)
+
+
+def parse_ks(text: str) -> tuple[int, ...]:
+    """`4`, `1-8` or `2,4,8` as sorted numbers of speculative tokens, each in 1..16."""
+    ks: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise OptionError(
+                f"-k {text!r} is not a number, a range or a list. Write 4, 1-8 or 2,4,8."
+            )
+        ks |= set(range(int(first), int(last or first) + 1))
+    if not ks or min(ks) < 1 or max(ks) > 16:
+        raise OptionError(f"-k {text!r}: the number of speculative tokens lies in 1..16.")
+    return tuple(sorted(ks))
+
+
+def _echo_applied(checkpoint: Any) -> None:
+    from quantdraft.quantization import applied_lines
+
+    for line in applied_lines(checkpoint):
+        click.echo(line)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Baseline against candidate, on the same prompts and in the same timing blocks, with intervals.
+
+Prompts are resampled, not tokens, because tokens of one prompt are not independent; every resample
+keeps both arms of a prompt together, and all arms of a timing block. Acceptance is a ratio of sums.
+"""
+
+from quantdraft.comparison.lengths import check_paired, compare_acceptance
+from quantdraft.comparison.resampling import MIN_PROMPTS, MIN_TIMINGS, Bootstrap
+from quantdraft.comparison.settling import Needed, num_prompts_to_settle, what_would_settle
+from quantdraft.comparison.slices import slice_by_context, slice_by_domain, slice_by_position
+from quantdraft.comparison.speeds import best_k, speed_point
+
+__all__ = [
+    "MIN_PROMPTS",
+    "MIN_TIMINGS",
+    "Bootstrap",
+    "Needed",
+    "best_k",
+    "check_paired",
+    "compare_acceptance",
+    "num_prompts_to_settle",
+    "slice_by_context",
+    "slice_by_domain",
+    "slice_by_position",
+    "speed_point",
+    "what_would_settle",
+]

@@ -1,0 +1,203 @@
+"""From measurements to the record: comparison, speed, alarms, verdict. No model, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantdraft.acceptance import Replayed, replay_rounds, token_acceptance
+from quantdraft.comparison import (
+    Bootstrap,
+    best_k,
+    compare_acceptance,
+    slice_by_context,
+    slice_by_domain,
+    slice_by_position,
+    speed_point,
+)
+from quantdraft.results import (
+    EVALUATION_SCHEMA_VERSION,
+    AcceptanceComparison,
+    AcceptanceRule,
+    Alarm,
+    Evaluation,
+    Latency,
+    LiveCheck,
+    PromptReplay,
+    Slice,
+    SpeedPoint,
+)
+from quantdraft.traffic import Traffic
+from quantdraft.verdict import Evidence, Policy, decide, measured_alarms, not_quantized
+
+Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Everything one evaluation measured, before anything is concluded from it."""
+
+    name: str
+    created: str
+    rule: AcceptanceRule
+    ks: tuple[int, ...]
+    keeps: Keeps  # "baseline", "candidate": per prompt (num_response_tokens,)
+    traffic: Traffic
+    latency: Latency
+    live: tuple[LiveCheck, ...]
+    is_live_exact: bool  # float32 on one device: rounds must be equal, not just close
+    is_control: bool  # nothing was quantized
+    not_quantized: str | None  # why a claimed quantization is not there
+    has_identical_logits: bool | None
+    ledger: dict[str, Any]
+    provenance: dict[str, Any]
+    seed: int
+
+
+def judged(measured: Measurements, policy: Policy) -> Evaluation:
+    """The record, verdict included."""
+    replayed = {arm: _replayed(measured, arm) for arm in ("baseline", "candidate")}
+    bootstrap = Bootstrap(seed=measured.seed)
+    acceptance = {
+        k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
+        for k in measured.ks
+    }
+    equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
+    best = best_k(equal_k)
+    fallback = _best_by_length(measured.ks)
+    ks = best["baseline"] or fallback, best["candidate"] or fallback
+    point = _point(replayed, measured.latency, *ks, bootstrap)
+    slices = _slices(measured, ks[1])
+    alarms = _alarms(measured, acceptance[ks[1]], point, policy)
+    verdict = decide(
+        Evidence(
+            candidate_name=measured.name,
+            baseline_name="the full-precision draft",
+            is_identity=measured.is_control,
+            acceptance=acceptance[ks[1]],
+            speed=point,
+            num_prompts=len(measured.traffic.responses),
+            num_timings=_num_timings(measured.latency),
+            alarms=alarms,
+            speed_undefined=_speed_undefined(measured.latency),
+            equal_k=equal_k,
+            by_position=slices[0],
+            by_context=slices[1],
+            by_domain=slices[2],
+        ),
+        policy,
+    )
+    return Evaluation(
+        schema_version=EVALUATION_SCHEMA_VERSION,
+        name=measured.name,
+        created=measured.created,
+        acceptance_rule=measured.rule,
+        num_speculative_tokens=measured.ks,
+        operating_point=point,
+        equal_k=equal_k,
+        best_k=best,
+        acceptance=tuple(acceptance.values()),
+        prompts=_prompts(measured, replayed),
+        by_position=slices[0],
+        by_context=slices[1],
+        by_domain=slices[2],
+        latency=measured.latency,
+        live=measured.live,
+        verdict=verdict,
+        ledger=measured.ledger,
+        provenance=measured.provenance,
+    )
+
+
+def _replayed(measured: Measurements, arm: str) -> Replayed:
+    ids = [response.prompt_id for response in measured.traffic.responses]
+    return replay_rounds(ids, measured.keeps[arm], measured.ks)
+
+
+def _point(
+    replayed: Mapping[str, Replayed],
+    latency: Latency,
+    baseline_k: int,
+    candidate_k: int,
+    bootstrap: Bootstrap,
+) -> SpeedPoint:
+    return speed_point(
+        replayed["baseline"],
+        replayed["candidate"],
+        latency,
+        baseline_k=baseline_k,
+        candidate_k=candidate_k,
+        bootstrap=bootstrap,
+    )
+
+
+def _best_by_length(ks: tuple[int, ...]) -> int:
+    """Without latency there is no best k: 4, the engines' usual choice, or what is nearest."""
+    return min(ks, key=lambda k: (abs(k - 4), k))
+
+
+def _slices(
+    measured: Measurements, k: int
+) -> tuple[tuple[Slice, ...], tuple[Slice, ...], tuple[Slice, ...]]:
+    baseline = token_acceptance(measured.keeps["baseline"], k)
+    candidate = token_acceptance(measured.keeps["candidate"], k)
+    responses = measured.traffic.responses
+    num_prompt_tokens = [len(response.prompt_token_ids) for response in responses]
+    return (
+        slice_by_position(baseline, candidate),
+        slice_by_context(baseline, candidate, num_prompt_tokens),
+        slice_by_domain(baseline, candidate, [response.domain for response in responses]),
+    )
+
+
+def _alarms(
+    measured: Measurements, acceptance: AcceptanceComparison, point: SpeedPoint, policy: Policy
+) -> tuple[Alarm, ...]:
+    false_claim = not_quantized(
+        is_identity=measured.is_control,
+        has_identical_logits=measured.has_identical_logits,
+        complaint=measured.not_quantized,
+    )
+    raised = measured_alarms(
+        acceptance, point.control_speedup, measured.live, policy, measured.is_live_exact
+    )
+    return raised if false_claim is None else (false_claim, *raised)
+
+
+def _num_timings(latency: Latency) -> int:
+    counts = [
+        len(samples.samples_ms) for arm in latency.arms.values() for samples in arm.steps.values()
+    ]
+    return min(counts, default=0)
+
+
+def _speed_undefined(latency: Latency) -> str | None:
+    """Why there is no speed: the candidate's reason first, it is the one that differs."""
+    for arm in ("candidate", "target", "baseline"):
+        if arm in latency.undefined:
+            return latency.undefined[arm]
+    return None
+
+
+def _prompts(measured: Measurements, replayed: Mapping[str, Replayed]) -> tuple[PromptReplay, ...]:
+    baseline, candidate = replayed["baseline"], replayed["candidate"]
+    accepted = {
+        arm: np.array([each.num_accepted(k) for k in measured.ks]) for arm, each in replayed.items()
+    }
+    return tuple(
+        PromptReplay(
+            prompt_id=response.prompt_id,
+            domain=response.domain,
+            num_prompt_tokens=len(response.prompt_token_ids),
+            num_tokens=int(baseline.num_tokens[i]),
+            baseline_num_drafts=tuple(baseline.num_drafts[:, i].tolist()),
+            candidate_num_drafts=tuple(candidate.num_drafts[:, i].tolist()),
+            baseline_num_accepted=tuple(accepted["baseline"][:, i].tolist()),
+            candidate_num_accepted=tuple(accepted["candidate"][:, i].tolist()),
+        )
+        for i, response in enumerate(measured.traffic.responses)
+    )

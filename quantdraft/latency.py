@@ -1,0 +1,114 @@
+"""Step times: interleaved, warmed up, every sample kept. Measures; never judges.
+
+A step is one forward pass over m new tokens on top of a KV cache of a given length: m = 1 for a draft
+step, m = k + 1 for a verification. Arms take turns within a block (A B C C B A), so a drift of the
+machine's speed falls on all of them alike, and samples are paired by block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from quantdraft.cache import rewind, rewindable_cache
+from quantdraft.results import StepSamples
+
+MIN_BLOCKS = 10
+NUM_WARMUP_BLOCKS = 2
+
+
+@dataclass(slots=True)
+class Stepper:
+    """One model at one operating point, ready to run a step of m tokens as often as asked."""
+
+    model: Any
+    batch_size: int
+    context_length: int
+    seed: int = 0
+    cache: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = rewindable_cache(self.model)
+        self._forward(self.context_length)
+
+    def step(self, num_tokens: int) -> None:
+        """A pass over `num_tokens` new tokens of every row, its argmax, and back to the context."""
+        self._forward(num_tokens)
+        rewind(self.cache, num_tokens)
+
+    @torch.inference_mode()
+    def _forward(self, num_tokens: int) -> None:
+        vocab_size = self.model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(self.seed + num_tokens)
+        shape = (self.batch_size, num_tokens)
+        ids = torch.randint(vocab_size, shape, generator=generator).to(self.model.device)
+        out = self.model(
+            input_ids=ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=num_tokens if num_tokens < self.context_length else 1,
+        )
+        out.logits.argmax(-1)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device: a GPU call returns before its kernels end."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_interleaved(
+    steps: Mapping[str, Callable[[], None]],
+    device: torch.device,
+    max_seconds: float,
+    max_blocks: int = 400,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, StepSamples]:
+    """Samples in ms for every named step; sample i of all names comes from block i.
+
+    A block runs every step forwards, then backwards, and its sample is the mean of the two. Blocks
+    repeat for `max_seconds`, at least MIN_BLOCKS of them; the first ones are warm-up and discarded.
+    """
+    names = list(steps)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(NUM_WARMUP_BLOCKS):
+        _run_block(steps, [*names, *reversed(names)], device)
+    started = time.perf_counter()
+    for block in range(max_blocks):
+        elapsed = time.perf_counter() - started
+        if block >= MIN_BLOCKS and elapsed > max_seconds:
+            break
+        progress(min(1.0, elapsed / max_seconds))
+        for name, ms in _run_block(steps, [*names, *reversed(names)], device).items():
+            samples[name].append(ms)
+    return {name: StepSamples(tuple(values)) for name, values in samples.items()}
+
+
+def _run_block(
+    steps: Mapping[str, Callable[[], None]], order: list[str], device: torch.device
+) -> dict[str, float]:
+    total = dict.fromkeys(steps, 0.0)
+    for name in order:
+        synchronize(device)
+        started = time.perf_counter()
+        steps[name]()
+        synchronize(device)
+        total[name] += time.perf_counter() - started
+    return {name: seconds * 1e3 / 2 for name, seconds in total.items()}
+
+
+def quick_ms(step: Callable[[], None], device: torch.device, num_runs: int = 5) -> float:
+    """Fastest of a few runs, in ms: to choose between two ways to run one arm, never to judge."""
+    step()
+    best = float("inf")
+    for _ in range(num_runs):
+        synchronize(device)
+        started = time.perf_counter()
+        step()
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best * 1e3

@@ -1,0 +1,112 @@
+"""The live loop on a few prompts, beside replay: do they emit the target's text and count alike?
+
+At temperature 0 the text must be the traffic's own and the rounds equal, prompt by prompt. When
+tokens are drawn, the loop writes its own text; replaying that text gives the expected rounds, and
+the two agree in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantdraft.generation import end_token_ids
+from quantdraft.replay import keep_probabilities, response_logits
+from quantdraft.results import AcceptanceRule
+from quantdraft.sampling import processed_logprobs
+from quantdraft.speculation import LiveRun, logit_gap, speculate
+from quantdraft.traffic import Response, Sampling, Traffic
+
+# By how much two correct kernels may differ in a logit: float32 sums of a few thousand terms, and
+# bfloat16's 8 bits of a logit around 16.
+NEAR_TIE_LOGITS = {"float32": 1e-3}
+NEAR_TIE_LOGITS_16_BIT = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class LivePrompt:
+    """One prompt of the live loop: what it counted, and the text that replay is to count."""
+
+    response: Response  # the prompt with the text the loop emitted
+    run: LiveRun
+    text: str  # "identical" | "near-tie" | "divergent" | "sampled"
+
+
+def run_live(
+    target: Any,
+    draft: Any,
+    traffic: Traffic,
+    *,
+    num_speculative_tokens: int,
+    rule: AcceptanceRule,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda num_prompts: None,
+) -> list[LivePrompt]:
+    """Decode every prompt of `traffic` speculatively, as many tokens as its response has at most."""
+    sampling = traffic.sampling or Sampling()
+    eos_token_ids = frozenset(end_token_ids(target))
+    results = []
+    for index, response in enumerate(traffic.responses):
+        run = speculate(
+            target,
+            draft,
+            response.prompt_token_ids,
+            num_speculative_tokens=num_speculative_tokens,
+            rule=rule,
+            sampling=sampling,
+            max_new_tokens=len(response.response_token_ids),
+            eos_token_ids=eos_token_ids,
+            generator=torch.Generator().manual_seed(seed + index),
+        )
+        emitted = replace(response, response_token_ids=run.token_ids, logprobs=None)
+        results.append(LivePrompt(emitted, run, _text_against(target, response, run, sampling)))
+        progress(1)
+    return results
+
+
+def live_keep(
+    target: Any, draft: Any, prompts: Sequence[LivePrompt], rule: AcceptanceRule, sampling: Sampling
+) -> list[np.ndarray]:
+    """Keep probabilities of the text the loop itself emitted, (num_response_tokens,) per prompt."""
+    responses = tuple(prompt.response for prompt in prompts)
+    if rule == "rejection":
+        logprobs = target_logprobs(target, responses, sampling)
+        responses = tuple(
+            replace(r, logprobs=tuple(lp.tolist()))
+            for r, lp in zip(responses, logprobs, strict=True)
+        )
+    return keep_probabilities(draft, Traffic(responses, sampling), rule)
+
+
+def target_logprobs(
+    target: Any, responses: Sequence[Response], sampling: Sampling
+) -> list[np.ndarray]:
+    """Processed log-probability of every response token under the target, teacher-forced."""
+    values = [np.empty(len(r.response_token_ids)) for r in responses]
+    for span in response_logits(target, responses):
+        last = span.first_token + len(span.logits)
+        ids = torch.tensor(responses[span.index].response_token_ids[span.first_token : last])
+        logprobs = processed_logprobs(span.logits, sampling)
+        picked = logprobs.gather(-1, ids.to(logprobs.device)[:, None])[:, 0]
+        values[span.index][span.first_token : last] = picked.double().cpu().numpy()
+    return values
+
+
+def _text_against(target: Any, response: Response, run: LiveRun, sampling: Sampling) -> str:
+    if not sampling.is_greedy:
+        return "sampled"
+    wanted, found = response.response_token_ids, run.token_ids
+    if found == wanted:
+        return "identical"
+    at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
+    if at is None:  # one text is the other's beginning: an end-of-sequence rule differs
+        return "divergent"
+    prefix = response.prompt_token_ids + wanted[:at]
+    gap = logit_gap(target, prefix, wanted[at], found[at])
+    name = str(target.dtype).removeprefix("torch.")
+    limit = NEAR_TIE_LOGITS.get(name, NEAR_TIE_LOGITS_16_BIT)
+    return "near-tie" if abs(gap) <= limit else "divergent"

@@ -1,0 +1,140 @@
+"""Loading models and tokenizers: local directory or Hub id, safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantdraft.errors import CheckpointError, OptionError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_model(model: str, revision: str | None = None) -> Path:
+    """The local directory of a model: the path itself, or the Hub's snapshot of its safetensors."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.exists()
+    if looks_local:
+        raise CheckpointError(
+            f"no model directory '{model}'. Give a directory or a Hub id 'owner/name'."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+            )
+        )
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
+        raise CheckpointError(
+            f"model '{model}' is neither a directory nor available from the Hub "
+            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+        ) from error
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or CUDA where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name!r} is not a device. Use cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: this machine has no CUDA device. Use --device cpu.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named float type; `auto` is bfloat16 on a GPU and float32 on a CPU.
+
+    On a CPU float32 makes the live loop and replay equal to the last token, and most CPUs multiply
+    bfloat16 slower, some of them 500 times.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise OptionError(f"--dtype {name!r} is unknown. Use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    ignore_quantization: bool = False,
+) -> Any:
+    """A causal language model in `dtype`, on `device`, in eval mode.
+
+    A compressed-tensors checkpoint comes back with its weights dequantized (and its activation
+    quantization kept), which is what replay needs; latency never comes from such a model.
+
+    ignore_quantization: load as if the config had no quantization section
+    """
+    from transformers import AutoModelForCausalLM
+
+    _hush()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=load_config(path, trust_remote_code, not ignore_quantization),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_line = (
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+        raise CheckpointError(f"'{path}' cannot be loaded: {first_line}") from error
+    return model.to(device).eval()
+
+
+def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: bool = True) -> Any:
+    """The config of a model directory, with or without its quantization section."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        path, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    if not keep_quantization:
+        for holder in (config, config.get_text_config()):
+            if hasattr(holder, "quantization_config"):
+                del holder.quantization_config
+    return config
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    _hush()
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
+            "the model it was made from into it."
+        ) from error
+
+
+def _hush() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("compressed_tensors").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

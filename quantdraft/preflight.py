@@ -1,0 +1,104 @@
+"""Before any model is run: do target and draft fit, and can quantizing the draft pay at all?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
+from quantdraft.errors import OptionError, RecipeError
+from quantdraft.ledger import (
+    byte_ledger,
+    estimated_cost_ratio,
+    head_options,
+    ledger_summary,
+    project,
+)
+from quantdraft.models import resolve_model
+from quantdraft.pairing import Finding, check_pairing, is_compatible
+from quantdraft.recipe import bundled_recipe_names, load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOutlook:
+    """What the bytes allow a recipe to gain; `summary` is None where it cannot be applied."""
+
+    recipe: str
+    summary: dict[str, Any] | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Findings about the pair, and the outlook of every bundled recipe."""
+
+    is_compatible: bool
+    findings: tuple[Finding, ...]
+    num_speculative_tokens: int
+    outlooks: tuple[RecipeOutlook, ...]
+
+    def lines(self) -> list[str]:
+        """What the terminal shows: a line a finding, a line a recipe, then the answer."""
+        shown = [f"{finding.level:<7} {finding.message}" for finding in self.findings]
+        if self.outlooks:
+            shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:"]
+            width = max(len(outlook.recipe) for outlook in self.outlooks)
+            for each in self.outlooks:
+                text = each.reason if each.summary is None else each.summary["sentence"]
+                shown.append(f"  {each.recipe:<{width}}  {text}")
+            shown += _head_line(self.outlooks)
+        answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
+        return [*shown, "", f"Target and draft are {answer}."]
+
+
+def check(target: str, draft: str, num_speculative_tokens: int = 4) -> Preflight:
+    """Read both directories' files (no weights) and say what is known before anything is run.
+
+    Raises CheckpointError for a directory that cannot be read.
+    """
+    if not 1 <= num_speculative_tokens <= 16:
+        raise OptionError(f"-k {num_speculative_tokens}: it lies in 1..16.")
+    target_path, draft_path = resolve_model(target), resolve_model(draft)
+    opened = open_checkpoint(target_path), open_checkpoint(draft_path)
+    for checkpoint in opened:
+        require_tokenizer(checkpoint)
+    findings = check_pairing(target_path, draft_path)
+    return Preflight(
+        is_compatible=is_compatible(findings),
+        findings=findings,
+        num_speculative_tokens=num_speculative_tokens,
+        outlooks=_outlooks(*opened, num_speculative_tokens) if is_compatible(findings) else (),
+    )
+
+
+def _outlooks(target: Checkpoint, draft: Checkpoint, k: int) -> tuple[RecipeOutlook, ...]:
+    if draft.quantization is not None:
+        return ()  # what a recipe would make of it is known for full-precision drafts only
+    before = byte_ledger(draft)
+    cost_ratio = estimated_cost_ratio(before, byte_ledger(target))
+    outlooks = []
+    for name in bundled_recipe_names():
+        recipe = load_recipe(name)
+        if recipe.is_identity:
+            continue
+        try:
+            summary = ledger_summary(
+                before,
+                project(draft, recipe),
+                num_speculative_tokens=k,
+                cost_ratio=cost_ratio,
+                head=head_options(draft, recipe),
+            )
+        except RecipeError as error:
+            outlooks.append(RecipeOutlook(name, None, str(error)))
+        else:
+            outlooks.append(RecipeOutlook(name, summary))
+    return tuple(outlooks)
+
+
+def _head_line(outlooks: tuple[RecipeOutlook, ...]) -> list[str]:
+    """The head's advice under the recipe that leaves the fewest bytes for the rest: INT4's."""
+    for outlook in outlooks:
+        if outlook.recipe == "int4" and outlook.summary is not None:
+            return [f"  {outlook.summary['head_advice']}"]
+    return []

@@ -1,0 +1,17 @@
+"""Progress bars on stderr, for people: silent where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def bar(total: float, name: str, unit: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that says how much more is done."""
+    from tqdm import tqdm
+
+    is_hidden = not sys.stderr.isatty()
+    with tqdm(total=total, desc=name, unit=unit, file=sys.stderr, disable=is_hidden) as shown:
+        yield shown.update

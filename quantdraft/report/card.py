@@ -1,0 +1,115 @@
+"""The model card of an exported draft: what it is, what was measured, what the verdict says."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from quantdraft.report.blocks import Paragraph, Section, Table
+from quantdraft.report.headline import checks_table, figures, missing_speed, model_name, sentence
+from quantdraft.report.markdown import escape, render_block, render_section
+from quantdraft.report.wording import valued
+from quantdraft.results import Evaluation
+
+NO_EVALUATION = (
+    "Not evaluated. Nothing is known of its acceptance or speed: "
+    "run `quantdraft evaluate` before serving it."
+)
+
+
+def model_card(
+    name: str,
+    manifest: dict[str, Any] | None,
+    evaluation: Evaluation | None,
+    *,
+    engine: str,
+    launch: str,
+    target: str,
+    notes: tuple[str, ...],
+    warnings: tuple[str, ...],
+) -> str:
+    """README.md with YAML front matter. `launch` is the exact command or script."""
+    recipe = (manifest or {}).get("recipe") or {}
+    parts = [
+        _front_matter(manifest, evaluation),
+        f"# {name}",
+        escape(_what(recipe, manifest, evaluation)),
+        *_verdict(evaluation),
+        f"## Serve it with {engine}",
+        f"```{'sh' if launch.startswith(('vllm', '#!')) else 'python'}\n{launch.strip()}\n```",
+        *(["\n".join(f"- {escape(note)}" for note in notes)] if notes else []),
+        *(["## Warnings", "\n".join(f"- {escape(w)}" for w in warnings)] if warnings else []),
+        *([_evidence(evaluation)] if evaluation else []),
+        f"Made for the target `{target}` by quantdraft. "
+        "The licence is that of the draft it was made from.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -> str:
+    base = base_model(manifest, evaluation)
+    quantization = ((manifest or {}).get("recipe") or {}).get("scheme")
+    tags = ["speculative-decoding", "draft-model", "quantdraft"]
+    plain: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [*tags, quantization.lower()] if quantization not in {None, "none"} else tags,
+    }
+    if base:
+        plain = {"base_model": base, "base_model_relation": "quantized", **plain}
+    return f"---\n{yaml.safe_dump(plain, sort_keys=False)}---"
+
+
+def base_model(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -> str | None:
+    """The draft this was made from, as a Hub id; a local path gives its last part only."""
+    draft = (manifest or {}).get("draft") or {}
+    measured = model_name(evaluation.provenance, "baseline") if evaluation else ""
+    name = str(draft.get("name") or measured)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return name if is_hub_id else PurePath(name).name or None
+
+
+def _what(
+    recipe: dict[str, Any], manifest: dict[str, Any] | None, evaluation: Evaluation | None
+) -> str:
+    base = base_model(manifest, evaluation) or "an unnamed draft"
+    summary = recipe.get("summary")
+    how = f" by the recipe {recipe['name']} ({str(summary).rstrip('.')})" if summary else ""
+    return f"A draft model for speculative decoding: {base}, quantized{how}."
+
+
+def _verdict(evaluation: Evaluation | None) -> list[str]:
+    if evaluation is None:
+        return ["## Verdict: none", f"**{NO_EVALUATION}**"]
+    verdict = evaluation.verdict
+    parts = [f"## Verdict: {verdict.decision}", f"**{escape(sentence(verdict))}**"]
+    parts += [f"**Alarm {alarm.code}**: {escape(alarm.message)}" for alarm in verdict.alarms]
+    if verdict.to_settle:
+        parts.append(f"What would settle it: {escape(verdict.to_settle)}.")
+    return [*parts, render_block(figures(evaluation)), render_block(checks_table(verdict.checks))]
+
+
+def _evidence(evaluation: Evaluation) -> str:
+    latency = evaluation.latency
+    traffic = evaluation.provenance.get("traffic") or {}
+    rows = [
+        ("Target", model_name(evaluation.provenance, "target")),
+        ("Traffic", f"{len(evaluation.prompts)} prompts, {_tokens(traffic)}"),
+        ("Traffic sha256", str(traffic.get("sha256", "unknown"))),
+        ("Acceptance rule", evaluation.acceptance_rule),
+        ("Timed on", f"{latency.device}, {latency.engine} engine, batch {latency.batch_size}"),
+        ("Context", str(latency.context_length)),
+        ("Control arm", valued(evaluation.operating_point.control_speedup, "speedup")),
+        ("Created", evaluation.created),
+    ]
+    blocks: list[Table | Paragraph] = [Table(("Evidence", ""), tuple(rows))]
+    if evaluation.operating_point.speedup_over_baseline is None:
+        blocks.append(Paragraph(f"Speed is undefined: {missing_speed(evaluation)}."))
+    return "\n\n".join(render_section(Section("Evidence", tuple(blocks))))
+
+
+def _tokens(traffic: dict[str, Any]) -> str:
+    found = traffic.get("num_tokens")
+    return f"{found:,} response tokens" if isinstance(found, int) else "tokens not recorded"

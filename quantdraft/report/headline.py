@@ -1,0 +1,194 @@
+"""The first screen: the verdict, why, the checks that decided, and what would settle doubt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Span, Table, Tone
+from quantdraft.report.wording import (
+    UNDEFINED,
+    interval,
+    length,
+    metric,
+    milliseconds,
+    pace,
+    percent,
+    rate_change,
+    significant,
+    title_of,
+)
+from quantdraft.results import AcceptanceComparison, Check, Evaluation, Verdict
+
+TONES: dict[str, Tone] = {
+    "go": "good",
+    "no-go": "bad",
+    "inconclusive": "doubt",
+    "pass": "good",
+    "fail": "bad",
+    "unsure": "doubt",
+    "undefined": "doubt",
+}
+
+
+def banner(verdict: Verdict) -> Banner:
+    """The decision in capitals and the one sentence that explains it."""
+    return Banner(verdict.decision.upper(), sentence(verdict), TONES[verdict.decision])
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict's summary to stand beside the decision: without it, and with a full stop."""
+    text = verdict.summary.removeprefix(f"{verdict.decision}: ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def lead(evaluation: Evaluation) -> tuple[Block, ...]:
+    """What must be seen without scrolling."""
+    verdict = evaluation.verdict
+    blocks: list[Block] = []
+    if verdict.alarms:
+        alarms = tuple(f"{alarm.code}: {alarm.message}" for alarm in verdict.alarms)
+        blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
+    if verdict.to_settle:
+        blocks.append(Notice("What would settle it", (verdict.to_settle,), "doubt"))
+    return (*blocks, figures(evaluation), checks_table(verdict.checks))
+
+
+def checks_table(checks: tuple[Check, ...]) -> Table:
+    """Every check, those that decide first."""
+    ordered = sorted(checks, key=lambda check: check.kind != "decides")
+    return Table(
+        columns=("Check", "Role", "Observed", "95 % interval", "Limit", "Result"),
+        rows=tuple(_check_row(check) for check in ordered),
+        numeric=frozenset({2, 3, 4}),
+        marks=tuple(_span(check) for check in ordered),
+        mark_title="Interval and limit",
+        tones=tuple(TONES[check.result] for check in ordered),
+        tone_column=5,
+    )
+
+
+def _check_row(check: Check) -> tuple[str, ...]:
+    comparison = {">=": "≥", "<=": "≤", ">": ">", None: ""}[check.comparison]
+    has_limit = check.limit is not None and check.comparison is not None
+    return (
+        title_of(check.name),
+        check.kind,
+        metric(check.observed.value, check.name) if check.observed else _absent(check),
+        interval(check.observed, check.name) if check.observed else "—",
+        f"{comparison} {metric(check.limit, check.name)}" if has_limit else "—",
+        check.result,
+    )
+
+
+def _absent(check: Check) -> str:
+    """Undefined where a number was wanted; a dash where the check has none."""
+    return UNDEFINED if check.result == "undefined" else "—"
+
+
+def _span(check: Check) -> Span | None:
+    ends = check.observed
+    if ends is None:
+        return None
+    return Span(ends.value, ends.low, ends.high, check.limit, TONES[check.result])
+
+
+def figures(evaluation: Evaluation) -> Figures:
+    """The five numbers that sum the evaluation up, baseline first."""
+    point = evaluation.operating_point
+    speedup, over_target = point.speedup_over_baseline, point.speedup_over_autoregressive
+    why = missing_speed(evaluation)
+    name = "speedup"
+    return Figures(
+        (
+            Figure(
+                "Speedup over baseline",
+                metric(speedup.value if speedup else None, name),
+                pace(speedup.value, "the baseline draft") if speedup else why,
+            ),
+            Figure(
+                "Speedup over autoregressive",
+                metric(over_target.value if over_target else None, name),
+                pace(over_target.value, "the target alone") if over_target else why,
+            ),
+            *_acceptance_figures(evaluation),
+            _draft_step_figure(evaluation),
+        )
+    )
+
+
+def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
+    point = evaluation.operating_point
+    before = at_k(evaluation, point.baseline_num_speculative_tokens)
+    after = at_k(evaluation, point.candidate_num_speculative_tokens)
+    if before is None or after is None:
+        return (Figure("Acceptance rate", UNDEFINED, "not replayed at this k"),)
+    rates = before.baseline_rate.value, after.candidate_rate.value
+    lengths = before.baseline_length.value, after.candidate_length.value
+    return (
+        Figure(
+            "Acceptance rate",
+            f"{percent(rates[0])} → {percent(rates[1])}",
+            rate_change(rates[0] - rates[1]),
+        ),
+        Figure(
+            "Tokens a round, τ",
+            f"{length(lengths[0])} → {length(lengths[1])}",
+            _ks(evaluation),
+        ),
+    )
+
+
+def _draft_step_figure(evaluation: Evaluation) -> Figure:
+    point = evaluation.operating_point
+    before, after = point.baseline_draft_step_ms, point.candidate_draft_step_ms
+    if before is None or after is None:
+        return Figure("Draft step", UNDEFINED, missing_speed(evaluation))
+    saving = point.draft_latency_saving
+    value = saving.value if saving else 1 - after / before
+    word = "shorter" if value > 0 else "longer"
+    note = f"{percent(abs(value))} {word}" if value != 0 else "as long"
+    return Figure("Draft step", f"{significant(before)} → {milliseconds(after)}", note)
+
+
+def _ks(evaluation: Evaluation) -> str:
+    point = evaluation.operating_point
+    baseline, candidate = (
+        point.baseline_num_speculative_tokens,
+        point.candidate_num_speculative_tokens,
+    )
+    return f"k = {candidate}" if baseline == candidate else f"k = {baseline} → {candidate}"
+
+
+def at_k(evaluation: Evaluation, k: int) -> AcceptanceComparison | None:
+    """The acceptance of both arms at k, or None where that k was not replayed."""
+    found = (row for row in evaluation.acceptance if row.num_speculative_tokens == k)
+    return next(found, None)
+
+
+def missing_speed(evaluation: Evaluation) -> str:
+    """Why a latency, and all that follows from it, is undefined."""
+    reasons = [f"{arm}: {why}" for arm, why in evaluation.latency.undefined.items()]
+    return "; ".join(reasons) if reasons else "its latency was not measured"
+
+
+def subtitle(evaluation: Evaluation) -> str:
+    """What was compared, on which traffic, at which operating point."""
+    latency, record = evaluation.latency, evaluation.provenance
+    return " · ".join(
+        (
+            f"draft {model_name(record, 'baseline')}",
+            f"target {model_name(record, 'target')}",
+            f"{len(evaluation.prompts)} prompts",
+            f"rule {evaluation.acceptance_rule}",
+            _ks(evaluation),
+            f"batch {latency.batch_size}",
+            f"context {latency.context_length}",
+            f"{latency.engine} on {latency.device}",
+        )
+    )
+
+
+def model_name(provenance: dict[str, Any], role: str) -> str:
+    """The name that the record gives to a model, or 'unknown'."""
+    model = provenance.get(role)
+    return str(model.get("name", "unknown")) if isinstance(model, dict) else "unknown"

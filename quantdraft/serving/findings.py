@@ -1,0 +1,74 @@
+"""What an engine does with a checkpoint, as far as its config tells. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Severity = Literal["refuse", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that stops an engine from serving the draft, or that its user must know."""
+
+    severity: Severity
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What the checks look at: where the draft will lie, its config, and its target's if known."""
+
+    path: Path
+    config: dict[str, Any]
+    target_config: dict[str, Any] | None = None
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """The quantization config, empty for a full-precision draft."""
+        text = self.config.get("text_config") or {}
+        found = self.config.get("quantization_config") or text.get("quantization_config")
+        return dict(found or {})
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The config groups of a compressed-tensors checkpoint."""
+        return list((self.quantization.get("config_groups") or {}).values())
+
+    @property
+    def format(self) -> str:
+        """The format by its weights and inputs: W4A16, W8A16, INT8, FP8, FP8_BLOCK, or a method."""
+        if not self.groups:
+            return str(self.quantization.get("quant_method", "none")).upper()
+        weights = self.groups[0].get("weights") or {}
+        inputs = self.groups[0].get("input_activations")
+        if weights.get("type") == "float":
+            return _float_format(weights, inputs)
+        bits = weights.get("num_bits")
+        return "INT8" if inputs else f"W{bits}A16"
+
+
+def _float_format(weights: dict[str, Any], inputs: dict[str, Any] | None) -> str:
+    if weights.get("num_bits") != 8:
+        return f"FP{weights.get('num_bits')}"
+    if weights.get("strategy") == "block":
+        return "FP8_BLOCK"
+    is_static = bool(inputs) and not (inputs or {}).get("dynamic")
+    return "FP8_STATIC" if is_static else "FP8"
+
+
+def vocab_size(config: dict[str, Any] | None) -> int | None:
+    """Rows of the embedding table, or None where the config does not say."""
+    config = config or {}
+    found = (config.get("text_config") or config).get("vocab_size")
+    return int(found) if found is not None else None
+
+
+def float_type(config: dict[str, Any] | None) -> str | None:
+    """The float type a config names: bfloat16, float16, float32."""
+    config = config or {}
+    text = config.get("text_config") or {}
+    found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
+    return str(found).removeprefix("torch.") if found else None

@@ -1,0 +1,31 @@
+"""go, no-go or inconclusive: limits as data, checks against intervals, alarms that stop a verdict.
+
+Knows no model and no measurement, only their numbers.
+"""
+
+from quantdraft.verdict.alarms import (
+    acceptance_collapsed,
+    control_strays,
+    dtype_mismatch,
+    live_divergent,
+    measured_alarms,
+    not_quantized,
+    replay_disagrees,
+)
+from quantdraft.verdict.decision import decide
+from quantdraft.verdict.evidence import Evidence
+from quantdraft.verdict.policy import Policy, load_policy
+
+__all__ = [
+    "Evidence",
+    "Policy",
+    "acceptance_collapsed",
+    "control_strays",
+    "decide",
+    "dtype_mismatch",
+    "live_divergent",
+    "load_policy",
+    "measured_alarms",
+    "not_quantized",
+    "replay_disagrees",
+]

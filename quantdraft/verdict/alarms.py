@@ -1,0 +1,165 @@
+"""What stops a verdict, each a function from numbers to an alarm or none.
+
+An alarm says that the numbers beside it are not what they seem; its code is stable, its message
+says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quantdraft.comparison import MIN_PROMPTS
+from quantdraft.results import AcceptanceComparison, Alarm, Interval, LiveCheck
+from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.wording import times
+
+ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
+NOT_QUANTIZED = "not_quantized"
+CONTROL_STRAYS = "control_strays"
+LIVE_DIVERGENT = "live_divergent"
+REPLAY_DISAGREES = "replay_disagrees"
+DTYPE_MISMATCH = "dtype_mismatch"
+
+# Resident weights may exceed the scheme's promise by buffers and padding, not by more.
+MAX_EXCESS_BYTES = 0.10
+
+
+def measured_alarms(
+    acceptance: AcceptanceComparison,
+    control_speedup: Interval | None,
+    live: Sequence[LiveCheck],
+    policy: Policy,
+    is_exact: bool = True,
+) -> tuple[Alarm, ...]:
+    """The alarms that follow from an evaluation's own numbers. `is_exact`: see replay_disagrees."""
+    raised = (
+        acceptance_collapsed(acceptance, policy),
+        control_strays(control_speedup, policy),
+        live_divergent(live),
+        replay_disagrees(live, policy, is_exact),
+    )
+    return tuple(alarm for alarm in raised if alarm is not None)
+
+
+def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Alarm | None:
+    """The candidate is hardly ever right, or far less often than the baseline."""
+    length, ratio = acceptance.candidate_length.value, acceptance.length_ratio.value
+    if length >= policy.min_acceptance_length and ratio >= policy.min_length_ratio:
+        return None
+    return Alarm(
+        ACCEPTANCE_COLLAPSED,
+        f"acceptance collapsed: mean acceptance length {length:.2f}, baseline "
+        f"{acceptance.baseline_length.value:.2f} (ratio {ratio:.2f}, limit "
+        f"{policy.min_length_ratio:.2f}). The quantized weights or scales are probably wrong; "
+        "apply the recipe again or take a milder one.",
+    )
+
+
+def not_quantized(
+    *,
+    is_identity: bool,
+    resident_bytes: int | None = None,
+    promised_bytes: int | None = None,
+    has_identical_logits: bool | None = None,
+    complaint: str | None = None,
+) -> Alarm | None:
+    """The checkpoint claims a format that was not loaded. None means: not looked at.
+
+    resident_bytes: the candidate's weights in memory where it was timed
+    promised_bytes: what its scheme comes to, by the byte ledger
+    has_identical_logits: equal to the baseline's to the last bit
+    complaint: what else found the checkpoint not to be quantized
+    """
+    if is_identity:
+        return None
+    found = complaint
+    if resident_bytes is not None and promised_bytes is not None:
+        excess = resident_bytes / promised_bytes - 1
+        if excess > MAX_EXCESS_BYTES:
+            found = f"{resident_bytes:,} bytes of weights where the scheme has {promised_bytes:,}"
+    if has_identical_logits:
+        found = "its logits equal the baseline's to the last bit"
+    if found is None:
+        return None
+    return Alarm(
+        NOT_QUANTIZED,
+        f"the candidate is not really quantized: {found}. Apply the recipe again, and check that "
+        "the engine has a kernel for the format.",
+    )
+
+
+def control_strays(control_speedup: Interval | None, policy: Policy) -> Alarm | None:
+    """The baseline, timed against itself, differs from itself: no timing here can be trusted."""
+    if control_speedup is None or control_speedup.low <= 1.0 <= control_speedup.high:
+        return None
+    if abs(control_speedup.value - 1.0) <= policy.max_control_deviation:
+        return None
+    return Alarm(
+        CONTROL_STRAYS,
+        f"the control strays: the baseline against itself is {times(control_speedup)}, which "
+        "should be 1. Time again on a quiet machine, with more blocks.",
+    )
+
+
+def live_divergent(live: Sequence[LiveCheck]) -> Alarm | None:
+    """The live loop emitted other text than the target alone, and not at a near-tie."""
+    for check in live:
+        if check.num_divergent:
+            return Alarm(
+                LIVE_DIVERGENT,
+                f"the live loop of the {check.arm} left the target's text on "
+                f"{check.num_divergent} of {len(check.prompt_ids)} prompts: the text was "
+                "not made by this target at this precision, or the loop is wrong. Capture "
+                "the traffic again with the target you serve.",
+            )
+    return None
+
+
+def replay_disagrees(
+    live: Sequence[LiveCheck], policy: Policy, is_exact: bool = True
+) -> Alarm | None:
+    """Rounds counted live differ from rounds replayed.
+
+    is_exact: float32 in one engine, where every prompt must agree but those that left the text.
+        Otherwise near-ties of the draft differ too, and the sums may, by `max_replay_disagreement`.
+    Expectations (sampling rules) agree in the mean, within 4 standard errors.
+    """
+    for check in live:
+        if _agrees(check, policy, is_exact):
+            continue
+        counted, replayed = sum(check.num_drafts_live), sum(check.num_drafts_replayed)
+        return Alarm(
+            REPLAY_DISAGREES,
+            f"{check.arm}, k = {check.num_speculative_tokens}: {counted:.0f} rounds counted "
+            f"live, {replayed:.1f} replayed on the same {len(check.prompt_ids)} prompts. "
+            "Replay or engine is wrong; check the engine's version, precision and sampling.",
+        )
+    return None
+
+
+def dtype_mismatch(draft_dtype: str, target_dtype: str, is_forced: bool) -> Alarm | None:
+    """Draft and target differ in float type where the engine forces the target's on the draft."""
+    if not is_forced or draft_dtype == target_dtype:
+        return None
+    return Alarm(
+        DTYPE_MISMATCH,
+        f"the draft was measured in {draft_dtype}, but this engine will run it in the target's "
+        f"{target_dtype}. Measure with --dtype {target_dtype}.",
+    )
+
+
+def _agrees(check: LiveCheck, policy: Policy, is_exact: bool) -> bool:
+    live, replayed = np.array(check.num_drafts_live), np.array(check.num_drafts_replayed)
+    differences = live - replayed
+    if not differences.any():
+        return True
+    if check.is_expectation:
+        if len(live) < MIN_PROMPTS:  # too few to know the spread
+            return True
+        error = differences.std(ddof=1) / np.sqrt(len(live))
+        return bool(abs(differences.mean()) <= 4 * error)
+    if is_exact:
+        return bool((differences != 0).sum() <= check.num_near_ties + check.num_divergent)
+    return bool(abs(differences.sum()) <= policy.max_replay_disagreement * replayed.sum())

@@ -1,0 +1,63 @@
+"""What would settle an inconclusive verdict, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from quantdraft.comparison import Needed, what_would_settle
+from quantdraft.results import Check
+from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
+from quantdraft.verdict.evidence import Evidence
+
+# Beyond this many times the data there is, the honest answer is that the limit is met exactly.
+MAX_FACTOR = 1000
+
+
+def what_to_add(evidence: Evidence, checks: Sequence[Check]) -> str:
+    """E.g. "about 130 prompts (now 32)": sample sizes in all, not to be added."""
+    if evidence.alarms:
+        return f"clear the alarm first: {', '.join(alarm.code for alarm in evidence.alarms)}"
+    if not evidence.is_speed_measured:
+        return f"a measured speed: {evidence.speed_undefined or 'time the draft and the target'}"
+    needed = [_needed(evidence, check) for check in checks if check.result == "unsure"]
+    return _in_words(evidence, [each for each in needed if each is not None])
+
+
+def _needed(evidence: Evidence, check: Check) -> Needed | None:
+    """None where more data of any kind would not settle this check, or it does not decide."""
+    from_prompts = {
+        OVER_BASELINE: evidence.acceptance.length_ratio,
+        OVER_AUTOREGRESSIVE: evidence.acceptance.candidate_length,
+    }
+    if check.name not in from_prompts or check.observed is None or check.limit is None:
+        return None
+    return what_would_settle(
+        check.observed,
+        from_prompts[check.name],
+        check.limit,
+        evidence.num_prompts,
+        evidence.num_timings,
+    )
+
+
+def _in_words(evidence: Evidence, needed: Sequence[Needed]) -> str:
+    prompts = max((each.num_prompts or 0 for each in needed), default=0)
+    timings = max((each.num_timings or 0 for each in needed), default=0)
+    is_hopeless = (
+        prompts > MAX_FACTOR * evidence.num_prompts or timings > MAX_FACTOR * evidence.num_timings
+    )
+    if is_hopeless or not (prompts or timings):
+        return "more data would not soon settle it: the estimate lies at the limit"
+    parts = []
+    if prompts:
+        parts.append(f"about {_rounded_up(prompts)} prompts (now {evidence.num_prompts})")
+    if timings:
+        parts.append(f"about {_rounded_up(timings)} timing samples (now {evidence.num_timings})")
+    return " and ".join(parts)
+
+
+def _rounded_up(num: int) -> int:
+    """To two significant digits: 126 is 130."""
+    step = int(10 ** max(math.floor(math.log10(num)) - 1, 0))
+    return math.ceil(num / step) * step

@@ -1,0 +1,34 @@
+"""Everything a verdict rests on, gathered in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantdraft.results import AcceptanceComparison, Alarm, Slice, SpeedPoint
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The numbers of one evaluation, as `decide` reads them."""
+
+    candidate_name: str  # e.g. the recipe's name
+    baseline_name: str  # as in "the bf16 draft"
+    is_identity: bool  # the control recipe: nothing was quantized
+    acceptance: AcceptanceComparison  # at the candidate's k of the operating point
+    speed: SpeedPoint  # at the operating point
+    num_prompts: int
+    num_timings: int  # blocks, as many samples of each step
+    alarms: tuple[Alarm, ...] = ()
+    speed_undefined: str | None = None  # why speed was not measured, when it was not
+    equal_k: tuple[SpeedPoint, ...] = ()
+    by_position: tuple[Slice, ...] = ()
+    by_context: tuple[Slice, ...] = ()
+    by_domain: tuple[Slice, ...] = ()
+
+    @property
+    def is_speed_measured(self) -> bool:
+        """True when both speedups that decide are defined."""
+        return (
+            self.speed.speedup_over_baseline is not None
+            and self.speed.speedup_over_autoregressive is not None
+        )

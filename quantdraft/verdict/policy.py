@@ -1,0 +1,66 @@
+"""The limits a draft is judged by, from one YAML file and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantdraft.errors import OptionError
+
+
+class Policy(BaseModel):
+    """Limits of the verdict; ratios and fractions, never percent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # A new artifact must earn its keep; lower end of the interval.
+    min_speedup_over_baseline: float = Field(default=1.02, gt=0)
+    # Else skip speculation; lower end, exclusive.
+    min_speedup_over_autoregressive: float = Field(default=1.0, gt=0)
+    # 2-4 points is the usual cost of INT4. These decide only where speed was not measured.
+    max_acceptance_rate_loss: float = Field(default=0.04, ge=0, le=1)
+    min_acceptance_rate: float = Field(default=0.50, ge=0, le=1)
+    warn_acceptance_rate: float = Field(default=0.65, ge=0, le=1)
+    # Alarms. A draft whose scales are lost still loads, and is never accepted.
+    min_acceptance_length: float = Field(default=1.05, ge=1)
+    min_length_ratio: float = Field(default=0.80, ge=0, le=1)
+    max_control_deviation: float = Field(default=0.02, ge=0)
+    # Live and replayed rounds, relative, where arithmetic is not exact (bfloat16, other kernels).
+    max_replay_disagreement: float = Field(default=0.02, ge=0)
+
+
+def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Policy:
+    """The default limits, changed by a YAML file, then by overrides (those not None).
+
+    An unknown key or a value out of range is an OptionError that names each of them.
+    """
+    changes = {} if path is None else _read(path)
+    changes |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    try:
+        return Policy.model_validate(changes)
+    except ValidationError as error:
+        where = "policy" if path is None else str(path)
+        problems = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        raise OptionError(
+            f"{where}: {problems}. Limits: {', '.join(Policy.model_fields)}."
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OptionError(f"no policy file '{path}'.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OptionError(
+            f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
+    if plain is None:
+        return {}
+    if not isinstance(plain, dict):
+        raise OptionError(f"{path}: a policy is a mapping of limits to numbers.")
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,318 @@
+"""The report against a record whose every number is known."""
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from quantdraft.errors import OptionError, OutputExistsError, PairingError
+from quantdraft.report import charts, compare, render_terminal, write_comparison, write_report
+from quantdraft.report.blocks import Bars, Forest, Lines, Section, Series, Table
+from quantdraft.report.comparison import comparison
+from quantdraft.report.headline import sentence
+from quantdraft.report.rows import document
+from quantdraft.report.wording import (
+    change_points,
+    count,
+    interval,
+    metric,
+    milliseconds,
+    num_bytes,
+    pace,
+    percent,
+    rate_change,
+    significant,
+    times,
+)
+from quantdraft.results import Evaluation, Interval, LiveCheck, write_evaluation
+from tests.example_evaluation import (
+    WHY_UNDEFINED,
+    acceptance,
+    alarmed,
+    evaluation,
+    speed,
+    unmeasured,
+)
+
+
+def pages(made: Evaluation, directory: Path) -> tuple[str, str]:
+    write_report(made, directory)
+    return (directory / "report.md").read_text(), (directory / "report.html").read_text()
+
+
+def cells(markdown: str, first_cell: str) -> list[str]:
+    """The first table row that starts with this cell."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines()]
+    return next(row for row in rows if row and row[0] == first_cell)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (percent(0.612), "61.2 %"),
+        (percent(None), "undefined"),
+        (percent(-0.0001), "0.0 %"),
+        (times(1.0432), "1.043×"),
+        (milliseconds(2.314), "2.31 ms"),
+        (milliseconds(0.0412), "0.0412 ms"),
+        (milliseconds(None), "undefined"),
+        (significant(1234.5), "1,234"),
+        (count(1234.0), "1,234"),
+        (count(3119.12), "3,119.1"),
+        (num_bytes(6_144_000), "6.14 MB"),
+        (num_bytes(512), "512 B"),
+        (change_points(-0.012), "−1.2 points"),
+        (change_points(0.012), "+1.2 points"),
+        (change_points(0.0), "0.0 points"),
+        (metric(0.016, "acceptance_rate_loss"), "1.6 points"),
+        (metric(0.6, "candidate_acceptance_rate"), "60.0 %"),
+        (metric(1.02, "speedup_over_baseline"), "1.020×"),
+        (interval(Interval(0.5, 0.48, 0.522), "rate"), "48.0 to 52.2 %"),
+    ],
+)
+def test_numbers_are_written_one_way(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_words_follow_the_sign() -> None:
+    assert rate_change(0.012) == "1.2 points lower than the baseline"
+    assert rate_change(-0.012) == "1.2 points higher than the baseline"
+    assert rate_change(0.0) == "equal to the baseline"
+    assert pace(1.043, "it") == "4.3 % faster than it"
+    assert pace(0.9, "it") == "10.0 % slower than it"
+    assert pace(1.0, "it") == "as fast as it"
+    assert pace(2.25, "it") == "2.2 times as fast as it"
+
+
+def test_markdown_numbers_come_from_the_record(tmp_path: Path) -> None:
+    markdown, _ = pages(evaluation(), tmp_path)
+    row, point = acceptance(4), speed(4, 4)
+    assert point.speedup_over_baseline is not None
+    shown = cells(markdown, "Speedup over baseline")
+    assert shown[1] == times(point.speedup_over_baseline.value)
+
+    deciding = markdown.splitlines()
+    check = next(line for line in deciding if "| decides |" in line)
+    assert times(point.speedup_over_baseline.low) in check
+    assert times(point.speedup_over_baseline.high) in check
+    assert "≥ 1.020×" in check
+    assert check.endswith("| pass |")
+
+    tau = row.candidate_length.value
+    assert point.candidate_ms_per_token is not None
+    equation = f"(4 · 0.5031 + 5.868) / {tau:.3f} = {point.candidate_ms_per_token:.3f} ms per token"
+    assert equation in markdown
+    assert "(5.620) / 1 = 5.620 ms per token" in markdown
+    assert "the candidate needs τ = 2.404 (acceptance rate 51.2 %" in markdown
+    assert f"Observed τ = {tau:.3f}: above break-even" in markdown
+    assert "baseline 4, candidate 5" in markdown
+
+
+def test_acceptance_per_position_is_kept_over_rounds(tmp_path: Path) -> None:
+    markdown, _ = pages(evaluation(), tmp_path)
+    # Acceptance is independent, 0.742 and 0.731: position j is kept with probability keep^j.
+    table = markdown[markdown.index("| Position |") :]
+    for position in range(1, 5):
+        row = cells(table, str(position))
+        assert row[1:3] == [percent(0.742**position), percent(0.731**position)]
+        assert row[4:6] == ["74.2 %", "73.1 %"]
+
+
+def test_latency_shows_the_median_and_its_kernels(tmp_path: Path) -> None:
+    markdown, _ = pages(evaluation(), tmp_path)
+    row = cells(markdown[markdown.index("## Latency") :], "candidate")
+    # The factors of the 21 samples are symmetric about 1, so the median is the step itself.
+    assert row[1:3] == ["1", "0.503"]
+    assert row[4:8] == ["21", "int8", "linear_dynamic", "4.19 MB"]
+    assert row[8] == f"{significant(4_194_304 / 0.5031 / 1e6)} GB/s"
+
+
+def test_first_lines_hold_the_verdict(tmp_path: Path) -> None:
+    for made, word in ((evaluation(), "GO"), (alarmed(), "NO-GO"), (unmeasured(), "INCONCLUSIVE")):
+        first = render_terminal(made).splitlines()
+        assert first[0].replace(" ", "") == word
+        why = sentence(made.verdict)
+        assert why in " ".join(first[2:5])
+        assert f"**{why}**" in pages(made, tmp_path)[0].splitlines()[4]
+        markdown, html = pages(made, tmp_path)
+        assert markdown.splitlines()[2] == f"## {word}"
+        assert f'<p class="word">{word}</p>' in html.partition("</header>")[0]
+
+
+def test_first_screen_says_what_decided_and_what_would_settle(tmp_path: Path) -> None:
+    _, html = pages(unmeasured(), tmp_path)
+    header = html.partition("</header>")[0]
+    assert "a GPU of compute capability" in header
+    assert "Speedup over baseline" in header
+    _, html = pages(alarmed(), tmp_path)
+    assert "acceptance-collapsed" in html.partition("</header>")[0]
+    assert 'role="alert"' in html.partition("</header>")[0]
+
+
+def test_undefined_stays_undefined_with_its_reason(tmp_path: Path) -> None:
+    markdown, _ = pages(unmeasured(), tmp_path)
+    for label in ("Speedup over baseline", "Speedup over autoregressive", "Draft step"):
+        row = cells(markdown, label)
+        assert row[1] == "undefined"
+        assert WHY_UNDEFINED in row[2]
+    assert f"| candidate | undefined: {WHY_UNDEFINED} |" in markdown
+    assert "(4 · undefined + undefined) / 2.942 = undefined" in markdown
+    assert f"Break-even acceptance: undefined: candidate: {WHY_UNDEFINED}" in markdown
+    assert "candidate undefined" in markdown  # the best k
+    assert cells(markdown, "empty")[3:] == ["undefined"] * 3  # a domain without proposals
+    assert cells(markdown, "Largest speedup")[1] == "undefined"
+
+
+def test_html_loads_nothing_from_outside(tmp_path: Path) -> None:
+    _, html = pages(evaluation(), tmp_path)
+    assert not re.search(r"(src|href)\s*=", html)
+    assert not re.search(r"https?://|url\(|@import|<script|<link|<iframe", html)
+
+
+def test_html_is_well_formed_and_its_charts_are_titled(tmp_path: Path) -> None:
+    _, html = pages(evaluation(), tmp_path)
+    drawn = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(drawn) >= 4
+    for svg in drawn:
+        root = ET.fromstring(svg)
+        assert root.get("role") == "img"
+        assert root.get("aria-label") or root.findtext("title")
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    body = html[html.index("<body>") : html.index("</body>") + 7]
+    ET.fromstring(body)  # every element is closed
+
+
+def test_html_escapes_what_the_record_says(tmp_path: Path) -> None:
+    made = replace(evaluation(), name="<script>alert(1)</script>")
+    _, html = pages(made, tmp_path)
+    assert "<script>" not in html
+
+
+def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:
+    made = evaluation()
+    prompts = (replace(made.prompts[0], prompt_id="a|b\nc"), *made.prompts[1:])
+    domains = (replace(made.by_domain[0], name="x|y"),)
+    markdown, _ = pages(replace(made, prompts=prompts, by_domain=domains), tmp_path)
+    assert "x\\|y" in markdown
+
+
+def test_every_view_shows_the_same_rows(tmp_path: Path) -> None:
+    made = evaluation()
+    markdown, html = pages(made, tmp_path)
+    for section in document(made).sections:
+        for block in section.blocks:
+            if isinstance(block, Table):
+                for cell in block.rows[0]:
+                    flat = cell.replace(" ", "").replace("&", "&amp;")
+                    assert flat in html.replace("\u00a0", "").replace(" ", "")
+                    assert cell.replace(" ", "") in markdown.replace(" ", "").replace("\\", "")
+
+
+def test_live_rounds_are_compared_prompt_by_prompt() -> None:
+    text = render_terminal(evaluation())
+    # The candidate's second prompt took 41 rounds live and 42 replayed.
+    line = next(line for line in text.splitlines() if line.startswith("candidate  4"))
+    assert "1 of 2" in line
+    sampled = LiveCheck(4, "candidate", ("a",), (10.0,), (10.4,), 0, 0, 0, is_expectation=True)
+    text = render_terminal(replace(evaluation(), live=(sampled,)))
+    assert "in the mean" in text
+    assert "unproven" in render_terminal(replace(evaluation(), live=()))
+
+
+def test_empty_parts_are_said_not_drawn() -> None:
+    made = replace(evaluation(), by_position=(), by_context=(), by_domain=(), ledger={}, prompts=())
+    text = render_terminal(made)
+    assert "Early or late: undefined" in text
+    assert "Bytes per draft step: undefined" in text
+
+
+def test_charts_place_values_on_their_scale() -> None:
+    bars = Bars("t", "d", ("1", "2"), (("baseline", "baseline", (1.0, 0.5)),), "x")
+    heights = [
+        float(h)
+        for h in re.findall(r'class="bar baseline"[^>]* height="([\d.]+)"', charts.bars(bars))
+    ]
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+    lines = Lines("t", "d", (Series("a", ((1.0, 2.0), (2.0, 4.0)), marked_x=2.0),), "k", "")
+    drawn = charts.lines(lines)
+    assert drawn.count('class="ring hue0"') == 1
+    assert charts.lines(replace(lines, series=())) == ""
+    assert charts.forest(Forest("t", "d", (("a", None, "undefined"),), ((1.0, "no gain"),))) == ""
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.98, 1.21), (1.0, 1.0), (3.2, 178.0)])
+def test_ticks_are_round_and_enclose_the_data(low: float, high: float) -> None:
+    ticks = charts.nice_ticks(low, high)
+    assert ticks[0] <= low + 1e-9
+    assert ticks[-1] >= high - 1e-9
+    assert 2 <= len(ticks) <= 9
+    steps = [b - a for a, b in pairwise(ticks)]
+    assert max(steps) == pytest.approx(min(steps))
+
+
+def faster(name: str, value: float) -> Evaluation:
+    made = evaluation(name)
+    ends = Interval(value, value - 0.01, value + 0.01)
+    return replace(made, operating_point=replace(made.operating_point, speedup_over_baseline=ends))
+
+
+def test_comparison_sorts_by_speedup_and_undefined_comes_last(tmp_path: Path) -> None:
+    write_comparison([unmeasured(), faster("slow", 1.01), faster("fast", 1.2)], tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    found = [markdown.index(f"| {name} |") for name in ("fast", "slow", "fp8")]
+    assert found == sorted(found)
+    assert cells(markdown, "fast")[2] == "1.200× (1.190× to 1.210×)"
+    assert cells(markdown, "fp8")[1:3] == ["inconclusive", "undefined"]
+    assert "Fastest recipe with a go: fast" in markdown
+    html = (tmp_path / "report.html").read_text()
+    assert "go from 1.02×" in html
+    assert not re.search(r"https?://|<script", html)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"traffic": {"sha256": "f" * 64}}, "traffic"),
+        ({"target": {"name": "other/Target", "weights_sha256": "e" * 64}}, "target"),
+        ({"baseline": {"name": "other/Draft", "weights_sha256": "e" * 64}}, "baseline draft"),
+    ],
+)
+def test_comparison_refuses_runs_of_another_question(change: dict[str, object], what: str) -> None:
+    other = evaluation("odd-one")
+    other = replace(other, provenance=other.provenance | change)
+    with pytest.raises(PairingError, match=f"'int8' and 'odd-one' differ in {what}"):
+        comparison([evaluation(), other])
+
+
+def test_comparison_refuses_another_rule_and_no_runs() -> None:
+    other = replace(evaluation("odd-one"), acceptance_rule="rejection")
+    with pytest.raises(PairingError, match="acceptance rule: 'greedy' and 'rejection'"):
+        comparison([evaluation(), other])
+    with pytest.raises(OptionError):
+        comparison([])
+
+
+def test_comparison_says_when_conditions_differ() -> None:
+    other = faster("batch-8", 1.1)
+    other = replace(other, latency=replace(other.latency, batch_size=8))
+    built = comparison([evaluation(), other])
+    assert "different conditions" in str(built.lead)
+    assert "different conditions" not in str(comparison([evaluation(), faster("x", 1.1)]).lead)
+
+
+def test_compare_reads_run_directories_and_keeps_what_is_there(tmp_path: Path) -> None:
+    for made in (evaluation("a"), evaluation("b")):
+        write_evaluation(made, tmp_path / made.name / "evaluation.json")
+    runs = [tmp_path / "a", tmp_path / "b"]
+    assert "2 recipes side by side" in compare(runs, tmp_path / "out")
+    with pytest.raises(OutputExistsError):
+        compare(runs, tmp_path / "out")
+    compare(runs, tmp_path / "out", force=True)
+
+
+def test_anchors_are_plain() -> None:
+    assert Section("Where rejections fall", ()).anchor == "where-rejections-fall"

@@ -1,0 +1,67 @@
+"""Schemes say what is stored; the names that engines match are matched alike here."""
+
+from __future__ import annotations
+
+from quantdraft.recipe import bundled_recipe_names, load_recipe
+from quantdraft.schemes import (
+    SCHEMES,
+    formats_by_module,
+    has_one_group,
+    ignored_names,
+    linear_modules,
+    matches,
+    stored_format,
+)
+from quantdraft.weights import TensorInfo
+from tests.stored import llama_tensors
+
+TENSORS = {n: TensorInfo(d, s, "model.safetensors") for n, (d, s) in llama_tensors().items()}
+GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group"}}
+GROUP["weights"] |= {"group_size": 128, "symmetric": True}  # type: ignore[index]
+
+
+def test_every_bundled_recipe_loads_and_is_described() -> None:
+    names = bundled_recipe_names()
+    required = {"fp8", "fp8-block", "int8", "int8-weight-only", "int4", "int4-gptq", "identity"}
+    assert required <= set(names)
+    for name in names:
+        recipe = load_recipe(name)
+        assert recipe.scheme in {*SCHEMES, "none"}
+        if not has_one_group(recipe):
+            assert "vLLM" in recipe.summary
+
+
+def test_linear_modules_leave_out_embeddings_and_norms() -> None:
+    found = list(linear_modules(TENSORS))
+    assert len(found) == 7
+    assert not any("embed" in name or "norm" in name for name in found)
+
+
+def test_ignored_names_match_under_any_prefix() -> None:
+    ignored = ignored_names(load_recipe("int4"))
+    assert matches("lm_head", ignored)
+    assert matches("draft_model.lm_head", ignored)
+    assert matches("model.embed_tokens", ignored)
+    assert not matches("model.layers.0.mlp.up_proj", ignored)
+    assert not matches("lm_head", ignored_names(load_recipe("int4-head8")))
+
+
+def test_head_lever_gives_the_head_a_format() -> None:
+    tensors = TENSORS | {"lm_head.weight": TENSORS["model.embed_tokens.weight"]}
+    formats = formats_by_module(load_recipe("int4-head8"), tensors)
+    assert formats["lm_head"] == SCHEMES["W8A16"]
+    assert formats["model.layers.0.mlp.up_proj"] == SCHEMES["W4A16"]
+    assert "lm_head" not in formats_by_module(load_recipe("int4"), tensors)
+
+
+def test_config_groups_read_back_as_the_format_they_were_made_from() -> None:
+    quantization = {"config_groups": {"group_0": GROUP}, "ignore": ["lm_head"]}
+    assert stored_format(quantization, "model.layers.0.mlp.up_proj") == SCHEMES["W4A16"]
+    assert stored_format(quantization, "lm_head") is None
+
+
+def test_a_named_group_wins_over_the_class() -> None:
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    head = {"targets": ["re:.*lm_head$"], "weights": weights}
+    quantization = {"config_groups": {"group_0": GROUP, "head": head}}
+    assert stored_format(quantization, "lm_head") == SCHEMES["W8A16"]
