@@ -23,7 +23,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.replay_vs_assisted

@@ -21,6 +21,8 @@ from quantdraft.errors import OptionError, QuantDraftError
 # Waiting threads that spin take the processor from working ones, and distort every timing.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Other libraries' bars; ours are asked for one by one.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 RULES = ["greedy", "greedy_draft", "rejection", "exact_match"]
 DIRECTORY = click.Path(path_type=Path)
@@ -175,6 +177,8 @@ def capture(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     traffic = capture_traffic(target, prompts, output, sampling=sampling, **options)
+    for reason in traffic.skipped:
+        click.echo(f"Skipped: {reason}", err=True)
     click.echo(
         f"{len(traffic.responses)} responses, {traffic.num_tokens} tokens: {output}\n"
         f"Next: quantdraft evaluate CANDIDATE --target {target} --traffic {output}"
@@ -233,8 +237,8 @@ def evaluate(candidate: str, ks: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo((run_dir / "evaluation.json").read_text(encoding="utf-8").rstrip())
         return
-    click.echo(render_terminal(evaluation))
-    click.echo(f"Report: {run_dir / 'report.html'}")
+    click.echo(render_terminal(evaluation, is_whole=False))
+    click.echo(f"Report: {run_dir / 'report.html'} (or: quantdraft report {run_dir})")
 
 
 @main.command()

@@ -37,6 +37,7 @@ from quantdraft.results import (
 )
 from quantdraft.stages import STAGES_DIR, stage
 from quantdraft.traffic import Sampling, Traffic, read_traffic
+from quantdraft.unpacking import rounds_activations
 from quantdraft.verdict import load_policy
 
 RECORD_FILE = "evaluation.json"
@@ -105,7 +106,6 @@ def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
         traffic=traffic,
         latency=work.latency(),
         live=work.live(keeps),
-        is_live_exact=work.dtype == torch.float32,
         is_control=models.candidate.quantization is None,
         not_quantized=false_claim,
         has_identical_logits=None if false_claim else work.has_identical_logits(),
@@ -266,6 +266,7 @@ class _Work:
             num_near_ties=texts.count("near-tie"),
             num_divergent=texts.count("divergent"),
             is_expectation=is_drawn,
+            is_exact=self.dtype == torch.float32 and not rounds_activations(checkpoint),
         )
 
     def _load(self, checkpoint: Checkpoint) -> Any:
@@ -388,15 +389,15 @@ def _open_run(settings: Settings, candidate: Checkpoint) -> Path:
 
 def _traffic(settings: Settings, models: Models, run_dir: Path) -> Traffic:
     if settings.traffic_path is not None:
-        tokenizer = load_tokenizer(models.candidate.path)
-        return _whole(read_traffic(settings.traffic_path, tokenizer), models)
+        tokenizer = load_tokenizer((models.target or models.candidate).path)
+        return _usable(read_traffic(settings.traffic_path, tokenizer), models)
     assert settings.prompts is not None
     assert models.target is not None
     path = run_dir / "traffic.jsonl"
     if path.exists() and not settings.force:
-        return _whole(read_traffic(path), models)
+        return _usable(read_traffic(path), models)
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
-    return _whole(
+    return _usable(
         capture(
             str(models.target.path),
             settings.prompts,
@@ -411,8 +412,8 @@ def _traffic(settings: Settings, models: Models, run_dir: Path) -> Traffic:
     )
 
 
-def _whole(traffic: Traffic, models: Models) -> Traffic:
-    """Refuse token ids that the draft does not have: they are another tokenizer's."""
+def _usable(traffic: Traffic, models: Models) -> Traffic:
+    """Refuse token ids that the draft lacks; leave out prompts that the recipe was calibrated on."""
     vocab_size = int(models.candidate.text_config["vocab_size"])
     for response in traffic.responses:
         largest = max(*response.prompt_token_ids, *response.response_token_ids)
@@ -421,7 +422,24 @@ def _whole(traffic: Traffic, models: Models) -> Traffic:
                 f"prompt {response.prompt_id!r} has token id {largest}, but the draft's vocabulary "
                 f"ends at {vocab_size - 1}: the traffic is of another tokenizer."
             )
-    return traffic
+    for reason in traffic.skipped:
+        _say(f"left out: {reason}")
+    return _without_calibration(traffic, models.candidate)
+
+
+def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
+    """The recipe has seen these responses: on them the candidate looks better than it is."""
+    seen = (candidate.manifest or {}).get("calibration") or {}
+    if seen.get("sha256") != traffic.sha256:
+        return traffic
+    ids = set(seen["prompt_ids"])
+    kept = tuple(r for r in traffic.responses if r.prompt_id not in ids)
+    if not kept:
+        raise TrafficError(
+            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate it on other prompts."
+        )
+    _say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
+    return replace(traffic, responses=kept)
 
 
 def _provenance(

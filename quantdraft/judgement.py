@@ -49,7 +49,6 @@ class Measurements:
     traffic: Traffic
     latency: Latency
     live: tuple[LiveCheck, ...]
-    is_live_exact: bool  # float32 on one device: rounds must be equal, not just close
     is_control: bool  # nothing was quantized
     not_quantized: str | None  # why a claimed quantization is not there
     has_identical_logits: bool | None
@@ -76,7 +75,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     verdict = decide(
         Evidence(
             candidate_name=measured.name,
-            baseline_name="the full-precision draft",
+            baseline_name="full-precision draft",
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
             speed=point,
@@ -162,9 +161,7 @@ def _alarms(
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
-    raised = measured_alarms(
-        acceptance, point.control_speedup, measured.live, policy, measured.is_live_exact
-    )
+    raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
     return raised if false_claim is None else (false_claim, *raised)
 
 

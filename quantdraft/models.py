@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from quantdraft.errors import CheckpointError, OptionError
 
@@ -81,30 +84,43 @@ def load_model(
 
     ignore_quantization: load as if the config had no quantization section
     """
+    _hush()
+    config = load_config(path, trust_remote_code, not ignore_quantization)
+    try:
+        # compressed-tensors draws bars at loading and at the first forward, which unpacks.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = _loaded(path, config, dtype, trust_remote_code).to(device).eval()
+            if getattr(config, "quantization_config", None) is not None:
+                _unpack(model)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        text = str(error).strip() or type(error).__name__
+        raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+    return model
+
+
+def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _hush()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=load_config(path, trust_remote_code, not ignore_quantization),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first_line = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
-        raise CheckpointError(f"'{path}' cannot be loaded: {first_line}") from error
-    return model.to(device).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+    )
+
+
+@torch.inference_mode()
+def _unpack(model: Any) -> None:
+    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
 
 
 def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: bool = True) -> Any:
     """The config of a model directory, with or without its quantization section."""
     from transformers import AutoConfig
 
+    _hush()
     config = AutoConfig.from_pretrained(
         path, local_files_only=True, trust_remote_code=trust_remote_code
     )

@@ -6,8 +6,6 @@ scales, so a fault of the library that wrote or loads them shows.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -187,9 +185,7 @@ def probe_logits(checkpoint: Checkpoint, device: torch.device) -> Tensor:
 
     from quantdraft.models import load_model
 
-    # compressed-tensors draws progress bars at loading and again at the first forward.
-    with contextlib.redirect_stderr(io.StringIO()):
-        return _logits(load_model(checkpoint.path, torch.float32, device), checkpoint)
+    return _logits(load_model(checkpoint.path, torch.float32, device), checkpoint)
 
 
 def logit_distance(logits: Tensor, reference: Tensor) -> float:

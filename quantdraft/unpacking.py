@@ -113,6 +113,11 @@ def quantized_modules(checkpoint: Checkpoint) -> dict[str, WeightFormat]:
     return {module: fmt for module, fmt in formats.items() if fmt is not None}
 
 
+def rounds_activations(checkpoint: Checkpoint) -> bool:
+    """True when a quantized layer rounds its inputs too (W8A8, FP8), not its weights alone."""
+    return any(fmt.activations for fmt in quantized_modules(checkpoint).values())
+
+
 def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked]]:
     """Each quantized module with its integers and scales, one in memory at a time."""
     for module, fmt in quantized_modules(checkpoint).items():

@@ -271,10 +271,13 @@ def test_live_text_that_leaves_the_target_raises_an_alarm_but_a_near_tie_does_no
         (live([30, 41], [30, 40], near_ties=1), True, False),
         (live([100, 101], [100, 100]), False, False),  # 0.5 %
         (live([100, 105], [100, 100]), False, True),  # 2.5 %
+        (live([20, 22], [20, 20]), False, False),  # 5 %, but two rounds: a near-tie or two
     ],
 )
 def test_greedy_rounds_must_agree_prompt_by_prompt(check, is_exact, is_raised) -> None:
-    assert (replay_disagrees([check], Policy(), is_exact) is not None) == is_raised
+    assert (
+        replay_disagrees([replace(check, is_exact=is_exact)], Policy()) is not None
+    ) == is_raised
 
 
 @pytest.mark.parametrize(

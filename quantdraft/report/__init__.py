@@ -23,9 +23,9 @@ def write_report(evaluation: Evaluation, run_dir: Path) -> None:
     _write_pages(document(evaluation), run_dir)
 
 
-def render_terminal(evaluation: Evaluation) -> str:
-    """The report as plain text; its first line is the verdict."""
-    return terminal.render(document(evaluation))
+def render_terminal(evaluation: Evaluation, is_whole: bool = True) -> str:
+    """The report as plain text, verdict first; not `is_whole`: it and the advice alone."""
+    return terminal.render(document(evaluation), is_whole)
 
 
 def write_comparison(evaluations: Sequence[Evaluation], output_dir: Path) -> None:

@@ -25,11 +25,15 @@ from quantdraft.report.wording import NUMBER_AND_UNIT
 WIDTH = 100
 
 
-def render(document: Document) -> str:
-    """The report at most `WIDTH` columns wide, apart from tables that need more."""
+def render(document: Document, is_whole: bool = True) -> str:
+    """The report at most `WIDTH` columns wide, apart from tables that need more.
+
+    is_whole: False stops after the first section, which is the advice
+    """
+    sections = document.sections if is_whole else document.sections[:1]
     parts = [*_banner(document.banner), _wrap(f"{document.title} · {document.subtitle}")]
     parts += [text for block in document.lead if (text := _block(block))]
-    parts += [_section(section) for section in document.sections if not section.is_detail]
+    parts += [_section(section) for section in sections if not section.is_detail]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,141 @@
+"""demo: every arrow of the path, on the embedded pair, with what it prints kept to a page."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from quantdraft.capture import capture
+from quantdraft.errors import OutputExistsError
+from quantdraft.evaluation import RECORD_FILE, Settings, evaluate
+from quantdraft.export import export
+from quantdraft.preflight import check
+from quantdraft.quantization import apply
+from quantdraft.recipe import load_recipe
+from quantdraft.reference import pair_dir
+from quantdraft.report import compare
+from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.traffic import Sampling
+
+RECIPES = ("identity", "fp8", "int8", "int8-head8", "int4", "int4-gptq")
+KS = tuple(range(1, 9))
+NUM_TOKENS = 128
+LATENCY_SECONDS = 6.0
+LIVE_PROMPTS = 2
+PROMPTS = {"prompts": "evaluation", "calibration": "calibration, of other files"}
+
+Say = Callable[[str], None]
+
+
+def demo(
+    output: Path,
+    names: Sequence[str] = (),
+    *,
+    num_prompts: int = 32,
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> list[Evaluation]:
+    """Apply and evaluate several recipes on the embedded pair, compare them, export the best.
+
+    Everything lands in `output`; a demo that was killed goes on where it stopped.
+    """
+    started = time.monotonic()
+    _open_output(output, force)
+    recipes = [load_recipe(name) for name in names or RECIPES]
+    target, draft = str(pair_dir() / "target"), str(pair_dir() / "draft")
+
+    say(f"1. check: does the draft fit the target?  {check(target, draft).lines()[-1]}")
+    traffic = {name: _captured(output, name, target, num_prompts, say) for name in PROMPTS}
+    runs = []
+    for number, recipe in enumerate(recipes, 3):
+        say(f"{number}. {recipe.name}: {recipe.summary}")
+        candidate = output / "candidates" / recipe.name
+        if not candidate.exists():
+            apply(recipe, draft, candidate, calibration=traffic["calibration"])
+        run_dir = output / "runs" / recipe.name
+        if not (run_dir / RECORD_FILE).exists():
+            evaluate(_settings(candidate, target, draft, traffic["prompts"], run_dir))
+        runs.append(run_dir)
+        say(f"   {_line(read_evaluation(run_dir / RECORD_FILE))}")
+
+    say("")
+    say(compare(runs, output / "comparison", force=True))
+    evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
+    _export_best(evaluations, output, target, say)
+    say("")
+    say(f"Report:     {output / 'comparison' / 'report.html'}")
+    say(f"One recipe: {runs[-1] / 'report.html'} (beside it: evaluation.json, the record)")
+    say(f"Took {time.monotonic() - started:.0f} s.")
+    return evaluations
+
+
+def _open_output(output: Path, force: bool) -> None:
+    if (output / "comparison").exists():
+        if not force:
+            raise OutputExistsError(
+                f"'{output}' holds a finished demo. Give another --output, or --force to replace it."
+            )
+        shutil.rmtree(output)
+
+
+def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) -> Path:
+    """The target's own greedy responses to one of the embedded sets of prompts."""
+    path = output / f"traffic-{name}.jsonl"
+    if not path.exists():
+        traffic = capture(
+            target,
+            pair_dir() / f"{name}.jsonl",
+            path,
+            sampling=Sampling(),
+            max_new_tokens=NUM_TOKENS,
+            batch_size=16,
+            limit=num_prompts,
+        )
+        size = f"{len(traffic.responses)} prompts, {traffic.num_tokens} tokens"
+        say(f"2. capture: the target's own responses for {PROMPTS[name]}: {size}")
+    return path
+
+
+def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
+    return Settings(
+        candidate=str(candidate),
+        target=target,
+        baseline=draft,
+        traffic_path=traffic,
+        output=run_dir,
+        ks=KS,
+        latency_seconds=LATENCY_SECONDS,
+        live_prompts=LIVE_PROMPTS,
+    )
+
+
+def _line(evaluation: Evaluation) -> str:
+    return f"{evaluation.verdict.decision}: {evaluation.verdict.summary}"
+
+
+def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
+    """Export the fastest go; without one there is nothing to serve, and that is said."""
+    goes = [e for e in evaluations if e.verdict.decision == "go"]
+    if not goes:
+        say("No recipe is a go on this machine, so nothing is exported: `quantdraft export` could.")
+        return
+    best = max(goes, key=_speedup)
+    candidate = output / "candidates" / best.name
+    lines = export(
+        candidate,
+        "transformers",
+        output / "export",
+        target=target,
+        run=output / "runs" / best.name,
+        require_go=True,
+        force=True,
+    )
+    for line in lines:
+        say(line)
+
+
+def _speedup(evaluation: Evaluation) -> float:
+    speedup = evaluation.operating_point.speedup_over_baseline
+    return speedup.value if speedup is not None else 0.0

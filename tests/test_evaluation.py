@@ -1,0 +1,206 @@
+"""evaluate, end to end on the tiny pair: what it may say, what it must refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantdraft import evaluation as evaluation_module
+from quantdraft.capture import capture
+from quantdraft.errors import OptionError, OutputExistsError, PairingError
+from quantdraft.evaluation import Settings, evaluate
+from quantdraft.preflight import check
+from quantdraft.quantization import apply
+from quantdraft.recipe import load_recipe
+from quantdraft.results import read_evaluation
+from quantdraft.traffic import Sampling
+from tests.conftest import Pair, save_tokenizer
+
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
+    sampling = Sampling()
+    capture(
+        str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=NUM_TOKENS
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("candidates") / "int4"
+    apply(load_recipe("int4"), str(tiny_pair.draft), path)
+    return path
+
+
+@pytest.fixture
+def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        candidate=str(int4),
+        target=str(tiny_pair.target),
+        baseline=str(tiny_pair.draft),
+        traffic_path=traffic,
+        output=tmp_path / "run",
+        ks=(1, 2, 4),
+        latency_seconds=0.5,
+        live_prompts=2,
+    )
+
+
+def test_a_run_leaves_a_whole_record_and_its_views(settings):
+    evaluation, run_dir = evaluate(settings)
+    assert read_evaluation(run_dir / "evaluation.json") == evaluation
+    assert {"report.md", "report.html"} <= {path.name for path in run_dir.iterdir()}
+    assert evaluation.verdict.decision in {"go", "no-go", "inconclusive"}
+    assert set(evaluation.latency.arms) == {"baseline", "candidate", "control", "target"}
+    assert "int4pack_cpu" in evaluation.latency.arms["candidate"].kernels
+    assert [check.num_divergent for check in evaluation.live] == [0, 0]
+    for live in evaluation.live:
+        assert live.num_drafts_live == live.num_drafts_replayed
+    assert evaluation.provenance["traffic"]["num_prompts"] == 12
+
+
+def test_without_a_target_there_is_acceptance_but_no_go(settings):
+    evaluation, _ = evaluate(replace(settings, target=None))
+    assert evaluation.verdict.decision != "go"
+    assert evaluation.operating_point.speedup_over_baseline is None
+    assert "give --target" in evaluation.latency.undefined["candidate"]
+    assert evaluation.acceptance[0].baseline.acceptance_rate > 0
+
+
+def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_path):
+    apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
+    evaluation, _ = evaluate(replace(settings, candidate=str(tmp_path / "fp8")))
+    assert "candidate" not in evaluation.latency.arms
+    assert "no cpu kernel" in evaluation.latency.undefined["candidate"]
+    assert evaluation.operating_point.candidate_draft_step_ms is None
+    assert evaluation.verdict.decision != "go"
+
+
+def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
+    apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "identity")
+    for seed in range(3):
+        run = replace(
+            settings, candidate=str(tmp_path / "identity"), output=tmp_path / f"{seed}", seed=seed
+        )
+        evaluation, _ = evaluate(run)
+        assert evaluation.verdict.decision != "go"
+        assert evaluation.acceptance[0].acceptance_rate_loss.value == 0
+
+
+def test_damaged_group_scales_are_a_no_go(settings, int4, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(int4, damaged)
+    damage_scales(damaged)
+    evaluation, _ = evaluate(replace(settings, candidate=str(damaged)))
+    assert evaluation.verdict.decision == "no-go"
+    assert evaluation.acceptance[-1].acceptance_rate_loss.low > 0
+
+
+def test_int4_claimed_over_bf16_weights_raises_the_alarm(settings, int4, tiny_pair, tmp_path):
+    false = tmp_path / "false"
+    shutil.copytree(tiny_pair.draft, false)
+    config = json.loads((false / "config.json").read_text())
+    claimed = json.loads((int4 / "config.json").read_text())
+    config["quantization_config"] = claimed["quantization_config"]
+    (false / "config.json").write_text(json.dumps(config))
+    evaluation, _ = evaluate(replace(settings, candidate=str(false)))
+    assert "not_quantized" in {alarm.code for alarm in evaluation.verdict.alarms}
+    assert evaluation.verdict.decision != "go"
+
+
+def test_a_permuted_vocabulary_is_refused_by_check_and_by_evaluate(
+    settings, tiny_pair, int4, tmp_path
+):
+    permuted = tmp_path / "permuted"
+    shutil.copytree(int4, permuted)
+    save_tokenizer(permuted, order=-1)
+    assert not check(str(tiny_pair.target), str(permuted)).is_compatible
+    with pytest.raises(PairingError):
+        evaluate(replace(settings, candidate=str(permuted)))
+
+
+def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
+    real = evaluation_module.measure_latency
+
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_module, "measure_latency", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings)
+    assert not (settings.output / "evaluation.json").exists()
+
+    monkeypatch.setattr(evaluation_module, "measure_latency", real)
+
+    def no_replay(*_args, **_options):
+        raise AssertionError("replayed again")
+
+    monkeypatch.setattr(evaluation_module, "keep_probabilities", no_replay)
+    evaluation, _ = evaluate(settings)
+    assert evaluation.acceptance
+
+
+def test_a_finished_run_is_not_overwritten(settings):
+    evaluate(replace(settings, no_latency=True, live_prompts=0))
+    with pytest.raises(OutputExistsError, match="--force"):
+        evaluate(settings)
+
+
+def test_prompts_are_captured_into_the_run(settings, tiny_pair):
+    run = replace(
+        settings, traffic_path=None, prompts=tiny_pair.prompts, max_new_tokens=8, no_latency=True
+    )
+    _, run_dir = evaluate(run)
+    assert (run_dir / "traffic.jsonl").is_file()
+
+
+def test_prompts_that_a_recipe_was_calibrated_on_are_left_out(
+    settings, tiny_pair, traffic, tmp_path
+):
+    text = (load_recipe("int4-gptq").model_dump_json()).replace(
+        '"num_samples":256', '"num_samples":4'
+    )
+    (tmp_path / "int4-gptq.yaml").write_text(text)  # JSON is YAML
+    recipe = load_recipe(str(tmp_path / "int4-gptq.yaml"))
+    apply(recipe, str(tiny_pair.draft), tmp_path / "gptq", calibration=traffic)
+    run = replace(settings, candidate=str(tmp_path / "gptq"), no_latency=True, live_prompts=0)
+    evaluation, _ = evaluate(run)
+    assert len(evaluation.prompts) == 12 - recipe.calibration.num_samples
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"traffic_path": None}, "either --traffic"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"latency_seconds": 0.0}, "--latency-seconds"),
+        ({"baseline": None, "candidate": "DRAFT"}, "Give --baseline"),
+    ],
+)
+def test_unusable_settings_say_what_to_do(settings, tiny_pair, change, message):
+    if change.get("candidate") == "DRAFT":
+        change = change | {"candidate": str(tiny_pair.draft)}
+    with pytest.raises(OptionError, match=message):
+        evaluate(replace(settings, **change))
+
+
+def damage_scales(directory: Path) -> None:
+    """Multiply every group scale by a factor drawn from [0, 2]."""
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if name.endswith("weight_scale"):
+            factor = 2 * torch.rand(tensor.shape, generator=generator)
+            tensors[name] = (tensor.float() * factor).to(tensor.dtype)
+    save_file(tensors, path, metadata={"format": "pt"})

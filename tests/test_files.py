@@ -1,0 +1,64 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
+from quantdraft.files import read_json, whole_directory, write_text
+from quantdraft.results import Interval
+
+
+def test_a_directory_appears_only_when_its_block_ends(tmp_path):
+    output = tmp_path / "out"
+    with whole_directory(output) as staging:
+        (staging / "a").write_text("1")
+        assert not output.exists()
+    assert (output / "a").read_text() == "1"
+
+
+def test_an_error_inside_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine").write_text("kept")
+    with pytest.raises(RuntimeError), whole_directory(output, force=True):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (output / "mine").read_text() == "kept"
+
+
+def test_an_existing_output_needs_force(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError, match="--force"), whole_directory(tmp_path / "out"):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(OutputError, match="No space left on device"),
+        whole_directory(tmp_path / "o"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_text(path, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="Nothing was left behind"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_record_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "r.json").write_text('{"schema_version": 99}')
+    with pytest.raises(CheckpointError, match="schema version 99"):
+        read_json(tmp_path / "r.json", Interval, 1)

@@ -1,0 +1,36 @@
+"""Timing, with steps whose length is known."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from quantdraft.latency import MIN_BLOCKS, Stepper, time_interleaved
+from quantdraft.models import load_model
+
+CPU = torch.device("cpu")
+
+
+def test_every_block_runs_forwards_and_backwards_and_keeps_every_sample():
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    timed = time_interleaved(steps, CPU, max_seconds=0.0)
+    assert "".join(calls[:6]) == "abccba"
+    assert {len(samples.samples_ms) for samples in timed.values()} == {MIN_BLOCKS}
+
+
+def test_a_step_twice_as_long_takes_twice_as_long():
+    steps = {"one": lambda: time.sleep(0.004), "two": lambda: time.sleep(0.008)}
+    timed = time_interleaved(steps, CPU, max_seconds=0.0)
+    pairs = zip(timed["two"].samples_ms, timed["one"].samples_ms, strict=True)
+    # sleep overshoots by a fraction of a millisecond, more on a loaded machine; the median does not
+    assert 1.6 < statistics.median(two / one for two, one in pairs) < 2.2
+
+
+def test_a_step_leaves_the_context_as_it_was(tiny_pair):
+    stepper = Stepper(load_model(tiny_pair.draft, torch.float32, CPU), 2, 33)
+    for num_tokens in (1, 5, 1):
+        stepper.step(num_tokens)
+        assert stepper.cache.get_seq_length() == 33

@@ -1,0 +1,62 @@
+"""The native engine computes what the checkpoint's stored integers say, on a real kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantdraft.checkpoint import open_checkpoint
+from quantdraft.engines.native import load_native
+from quantdraft.kernels import NoKernelError
+from quantdraft.models import load_model
+from quantdraft.quantization import apply
+from quantdraft.recipe import load_recipe
+
+CPU = torch.device("cpu")
+# Weights alone: float32 sums. Activations: the kernel's rounding per call against the checkpoint's.
+LIMITS = {
+    "int4": 1e-4,
+    "int8-weight-only": 1e-4,
+    "int4-head8": 1e-4,
+    "int8": 0.1,
+    "int8-head8": 0.1,
+}
+
+
+@pytest.fixture(scope="module", params=sorted(LIMITS))
+def applied(request, tiny_pair, tmp_path_factory) -> tuple[str, Path]:
+    path = tmp_path_factory.mktemp("native") / request.param
+    apply(load_recipe(request.param), str(tiny_pair.draft), path)
+    return request.param, path
+
+
+def logits(model) -> torch.Tensor:
+    ids = torch.randint(512, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(input_ids=ids).logits
+
+
+def test_native_logits_are_the_dequantized_checkpoints(applied):
+    recipe, path = applied
+    native = load_native(open_checkpoint(path), torch.float32, CPU)
+    wanted = logits(load_model(path, torch.float32, CPU))
+    error = (logits(native.model) - wanted).norm() / wanted.norm()
+    assert error < LIMITS[recipe]
+
+
+def test_resident_bytes_and_kernels_are_those_of_the_format(applied, tiny_pair):
+    recipe, path = applied
+    native = load_native(open_checkpoint(path), torch.float32, CPU)
+    dense = load_native(open_checkpoint(tiny_pair.draft), torch.float32, CPU)
+    assert native.weight_bytes < dense.weight_bytes
+    expected = "int4pack_cpu" if recipe.startswith("int4") else "int8"
+    assert any(kernel.startswith(expected) for kernel in native.kernels)
+    assert dense.kernels == ("linear_float32",)
+
+
+def test_fp8_on_a_cpu_has_no_kernel_and_says_so(tiny_pair, tmp_path):
+    apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
+    with pytest.raises(NoKernelError, match="no cpu kernel computes in fp8"):
+        load_native(open_checkpoint(tmp_path / "fp8"), torch.float32, CPU)
