@@ -1,4 +1,4 @@
-"""The arms of an evaluation, loaded and timed side by side: target, baseline, control, candidate."""
+"""The arms of an evaluation, timed side by side: target, baseline, control, candidate."""
 
 from __future__ import annotations
 

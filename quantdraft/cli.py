@@ -32,6 +32,7 @@ class OneLineErrors(click.Group):
     """A group whose commands print a QuantDraftError as one line and exit with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error of ours is one line, exit code 1."""
         try:
             return super().invoke(ctx)
         except QuantDraftError as error:

@@ -75,7 +75,7 @@ def _open_output(output: Path, force: bool) -> None:
     if (output / "comparison").exists():
         if not force:
             raise OutputExistsError(
-                f"'{output}' holds a finished demo. Give another --output, or --force to replace it."
+                f"'{output}' holds a finished demo. Give another --output, or --force."
             )
         shutil.rmtree(output)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.benchmark import measure_latency
@@ -144,7 +145,7 @@ class _Work:
     def dtype(self) -> torch.dtype:
         return pick_dtype(self.settings.dtype, self.device)
 
-    def keep(self, arm: str) -> list[np.ndarray]:
+    def keep(self, arm: str) -> list[NDArray[np.float64]]:
         """Keep probabilities of every response token under one draft; one model in memory."""
         checkpoint: Checkpoint = getattr(self.models, arm)
 
@@ -199,7 +200,7 @@ class _Work:
 
         return stage(self.run_dir, "latency", inputs, Latency, compute)
 
-    def live(self, keeps: dict[str, list[np.ndarray]]) -> tuple[LiveCheck, ...]:
+    def live(self, keeps: dict[str, list[NDArray[np.float64]]]) -> tuple[LiveCheck, ...]:
         """The live loop of both arms on the first prompts, as proof of the replay."""
         target, num_prompts = self.models.target, self.settings.live_prompts
         if target is None or num_prompts < 1:
@@ -234,7 +235,9 @@ class _Work:
 
         return stage(self.run_dir, "probe", inputs, bool, compute)
 
-    def _live_arm(self, target: Any, arm: str, k: int, keep: list[np.ndarray]) -> LiveCheck:
+    def _live_arm(
+        self, target: Any, arm: str, k: int, keep: list[NDArray[np.float64]]
+    ) -> LiveCheck:
         checkpoint: Checkpoint = getattr(self.models, arm)
         draft = self._load(checkpoint)
         num_prompts = min(self.settings.live_prompts, len(self.traffic.responses))
@@ -309,7 +312,7 @@ class _Work:
 
 
 def _rounds(
-    traffic: Traffic, counted: list[int], keep: list[np.ndarray], k: int
+    traffic: Traffic, counted: list[int], keep: list[NDArray[np.float64]], k: int
 ) -> tuple[float, ...]:
     if not counted:
         return ()
@@ -413,7 +416,7 @@ def _traffic(settings: Settings, models: Models, run_dir: Path) -> Traffic:
 
 
 def _usable(traffic: Traffic, models: Models) -> Traffic:
-    """Refuse token ids that the draft lacks; leave out prompts that the recipe was calibrated on."""
+    """Refuse ids that the draft lacks; leave out prompts that the recipe was calibrated on."""
     vocab_size = int(models.candidate.text_config["vocab_size"])
     for response in traffic.responses:
         largest = max(*response.prompt_token_ids, *response.response_token_ids)
@@ -436,7 +439,7 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
     kept = tuple(r for r in traffic.responses if r.prompt_id not in ids)
     if not kept:
         raise TrafficError(
-            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate it on other prompts."
+            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
     _say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
     return replace(traffic, responses=kept)

@@ -1,8 +1,8 @@
 """Step times: interleaved, warmed up, every sample kept. Measures; never judges.
 
-A step is one forward pass over m new tokens on top of a KV cache of a given length: m = 1 for a draft
-step, m = k + 1 for a verification. Arms take turns within a block (A B C C B A), so a drift of the
-machine's speed falls on all of them alike, and samples are paired by block.
+A step is one forward pass over m new tokens on top of a KV cache of a given length: m = 1 for a
+draft step, m = k + 1 for a verification. Arms take turns within a block (A B C C B A), so a drift
+of the machine's speed falls on all of them alike, and samples are paired by block.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from quantdraft.generation import end_token_ids
 from quantdraft.replay import keep_probabilities, response_logits
@@ -46,7 +47,7 @@ def run_live(
     seed: int = 0,
     progress: Callable[[int], None] = lambda num_prompts: None,
 ) -> list[LivePrompt]:
-    """Decode every prompt of `traffic` speculatively, as many tokens as its response has at most."""
+    """Decode every prompt of `traffic` speculatively, at most as many tokens as its response."""
     sampling = traffic.sampling or Sampling()
     eos_token_ids = frozenset(end_token_ids(target))
     results = []
@@ -70,7 +71,7 @@ def run_live(
 
 def live_keep(
     target: Any, draft: Any, prompts: Sequence[LivePrompt], rule: AcceptanceRule, sampling: Sampling
-) -> list[np.ndarray]:
+) -> list[NDArray[np.float64]]:
     """Keep probabilities of the text the loop itself emitted, (num_response_tokens,) per prompt."""
     responses = tuple(prompt.response for prompt in prompts)
     if rule == "rejection":
@@ -84,15 +85,15 @@ def live_keep(
 
 def target_logprobs(
     target: Any, responses: Sequence[Response], sampling: Sampling
-) -> list[np.ndarray]:
+) -> list[NDArray[np.float64]]:
     """Processed log-probability of every response token under the target, teacher-forced."""
-    values = [np.empty(len(r.response_token_ids)) for r in responses]
+    values: list[NDArray[np.float64]] = [np.empty(len(r.response_token_ids)) for r in responses]
     for span in response_logits(target, responses):
         last = span.first_token + len(span.logits)
-        ids = torch.tensor(responses[span.index].response_token_ids[span.first_token : last])
+        ids = torch.tensor(responses[span.prompt].response_token_ids[span.first_token : last])
         logprobs = processed_logprobs(span.logits, sampling)
         picked = logprobs.gather(-1, ids.to(logprobs.device)[:, None])[:, 0]
-        values[span.index][span.first_token : last] = picked.double().cpu().numpy()
+        values[span.prompt][span.first_token : last] = picked.double().cpu().numpy()
     return values
 
 

@@ -1,7 +1,7 @@
 """Traffic replay: what a draft would have kept of text the target already produced.
 
 One teacher-forced pass over prompt and response gives the keep probability of every response token,
-from which `quantdraft.acceptance` counts the rounds of any k. No decoding loop, no target in memory.
+from which `quantdraft.acceptance` counts the rounds of any k: no loop, no target in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantdraft.errors import TrafficError
@@ -26,7 +27,7 @@ MAX_BATCH_TOKENS = 4096
 class Span(NamedTuple):
     """Logits for the response of one prompt: row t predicts response token t."""
 
-    index: int  # position in the traffic
+    prompt: int  # position in the traffic
     first_token: int  # of the response, when a long response comes in pieces
     logits: Tensor  # (tokens, vocab) float32
 
@@ -36,7 +37,7 @@ def keep_probabilities(
     traffic: Traffic,
     rule: AcceptanceRule,
     progress: Callable[[int], None] = lambda num_prompts: None,
-) -> list[np.ndarray]:
+) -> list[NDArray[np.float64]]:
     """For each prompt an array (num_response_tokens,) float64 of keep probabilities, in [0, 1].
 
     The rules are DESIGN's: `greedy` and `greedy_draft` need token ids alone; `rejection` also needs
@@ -44,12 +45,14 @@ def keep_probabilities(
     the sampling. Raises TrafficError where the traffic does not carry them.
     """
     sampling = _sampling_of(traffic, rule)
-    keep = [np.empty(len(r.response_token_ids)) for r in traffic.responses]
+    keep: list[NDArray[np.float64]] = [
+        np.empty(len(r.response_token_ids)) for r in traffic.responses
+    ]
     for span in response_logits(draft, traffic.responses):
-        response = traffic.responses[span.index]
+        response = traffic.responses[span.prompt]
         last = span.first_token + len(span.logits)
         values = _kept(span.logits, response, span.first_token, rule, sampling)
-        keep[span.index][span.first_token : last] = values
+        keep[span.prompt][span.first_token : last] = values
         if last == len(response.response_token_ids):
             progress(1)
     return keep
@@ -57,7 +60,7 @@ def keep_probabilities(
 
 def _kept(
     logits: Tensor, response: Response, first: int, rule: AcceptanceRule, sampling: Sampling
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     last = first + len(logits)
     ids = torch.tensor(response.response_token_ids[first:last], device=logits.device)
     if rule in ("greedy", "greedy_draft"):
@@ -77,7 +80,7 @@ def _sampling_of(traffic: Traffic, rule: AcceptanceRule) -> Sampling:
     if sampling is None or sampling.is_greedy:
         raise TrafficError(
             f"acceptance rule '{rule}' needs traffic sampled at a known temperature above 0. "
-            "Capture it with `quantdraft capture --temperature 0.8`, or use --acceptance-rule greedy."
+            "Capture it with `quantdraft capture --temperature 0.8`, or use the rule 'greedy'."
         )
     if rule == "rejection" and any(r.logprobs is None for r in traffic.responses):
         raise TrafficError(
@@ -92,7 +95,7 @@ def _sampling_of(traffic: Traffic, rule: AcceptanceRule) -> Sampling:
 def response_logits(model: Any, responses: Sequence[Response]) -> Iterator[Span]:
     """Logits that predict each response's tokens, prompt by prompt (order: by length).
 
-    Padding is on the right of a causal model, so a padded row's numbers are those of its own length.
+    Padding is on the right of a causal model: a padded row's numbers are those of its own length.
     """
     device, vocab_size = model.device, model.config.get_text_config().vocab_size
     for batch in _batches(responses, vocab_size):

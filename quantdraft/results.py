@@ -241,7 +241,7 @@ class PromptReplay:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The record of one evaluation: what was measured, what follows, and what it takes to repeat it."""
+    """One evaluation: what was measured, what follows, and what it takes to repeat it."""
 
     schema_version: int
     name: str  # the recipe's name, or the candidate's

@@ -49,7 +49,8 @@ class Decoder:
         ids = torch.tensor([list(token_ids)], device=self.model.device)
         out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
         self.num_cached += len(token_ids)
-        return out.logits[0].float()
+        logits: Tensor = out.logits[0].float()
+        return logits
 
     def keep(self, num_tokens: int) -> None:
         """Forget everything after the first `num_tokens` tokens."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import Pair
 
 from quantdraft import replay
 from quantdraft.acceptance import replay_rounds
@@ -15,6 +14,7 @@ from quantdraft.live import live_keep, run_live, target_logprobs
 from quantdraft.models import load_model
 from quantdraft.replay import keep_probabilities
 from quantdraft.traffic import Sampling, Traffic
+from tests.conftest import Pair
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 40

@@ -31,7 +31,7 @@ class NativeModel:
 
 
 def load_native(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> NativeModel:
-    """Load a checkpoint for timing in `dtype`; NoKernelError where its format has no kernel here."""
+    """Load a checkpoint for timing in `dtype`; NoKernelError where no kernel takes its format."""
     false_claim = claims_but_not_quantized(checkpoint)
     if false_claim is not None:
         raise NoKernelError(false_claim)
@@ -122,5 +122,5 @@ def _weight_bytes(model: nn.Module) -> int:
             total += parameter.nbytes
     for module in model.modules():
         if hasattr(module, "kernel"):
-            total += int(module.weight_bytes)
+            total += int(module.weight_bytes)  # type: ignore[arg-type]
     return total

@@ -29,7 +29,7 @@ class SourceFile:
 
 
 def read_corpus(root: Path | None = None) -> list[SourceFile]:
-    """Every readable source file below `root` (default: this Python's own), in the order of names."""
+    """Every readable source file below `root` (default: this Python's), in the order of names."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     return [
         source

@@ -21,7 +21,7 @@ def orthogonalized_step(
     beta: float = 0.95,
     weight_decay: float = 0.01,
 ) -> None:
-    """One step of every matrix in `stack` (all of one shape); `momentum` (n, rows, cols) is updated."""
+    """One step of every matrix in `stack`, all of one shape; updates `momentum` (n, rows, cols)."""
     grads = torch.stack([p.grad for p in stack if p.grad is not None])
     momentum.lerp_(grads, 1 - beta)
     update = orthogonalize(grads.lerp(momentum, beta))
@@ -41,4 +41,5 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     for _ in range(num_iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x
+    result: Tensor = x.mT if is_tall else x
+    return result

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -76,7 +77,7 @@ def _excerpt(text: str, chooser: random.Random) -> str | None:
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, tokens: np.ndarray, num_windows: int = 100) -> float:
+def perplexity(model: nn.Module, tokens: NDArray[np.uint16], num_windows: int = 100) -> float:
     """Of held-out text in windows of SEQUENCE_LENGTH tokens, evenly spread over the files."""
     last = len(tokens) - SEQUENCE_LENGTH
     losses = []

@@ -125,6 +125,7 @@ class TrainingRun:
 
     @property
     def state_path(self) -> Path:
+        """Where the run is saved, and resumed from."""
         return self.work_dir / f"{self.name}-state.safetensors"
 
     def _resume(self) -> None:
@@ -144,6 +145,7 @@ class TrainingRun:
         print(f"resumed {self.name} at step {self.step}", flush=True)
 
     def save(self) -> None:
+        """Write the state, whole or not at all."""
         state: dict[str, Tensor] = {
             "step": torch.tensor(self.step),
             "trained_s": torch.tensor(self.trained_s),
@@ -188,12 +190,13 @@ class TrainingRun:
         return 0.5 * hard + 0.5 * soft
 
     def train(self) -> None:
+        """Go on from the last state to the end of the budget, saving every SAVE_EVERY_S."""
         started, saved = time.monotonic(), time.monotonic()
         trained_before, first_step = self.trained_s, self.step
         running = math.nan
         while self.step < self.num_steps:
             loss = self.loss(self.batch(self.step))
-            loss.backward()
+            torch.autograd.backward(loss)
             self._update(learning_rate_scale(self.step, self.num_steps))
             self.step += 1
             now = time.monotonic()
@@ -259,6 +262,7 @@ def _start_from(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> None:
 
 
 def main() -> None:
+    """Train one part of the pair."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
