@@ -316,3 +316,18 @@ def test_compare_reads_run_directories_and_keeps_what_is_there(tmp_path: Path) -
 
 def test_anchors_are_plain() -> None:
     assert Section("Where rejections fall", ()).anchor == "where-rejections-fall"
+
+
+def test_side_by_side_acceptance_is_at_one_k_for_all() -> None:
+    first, second = evaluation("first"), evaluation("second")
+    moved = replace(first.operating_point, candidate_num_speculative_tokens=1)
+    second = replace(second, operating_point=moved)
+    tables = [
+        block
+        for section in comparison([first, second]).sections
+        for block in section.blocks
+        if isinstance(block, Table) and "Loss" in block.columns
+    ]
+    rows = {row[0]: row[1:] for row in tables[0].rows}
+    assert rows["first"] == rows["second"]
+    assert "at k = 4 for all" in (tables[0].caption or "")

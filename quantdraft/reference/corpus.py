@@ -55,9 +55,10 @@ def _read(path: Path, name: str) -> SourceFile | None:
     except (UnicodeDecodeError, OSError):  # a few test files are deliberately broken
         return None
     domain = "tests" if parts & {"test", "tests", "idle_test"} else "library"
-    return SourceFile(name, text, domain, _is_held_out(name))
+    return SourceFile(name, text, domain, is_held_out(name))
 
 
-def _is_held_out(name: str) -> bool:
+def is_held_out(name: str) -> bool:
+    """True for HELD_OUT_SHARE of all names, by their hash."""
     bucket = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
     return bucket < HELD_OUT_SHARE

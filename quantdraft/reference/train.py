@@ -2,7 +2,11 @@
 
     python -m quantdraft.reference.train tokenizer --work-dir W
     python -m quantdraft.reference.train target --work-dir W
+    python -m quantdraft.reference.train responses --work-dir W
     python -m quantdraft.reference.train draft --work-dir W
+
+The draft learns on text of two kinds in equal parts: the corpus, and the target's own greedy
+responses to beginnings of the corpus, which is what it will be asked to imitate.
 
 Seeded, resumable (a killed run goes on from its last checkpoint) and device-agnostic: bf16 autocast
 where the hardware multiplies bf16, float32 elsewhere. Raising or lowering `--tokens` of a running
@@ -21,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -37,6 +42,7 @@ DEPTH = {"target": 8, "draft": 2}
 DRAFT_STARTS_FROM = (0, 7)
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS = 40
+NUM_RESPONSES, RESPONSE_PROMPT_LENGTH, RESPONSE_BATCH = 1024, 160, 64
 DECAY_SHARE = 0.4
 SAVE_EVERY_S = 120.0
 
@@ -102,6 +108,30 @@ def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
     print(summary)
 
 
+def write_responses(work_dir: Path, device: torch.device) -> None:
+    """The target's greedy text after beginnings of training windows: (NUM_RESPONSES, length)."""
+    target = load_trained("target", work_dir, device)
+    tokens = np.load(work_dir / "train.npy", allow_pickle=False)
+    starts = np.random.default_rng(1).integers(0, len(tokens) - SEQUENCE_LENGTH, NUM_RESPONSES)
+    rows = []
+    for at in range(0, NUM_RESPONSES, RESPONSE_BATCH):
+        prompts = np.stack(
+            [tokens[s : s + RESPONSE_PROMPT_LENGTH] for s in starts[at : at + RESPONSE_BATCH]]
+        )
+        with _autocast(device), torch.inference_mode():
+            rows.append(
+                target.generate(
+                    torch.from_numpy(prompts.astype(np.int64)).to(device),
+                    do_sample=False,
+                    max_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
+                    min_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
+                ).cpu()
+            )
+        print(f"responses {at + RESPONSE_BATCH}/{NUM_RESPONSES}", flush=True)
+    responses = torch.cat(rows).numpy().astype(np.uint16)
+    np.save(work_dir / "responses.npy", responses, allow_pickle=False)
+
+
 class TrainingRun:
     """One model on its way: weights, optimizer state and position, saved as safetensors."""
 
@@ -118,6 +148,9 @@ class TrainingRun:
         self.adam = torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
         self.momenta = [torch.zeros((len(s), *s[0].shape), device=device) for s in self.stacks]
         self.tokens = np.load(work_dir / "train.npy", allow_pickle=False)
+        self.responses = None
+        if self.teacher is not None:
+            self.responses = np.load(work_dir / "responses.npy", allow_pickle=False)
         self.num_steps = max_tokens // (SEQUENCE_LENGTH * SEQUENCES_PER_STEP)
         self.step = 0
         self.trained_s = 0.0
@@ -169,8 +202,16 @@ class TrainingRun:
             # Each epoch cuts its windows elsewhere, so that no token is always a first one.
             start = int(order[index]) * SEQUENCE_LENGTH + (epoch * 131) % SEQUENCE_LENGTH
             start = min(start, len(self.tokens) - SEQUENCE_LENGTH)
-            rows.append(self.tokens[start : start + SEQUENCE_LENGTH].astype(np.int64))
+            rows.append(self._window(i, start).astype(np.int64))
         return torch.from_numpy(np.stack(rows)).to(self.device)
+
+    def _window(self, i: int, start: int) -> NDArray[np.uint16]:
+        """Window i: of the corpus, or for a draft every second one of the target's own text."""
+        if self.responses is not None and i % 2 == 1:
+            row: NDArray[np.uint16] = self.responses[(i // 2) % len(self.responses)]
+            return row
+        window: NDArray[np.uint16] = self.tokens[start : start + SEQUENCE_LENGTH]
+        return window
 
     def loss(self, ids: Tensor) -> Tensor:
         """Cross entropy for the target; for the draft, KL to the target's distribution."""
@@ -266,16 +307,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["tokenizer", "target", "draft"])
+    parser.add_argument("what", choices=["tokenizer", "target", "responses", "draft"])
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=9_000_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
     if options.what == "tokenizer":
         train_tokenizer(options.work_dir)
+    elif options.what == "responses":
+        write_responses(options.work_dir, device)
     else:
-        device = torch.device(options.device)
         TrainingRun(options.what, options.work_dir, options.tokens, device).train()
 
 

@@ -180,32 +180,40 @@ def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
+def common_k(ordered: Sequence[Evaluation]) -> int | None:
+    """The k nearest to 4 that every run replayed: rates at different k do not compare."""
+    shared = set.intersection(*(set(each.num_speculative_tokens) for each in ordered))
+    return min(shared, key=lambda k: (abs(k - 4), k)) if shared else None
+
+
 def acceptance_table(ordered: Sequence[Evaluation]) -> Table:
-    """What each recipe costs in acceptance, and what it reads."""
+    """What each recipe costs in acceptance, at one k for all, and what it reads."""
+    k = common_k(ordered)
     columns = ("Recipe", "Acceptance rate", "Loss", "τ", "Bytes per step", "Ceiling")
     return Table(
         columns=columns,
-        rows=tuple(_acceptance_row(evaluation) for evaluation in ordered),
+        rows=tuple(_acceptance_row(evaluation, k) for evaluation in ordered),
         numeric=frozenset(range(1, 6)),
         caption=(
-            "Loss: baseline minus candidate acceptance rate. Ceiling: baseline bytes over "
-            "candidate bytes of a draft step."
+            f"Acceptance {'has no common k' if k is None else f'at k = {k} for all'}. Loss: baseline "
+            "minus candidate acceptance rate. Ceiling: baseline bytes over candidate bytes of a "
+            "draft step."
         ),
     )
 
 
-def _acceptance_row(evaluation: Evaluation) -> tuple[str, ...]:
+def _acceptance_row(evaluation: Evaluation, k: int | None) -> tuple[str, ...]:
     ledger = evaluation.ledger
     return (
         evaluation.name,
-        *_acceptance_cells(evaluation),
+        *_acceptance_cells(evaluation, k),
         num_bytes((ledger.get("candidate") or {}).get("step_bytes")),
         times(ledger.get("ceiling")),
     )
 
 
-def _acceptance_cells(evaluation: Evaluation) -> tuple[str, str, str]:
-    acceptance = at_k(evaluation, evaluation.operating_point.candidate_num_speculative_tokens)
+def _acceptance_cells(evaluation: Evaluation, k: int | None) -> tuple[str, str, str]:
+    acceptance = None if k is None else at_k(evaluation, k)
     if acceptance is None:
         return UNDEFINED, UNDEFINED, UNDEFINED
     return (
