@@ -115,7 +115,13 @@ def apply(
     from quantdraft.recipe import load_recipe
 
     checkpoint = apply_recipe(
-        load_recipe(recipe), draft, output, calibration=calibration, device=device, force=force
+        load_recipe(recipe),
+        draft,
+        output,
+        calibration=calibration,
+        device=device,
+        force=force,
+        progress=lambda step: click.echo(f"{step} …", err=True),
     )
     if as_json:
         click.echo(json.dumps(checkpoint.manifest, indent=1))
