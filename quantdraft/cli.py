@@ -235,8 +235,8 @@ def evaluate(candidate: str, ks: str, as_json: bool, **options: Any) -> None:
     few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
     report.md and report.html. A killed run resumes.
     """
-    from quantdraft.evaluation import Settings
     from quantdraft.evaluation import evaluate as evaluate_candidate
+    from quantdraft.inputs import Settings
     from quantdraft.report import render_terminal
 
     settings = Settings(candidate=candidate, ks=parse_ks(ks), **options)

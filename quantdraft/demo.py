@@ -9,8 +9,9 @@ from pathlib import Path
 
 from quantdraft.capture import capture
 from quantdraft.errors import OutputExistsError
-from quantdraft.evaluation import RECORD_FILE, Settings, evaluate
+from quantdraft.evaluation import RECORD_FILE, evaluate
 from quantdraft.export import export
+from quantdraft.inputs import Settings
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe

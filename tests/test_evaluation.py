@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantdraft import evaluation as evaluation_module
+from quantdraft import measuring
 from quantdraft.capture import capture
 from quantdraft.errors import OptionError, OutputExistsError, PairingError
-from quantdraft.evaluation import Settings, evaluate
+from quantdraft.evaluation import evaluate
+from quantdraft.inputs import Settings
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
@@ -130,22 +131,22 @@ def test_a_permuted_vocabulary_is_refused_by_check_and_by_evaluate(
 
 
 def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
-    real = evaluation_module.measure_latency
+    real = measuring.measure_latency
 
     def killed(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation_module, "measure_latency", killed)
+    monkeypatch.setattr(measuring, "measure_latency", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings)
     assert not (settings.output / "evaluation.json").exists()
 
-    monkeypatch.setattr(evaluation_module, "measure_latency", real)
+    monkeypatch.setattr(measuring, "measure_latency", real)
 
     def no_replay(*_args, **_options):
         raise AssertionError("replayed again")
 
-    monkeypatch.setattr(evaluation_module, "keep_probabilities", no_replay)
+    monkeypatch.setattr(measuring, "keep_probabilities", no_replay)
     evaluation, _ = evaluate(settings)
     assert evaluation.acceptance
 

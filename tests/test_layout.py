@@ -20,6 +20,7 @@ JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"
 MACHINE = {"models", "cache", "sampling", "generation", "replay", "speculation", "live", "latency"}
 MACHINE |= {"benchmark", "kernels", "engines", "unpacking", "pairing", "vocabulary", "proof"}
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
+TOP |= {"inputs", "measuring"}
 
 
 def part_of(path: Path) -> str:

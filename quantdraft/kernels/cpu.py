@@ -75,10 +75,7 @@ class Int8WeightOnlyLinear(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        if zero_point is not None and bool(zero_point.any()):
-            raise ValueError("the kernel has no zero point: weights must be symmetric")
-        if scale.shape[1] != 1:
-            raise ValueError("the kernel has one scale a row, not groups")
+        _require_symmetric_rows(scale, zero_point)
         self.out_features, self.in_features = integers.shape
         self.register_buffer("integers", integers.to(torch.int8).contiguous())
         self.register_buffer("scale", scale[:, 0].to(dtype))
@@ -114,10 +111,7 @@ class Int8DynamicLinear(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        if zero_point is not None and bool(zero_point.any()):
-            raise ValueError("the kernel takes symmetric weights only")
-        if scale.shape[1] != 1:
-            raise ValueError("the kernel has one scale a row, not groups")
+        _require_symmetric_rows(scale, zero_point)
         self.out_features, self.in_features = integers.shape
         self.weight_bytes = integers.numel() + scale.numel() * 4
         self.reduce_range = not has_vnni()
@@ -138,6 +132,13 @@ class Int8DynamicLinear(nn.Module):
         """(…, in) → (…, out), in x's float type; the product itself takes float32."""
         out: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.reduce_range)
         return out.to(x.dtype)
+
+
+def _require_symmetric_rows(scale: Tensor, zero_point: Tensor | None) -> None:
+    if zero_point is not None and bool(zero_point.any()):
+        raise ValueError("the kernel has no zero point: weights must be symmetric")
+    if scale.shape[1] != 1:
+        raise ValueError("the kernel has one scale a row, not groups")
 
 
 def has_vnni() -> bool:

@@ -195,9 +195,9 @@ def acceptance_table(ordered: Sequence[Evaluation]) -> Table:
         rows=tuple(_acceptance_row(evaluation, k) for evaluation in ordered),
         numeric=frozenset(range(1, 6)),
         caption=(
-            f"Acceptance {'has no common k' if k is None else f'at k = {k} for all'}. Loss: baseline "
-            "minus candidate acceptance rate. Ceiling: baseline bytes over candidate bytes of a "
-            "draft step."
+            f"Acceptance {'has no common k' if k is None else f'at k = {k} for all'}. "
+            "Loss: baseline minus candidate acceptance rate. Ceiling: baseline bytes over "
+            "candidate bytes of a draft step."
         ),
     )
 

@@ -14,7 +14,8 @@ import torch
 
 from quantdraft.acceptance import replay_rounds
 from quantdraft.capture import capture
-from quantdraft.evaluation import Settings, evaluate
+from quantdraft.evaluation import evaluate
+from quantdraft.inputs import Settings
 from quantdraft.live import run_live
 from quantdraft.models import load_model
 from quantdraft.quantization import apply

@@ -1,0 +1,159 @@
+"""What an evaluation is given: settings, the opened models, and the traffic they are judged on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantdraft.capture import capture
+from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
+from quantdraft.errors import CheckpointError, OptionError, TrafficError
+from quantdraft.models import load_tokenizer, resolve_model
+from quantdraft.pairing import require_compatible
+from quantdraft.results import AcceptanceRule
+from quantdraft.traffic import Sampling, Traffic, read_traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for; names and defaults are the command line's."""
+
+    candidate: str
+    ks: tuple[int, ...] = tuple(range(1, 17))
+    target: str | None = None
+    baseline: str | None = None
+    traffic_path: Path | None = None
+    prompts: Path | None = None
+    output: Path | None = None
+    acceptance_rule: AcceptanceRule | None = None
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 1
+    context_length: int | None = None
+    latency_seconds: float = 20.0
+    no_latency: bool = False
+    live_prompts: int = 4
+    policy: Path | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    threads: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The opened checkpoints; `target` is None when only its traffic is at hand."""
+
+    target: Checkpoint | None
+    baseline: Checkpoint
+    candidate: Checkpoint
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise OptionError for settings that cannot be used together."""
+    if (settings.traffic_path is None) == (settings.prompts is None):
+        raise OptionError(
+            "give either --traffic (from `quantdraft capture`, or a log) or --prompts."
+        )
+    if settings.prompts is not None and settings.target is None:
+        raise OptionError("--prompts needs --target: it is the target that answers them.")
+    for name in ("batch_size", "context_length", "max_new_tokens", "threads"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise OptionError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+    if settings.latency_seconds <= 0:
+        raise OptionError(f"--latency-seconds {settings.latency_seconds} must be above 0.")
+
+
+def open_models(settings: Settings) -> Models:
+    """Open what the settings name; refuse models whose token ids differ."""
+    candidate = open_checkpoint(resolve_model(settings.candidate))
+    require_tokenizer(candidate)
+    baseline = open_checkpoint(resolve_model(settings.baseline or _source_of(candidate)))
+    require_compatible(baseline.path, candidate.path)
+    target = None
+    if settings.target is not None:
+        target = open_checkpoint(resolve_model(settings.target))
+        require_compatible(target.path, candidate.path)
+    return Models(target, baseline, candidate)
+
+
+def _source_of(candidate: Checkpoint) -> str:
+    draft = (candidate.manifest or {}).get("draft", {})
+    if not draft:
+        raise OptionError(
+            f"'{candidate.path}' does not say which draft it was made from. Give --baseline."
+        )
+    if Path(draft["path"]).is_dir():
+        return str(draft["path"])
+    if Path(draft["name"]).is_absolute() or draft["name"].startswith("."):
+        raise CheckpointError(
+            f"the draft '{draft['path']}', from which '{candidate.path}' was made, is gone. "
+            "Give --baseline."
+        )
+    return str(draft["name"])
+
+
+def read_run_traffic(settings: Settings, models: Models, run_dir: Path) -> Traffic:
+    """The traffic given, or the target's responses to the prompts given, captured once a run."""
+    if settings.traffic_path is not None:
+        tokenizer = load_tokenizer((models.target or models.candidate).path)
+        return _usable(read_traffic(settings.traffic_path, tokenizer), models)
+    assert settings.prompts is not None
+    assert models.target is not None
+    path = run_dir / "traffic.jsonl"
+    if path.exists() and not settings.force:
+        return _usable(read_traffic(path), models)
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
+    return _usable(
+        capture(
+            str(models.target.path),
+            settings.prompts,
+            path,
+            sampling=sampling,
+            max_new_tokens=settings.max_new_tokens,
+            device=settings.device,
+            dtype=settings.dtype,
+            force=settings.force,
+        ),
+        models,
+    )
+
+
+def _usable(traffic: Traffic, models: Models) -> Traffic:
+    """Refuse ids that the draft lacks; leave out prompts that the recipe was calibrated on."""
+    vocab_size = int(models.candidate.text_config["vocab_size"])
+    for response in traffic.responses:
+        largest = max(*response.prompt_token_ids, *response.response_token_ids)
+        if largest >= vocab_size:
+            raise TrafficError(
+                f"prompt {response.prompt_id!r} has token id {largest}, but the draft's vocabulary "
+                f"ends at {vocab_size - 1}: the traffic is of another tokenizer."
+            )
+    for reason in traffic.skipped:
+        say(f"left out: {reason}")
+    return _without_calibration(traffic, models.candidate)
+
+
+def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
+    """The recipe has seen these responses: on them the candidate looks better than it is."""
+    seen = (candidate.manifest or {}).get("calibration") or {}
+    if seen.get("sha256") != traffic.sha256:
+        return traffic
+    ids = set(seen["prompt_ids"])
+    kept = tuple(r for r in traffic.responses if r.prompt_id not in ids)
+    if not kept:
+        raise TrafficError(
+            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
+        )
+    say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
+    return replace(traffic, responses=kept)
+
+
+def say(message: str) -> None:
+    """Tell the user on stderr what stands in no record."""
+    print(message, file=sys.stderr)

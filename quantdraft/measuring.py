@@ -1,0 +1,224 @@
+"""The measurements of one run, each kept as a stage when it is done: a killed run resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.benchmark import measure_latency
+from quantdraft.checkpoint import Checkpoint
+from quantdraft.inputs import Models, Settings
+from quantdraft.live import live_keep, run_live
+from quantdraft.models import load_model, pick_dtype
+from quantdraft.progress import bar
+from quantdraft.proof import claims_but_not_quantized, probe_logits
+from quantdraft.provenance import model_identity
+from quantdraft.replay import keep_probabilities
+from quantdraft.results import AcceptanceRule, Latency, LiveCheck
+from quantdraft.stages import stage
+from quantdraft.traffic import Sampling, Traffic
+from quantdraft.unpacking import rounds_activations
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What is measured, on what, and where its stages are kept."""
+
+    settings: Settings
+    models: Models
+    traffic: Traffic
+    rule: AcceptanceRule
+    device: torch.device
+    run_dir: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float type of replay and of the live loop."""
+        return pick_dtype(self.settings.dtype, self.device)
+
+    def keep(self, arm: str) -> list[NDArray[np.float64]]:
+        """Keep probabilities of every response token under one draft; one model in memory."""
+        checkpoint: Checkpoint = getattr(self.models, arm)
+
+        def compute() -> list[list[float]]:
+            draft = self._load(checkpoint)
+            with bar(len(self.traffic.responses), f"replay {arm}", "prompt") as progress:
+                kept = keep_probabilities(draft, self.traffic, self.rule, progress)
+            return [values.tolist() for values in kept]
+
+        kept = stage(self.run_dir, f"keep-{arm}", self._inputs(arm), list[list[float]], compute)
+        return [np.array(values) for values in kept]
+
+    def latency(self) -> Latency:
+        """Step times of all arms, or the reason why there are none."""
+        target = self.models.target
+        if self.settings.no_latency:
+            return self._unmeasured("latency was not asked for (--no-latency)")
+        if target is None:
+            return self._unmeasured("the target is not at hand: give --target to time it")
+        inputs = (
+            self._inputs("baseline")
+            | self._inputs("candidate")
+            | {
+                "ks": self.settings.ks,
+                "batch_size": self.settings.batch_size,
+                "context_length": self.context_length,
+                "seconds": self.settings.latency_seconds,
+                "threads": torch.get_num_threads(),
+            }
+        )
+
+        def compute() -> Latency:
+            with bar(100, "latency", "%") as update:
+                done = 0.0
+
+                def progress(share: float) -> None:
+                    nonlocal done
+                    update(100 * share - done)
+                    done = 100 * share
+
+                return measure_latency(
+                    target,
+                    self.models.baseline,
+                    self.models.candidate,
+                    ks=self.settings.ks,
+                    batch_size=self.settings.batch_size,
+                    context_length=self.context_length,
+                    device=self.device,
+                    max_seconds=self.settings.latency_seconds,
+                    progress=progress,
+                )
+
+        return stage(self.run_dir, "latency", inputs, Latency, compute)
+
+    def live(self, keeps: dict[str, list[NDArray[np.float64]]]) -> tuple[LiveCheck, ...]:
+        """The live loop of both arms on the first prompts, as proof of the replay."""
+        target, num_prompts = self.models.target, self.settings.live_prompts
+        if target is None or num_prompts < 1:
+            return ()
+        k = _live_k(self.settings.ks)
+        inputs = (
+            self._inputs("baseline")
+            | self._inputs("candidate")
+            | {
+                "k": k,
+                "num_prompts": num_prompts,
+                "seed": self.settings.seed,
+            }
+        )
+
+        def compute() -> list[LiveCheck]:
+            loaded = load_model(target.path, self.dtype, self.device)
+            return [self._live_arm(loaded, arm, k, keeps[arm]) for arm in ("baseline", "candidate")]
+
+        return tuple(stage(self.run_dir, "live", inputs, list[LiveCheck], compute))
+
+    def has_identical_logits(self) -> bool:
+        """True when the candidate's logits on a probe are the baseline's to the last bit."""
+        inputs = self._inputs("baseline") | self._inputs("candidate")
+
+        def compute() -> bool:
+            baseline, candidate = (
+                probe_logits(checkpoint, self.device)
+                for checkpoint in (self.models.baseline, self.models.candidate)
+            )
+            return torch.equal(baseline, candidate)
+
+        return stage(self.run_dir, "probe", inputs, bool, compute)
+
+    def _live_arm(
+        self, target: Any, arm: str, k: int, keep: list[NDArray[np.float64]]
+    ) -> LiveCheck:
+        checkpoint: Checkpoint = getattr(self.models, arm)
+        draft = self._load(checkpoint)
+        num_prompts = min(self.settings.live_prompts, len(self.traffic.responses))
+        some = replace(self.traffic, responses=self.traffic.responses[:num_prompts])
+        sampling = self.traffic.sampling or Sampling()
+        with bar(num_prompts, f"live loop {arm}", "prompt") as progress:
+            prompts = run_live(
+                target,
+                draft,
+                some,
+                num_speculative_tokens=k,
+                rule=self.rule,
+                seed=self.settings.seed,
+                progress=progress,
+            )
+        is_drawn = not sampling.is_greedy
+        if is_drawn:
+            keep = live_keep(target, draft, prompts, self.rule, sampling)
+        counted = [i for i, p in enumerate(prompts) if p.text in ("identical", "sampled")]
+        replayed = _rounds(some, counted, keep, k)
+        texts = [prompt.text for prompt in prompts]
+        return LiveCheck(
+            num_speculative_tokens=k,
+            arm=arm,
+            prompt_ids=tuple(some.responses[i].prompt_id for i in counted),
+            num_drafts_live=tuple(float(prompts[i].run.num_drafts) for i in counted),
+            num_drafts_replayed=replayed,
+            num_identical_texts=texts.count("identical"),
+            num_near_ties=texts.count("near-tie"),
+            num_divergent=texts.count("divergent"),
+            is_expectation=is_drawn,
+            is_exact=self.dtype == torch.float32 and not rounds_activations(checkpoint),
+        )
+
+    def _load(self, checkpoint: Checkpoint) -> Any:
+        """A checkpoint with a false claim is read as what it holds; the verdict has the alarm."""
+        is_false = claims_but_not_quantized(checkpoint) is not None
+        return load_model(checkpoint.path, self.dtype, self.device, ignore_quantization=is_false)
+
+    def _unmeasured(self, reason: str) -> Latency:
+        return Latency(
+            engine="native",
+            device=str(self.device),
+            num_threads=torch.get_num_threads(),
+            batch_size=self.settings.batch_size,
+            context_length=self.context_length,
+            arms={},
+            undefined=dict.fromkeys(("baseline", "candidate", "control", "target"), reason),
+        )
+
+    @property
+    def context_length(self) -> int:
+        """The user's, or the middle of the traffic's own contexts: half of a response is behind."""
+        if self.settings.context_length is not None:
+            return self.settings.context_length
+        lengths = [
+            len(r.prompt_token_ids) + len(r.response_token_ids) // 2 for r in self.traffic.responses
+        ]
+        return int(np.median(lengths))
+
+    def _inputs(self, arm: str) -> dict[str, Any]:
+        identity = model_identity(getattr(self.models, arm))
+        target = self.models.target
+        return {
+            arm: identity["sha256"],
+            "target": None if target is None else model_identity(target)["sha256"],
+            "traffic": self.traffic.sha256,
+            "rule": self.rule,
+            "dtype": str(self.dtype),
+            "device": str(self.device),
+        }
+
+
+def _rounds(
+    traffic: Traffic, counted: list[int], keep: list[NDArray[np.float64]], k: int
+) -> tuple[float, ...]:
+    if not counted:
+        return ()
+    ids = [traffic.responses[i].prompt_id for i in counted]
+    replayed: Replayed = replay_rounds(ids, [keep[i] for i in counted], [k])
+    return tuple(replayed.num_drafts[0].tolist())
+
+
+def _live_k(ks: tuple[int, ...]) -> int:
+    """One k is proof enough, replay being exact for each: the largest up to 4."""
+    small = [k for k in ks if k <= 4]
+    return max(small) if small else min(ks)
