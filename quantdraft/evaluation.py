@@ -16,7 +16,7 @@ from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import OutputExistsError
 from quantdraft.inputs import Models, Settings, check_settings, open_models, read_run_traffic, say
 from quantdraft.judgement import Measurements, judged
-from quantdraft.ledger import byte_ledger, ledger_summary
+from quantdraft.ledger import byte_ledger
 from quantdraft.measuring import Measuring
 from quantdraft.models import pick_device, pick_dtype
 from quantdraft.proof import claims_but_not_quantized
@@ -60,11 +60,7 @@ def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
         is_control=models.candidate.quantization is None,
         not_quantized=false_claim,
         has_identical_logits=None if false_claim else work.has_identical_logits(),
-        ledger=ledger_summary(
-            byte_ledger(models.baseline),
-            byte_ledger(models.candidate),
-            context_length=work.context_length,
-        ),
+        ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
     )

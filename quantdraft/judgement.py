@@ -19,6 +19,7 @@ from quantdraft.comparison import (
     slice_by_position,
     speed_point,
 )
+from quantdraft.ledger import Ledger, ledger_summary
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
@@ -52,7 +53,7 @@ class Measurements:
     is_control: bool  # nothing was quantized
     not_quantized: str | None  # why a claimed quantization is not there
     has_identical_logits: bool | None
-    ledger: dict[str, Any]
+    ledgers: tuple[Ledger, Ledger]  # of baseline and candidate
     provenance: dict[str, Any]
     seed: int
 
@@ -107,7 +108,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         latency=measured.latency,
         live=measured.live,
         verdict=verdict,
-        ledger=measured.ledger,
+        ledger=_ledger(measured, point),
         provenance=measured.provenance,
     )
 
@@ -163,6 +164,18 @@ def _alarms(
     )
     raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
     return raised if false_claim is None else (false_claim, *raised)
+
+
+def _ledger(measured: Measurements, point: SpeedPoint) -> dict[str, Any]:
+    """The byte ledger at the measured k and c, where there is a c."""
+    draft_ms, target_ms = point.baseline_draft_step_ms, point.autoregressive_step_ms
+    is_timed = draft_ms is not None and target_ms is not None
+    return ledger_summary(
+        *measured.ledgers,
+        context_length=measured.latency.context_length,
+        num_speculative_tokens=point.baseline_num_speculative_tokens if is_timed else None,
+        cost_ratio=draft_ms / target_ms if draft_ms and target_ms else None,
+    )
 
 
 def _num_timings(latency: Latency) -> int:
