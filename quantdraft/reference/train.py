@@ -5,8 +5,8 @@
     python -m quantdraft.reference.train responses --work-dir W
     python -m quantdraft.reference.train draft --work-dir W
 
-The draft learns on text of two kinds in equal parts: the corpus, and the target's own greedy
-responses to beginnings of the corpus, which is what it will be asked to imitate.
+The draft learns on text of two kinds: a quarter is the corpus, and three quarters the target's own
+greedy responses to beginnings of the corpus, which is what it will be asked to imitate.
 
 Seeded, resumable (a killed run goes on from its last checkpoint) and device-agnostic: bf16 autocast
 where the hardware multiplies bf16, float32 elsewhere. Raising or lowering `--tokens` of a running
@@ -206,9 +206,9 @@ class TrainingRun:
         return torch.from_numpy(np.stack(rows)).to(self.device)
 
     def _window(self, i: int, start: int) -> NDArray[np.uint16]:
-        """Window i: of the corpus, or for a draft every second one of the target's own text."""
-        if self.responses is not None and i % 2 == 1:
-            row: NDArray[np.uint16] = self.responses[(i // 2) % len(self.responses)]
+        """Window i: of the corpus, or for a draft three of four of the target's own text."""
+        if self.responses is not None and i % 4 != 0:
+            row: NDArray[np.uint16] = self.responses[(i - i // 4 - 1) % len(self.responses)]
             return row
         window: NDArray[np.uint16] = self.tokens[start : start + SEQUENCE_LENGTH]
         return window
