@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 
 import torch
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.native import NativeModel, load_native
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.latency import Stepper, quick_ms, time_interleaved
+from quantdraft.latency import Stepper, time_interleaved
 from quantdraft.results import ArmLatency, Latency, StepSamples
+
+# Enough for a choice between float types, which differ by a lot or do not matter.
+TRIAL_SECONDS = 1.0
 
 Timed = dict[tuple[str, int], StepSamples]
 
@@ -46,8 +49,10 @@ def measure_latency(
         "target": (target, widths[-1]),
     }
     for name, (checkpoint, width) in plan.items():
+        is_like_baseline = name != "target" and checkpoint.quantization is None
+        known = models.get("baseline") if is_like_baseline else None
         try:
-            dtypes = _dtypes(device) if name != "control" else [_dtype(models.get("baseline"))]
+            dtypes = _dtypes(device) if known is None else [_dtype(known)]
             models[name] = _load_fastest(checkpoint, dtypes, device, at, width)
         except UndefinedMetricError as error:
             undefined[name] = str(error)
@@ -78,7 +83,8 @@ def _time(
         stepper = at(native.model)
         for width in widths if name == "target" else [1]:
             steps[f"{name} {width}"] = partial(stepper.step, width)
-    samples = time_interleaved(steps, device, max_seconds, progress=progress)
+    drafts = frozenset(name for name in steps if not name.startswith("target"))
+    samples = time_interleaved(steps, device, max_seconds, rehearsed=drafts, progress=progress)
     return {(key.split()[0], int(key.split()[1])): value for key, value in samples.items()}
 
 
@@ -89,28 +95,24 @@ def _load_fastest(
     at: Callable[..., Stepper],
     width: int,
 ) -> NativeModel:
-    """The checkpoint in the float type that a quick trial finds fastest, one in memory at a time.
+    """The checkpoint in the float type that a short interleaved trial finds fastest.
 
-    A baseline held to a slow float type would make a poor candidate look good.
+    A baseline held to a slow float type would make a poor candidate look good. Full-precision arms
+    share the baseline's choice: two copies of one model must not differ by what a trial found.
     """
-    if len(dtypes) == 1:
-        return load_native(checkpoint, dtypes[0], device)
-    trials = {}
-    for dtype in dtypes:
-        native = load_native(checkpoint, dtype, device)
-        trials[dtype] = quick_ms(partial(at(native.model).step, width), device)
-        del native
-        gc.collect()
-    return load_native(checkpoint, min(trials, key=lambda dtype: trials[dtype]), device)
+    loaded = {str(dtype): load_native(checkpoint, dtype, device) for dtype in dtypes}
+    if len(loaded) == 1:
+        return loaded.popitem()[1]
+    steps = {name: partial(at(native.model).step, width) for name, native in loaded.items()}
+    timed = time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=frozenset(steps))
+    return loaded[min(timed, key=lambda name: median(timed[name].samples_ms))]
 
 
 def _dtypes(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16] if device.type == "cpu" else [torch.bfloat16]
 
 
-def _dtype(native: NativeModel | None) -> torch.dtype:
-    if native is None:
-        raise UndefinedMetricError("the baseline could not be timed, so it has no control")
+def _dtype(native: NativeModel) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, native.compute_dtype)
     return dtype
 

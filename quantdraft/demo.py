@@ -17,13 +17,14 @@ from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
 from quantdraft.reference import pair_dir
 from quantdraft.report import compare
+from quantdraft.report.headline import sentence
 from quantdraft.results import Evaluation, read_evaluation
 from quantdraft.traffic import Sampling
 
 RECIPES = ("identity", "fp8", "int8", "int8-head8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
 NUM_TOKENS = 128
-LATENCY_SECONDS = 6.0
+LATENCY_SECONDS = 7.0
 LIVE_PROMPTS = 2
 PROMPTS = {"prompts": "evaluation", "calibration": "calibration, of other files"}
 
@@ -113,7 +114,7 @@ def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: 
 
 
 def _line(evaluation: Evaluation) -> str:
-    return f"{evaluation.verdict.decision}: {evaluation.verdict.summary}"
+    return f"{evaluation.verdict.decision}: {sentence(evaluation.verdict)}"
 
 
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:

@@ -1,12 +1,14 @@
 """Step times: interleaved, warmed up, every sample kept. Measures; never judges.
 
 A step is one forward pass over m new tokens on top of a KV cache of a given length: m = 1 for a
-draft step, m = k + 1 for a verification. Arms take turns within a block (A B C C B A), so a drift
-of the machine's speed falls on all of them alike, and samples are paired by block.
+draft step, m = k + 1 for a verification. Arms take turns within a block (A B C C B A, shuffled
+anew for each block), so a drift of the machine's speed and the place in the order fall on all of
+them alike, and samples are paired by block.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,49 +68,48 @@ def time_interleaved(
     device: torch.device,
     max_seconds: float,
     max_blocks: int = 400,
+    rehearsed: frozenset[str] = frozenset(),
+    seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, StepSamples]:
     """Samples in ms for every named step; sample i of all names comes from block i.
 
     A block runs every step forwards, then backwards, and its sample is the mean of the two. Blocks
     repeat for `max_seconds`, at least MIN_BLOCKS of them; the first ones are warm-up and discarded.
+
+    A step that follows itself finds its weights in the caches, and one that follows a larger model
+    does not: timed in a fixed order, two copies of one draft differed by 3 %. So the order changes
+    with every block, and a step in `rehearsed` runs once untimed just before, as draft steps do.
     """
-    names = list(steps)
+    names, shuffled = list(steps), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(NUM_WARMUP_BLOCKS):
-        _run_block(steps, [*names, *reversed(names)], device)
+        _run_block(steps, names, rehearsed, device)
     started = time.perf_counter()
     for block in range(max_blocks):
         elapsed = time.perf_counter() - started
         if block >= MIN_BLOCKS and elapsed > max_seconds:
             break
-        progress(min(1.0, elapsed / max_seconds))
-        for name, ms in _run_block(steps, [*names, *reversed(names)], device).items():
+        progress(min(1.0, elapsed / max_seconds) if max_seconds > 0 else 1.0)
+        shuffled.shuffle(names)
+        for name, ms in _run_block(steps, names, rehearsed, device).items():
             samples[name].append(ms)
     return {name: StepSamples(tuple(values)) for name, values in samples.items()}
 
 
 def _run_block(
-    steps: Mapping[str, Callable[[], None]], order: list[str], device: torch.device
+    steps: Mapping[str, Callable[[], None]],
+    names: list[str],
+    rehearsed: frozenset[str],
+    device: torch.device,
 ) -> dict[str, float]:
     total = dict.fromkeys(steps, 0.0)
-    for name in order:
+    for name in [*names, *reversed(names)]:
+        if name in rehearsed:
+            steps[name]()
         synchronize(device)
         started = time.perf_counter()
         steps[name]()
         synchronize(device)
         total[name] += time.perf_counter() - started
     return {name: seconds * 1e3 / 2 for name, seconds in total.items()}
-
-
-def quick_ms(step: Callable[[], None], device: torch.device, num_runs: int = 5) -> float:
-    """Fastest of a few runs, in ms: to choose between two ways to run one arm, never to judge."""
-    step()
-    best = float("inf")
-    for _ in range(num_runs):
-        synchronize(device)
-        started = time.perf_counter()
-        step()
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best * 1e3

@@ -18,7 +18,17 @@ def test_every_block_runs_forwards_and_backwards_and_keeps_every_sample():
     steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     timed = time_interleaved(steps, CPU, max_seconds=0.0)
     assert "".join(calls[:6]) == "abccba"
+    blocks = ["".join(calls[i : i + 6]) for i in range(0, len(calls), 6)]
+    assert all(block[:3] == block[:2:-1] for block in blocks)
+    assert len(set(blocks)) > 1  # no arm keeps its place in the order
     assert {len(samples.samples_ms) for samples in timed.values()} == {MIN_BLOCKS}
+
+
+def test_a_rehearsed_step_runs_untimed_just_before_it_is_timed():
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    time_interleaved(steps, CPU, max_seconds=0.0, rehearsed=frozenset("a"))
+    assert "".join(calls[:6]) == "aabbaa"
 
 
 def test_a_step_twice_as_long_takes_twice_as_long():
