@@ -121,7 +121,7 @@ def apply(
         calibration=calibration,
         device=device,
         force=force,
-        progress=lambda step: click.echo(f"{step} …", err=True),
+        progress=_tell if sys.stderr.isatty() else None,
     )
     if as_json:
         click.echo(json.dumps(checkpoint.manifest, indent=1))
@@ -346,6 +346,10 @@ def _echo_applied(checkpoint: Any) -> None:
 
     for line in applied_lines(checkpoint):
         click.echo(line)
+
+
+def _tell(step: str) -> None:
+    click.echo(f"{step} …", err=True)
 
 
 def _fail(message: str) -> NoReturn:
