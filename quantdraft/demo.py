@@ -46,7 +46,7 @@ def demo(
     started = time.monotonic()
     _open_output(output, force)
     recipes = [load_recipe(name) for name in names or RECIPES]
-    target, draft = str(pair_dir() / "target"), str(pair_dir() / "draft")
+    target, draft = str(_pair() / "target"), str(_pair() / "draft")
 
     say(f"1. check: does the draft fit the target?  {check(target, draft).lines()[-1]}")
     traffic = {name: _captured(output, name, target, num_prompts, say) for name in PROMPTS}
@@ -88,7 +88,7 @@ def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) 
     if not path.exists():
         traffic = capture(
             target,
-            pair_dir() / f"{name}.jsonl",
+            _pair() / f"{name}.jsonl",
             path,
             sampling=Sampling(),
             max_new_tokens=NUM_TOKENS,
@@ -98,6 +98,12 @@ def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) 
         size = f"{len(traffic.responses)} prompts, {traffic.num_tokens} tokens"
         say(f"2. capture: the target's own responses for {PROMPTS[name]}: {size}")
     return path
+
+
+def _pair() -> Path:
+    """The embedded pair, by a path that is short to read where there is one."""
+    here = Path.cwd()
+    return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
 
 
 def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
@@ -118,26 +124,25 @@ def _line(evaluation: Evaluation) -> str:
 
 
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
-    """Export the fastest go; without one there is nothing to serve, and that is said."""
-    goes = [e for e in evaluations if e.verdict.decision == "go"]
-    if not goes:
-        say("No recipe is a go on this machine, so nothing is exported: `quantdraft export` could.")
+    """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
+    timed = [e for e in evaluations if _speedup(e) is not None and e.name != "identity"]
+    if not timed:
+        say("Nothing is exported: no recipe could be timed on this machine.")
         return
-    best = max(goes, key=_speedup)
-    candidate = output / "candidates" / best.name
+    best = max(timed, key=lambda evaluation: _speedup(evaluation) or 0.0)
     lines = export(
-        candidate,
+        output / "candidates" / best.name,
         "transformers",
         output / "export",
         target=target,
         run=output / "runs" / best.name,
-        require_go=True,
         force=True,
     )
+    say(f"Export of the fastest, {best.name}:")
     for line in lines:
-        say(line)
+        say(f"  {line}")
 
 
-def _speedup(evaluation: Evaluation) -> float:
+def _speedup(evaluation: Evaluation) -> float | None:
     speedup = evaluation.operating_point.speedup_over_baseline
-    return speedup.value if speedup is not None else 0.0
+    return None if speedup is None else speedup.value

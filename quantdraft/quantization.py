@@ -77,7 +77,7 @@ def apply(
         candidate = open_checkpoint(staging)
         proof = prove(recipe, source, candidate, torch_device)
         manifest = _manifest(recipe, source, candidate, data, proof) | {
-            "draft": model_identity(source, draft),
+            "draft": model_identity(source, draft) | {"path": str(source.path.absolute())},
             "environment": environment(str(torch_device)),
         }
         write_json(staging / MANIFEST_FILE, manifest)
