@@ -24,7 +24,7 @@ def summarize(
         return f"{decision}: {_with_speed(evidence, policy, checks)}"
     if decision == "inconclusive":
         why = evidence.speed_undefined or "latency was not measured"
-        return f"for want of speed ({why}): {_acceptance(evidence)}"
+        return f"{decision}: for want of speed ({why}): {_acceptance(evidence)}"
     failed = next(check.name for check in checks if check.result == "fail")
     return f"{decision}: {failed}, from acceptance alone: {_acceptance(evidence)}"
 
