@@ -111,7 +111,7 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: the unpacked weights may be used anywhere
 def _unpack(model: Any) -> None:
     model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
 

@@ -167,7 +167,10 @@ def at_k(evaluation: Evaluation, k: int) -> AcceptanceComparison | None:
 
 def missing_speed(evaluation: Evaluation) -> str:
     """Why a latency, and all that follows from it, is undefined."""
-    reasons = [f"{arm}: {why}" for arm, why in evaluation.latency.undefined.items()]
+    by_reason: dict[str, list[str]] = {}
+    for arm, why in evaluation.latency.undefined.items():
+        by_reason.setdefault(why, []).append(arm)
+    reasons = [f"{', '.join(arms)}: {why}" for why, arms in by_reason.items()]
     return "; ".join(reasons) if reasons else "its latency was not measured"
 
 

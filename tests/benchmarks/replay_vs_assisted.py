@@ -136,7 +136,6 @@ def main() -> None:
         apply(load_recipe(options.recipe), str(pair_dir() / "draft"), directory / "candidate")
         target = load_model(pair_dir() / "target", torch.float32, CPU)
         draft = load_model(directory / "candidate", torch.float32, CPU)
-        draft(input_ids=torch.tensor([[1]]))  # a compressed checkpoint unpacks at its first forward
         figures = compare(traffic, target, draft, list(range(1, options.max_k + 1)))
     print(json.dumps({"recipe": options.recipe, **figures}))
 
