@@ -14,4 +14,8 @@ def bar(total: float, name: str, unit: str) -> Iterator[Callable[[float], None]]
 
     is_hidden = not sys.stderr.isatty()
     with tqdm(total=total, desc=name, unit=unit, file=sys.stderr, disable=is_hidden) as shown:
-        yield shown.update
+
+        def advance(by: float) -> None:
+            shown.update(by)
+
+        yield advance
