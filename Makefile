@@ -1,31 +1,39 @@
 # make setup   a virtual environment in .venv with everything pinned
 # make demo    the whole job on the embedded pair; leaves a report in demo-run/
 # make test    every test that needs neither a GPU nor more than half a minute
+# make test-engines   the tests that need vLLM; makes its environment first, which takes minutes
 # make check   formatter, linter, type checker
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: setup demo test test-slow bench check clean
+.PHONY: setup demo test test-slow test-engines bench check clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,bitsandbytes,gptqmodel,dev]'
 	touch $(STAMP)
 
 demo: setup
 	$(BIN)/quantdraft demo --output demo-run --force
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not engine"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not engine"
+
+test-engines: setup
+	$(BIN)/quantdraft engines list --json | grep -q '"version"' || $(BIN)/quantdraft engines install vllm
+	$(BIN)/python -m pytest -m engine
 
 bench: setup
+	$(BIN)/python -m tests.benchmarks.draft_step --shape llama-3.2-1b
+	$(BIN)/python -m tests.benchmarks.live_loop
+	$(BIN)/python -m tests.benchmarks.control
 	$(BIN)/python -m tests.benchmarks.replay_vs_assisted
 
 check: setup

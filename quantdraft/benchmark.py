@@ -1,24 +1,71 @@
-"""The arms of an evaluation, timed side by side: target, baseline, control, candidate."""
+"""The arms of an evaluation, timed side by side: target, baseline, control, candidates.
+
+Every arm is loaded once and stepped at each point (batch, context). A point or an arm that does
+not fit into memory or time is left out, and `Latency.undefined` says why; nothing is estimated.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 
+from quantdraft.arms import (
+    BASELINE,
+    CONTROL,
+    TARGET,
+    Arm,
+    Arms,
+    Step,
+    memory_shortage,
+    point_bytes,
+    probe_ms,
+)
 from quantdraft.checkpoint import Checkpoint
-from quantdraft.engines.native import NativeModel, load_native
-from quantdraft.errors import UndefinedMetricError
-from quantdraft.latency import Stepper, time_interleaved
-from quantdraft.results import ArmLatency, Latency, StepSamples
+from quantdraft.engines.native import NativeModel
+from quantdraft.engines.source import WeightSource, stored_weights
+from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS, time_interleaved
+from quantdraft.memory import peak_bytes, reset_peak
+from quantdraft.results import ArmLatency, Latency, Roofline, StepSamples
+from quantdraft.roofline import measure_roofline
 
-# Enough for a choice between float types, which differ by a lot or do not matter.
-TRIAL_SECONDS = 1.0
+# A point beyond the first is given up where its fewest blocks take this many times the budget.
+MAX_OVERRUN = 3.0
+HEAD = "head"
 
-Timed = dict[tuple[str, int], StepSamples]
+Progress = Callable[[float], None]
+Key = tuple[str, int | str]  # arm, and its new tokens or HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is timed, and for how long."""
+
+    points: tuple[tuple[int, int], ...]  # (batch size, context length)
+    widths: tuple[int, ...]  # new tokens of the target's steps; a draft's step has one
+    device: torch.device
+    max_seconds: float  # a point
+    # Target steps in the blocks of the draft steps: a round is then paired. Apart, the drafts get
+    # more samples, being the shorter steps.
+    is_paired: bool = True
+    has_heads: bool = False  # the drafts' output heads too, each alone
+    tries_compiled: bool = False  # on a CPU: each arm compiled too, the faster way is timed
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One arm at one point."""
+
+    arm: Arm
+    step: Step
+    peak_memory_bytes: int
+    probe_ms: dict[int, float]  # by new tokens: one look, not a sample
 
 
 def measure_latency(
@@ -31,100 +78,214 @@ def measure_latency(
     context_length: int,
     device: torch.device,
     max_seconds: float,
-    progress: Callable[[float], None] = lambda share: None,
-) -> Latency:
+    more_points: Sequence[tuple[int, int]] = (),
+    progress: Progress = lambda share: None,
+) -> tuple[Latency, ...]:
     """Draft steps of baseline, control and candidate, and target steps of 1 and k + 1 tokens.
 
+    The first is the operating point, the others those of `more_points` (batch, context) in order.
     The control is the baseline loaded a second time: its ratio to the baseline is the noise floor.
-    An arm whose format has no kernel on this machine is left out and `undefined` says why.
     """
-    widths = sorted({1, *(k + 1 for k in ks)})
-    at = partial(Stepper, batch_size=batch_size, context_length=context_length)
-    models: dict[str, NativeModel] = {}
-    undefined: dict[str, str] = {}
-    plan = {
-        "baseline": (baseline, 1),
-        "candidate": (candidate, 1),
-        "control": (baseline, 1),
-        "target": (target, widths[-1]),
+    operating = (batch_size, context_length)
+    plan = Plan(
+        points=(operating, *(point for point in more_points if point != operating)),
+        widths=tuple(sorted({1, *(k + 1 for k in ks)})),
+        device=device,
+        max_seconds=max_seconds,
+    )
+    sources = {
+        BASELINE: stored_weights(baseline),
+        "candidate": stored_weights(candidate),
+        CONTROL: stored_weights(baseline),
+        TARGET: stored_weights(target),
     }
-    for name, (checkpoint, width) in plan.items():
-        is_like_baseline = name != "target" and checkpoint.quantization is None
-        known = models.get("baseline") if is_like_baseline else None
-        try:
-            dtypes = _dtypes(device) if known is None else [_dtype(known)]
-            models[name] = _load_fastest(checkpoint, dtypes, device, at, width)
-        except UndefinedMetricError as error:
-            undefined[name] = str(error)
-    before = _load_average()
-    timed = _time(models, widths, at, device, max_seconds, progress)
-    return Latency(
-        engine="native",
-        device=str(device),
-        num_threads=torch.get_num_threads(),
-        batch_size=batch_size,
-        context_length=context_length,
-        arms={name: _arm(name, native, timed) for name, native in models.items()},
-        undefined=undefined,
-        load_average=(before, _load_average()),
-    )
+    return measure_grid(sources, plan, progress)
 
 
-def _time(
-    models: dict[str, NativeModel],
-    widths: list[int],
-    at: Callable[..., Stepper],
-    device: torch.device,
-    max_seconds: float,
-    progress: Callable[[float], None],
-) -> Timed:
-    steps: dict[str, Callable[[], None]] = {}
-    for name, native in models.items():
-        stepper = at(native.model)
-        for width in widths if name == "target" else [1]:
-            steps[f"{name} {width}"] = partial(stepper.step, width)
-    drafts = frozenset(name for name in steps if not name.startswith("target"))
-    samples = time_interleaved(steps, device, max_seconds, rehearsed=drafts, progress=progress)
-    return {(key.split()[0], int(key.split()[1])): value for key, value in samples.items()}
+def measure_grid(
+    sources: Mapping[str, WeightSource], plan: Plan, progress: Progress = lambda share: None
+) -> tuple[Latency, ...]:
+    """One Latency a point of the plan, in its order; the roofline is measured once, before.
 
-
-def _load_fastest(
-    checkpoint: Checkpoint,
-    dtypes: Sequence[torch.dtype],
-    device: torch.device,
-    at: Callable[..., Stepper],
-    width: int,
-) -> NativeModel:
-    """The checkpoint in the float type that a short interleaved trial finds fastest.
-
-    A baseline held to a slow float type would make a poor candidate look good. Full-precision arms
-    share the baseline's choice: two copies of one model must not differ by what a trial found.
+    sources: weights by arm. BASELINE comes before the drafts that share its float type; where
+    memory ends, the arms that come last are the ones left out.
     """
-    loaded = {str(dtype): load_native(checkpoint, dtype, device) for dtype in dtypes}
-    if len(loaded) == 1:
-        return loaded.popitem()[1]
-    steps = {name: partial(at(native.model).step, width) for name, native in loaded.items()}
-    timed = time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=frozenset(steps))
-    return loaded[min(timed, key=lambda name: median(timed[name].samples_ms))]
+    roofline = measure_roofline(plan.device)
+    widths = {name: plan.widths if name == TARGET else (1,) for name in sources}
+    batch_sizes = [batch for batch, _ in plan.points]
+    arms = Arms(sources, widths, batch_sizes, plan.device, plan.tries_compiled)
+    measured: dict[tuple[int, int], Latency] = {}
+    in_order = sorted(set(plan.points))  # by batch: float32 wins from some batch on
+    for batch_size, group in groupby(in_order, key=itemgetter(0)):
+        contexts = [context for _, context in group]
+        loaded = arms.at(batch_size, contexts[0])
+        for context_length in contexts:
+            base = len(measured)
+
+            def share(part: float, base: int = base) -> None:
+                progress((base + part) / len(in_order))
+
+            point = _Point(plan, batch_size, context_length, roofline)
+            measured[batch_size, context_length] = point.latency(loaded, arms.undefined, share)
+    return tuple(measured[point] for point in plan.points)
 
 
-def _dtypes(device: torch.device) -> list[torch.dtype]:
-    return [torch.float32, torch.bfloat16] if device.type == "cpu" else [torch.bfloat16]
+@dataclass(frozen=True, slots=True)
+class _Point:
+    plan: Plan
+    batch_size: int
+    context_length: int
+    roofline: Roofline
+
+    def latency(
+        self, arms: Mapping[str, Arm], not_loaded: Mapping[str, str], progress: Progress
+    ) -> Latency:
+        """All arms at this point, in the same blocks."""
+        undefined = dict(not_loaded)
+        before = _load_average()
+        opened = self._open(arms, undefined)
+        too_long = self._overrun(opened)
+        timed: dict[Key, StepSamples] = {}
+        if too_long is None:
+            timed = self._time(opened, progress)
+        else:
+            undefined |= dict.fromkeys(opened, too_long)
+        return Latency(
+            engine="native",
+            device=str(self.plan.device),
+            num_threads=torch.get_num_threads(),
+            batch_size=self.batch_size,
+            context_length=self.context_length,
+            arms={n: self._arm(n, arm, timed) for n, arm in opened.items()} if timed else {},
+            undefined=undefined,
+            load_average=(before, _load_average()),
+            roofline=self.roofline,
+        )
+
+    def _open(self, arms: Mapping[str, Arm], undefined: dict[str, str]) -> dict[str, Opened]:
+        opened: dict[str, Opened] = {}
+        for name, arm in arms.items():
+            widths = self.plan.widths if name == TARGET else (1,)
+            needed = point_bytes(arm, self.batch_size, self.context_length, max(widths))
+            shortage = memory_shortage(needed, self.plan.device)
+            if shortage is not None:
+                undefined[name] = f"{self.where} does not fit: {shortage}"
+                continue
+            try:
+                opened[name] = self._look(arm, widths)
+            except torch.OutOfMemoryError:
+                undefined[name] = f"{self.where} does not fit: the device ran out of memory"
+        return opened
+
+    def _look(self, arm: Arm, widths: Sequence[int]) -> Opened:
+        device = self.plan.device
+        reset_peak(device)
+        step = arm.open_step(self.batch_size, self.context_length, max(widths))
+        looks = {width: probe_ms(step, width, device) for width in widths}
+        return Opened(arm, step, peak_bytes(device), looks)
+
+    @property
+    def where(self) -> str:
+        """The point in words."""
+        return f"batch {self.batch_size}, context {self.context_length}"
+
+    def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
+        """Why this point is given up; the first one of a plan never is."""
+        if (self.batch_size, self.context_length) == self.plan.points[0]:
+            return None
+        seconds = fewest_seconds({name: arm.probe_ms for name, arm in opened.items()})
+        if seconds <= MAX_OVERRUN * self.plan.max_seconds:
+            return None
+        return (
+            f"{self.where} would take {seconds:.0f} s for the fewest timings that mean anything; "
+            f"the budget is {self.plan.max_seconds:.0f} s"
+        )
+
+    def _time(self, opened: Mapping[str, Opened], progress: Progress) -> dict[Key, StepSamples]:
+        drafts = self._steps(opened, is_target=False)
+        target = self._steps(opened, is_target=True)
+        seconds, time = self.plan.max_seconds, self._interleave
+        if self.plan.is_paired or not drafts or not target:
+            return time(drafts | target, drafts, seconds, progress)
+        first = time(drafts, drafts, seconds / 2, lambda share: progress(share / 2))
+        return first | time(target, {}, seconds / 2, lambda share: progress(0.5 + share / 2))
+
+    def _steps(
+        self, opened: Mapping[str, Opened], is_target: bool
+    ) -> dict[Key, Callable[[], None]]:
+        steps: dict[Key, Callable[[], None]] = {}
+        for name, arm in opened.items():
+            if (name == TARGET) != is_target:
+                continue
+            for width in arm.probe_ms:
+                steps[name, width] = partial(arm.step.step, width)
+            if self.plan.has_heads and not is_target:
+                head = head_product(arm.arm.native, self.batch_size)
+                if head is not None:
+                    steps[name, HEAD] = head
+        return steps
+
+    def _interleave(
+        self,
+        steps: Mapping[Key, Callable[[], None]],
+        rehearsed: Mapping[Key, Callable[[], None]],
+        seconds: float,
+        progress: Progress,
+    ) -> dict[Key, StepSamples]:
+        names = {f"{arm} {what}": (arm, what) for arm, what in steps}
+        timed = time_interleaved(
+            {name: steps[key] for name, key in names.items()},
+            self.plan.device,
+            seconds,
+            rehearsed=frozenset(name for name, key in names.items() if key in rehearsed),
+            seed=self.plan.seed,
+            progress=progress,
+        )
+        return {names[name]: samples for name, samples in timed.items()}
+
+    def _arm(self, name: str, opened: Opened, timed: Mapping[Key, StepSamples]) -> ArmLatency:
+        native = opened.arm.native
+        return ArmLatency(
+            name=name,
+            compute_dtype=native.compute_dtype,
+            kernels=native.kernels,
+            weight_bytes=native.weight_bytes,
+            steps={width: timed[name, width] for width in opened.probe_ms},
+            step_bytes=native.step_bytes(self.batch_size, self.context_length),
+            head_bytes=opened.arm.source.ledger.head_bytes,
+            head_step=timed.get((name, HEAD)),
+            peak_memory_bytes=opened.peak_memory_bytes,
+            mode=opened.arm.mode,
+            runtime=native.runtime,
+        )
 
 
-def _dtype(native: NativeModel) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, native.compute_dtype)
-    return dtype
-
-
-def _arm(name: str, native: NativeModel, timed: Timed) -> ArmLatency:
-    return ArmLatency(
-        name=name,
-        compute_dtype=native.compute_dtype,
-        kernels=native.kernels,
-        weight_bytes=native.weight_bytes,
-        steps={width: samples for (arm, width), samples in timed.items() if arm == name},
+def fewest_seconds(probes_ms: Mapping[str, Mapping[int, float]]) -> float:
+    """What warm-up and MIN_BLOCKS take: a step runs twice a block, a draft's rehearsed as well."""
+    block_ms = sum(
+        (2 if name == TARGET else 4) * sum(looks.values()) for name, looks in probes_ms.items()
     )
+    return block_ms * (NUM_WARMUP_BLOCKS + MIN_BLOCKS) / 1e3
+
+
+def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | None:
+    """The output head's product of one token a row, alone; None where the model has no such part.
+
+    Its weights were read just before, so a head that fits into the caches looks cheaper than it is
+    inside a step.
+    """
+    if not native.is_own:
+        return None
+    model = native.model
+    x = torch.ones(
+        batch_size, 1, model.shape.hidden_size, dtype=native.dtype, device=model.embedding.device
+    )
+
+    @torch.inference_mode()
+    def product() -> None:
+        model.head(x)
+
+    return product
 
 
 def _load_average() -> float:

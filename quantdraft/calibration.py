@@ -1,16 +1,26 @@
-"""What a calibrated recipe sees: the target's own responses, chosen by seed."""
+"""What a calibrated recipe sees: token ids, chosen by seed, the same for every back end.
+
+The target's own responses are what the draft will be asked to imitate, and so the default; a file
+of texts or a data set of the Hub is there to compare them with.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoint import Checkpoint
-from quantdraft.errors import RecipeError, TrafficError
-from quantdraft.recipe import Recipe
-from quantdraft.traffic import Response, read_traffic
+from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
+from quantdraft.files import file_sha256
+from quantdraft.prompts import json_entries
+from quantdraft.recipe import Calibration, Recipe
+from quantdraft.traffic import read_traffic
+
+# Texts taken from a data set before the choice: enough to choose from, little to download.
+HUB_POOL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,52 +31,135 @@ class CalibrationData:
     record: dict[str, Any] | None = None
 
 
-def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
-    """A seeded choice of the traffic's responses, each behind its prompt, cut to length.
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    name: str
+    token_ids: tuple[int, ...]
 
-    Empty for a data-free recipe. Raises RecipeError where a calibrated one got no traffic.
+
+def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
+    """A seeded choice of samples, cut to length; empty for a data-free recipe.
+
+    path: what `--calibration` gave: traffic, or for source 'file' the JSON lines.
+    Raises RecipeError where a calibrated recipe got nothing to calibrate on.
     """
     settings = recipe.calibration
     if settings is None:
         return CalibrationData()
-    if path is None:
-        raise RecipeError(
-            f"recipe {recipe.name!r} is calibrated on the target's own responses and none were "
-            "given. Make them with `quantdraft capture --target T --prompts P --output "
-            "traffic.jsonl` and add --calibration traffic.jsonl."
-        )
-    from quantdraft.models import load_tokenizer
-
-    traffic = read_traffic(path, load_tokenizer(source.path))
-    order = list(range(len(traffic.responses)))
+    pool, origin = _pool(recipe, settings, source, path)
+    order = list(range(len(pool)))
     random.Random(settings.seed).shuffle(order)
-    chosen = [traffic.responses[i] for i in sorted(order[: settings.num_samples])]
-    samples = tuple(_sample(response, settings.max_seq_length) for response in chosen)
-    _require_known_ids(path, source, chosen)
-    record = {
-        "path": str(path),
-        "sha256": traffic.sha256,
+    chosen = [pool[i] for i in sorted(order[: settings.num_samples])]
+    samples = tuple(sample.token_ids[: settings.max_seq_length] for sample in chosen)
+    _require_known_ids(str(origin.get("path") or origin.get("dataset")), source, chosen)
+    record = origin | {
+        "source": settings.source,
         "seed": settings.seed,
         "num_samples": len(samples),
         "num_tokens": sum(len(sample) for sample in samples),
-        "prompt_ids": [response.prompt_id for response in chosen],
+        "prompt_ids": [sample.name for sample in chosen],
     }
     return CalibrationData(samples, record)
 
 
-def _sample(response: Response, max_length: int) -> tuple[int, ...]:
-    return (response.prompt_token_ids + response.response_token_ids)[:max_length]
+def _pool(
+    recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
+) -> tuple[list[_Sample], dict[str, Any]]:
+    """Everything there is to choose from, and what identifies it."""
+    from quantdraft.models import load_tokenizer
+
+    if settings.source == "hub":
+        return _hub(settings, load_tokenizer(source.path))
+    if settings.source == "file" and path is None and settings.path is not None:
+        path = Path(settings.path)
+    if path is None:
+        raise RecipeError(_nothing_given(recipe, settings))
+    tokenizer = load_tokenizer(source.path)
+    if settings.source == "file":
+        return _file(path, settings.column, tokenizer)
+    traffic = read_traffic(path, tokenizer)
+    pool = [
+        _Sample(r.prompt_id, r.prompt_token_ids + r.response_token_ids) for r in traffic.responses
+    ]
+    return pool, {"path": str(path), "sha256": traffic.sha256}
 
 
-def _require_known_ids(path: Path, source: Checkpoint, responses: list[Response]) -> None:
+def _file(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """Texts of a JSON lines file."""
+    texts = []
+    for place, entry in json_entries(path):
+        if not isinstance(entry.get(column), str):
+            raise TrafficError(f"{path}:{place}: has no text under {column!r}.")
+        texts.append((place, entry[column]))
+    origin = {"path": str(path), "sha256": file_sha256(path), "column": column}
+    return list(_tokenized(texts, tokenizer)), origin
+
+
+def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """The first rows of a data set of the Hub, of which the samples are chosen.
+
+    Rows are streamed: the whole set is not downloaded.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            f"calibration on the data set {settings.dataset!r} needs the package 'datasets': "
+            "pip install 'quantdraft[llmcompressor]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(settings.dataset, split=settings.split, streaming=True)
+        first = list(rows.take(HUB_POOL * settings.num_samples))
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
+        raise TrafficError(
+            f"the data set {settings.dataset!r} (split {settings.split!r}) is not available "
+            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+        ) from error
+    if not first or not isinstance(first[0].get(settings.column), str):
+        columns = ", ".join(first[0]) if first else "no rows"
+        raise TrafficError(
+            f"the data set {settings.dataset!r} has no text under {settings.column!r}. "
+            f"It has: {columns}."
+        )
+    texts = [(f"row {i}", row[settings.column]) for i, row in enumerate(first)]
+    origin = {
+        "dataset": settings.dataset,
+        "split": settings.split,
+        "column": settings.column,
+        "num_rows_read": len(first),
+    }
+    return list(_tokenized(texts, tokenizer)), origin
+
+
+def _tokenized(texts: list[tuple[str, str]], tokenizer: Any) -> Iterator[_Sample]:
+    for name, text in texts:
+        token_ids = tuple(tokenizer(text)["input_ids"])
+        if token_ids:
+            yield _Sample(name, token_ids)
+
+
+def _nothing_given(recipe: Recipe, settings: Calibration) -> str:
+    if settings.source == "file":
+        return (
+            f"recipe {recipe.name!r} is calibrated on a file of texts and none was given. Add "
+            f'--calibration FILE, JSON lines with a text under "{settings.column}".'
+        )
+    return (
+        f"recipe {recipe.name!r} is calibrated on the target's own responses and none were "
+        "given. Make them with `quantdraft capture --target T --prompts P --output "
+        "traffic.jsonl` and add --calibration traffic.jsonl."
+    )
+
+
+def _require_known_ids(origin: str, source: Checkpoint, samples: list[_Sample]) -> None:
     vocab_size = int(source.text_config["vocab_size"])
-    for response in responses:
-        largest = max(response.prompt_token_ids + response.response_token_ids, default=0)
+    for sample in samples:
+        largest = max(sample.token_ids, default=0)
         if largest >= vocab_size:
             raise TrafficError(
-                f"'{path}': prompt {response.prompt_id!r} holds token id {largest}, beyond the "
+                f"'{origin}': prompt {sample.name!r} holds token id {largest}, beyond the "
                 f"draft's vocabulary of {vocab_size}. Capture it with a target that shares the "
                 "draft's tokenizer."
             )
-    if not responses:
-        raise TrafficError(f"'{path}' holds no responses to calibrate on.")
+    if not samples:
+        raise TrafficError(f"'{origin}' holds nothing to calibrate on.")

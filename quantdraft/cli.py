@@ -67,8 +67,12 @@ def main() -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def recipes(action: str, name: str | None, as_json: bool) -> None:
-    """List the bundled recipes, or show one: `quantdraft recipes show int4`."""
-    from quantdraft.recipe import bundled_recipe_names, load_recipe, recipes_dir
+    """List the bundled recipes, or show one: `quantdraft recipes show int4`.
+
+    The list says what each needs, on which devices a kernel computes in it, and which engines load
+    the result.
+    """
+    from quantdraft.recipe import load_recipe, recipes_dir
 
     if action == "show":
         if name is None:
@@ -78,21 +82,23 @@ def recipes(action: str, name: str | None, as_json: bool) -> None:
         text = (path if path.is_file() else Path(name)).read_text(encoding="utf-8")
         click.echo(recipe.model_dump_json(indent=1) if as_json else text.rstrip())
         return
-    found = [load_recipe(each) for each in bundled_recipe_names()]
+    from quantdraft.catalogue import catalogue
+
+    entries = catalogue()
     if as_json:
-        click.echo(json.dumps([recipe.model_dump() for recipe in found], indent=1))
+        click.echo(json.dumps([entry.as_dict() for entry in entries], indent=1))
         return
-    width = max(len(recipe.name) for recipe in found)
-    for recipe in found:
-        needs = "calibrated" if recipe.needs_calibration else "data-free"
-        click.echo(f"{recipe.name:<{width}}  {needs:<10}  {recipe.summary}")
+    width = max(len(entry.recipe.name) for entry in entries)
+    for entry in entries:
+        for line in entry.lines(width):
+            click.echo(line)
 
 
 @main.command()
 @click.option("--recipe", "-r", required=True, help="A bundled name, or a path to a .yaml file.")
 @click.option("--draft", "-d", required=True, help="The full-precision draft: directory or Hub id.")
 @click.option("--output", "-o", type=DIRECTORY, help="Default: ./<draft>-<recipe>.")
-@click.option("--calibration", type=DIRECTORY, help="Traffic (JSONL) for calibrated recipes.")
+@click.option("--calibration", type=DIRECTORY, help="JSONL: traffic, or texts.")
 @click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -219,16 +225,39 @@ def capture(
 @click.option(
     "--context-length", type=int, help="Of the timed steps. Default: the traffic's median."
 )
-@click.option("--latency-seconds", type=float, default=20.0, show_default=True, help="Time budget.")
+@click.option("--batch-sizes", help="Time these too: 1,8,32. With every one of the contexts.")
+@click.option(
+    "--context-lengths", help="Time these too: 128,512. Default with --batch-sizes: the traffic's."
+)
+@click.option("--latency-seconds", type=float, default=20.0, show_default=True, help="A point.")
 @click.option("--no-latency", is_flag=True, help="Acceptance only.")
 @click.option("--live-prompts", type=int, default=4, show_default=True, help="0: no live loop.")
 @click.option("--policy", type=DIRECTORY, help="YAML with limits of the verdict.")
 @click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
 @click.option("--dtype", default="auto", show_default=True, help="Of replay and the live loop.")
 @click.option("--threads", type=int, help="CPU threads. Default: torch's own choice.")
+@click.option(
+    "--engine",
+    type=click.Choice(["native", "vllm"]),
+    default="native",
+    show_default=True,
+    help="Where speed is measured: this process's own kernels, or vLLM's servers.",
+)
+@click.option("--vllm-python", type=DIRECTORY, help="Python with vLLM. Default: the installed one.")
+@click.option("--vllm-url", multiple=True, help="A running server: URL (candidate's), or ARM=URL.")
+@click.option("--vllm-spec", multiple=True, help="KEY=VALUE for vLLM's speculative config.")
+@click.option("--vllm-args", multiple=True, help="One more argument of vLLM's server.")
+@click.option("--vllm-prompts", type=int, help="Only so many prompts are served. Default: all.")
 @click.option("--force", is_flag=True, help="Replace a finished run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def evaluate(candidate: str, ks: str, as_json: bool, **options: Any) -> None:
+def evaluate(
+    candidate: str,
+    ks: str,
+    batch_sizes: str | None,
+    context_lengths: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure a quantized draft against its full-precision self, and decide.
 
     Replays the traffic through both drafts (same tokens, every k at once), runs the live loop on a
@@ -239,13 +268,72 @@ def evaluate(candidate: str, ks: str, as_json: bool, **options: Any) -> None:
     from quantdraft.inputs import Settings
     from quantdraft.report import render_terminal
 
-    settings = Settings(candidate=candidate, ks=parse_ks(ks), **options)
+    settings = Settings(
+        candidate=candidate,
+        ks=parse_ks(ks),
+        batch_sizes=_optional_numbers(batch_sizes, "--batch-sizes"),
+        context_lengths=_optional_numbers(context_lengths, "--context-lengths"),
+        **options,
+    )
     evaluation, run_dir = evaluate_candidate(settings)
     if as_json:
         click.echo((run_dir / "evaluation.json").read_text(encoding="utf-8").rstrip())
         return
     click.echo(render_terminal(evaluation, is_whole=False))
     click.echo(f"Report: {run_dir / 'report.html'} (or: quantdraft report {run_dir})")
+
+
+@main.command()
+@click.argument("candidates", nargs=-1, type=str)
+@click.option("--target", "-t", help="Its passes over m new tokens are timed too.")
+@click.option(
+    "--baseline", "-b", help="The full-precision draft. Default: what apply started from."
+)
+@click.option("--shape", help="Random weights in a published model's shape, e.g. llama-3.2-1b.")
+@click.option("--target-shape", help="The same for the target.")
+@click.option("--recipes", help="With --shape: which candidates, e.g. int4,int8,int4-head8.")
+@click.option("--batch-sizes", default="1,2,4,8,16,32,64", show_default=True)
+@click.option("--context-lengths", default="128,512,2048", show_default=True)
+@click.option("--new-tokens", "-m", default="1-17", show_default=True, help="Of target passes.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="A point.")
+@click.option("--compile", is_flag=True, help="CPU: try compiled layers too; minutes an arm.")
+@click.option("--threads", type=int, help="CPU threads. Default: torch's own choice.")
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--output", "-o", type=DIRECTORY, help="Default: ./bench-<draft>.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def bench(
+    candidates: tuple[str, ...],
+    recipes: str | None,
+    batch_sizes: str,
+    context_lengths: str,
+    new_tokens: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Step times over batch, context and new tokens, beside this machine's memory bandwidth.
+
+    Baseline, control and candidates take turns in shuffled blocks. A point that does not fit into
+    memory or time is left out, and the table says so. Writes bench.json and bench.md.
+    """
+    from quantdraft.benching import BenchSettings
+    from quantdraft.benching import bench as run_bench
+    from quantdraft.report import render_bench
+
+    settings = BenchSettings(
+        candidates=candidates,
+        recipes=tuple(name.strip() for name in recipes.split(",")) if recipes else (),
+        batch_sizes=parse_numbers(batch_sizes, "--batch-sizes"),
+        context_lengths=parse_numbers(context_lengths, "--context-lengths"),
+        new_tokens=parse_numbers(new_tokens, "--new-tokens"),
+        **options,
+    )
+    measured, output = run_bench(settings)
+    if as_json:
+        click.echo((output / "bench.json").read_text(encoding="utf-8").rstrip())
+        return
+    click.echo(render_bench(measured))
+    click.echo(f"Record: {output / 'bench.json'}")
 
 
 @main.command()
@@ -314,6 +402,36 @@ def export(
         click.echo(line)
 
 
+@main.group(cls=OneLineErrors, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def engines(ctx: click.Context, as_json: bool) -> None:
+    """Serving engines that `evaluate` can use: list them, or `quantdraft engines install vllm`."""
+    if ctx.invoked_subcommand is None:
+        _list_engines(as_json)
+
+
+@engines.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_engines(as_json: bool) -> None:
+    """What is installed, in which version."""
+    _list_engines(as_json)
+
+
+@engines.command()
+@click.argument("name", type=click.Choice(["vllm"]))
+@click.option("--dir", "directory", type=DIRECTORY, help="Where. Default: the user's data.")
+@click.option("--force", is_flag=True, help="Replace an installed one.")
+def install(name: str, directory: Path | None, force: bool) -> None:
+    """Make an engine's own environment: the CUDA build where there is a GPU, else the CPU build."""
+    from quantdraft.engines.vllm.environment import install_vllm
+
+    found = install_vllm(directory, force=force, say=_tell)
+    click.echo(f"{name} {found.version} ({found.device_type}): {found.python}")
+    if directory is not None:
+        click.echo(f"Use it with --vllm-python {found.python}")
+
+
 @main.command()
 @click.option("--output", "-o", type=DIRECTORY, default=Path("demo-run"), show_default=True)
 @click.option("--recipe", "-r", "names", multiple=True, help="Default: a choice of bundled ones.")
@@ -339,6 +457,37 @@ def parse_ks(text: str) -> tuple[int, ...]:
     if not ks or min(ks) < 1 or max(ks) > 16:
         raise OptionError(f"-k {text!r}: the number of speculative tokens lies in 1..16.")
     return tuple(sorted(ks))
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """`4`, `1-8`, `2,4,8` or a mixture, as sorted numbers from 1."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(first) < 1:
+            raise OptionError(
+                f"{option} {text!r} is not a list of numbers from 1. Write 1,8,32 or 1-17."
+            )
+        numbers |= set(range(int(first), int(last or first) + 1))
+    if not numbers:
+        raise OptionError(f"{option} {text!r} names no number: a range goes upwards.")
+    return tuple(sorted(numbers))
+
+
+def _optional_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    return None if text is None else parse_numbers(text, option)
+
+
+def _list_engines(as_json: bool) -> None:
+    from quantdraft.engines.vllm.environment import as_record, installed_vllm
+
+    found = installed_vllm()
+    if as_json:
+        click.echo(json.dumps({"vllm": None if found is None else as_record(found)}, indent=1))
+    elif found is None:
+        click.echo("vllm  not installed: quantdraft engines install vllm")
+    else:
+        click.echo(f"vllm  {found.version} ({found.device_type})  {found.python}")
 
 
 def _echo_applied(checkpoint: Any) -> None:

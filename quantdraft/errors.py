@@ -30,6 +30,10 @@ class UndefinedMetricError(QuantDraftError):
     """A number that does not exist for this data. Never reported as 0 or 1."""
 
 
+class NoKernelError(UndefinedMetricError):
+    """This machine has no kernel that computes in the format: its latency is undefined."""
+
+
 class OptionError(QuantDraftError):
     """A value given on the command line that cannot be used."""
 
@@ -40,6 +44,10 @@ class OutputExistsError(QuantDraftError):
 
 class OutputError(QuantDraftError):
     """The output could not be written; nothing of it was left behind."""
+
+
+class EngineError(QuantDraftError):
+    """An engine that cannot be installed, started or asked, with its own reason."""
 
 
 class MissingPackageError(QuantDraftError):

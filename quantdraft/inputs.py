@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from quantdraft.capture import capture
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
@@ -34,6 +35,8 @@ class Settings:
     seed: int = 0
     batch_size: int = 1
     context_length: int | None = None
+    batch_sizes: tuple[int, ...] | None = None  # timed too, with every one of context_lengths
+    context_lengths: tuple[int, ...] | None = None
     latency_seconds: float = 20.0
     no_latency: bool = False
     live_prompts: int = 4
@@ -42,6 +45,12 @@ class Settings:
     dtype: str = "auto"
     threads: int | None = None
     force: bool = False
+    engine: Literal["native", "vllm"] = "native"
+    vllm_python: Path | None = None
+    vllm_url: tuple[str, ...] = ()
+    vllm_spec: tuple[str, ...] = ()
+    vllm_args: tuple[str, ...] = ()
+    vllm_prompts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,8 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.prompts is not None and settings.target is None:
         raise OptionError("--prompts needs --target: it is the target that answers them.")
-    for name in ("batch_size", "context_length", "max_new_tokens", "threads"):
+    _check_engine(settings)
+    for name in ("batch_size", "context_length", "max_new_tokens", "threads", "vllm_prompts"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise OptionError(f"--{name.replace('_', '-')} {value} must be at least 1.")
@@ -69,11 +79,33 @@ def check_settings(settings: Settings) -> None:
         raise OptionError(f"--latency-seconds {settings.latency_seconds} must be above 0.")
 
 
+def _check_engine(settings: Settings) -> None:
+    """What only vLLM reads needs vLLM; what vLLM cannot do is refused."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("vllm_python", "vllm_url", "vllm_spec", "vllm_args", "vllm_prompts")
+        if getattr(settings, name)
+    ]
+    if settings.engine != "vllm":
+        if given:
+            raise OptionError(f"{given[0]} needs --engine vllm.")
+        return
+    if settings.target is None:
+        raise OptionError("--engine vllm needs --target: it is what the engine serves.")
+    if settings.batch_size != 1:
+        raise OptionError(
+            f"--batch-size {settings.batch_size}: requests are sent to vLLM one at a time, so that "
+            "its counters are each prompt's own. Leave it out."
+        )
+    if settings.vllm_url and (settings.vllm_python or settings.vllm_spec or settings.vllm_args):
+        raise OptionError("--vllm-url names servers that run: they have their own settings.")
+
+
 def open_models(settings: Settings) -> Models:
     """Open what the settings name; refuse models whose token ids differ."""
     candidate = open_checkpoint(resolve_model(settings.candidate))
     require_tokenizer(candidate)
-    baseline = open_checkpoint(resolve_model(settings.baseline or _source_of(candidate)))
+    baseline = open_checkpoint(resolve_model(settings.baseline or source_of(candidate)))
     require_compatible(baseline.path, candidate.path)
     target = None
     if settings.target is not None:
@@ -82,7 +114,8 @@ def open_models(settings: Settings) -> Models:
     return Models(target, baseline, candidate)
 
 
-def _source_of(candidate: Checkpoint) -> str:
+def source_of(candidate: Checkpoint) -> str:
+    """The full-precision draft that `apply` made a candidate from, by its manifest."""
     draft = (candidate.manifest or {}).get("draft", {})
     if not draft:
         raise OptionError(

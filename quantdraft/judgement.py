@@ -19,7 +19,9 @@ from quantdraft.comparison import (
     slice_by_position,
     speed_point,
 )
-from quantdraft.ledger import Ledger, ledger_summary
+from quantdraft.comparison.projection import project_speed
+from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
+from quantdraft.ledger import Ledger, ceiling, ledger_summary
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
@@ -29,11 +31,19 @@ from quantdraft.results import (
     Latency,
     LiveCheck,
     PromptReplay,
+    Served,
     Slice,
     SpeedPoint,
 )
 from quantdraft.traffic import Traffic
-from quantdraft.verdict import Evidence, Policy, decide, measured_alarms, not_quantized
+from quantdraft.verdict import (
+    Evidence,
+    Policy,
+    decide,
+    measured_alarms,
+    not_quantized,
+    served_alarms,
+)
 
 Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
 
@@ -56,6 +66,8 @@ class Measurements:
     ledgers: tuple[Ledger, Ledger]  # of baseline and candidate
     provenance: dict[str, Any]
     seed: int
+    grid: tuple[Latency, ...] = ()  # further points of batch and context
+    served: Served | None = None  # what a serving engine did; None: the native engine measured
 
 
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
@@ -71,6 +83,11 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     fallback = _best_by_length(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
+    if measured.served is not None:
+        point = served_point(measured.served, bootstrap)
+        ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
+        others = zip(measured.ks, equal_k, strict=True)
+        equal_k = tuple(point if k == ks[1] else other for k, other in others)
     slices = _slices(measured, ks[1])
     alarms = _alarms(measured, acceptance[ks[1]], point, policy)
     verdict = decide(
@@ -80,10 +97,10 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
             speed=point,
-            num_prompts=len(measured.traffic.responses),
+            num_prompts=_num_prompts(measured),
             num_timings=_num_timings(measured.latency),
             alarms=alarms,
-            speed_undefined=_speed_undefined(measured.latency),
+            speed_undefined=_speed_undefined(measured),
             equal_k=equal_k,
             by_position=slices[0],
             by_context=slices[1],
@@ -110,6 +127,13 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         verdict=verdict,
         ledger=_ledger(measured, point),
         provenance=measured.provenance,
+        grid=measured.grid,
+        served=measured.served,
+        projection=project_speed(
+            point,
+            acceptance[ks[1]],
+            ceiling(*measured.ledgers, measured.latency.context_length),
+        ),
     )
 
 
@@ -163,6 +187,7 @@ def _alarms(
         complaint=measured.not_quantized,
     )
     raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
+    raised += served_alarms(measured.served, policy)
     return raised if false_claim is None else (false_claim, *raised)
 
 
@@ -185,8 +210,17 @@ def _num_timings(latency: Latency) -> int:
     return min(counts, default=0)
 
 
-def _speed_undefined(latency: Latency) -> str | None:
+def _num_prompts(measured: Measurements) -> int:
+    """Prompts that the intervals of the speed come from."""
+    served = measured.served
+    return len(measured.traffic.responses) if served is None else len(served_prompts(served))
+
+
+def _speed_undefined(measured: Measurements) -> str | None:
     """Why there is no speed: the candidate's reason first, it is the one that differs."""
+    if measured.served is not None:
+        return served_speed_undefined(measured.served)
+    latency = measured.latency
     for arm in ("candidate", "target", "baseline"):
         if arm in latency.undefined:
             return latency.undefined[arm]

@@ -11,50 +11,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from quantdraft.cache import rewind, rewindable_cache
 from quantdraft.results import StepSamples
 
 MIN_BLOCKS = 10
 NUM_WARMUP_BLOCKS = 2
-
-
-@dataclass(slots=True)
-class Stepper:
-    """One model at one operating point, ready to run a step of m tokens as often as asked."""
-
-    model: Any
-    batch_size: int
-    context_length: int
-    seed: int = 0
-    cache: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cache = rewindable_cache(self.model)
-        self._forward(self.context_length)
-
-    def step(self, num_tokens: int) -> None:
-        """A pass over `num_tokens` new tokens of every row, its argmax, and back to the context."""
-        self._forward(num_tokens)
-        rewind(self.cache, num_tokens)
-
-    @torch.inference_mode()
-    def _forward(self, num_tokens: int) -> None:
-        vocab_size = self.model.config.get_text_config().vocab_size
-        generator = torch.Generator().manual_seed(self.seed + num_tokens)
-        shape = (self.batch_size, num_tokens)
-        ids = torch.randint(vocab_size, shape, generator=generator).to(self.model.device)
-        out = self.model(
-            input_ids=ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=num_tokens if num_tokens < self.context_length else 1,
-        )
-        out.logits.argmax(-1)
 
 
 def synchronize(device: torch.device) -> None:

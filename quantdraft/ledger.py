@@ -14,17 +14,20 @@ from typing import Any, Literal
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import UndefinedMetricError
+from quantdraft.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.recipe import HeadLever, Recipe
 from quantdraft.schemes import (
     EMBEDDINGS,
     HEAD,
     formats_by_module,
     has_one_group,
+    kv_scales,
 )
 from quantdraft.weights import ELEMENT_BYTES, TensorInfo
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]
 MIN_SPEEDUP = 1.02  # what the verdict asks of a go; see the policy
+LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none it saves nothing
 MIN_HEAD_SAVING = 0.05  # share of a step's bytes from which a quantized head is worth its risk
 
 
@@ -69,13 +72,22 @@ class HeadOption:
 
 def byte_ledger(checkpoint: Checkpoint) -> Ledger:
     """The ledger of a checkpoint as it is, full precision or quantized."""
-    return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head)
+    cache = (checkpoint.quantization or {}).get("kv_cache_scheme") or {}
+    kv_bytes = _kv_bytes(checkpoint, cache.get("num_bits"))
+    return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head, kv_bytes)
 
 
 def project(checkpoint: Checkpoint, recipe: Recipe) -> Ledger:
     """The ledger of what the recipe would make of a full-precision checkpoint."""
     tensors = projected_tensors(checkpoint, recipe)
-    return _ledger(checkpoint, tensors, checkpoint.has_tied_head and recipe.lm_head == "keep")
+    is_tied = checkpoint.has_tied_head and recipe.lm_head == "keep"
+    kv_bytes = _kv_bytes(checkpoint, None if recipe.kv_cache == "keep" else 8)
+    return _ledger(checkpoint, tensors, is_tied, kv_bytes)
+
+
+def judged_context(recipe: Recipe) -> int:
+    """The context at which the ledger weighs a recipe: none, but for recipes of the cache."""
+    return 0 if recipe.kv_cache == "keep" else LONG_CONTEXT
 
 
 def projected_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, TensorInfo]:
@@ -83,7 +95,7 @@ def projected_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Tenso
     tensors = untied_tensors(checkpoint, recipe)
     for module, fmt in formats_by_module(recipe, tensors).items():
         tensors |= fmt.stored(module, tensors.pop(f"{module}.weight"))
-    return tensors
+    return tensors | (kv_scales(checkpoint.tensors) if recipe.kv_cache != "keep" else {})
 
 
 def untied_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, TensorInfo]:
@@ -146,9 +158,8 @@ def head_options(
     checkpoint: Checkpoint, recipe: Recipe, context_length: int = 0
 ) -> tuple[HeadOption, ...]:
     """What keep, 8-bit and 4-bit heads would cost under this recipe, in that order."""
-    levers: tuple[HeadLever, ...] = ("keep",) if recipe.is_identity else ("keep", "8-bit", "4-bit")
     options = []
-    for lever in levers:
+    for lever in recipe.head_levers:
         variant = recipe.model_copy(update={"lm_head": lever})
         ledger = project(checkpoint, variant)
         step_bytes = ledger.step_bytes(context_length)
@@ -223,14 +234,16 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     return text
 
 
-def _ledger(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], is_tied: bool) -> Ledger:
+def _ledger(
+    checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], is_tied: bool, kv_bytes: int
+) -> Ledger:
     sums: dict[str, int] = dict.fromkeys(("attention", "mlp", "head", "norms", "other"), 0)
     row_bytes = 0
     for name, info in tensors.items():
         part = part_of(name)
         if part == "embedding":
             row_bytes += replace(info, shape=info.shape[1:]).num_bytes
-        elif not name.endswith(".weight_shape"):  # read once at loading, never in a step
+        elif not name.endswith(BOOKKEEPING_SUFFIXES):
             sums[part] += info.num_bytes
     if is_tied:
         sums["head"] += tensors[embedding_name(checkpoint)].num_bytes
@@ -241,12 +254,12 @@ def _ledger(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], is_tied: 
         embedding_row_bytes=row_bytes,
         norms_bytes=sums["norms"],
         other_bytes=sums["other"],
-        kv_bytes_per_context_token=_kv_bytes(checkpoint),
+        kv_bytes_per_context_token=kv_bytes,
     )
 
 
-def _kv_bytes(checkpoint: Checkpoint) -> int:
-    """Keys and values of one token over all layers, in the embedding table's float type."""
+def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
+    """Keys and values of one token over all layers; None: in the embedding table's float type."""
     config = checkpoint.text_config
     num_layers = config.get("num_hidden_layers", config.get("n_layer", 0))
     num_heads = config.get("num_attention_heads", config.get("n_head", 0))
@@ -254,6 +267,8 @@ def _kv_bytes(checkpoint: Checkpoint) -> int:
     head_dim = config.get("head_dim") or (hidden_size // num_heads if num_heads else 0)
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     element_bytes = ELEMENT_BYTES[checkpoint.tensors[embedding_name(checkpoint)].dtype]
+    if num_bits is not None:
+        element_bytes = num_bits // 8
     return int(2 * num_layers * num_kv_heads * head_dim * element_bytes)
 
 

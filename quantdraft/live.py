@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantdraft.generation import end_token_ids
+from quantdraft.engines.native import NativeModel
+from quantdraft.engines.session import Mode, Session
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.results import AcceptanceRule
 from quantdraft.sampling import processed_logprobs
-from quantdraft.speculation import LiveRun, logit_gap, speculate
+from quantdraft.speculation import LiveRun, Plan, logit_gap, speculate
 from quantdraft.traffic import Response, Sampling, Traffic
 
 # By how much two correct kernels may differ in a logit: float32 sums of a few thousand terms, and
@@ -38,35 +39,47 @@ class LivePrompt:
 
 
 def run_live(
-    target: Any,
-    draft: Any,
+    target: NativeModel,
+    draft: NativeModel,
     traffic: Traffic,
     *,
     num_speculative_tokens: int,
     rule: AcceptanceRule,
     seed: int = 0,
+    batch_size: int = 1,
+    mode: Mode = "eager",
     progress: Callable[[int], None] = lambda num_prompts: None,
 ) -> list[LivePrompt]:
     """Decode every prompt of `traffic` speculatively, at most as many tokens as its response."""
     sampling = traffic.sampling or Sampling()
-    eos_token_ids = frozenset(end_token_ids(target))
-    results = []
-    for index, response in enumerate(traffic.responses):
-        run = speculate(
-            target,
-            draft,
-            response.prompt_token_ids,
-            num_speculative_tokens=num_speculative_tokens,
-            rule=rule,
-            sampling=sampling,
-            max_new_tokens=len(response.response_token_ids),
-            eos_token_ids=eos_token_ids,
-            generator=torch.Generator().manual_seed(seed + index),
+    plan = Plan(num_speculative_tokens, rule, sampling)
+    results: list[LivePrompt] = []
+    for start in range(0, len(traffic.responses), batch_size):
+        some = traffic.responses[start : start + batch_size]
+        verifier, proposer = _sessions((target, draft), some, num_speculative_tokens, mode)
+        batch = speculate(
+            verifier,
+            proposer,
+            [response.prompt_token_ids for response in some],
+            plan,
+            max_new_tokens=[len(response.response_token_ids) for response in some],
+            eos_token_ids=frozenset(target.end_token_ids),
+            seeds=[seed + start + row for row in range(len(some))],
         )
-        emitted = replace(response, response_token_ids=run.token_ids, logprobs=None)
-        results.append(LivePrompt(emitted, run, _text_against(target, response, run, sampling)))
-        progress(1)
+        for response, run in zip(some, batch.runs, strict=True):
+            emitted = replace(response, response_token_ids=run.token_ids, logprobs=None)
+            text = _text_against(target, response, run, sampling)
+            results.append(LivePrompt(emitted, run, text))
+        progress(len(some))
     return results
+
+
+def _sessions(
+    models: Sequence[NativeModel], some: Sequence[Response], k: int, mode: Mode
+) -> list[Session]:
+    """One session a model, with slots for the longest text and one round beyond it."""
+    longest = max(len(r.prompt_token_ids) + len(r.response_token_ids) for r in some)
+    return [Session(model, len(some), longest + k + 1, mode) for model in models]
 
 
 def live_keep(
@@ -97,7 +110,7 @@ def target_logprobs(
     return values
 
 
-def _text_against(target: Any, response: Response, run: LiveRun, sampling: Sampling) -> str:
+def _text_against(target: NativeModel, response: Response, run: LiveRun, sampling: Sampling) -> str:
     if not sampling.is_greedy:
         return "sampled"
     wanted, found = response.response_token_ids, run.token_ids
@@ -107,7 +120,6 @@ def _text_against(target: Any, response: Response, run: LiveRun, sampling: Sampl
     if at is None:  # one text is the other's beginning: an end-of-sequence rule differs
         return "divergent"
     prefix = response.prompt_token_ids + wanted[:at]
-    gap = logit_gap(target, prefix, wanted[at], found[at])
-    name = str(target.dtype).removeprefix("torch.")
-    limit = NEAR_TIE_LOGITS.get(name, NEAR_TIE_LOGITS_16_BIT)
+    gap = logit_gap(Session(target, 1, len(prefix)), prefix, wanted[at], found[at])
+    limit = NEAR_TIE_LOGITS.get(target.compute_dtype, NEAR_TIE_LOGITS_16_BIT)
     return "near-tie" if abs(gap) <= limit else "divergent"

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.benchmark import measure_latency
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.engines.native import NativeModel, borrow, load_native
+from quantdraft.engines.source import stored_weights
+from quantdraft.errors import UndefinedMetricError
 from quantdraft.inputs import Models, Settings
 from quantdraft.live import live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
@@ -20,7 +23,8 @@ from quantdraft.progress import bar
 from quantdraft.proof import claims_but_not_quantized, probe_logits
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
-from quantdraft.results import AcceptanceRule, Latency, LiveCheck
+from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
+from quantdraft.served import Serve, serve
 from quantdraft.stages import stage
 from quantdraft.traffic import Sampling, Traffic
 from quantdraft.unpacking import rounds_activations
@@ -56,12 +60,21 @@ class Measuring:
         return [np.array(values) for values in kept]
 
     def latency(self) -> Latency:
-        """Step times of all arms, or the reason why there are none."""
+        """Step times of all arms at the operating point, or the reason why there are none."""
+        return self._latencies()[0]
+
+    def grid(self) -> tuple[Latency, ...]:
+        """The same at the further batch sizes and contexts that were asked for."""
+        return tuple(self._latencies()[1:])
+
+    def _latencies(self) -> list[Latency]:
         target = self.models.target
+        if self.settings.engine == "vllm":
+            return [self._served_latency()]
         if self.settings.no_latency:
-            return self._unmeasured("latency was not asked for (--no-latency)")
+            return [self._unmeasured("latency was not asked for (--no-latency)")]
         if target is None:
-            return self._unmeasured("the target is not at hand: give --target to time it")
+            return [self._unmeasured("the target is not at hand: give --target to time it")]
         inputs = (
             self._inputs("baseline")
             | self._inputs("candidate")
@@ -69,12 +82,13 @@ class Measuring:
                 "ks": self.settings.ks,
                 "batch_size": self.settings.batch_size,
                 "context_length": self.context_length,
+                "more_points": self.more_points,
                 "seconds": self.settings.latency_seconds,
                 "threads": torch.get_num_threads(),
             }
         )
 
-        def compute() -> Latency:
+        def compute() -> list[Latency]:
             with bar(100, "latency", "%") as update:
                 done = 0.0
 
@@ -83,7 +97,7 @@ class Measuring:
                     update(100 * share - done)
                     done = 100 * share
 
-                return measure_latency(
+                measured = measure_latency(
                     target,
                     self.models.baseline,
                     self.models.candidate,
@@ -92,15 +106,17 @@ class Measuring:
                     context_length=self.context_length,
                     device=self.device,
                     max_seconds=self.settings.latency_seconds,
+                    more_points=self.more_points,
                     progress=progress,
                 )
+                return list(measured)
 
-        return stage(self.run_dir, "latency", inputs, Latency, compute)
+        return stage(self.run_dir, "latency", inputs, list[Latency], compute)
 
     def live(self, keeps: dict[str, list[NDArray[np.float64]]]) -> tuple[LiveCheck, ...]:
         """The live loop of both arms on the first prompts, as proof of the replay."""
         target, num_prompts = self.models.target, self.settings.live_prompts
-        if target is None or num_prompts < 1:
+        if target is None or num_prompts < 1 or self.settings.engine == "vllm":
             return ()
         k = _live_k(self.settings.ks)
         inputs = (
@@ -114,10 +130,43 @@ class Measuring:
         )
 
         def compute() -> list[LiveCheck]:
-            loaded = load_model(target.path, self.dtype, self.device)
+            loaded = self._native(target)
             return [self._live_arm(loaded, arm, k, keeps[arm]) for arm in ("baseline", "candidate")]
 
         return tuple(stage(self.run_dir, "live", inputs, list[LiveCheck], compute))
+
+    def served(self) -> Served | None:
+        """What vLLM did with the traffic; None where it was not asked for."""
+        if self.settings.engine != "vllm":
+            return None
+        limit, k = self.settings.vllm_prompts, _live_k(self.settings.ks)
+        some = replace(self.traffic, responses=self.traffic.responses[:limit])
+        inputs = (
+            self._inputs("baseline")
+            | self._inputs("candidate")
+            | {
+                "k": k,
+                "prompts": [response.prompt_id for response in some.responses],
+                "seed": self.settings.seed,
+                "engine": [str(self.settings.vllm_python), *self.settings.vllm_url],
+                "given": [*self.settings.vllm_spec, *self.settings.vllm_args],
+            }
+        )
+        run = Serve(
+            self.settings, self.models, some, self.rule, self.device, self.dtype, self.run_dir, k
+        )
+        return stage(self.run_dir, "served", inputs, Served, lambda: serve(run))
+
+    def _served_latency(self) -> Latency:
+        """vLLM shows no single steps; an arm that it could not serve has its own reason."""
+        served = self.served()
+        assert served is not None
+        none = self._unmeasured("vLLM shows no single steps; its speed is that of whole requests")
+        own = {
+            "target" if arm == "autoregressive" else arm: why
+            for arm, why in served.undefined.items()
+        }
+        return replace(none, engine="vllm", device=served.device, undefined=none.undefined | own)
 
     def has_identical_logits(self) -> bool:
         """True when the candidate's logits on a probe are the baseline's to the last bit."""
@@ -133,10 +182,10 @@ class Measuring:
         return stage(self.run_dir, "probe", inputs, bool, compute)
 
     def _live_arm(
-        self, target: Any, arm: str, k: int, keep: list[NDArray[np.float64]]
+        self, target: NativeModel, arm: str, k: int, keep: list[NDArray[np.float64]]
     ) -> LiveCheck:
         checkpoint: Checkpoint = getattr(self.models, arm)
-        draft = self._load(checkpoint)
+        draft = self._native(checkpoint)
         num_prompts = min(self.settings.live_prompts, len(self.traffic.responses))
         some = replace(self.traffic, responses=self.traffic.responses[:num_prompts])
         sampling = self.traffic.sampling or Sampling()
@@ -152,7 +201,9 @@ class Measuring:
             )
         is_drawn = not sampling.is_greedy
         if is_drawn:
-            keep = live_keep(target, draft, prompts, self.rule, sampling)
+            assert self.models.target is not None
+            loaded = self._load(self.models.target), self._load(checkpoint)
+            keep = live_keep(*loaded, prompts, self.rule, sampling)
         counted = [i for i, p in enumerate(prompts) if p.text in ("identical", "sampled")]
         replayed = _rounds(some, counted, keep, k)
         texts = [prompt.text for prompt in prompts]
@@ -166,8 +217,15 @@ class Measuring:
             num_near_ties=texts.count("near-tie"),
             num_divergent=texts.count("divergent"),
             is_expectation=is_drawn,
-            is_exact=self.dtype == torch.float32 and not rounds_activations(checkpoint),
+            is_exact=draft.is_exact and not rounds_activations(checkpoint),
         )
+
+    def _native(self, checkpoint: Checkpoint) -> NativeModel:
+        """A model on its own kernels, or dequantized where this machine has none for it."""
+        try:
+            return load_native(stored_weights(checkpoint), self.dtype, self.device)
+        except UndefinedMetricError:
+            return borrow(self._load(checkpoint))
 
     def _load(self, checkpoint: Checkpoint) -> Any:
         """A checkpoint with a false claim is read as what it holds; the verdict has the alarm."""
@@ -190,10 +248,27 @@ class Measuring:
         """The user's, or the middle of the traffic's own contexts: half of a response is behind."""
         if self.settings.context_length is not None:
             return self.settings.context_length
-        lengths = [
+        return int(np.median(self._context_lengths))
+
+    @property
+    def more_points(self) -> tuple[tuple[int, int], ...]:
+        """Every batch with every context of the user's lists; without lists there are none.
+
+        Contexts default to the traffic's own range: its 10th, 50th and 90th percentile.
+        """
+        batch_sizes, contexts = self.settings.batch_sizes, self.settings.context_lengths
+        if batch_sizes is None and contexts is None:
+            return ()
+        if contexts is None:
+            found = np.percentile(self._context_lengths, [10, 50, 90])
+            contexts = tuple(sorted({max(16, round(length / 16) * 16) for length in found}))
+        return tuple((b, c) for b in batch_sizes or (self.settings.batch_size,) for c in contexts)
+
+    @property
+    def _context_lengths(self) -> list[int]:
+        return [
             len(r.prompt_token_ids) + len(r.response_token_ids) // 2 for r in self.traffic.responses
         ]
-        return int(np.median(lengths))
 
     def _inputs(self, arm: str) -> dict[str, Any]:
         identity = model_identity(getattr(self.models, arm))

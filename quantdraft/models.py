@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from quantdraft.errors import CheckpointError, OptionError
+from quantdraft.errors import CheckpointError, MissingPackageError, OptionError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,16 +86,52 @@ def load_model(
     """
     _hush()
     config = load_config(path, trust_remote_code, not ignore_quantization)
+    quantization = getattr(config, "quantization_config", None)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
-        with contextlib.redirect_stderr(io.StringIO()):
-            model = _loaded(path, config, dtype, trust_remote_code).to(device).eval()
-            if getattr(config, "quantization_config", None) is not None:
-                _unpack(model)
+        hidden = io.StringIO()
+        with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
+            if quantization is None:
+                return _loaded(path, config, dtype, trust_remote_code).to(device).eval()
+            return _loaded_quantized(path, config, dtype, device, trust_remote_code)
+    except ImportError as error:
+        method = str(_entry(quantization, "quant_method"))
+        extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
+        raise MissingPackageError(
+            f"'{path}' is quantized by {method}, whose package is not installed: "
+            f"pip install 'quantdraft[{extra}]'"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+
+
+def _loaded_quantized(
+    path: Path, config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> Any:
+    """A quantized model that computes in `dtype`, whatever type its config computes in."""
+    method = _entry(config.quantization_config, "quant_method")
+    if method == "bitsandbytes":
+        name = str(dtype).removeprefix("torch.")
+        _set_entry(config, "bnb_4bit_compute_dtype", name)
+    if method == "compressed-tensors":
+        # At loading: what its first forward would do, it does in types that do not multiply (FP4).
+        _set_entry(config, "dequantize", True)
+    model = _loaded(path, config, dtype, trust_remote_code)
+    if method == "compressed-tensors":
+        model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16
+    model = model.to(device).eval()
+    _unpack(model)
     return model
+
+
+def _set_entry(config: Any, key: str, value: Any) -> None:
+    config.quantization_config = dict(config.quantization_config) | {key: value}
+
+
+def _entry(quantization: Any, key: str) -> Any:
+    is_dict = isinstance(quantization, dict)
+    return quantization.get(key) if is_dict else getattr(quantization, key, None)
 
 
 def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -152,5 +188,7 @@ def _hush() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("compressed_tensors").setLevel(logging.ERROR)
+    for library in ("compressed_tensors", "bitsandbytes", "optimum", "gptqmodel"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -11,6 +11,7 @@ from quantdraft.ledger import (
     byte_ledger,
     estimated_cost_ratio,
     head_options,
+    judged_context,
     ledger_summary,
     project,
 )
@@ -85,6 +86,7 @@ def _outlooks(target: Checkpoint, draft: Checkpoint, k: int) -> tuple[RecipeOutl
             summary = ledger_summary(
                 before,
                 project(draft, recipe),
+                context_length=judged_context(recipe),
                 num_speculative_tokens=k,
                 cost_ratio=cost_ratio,
                 head=head_options(draft, recipe),

@@ -12,23 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import CheckpointError
-from quantdraft.ledger import projected_tensors
+from quantdraft.fidelity import (
+    MAX_OFFSET,
+    Deviation,
+    changed_tensor,
+    error_limit,
+    unquantized_names,
+    weight_errors,
+)
+from quantdraft.promises import require_promised_tensors
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import WeightFormat, linear_modules, stored_format
+from quantdraft.schemes import KV_SCALES, WeightFormat, linear_modules, stored_format
 from quantdraft.weights import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Methods whose files are read here, and what the scales' names end with.
+READ_METHODS: Mapping[str, tuple[str, ...]] = {
+    "compressed-tensors": (".weight_scale",),
+    "gptq": (".scales",),
+    "bitsandbytes": (".absmax", ".SCB"),
+}
 NUM_PROBES, PROBE_LENGTH, PROBE_SEED = 2, 32, 0
-
-# Largest relative error ‖W − Ŵ‖ / ‖W‖ of one layer, by bits and kind. What rounding costs on
-# normally distributed weights: INT4 in groups of 128, step = 2·2.7σ/15 and error step/√12, so 0.10;
-# GPTQ moves weights off the nearest integer on purpose, up to about twice that. INT8 per row, step
-# = 2·3.5σ/255: 0.008. FP8 with 3 mantissa bits: 0.026. A largest weight of 10σ (INT4) or 60σ
-# (INT8) still passes. Scales multiplied at random by [0, 2] give √(1/3) = 0.58.
-WEIGHT_ERROR_LIMITS = {(4, "int"): 0.5, (8, "int"): 0.15, (8, "float"): 0.08}
 
 # Largest relative distance between the loaded model's logits and those of the baseline carrying our
 # dequantized weights (and, where the scheme quantizes inputs, our own rounding of them).
@@ -36,7 +43,21 @@ WEIGHT_ERROR_LIMITS = {(4, "int"): 0.5, (8, "int"): 0.15, (8, "float"): 0.08}
 # between two integers may be rounded differently by the two, and what follows then differs too:
 # one FP8 step is 2^-4 to 2^-3 of a value, one INT8 step 2^-7 of the token's largest, hence the
 # wider limits. Weights loaded wrongly give unrelated logits, which are 1 to 1.4 apart.
-LOGIT_DISTANCE_LIMITS: Mapping[str | None, float] = {None: 0.02, "int8": 0.10, "float8": 0.20}
+# FP4's steps are four times FP8's.
+LOGIT_DISTANCE_LIMITS: Mapping[str | None, float] = {
+    None: 0.02,
+    "int8": 0.10,
+    "float8": 0.20,
+    "float4": 0.40,
+}
+# Weight-only, but multiplied in 16 bits (gptqmodel) or unpacked to bf16 (FP4 and MX by
+# compressed-tensors): every product is rounded, by 2^-9, and the layers after it see that. Zero
+# points off by one, what optimum's own writer leaves, are 0.28 to 1.4.
+SIXTEEN_BIT_LOGIT_LIMIT = 0.05
+CACHE_LOGIT_LIMIT = 0.20  # keys and values in FP8 and nothing else: as for FP8 inputs
+# Where layers traded scale, the weights cannot be held to the draft's, but the function can: what
+# one layer gave and the next did not take makes unrelated logits, 1 to 1.4 apart.
+MAX_FUNCTION_DISTANCE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +82,10 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
     quantization = checkpoint.quantization
     if quantization is None:
         return None
-    if quantization.get("quant_method") != "compressed-tensors":
-        has_packed = any(n.endswith((".qweight", ".weight_packed")) for n in checkpoint.tensors)
-        has_small = any(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
-        method = quantization.get("quant_method")
-        if has_packed or has_small:
-            return None
-        return f"'{checkpoint.path}' claims {method!r} quantization but holds only float weights."
+    method = quantization.get("quant_method", "compressed-tensors")
+    if method not in READ_METHODS:
+        is_packed = any(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
+        return None if is_packed else f"'{checkpoint.path}' {_claims(method)} only float weights."
     dense = [
         module
         for module in linear_modules(checkpoint.tensors)
@@ -77,24 +95,17 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
     if dense:
         dtype = checkpoint.tensors[f"{dense[0]}.weight"].dtype
         return (
-            f"'{checkpoint.path}' claims to be quantized, but {len(dense)} layers hold {dtype} "
-            f"weights, the first {dense[0]!r}. Quantize the draft again."
+            f"'{checkpoint.path}' claims {method} quantization, but {len(dense)} layers hold "
+            f"{dtype} weights, the first {dense[0]!r}. Quantize the draft again."
         )
-    if not any(name.endswith(".weight_scale") for name in checkpoint.tensors):
-        return f"'{checkpoint.path}' claims to be quantized, but holds no scales at all."
+    ends = READ_METHODS[method] + (KV_SCALES if quantization.get("kv_cache_scheme") else ())
+    if not any(name.endswith(ends) for name in checkpoint.tensors):
+        return f"'{checkpoint.path}' {_claims(method)} no scales at all."
     return None
 
 
-def require_promised_tensors(recipe: Recipe, source: Checkpoint, candidate: Checkpoint) -> None:
-    """Raise CheckpointError unless names, types and shapes, so bytes, are as promised."""
-    expected = {n: (t.dtype, t.shape) for n, t in projected_tensors(source, recipe).items()}
-    found = {name: (info.dtype, info.shape) for name, info in candidate.tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"recipe {recipe.name!r} promises {name!r} as {_shown(expected.get(name))}, "
-                f"the written checkpoint has {_shown(found.get(name))}. Nothing was kept."
-            )
+def _claims(method: str) -> str:
+    return f"claims {method} quantization, but holds"
 
 
 def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
@@ -108,43 +119,31 @@ def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: tor
         raise CheckpointError(dense)
     if recipe.is_identity:
         return _identity_proof(source, candidate, device)
-    return _quantized_proof(source, candidate, device)
+    _require_untouched(recipe, source, candidate)
+    return _quantized_proof(recipe, source, candidate, device)
 
 
-def weight_errors(source: Checkpoint, candidate: Checkpoint) -> dict[str, float]:
-    """‖W − Ŵ‖ / ‖W‖ of each quantized module, Ŵ from the stored integers and scales."""
-    from quantdraft.unpacking import dequantized, stored_weights
-
-    errors = {}
-    for module, weight in stored_weights(candidate):
-        original = source_weight(source, module)
-        errors[module] = float((dequantized(weight) - original).norm() / original.norm())
-    return errors
-
-
-def source_weight(source: Checkpoint, module: str) -> Tensor:
-    """A module's full-precision weight, (out, in) float32; a tied head is the embedding table."""
-    from quantdraft.ledger import embedding_name
-    from quantdraft.unpacking import read_tensor
-
-    name = f"{module}.weight"
-    return read_tensor(source, name if name in source.tensors else embedding_name(source)).float()
+def _require_untouched(recipe: Recipe, source: Checkpoint, candidate: Checkpoint) -> None:
+    if recipe.moves_scales or recipe.modifiers is not None:
+        return
+    changed = changed_tensor(source, candidate)
+    if changed is not None:
+        raise CheckpointError(
+            f"{changed!r} was to stay as it was, and the written one differs from the draft's."
+        )
 
 
-def _quantized_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
+def _quantized_proof(
+    recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device
+) -> Proof:
     import torch
 
     from quantdraft.unpacking import quantized_modules
 
     formats = quantized_modules(candidate)
-    errors = weight_errors(source, candidate)
-    for module, error in errors.items():
-        limit = WEIGHT_ERROR_LIMITS[formats[module].num_bits, formats[module].kind]
-        if not error <= limit:
-            raise CheckpointError(
-                f"{module!r} is {error:.3f} away from the draft's own weights, more than rounding "
-                f"explains ({limit}): its scales or integers are corrupt."
-            )
+    errors = weight_errors(source, candidate, recipe.moves_scales)
+    _require_small(errors, formats)
+    _require_usable_scales(candidate)
     baseline, reference = _reference_logits(source, candidate, device)
     logits = probe_logits(candidate, device)
     if torch.equal(logits, baseline):
@@ -152,23 +151,61 @@ def _quantized_proof(source: Checkpoint, candidate: Checkpoint, device: torch.de
             f"'{candidate.path}' gives the full-precision draft's logits to the last bit: "
             "it is not really quantized."
         )
-    limit = max(LOGIT_DISTANCE_LIMITS[fmt.activations] for fmt in formats.values())
-    distance = logit_distance(logits, reference)
+    limit = max((logit_limit(fmt) for fmt in formats.values()), default=CACHE_LOGIT_LIMIT)
+    distance, to_baseline = logit_distance(logits, reference), logit_distance(logits, baseline)
     if not distance <= limit:
         raise CheckpointError(
             f"'{candidate.path}' gives logits {distance:.3f} away from those of its own "
             f"dequantized weights (limit {limit}): it is corrupt, or loaded wrongly."
         )
-    widest = max(errors, key=lambda module: errors[module])
+    if recipe.moves_scales and not to_baseline <= MAX_FUNCTION_DISTANCE:
+        raise CheckpointError(
+            f"'{candidate.path}' gives logits {to_baseline:.3f} away from the draft's (limit "
+            f"{MAX_FUNCTION_DISTANCE}): what was scaled out of one layer is not in the next."
+        )
+    widest = max(errors, key=lambda module: errors[module].error, default=None)
     return Proof(
         num_quantized_modules=len(formats),
-        largest_weight_error=errors[widest],
-        weight_error_limit=WEIGHT_ERROR_LIMITS[formats[widest].num_bits, formats[widest].kind],
-        baseline_logit_distance=logit_distance(logits, baseline),
+        largest_weight_error=errors[widest].error if widest else 0.0,
+        weight_error_limit=error_limit(formats[widest]) if widest else 0.0,
+        baseline_logit_distance=to_baseline,
         logit_distance=distance,
         logit_distance_limit=limit,
         weights_bytes=sum(info.num_bytes for info in candidate.tensors.values()),
     )
+
+
+def logit_limit(fmt: WeightFormat) -> float:
+    """How far the loaded model's logits may be from those of our own dequantized weights."""
+    if fmt.activations is None and (fmt.library == "gptq" or fmt.scale_type != "float"):
+        return SIXTEEN_BIT_LOGIT_LIMIT
+    return LOGIT_DISTANCE_LIMITS[fmt.activations]
+
+
+def _require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightFormat]) -> None:
+    for module, (error, offset) in errors.items():
+        limit = error_limit(formats[module])
+        if not error <= limit:
+            raise CheckpointError(
+                f"{module!r} is {error:.3f} away from the draft's own weights, more than rounding "
+                f"explains ({limit}): its scales or integers are corrupt."
+            )
+        if not offset <= MAX_OFFSET:
+            raise CheckpointError(
+                f"{module!r} is off to one side of the draft's own weights (mean over spread of "
+                f"the differences {offset:.2f}, limit {MAX_OFFSET}): its zero points are corrupt."
+            )
+
+
+def _require_usable_scales(candidate: Checkpoint) -> None:
+    """Scales of inputs and of the cache enter no weight: they must at least be numbers above 0."""
+    from quantdraft.unpacking import read_tensor
+
+    for name in candidate.tensors:
+        if name.endswith((*KV_SCALES, ".input_scale", ".input_global_scale")):
+            scale = read_tensor(candidate, name).float()
+            if not bool(((scale > 0) & scale.isfinite()).all()):
+                raise CheckpointError(f"{name!r} is {scale.tolist()}, and a scale is above 0.")
 
 
 def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
@@ -198,28 +235,47 @@ def logit_distance(logits: Tensor, reference: Tensor) -> float:
 def _reference_logits(
     source: Checkpoint, candidate: Checkpoint, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the draft as it is, and with each quantized weight replaced by ours."""
+    """Logits of the draft as it is, and with every stored weight in place of its own.
+
+    Quantized weights are dequantized here, from the stored numbers.
+    """
     import torch
 
     from quantdraft.models import load_model
-    from quantdraft.unpacking import dequantized, quantized_modules, stored_weights
+    from quantdraft.unpacking import dequantized, quantized_modules, read_tensor, stored_weights
 
     model = load_model(source.path, torch.float32, device)
     baseline = _logits(model, source)
-    formats = quantized_modules(candidate)
+    formats, own = quantized_modules(candidate), model.state_dict()
+    with torch.no_grad():
+        for name in unquantized_names(candidate):
+            if name in own:  # norms: AWQ and SmoothQuant change them
+                own[name].copy_(read_tensor(candidate, name))
     for name, weight in stored_weights(candidate):
         module = model.get_submodule(name)
         value = dequantized(weight).to(device)
         module.weight = torch.nn.Parameter(value, requires_grad=False)
-        module.register_forward_pre_hook(_input_rounding(formats[name]))
+        scale = _static_scale(candidate, name)
+        module.register_forward_pre_hook(_input_rounding(formats[name], scale))
     return baseline, _logits(model, source)
 
 
-def _input_rounding(fmt: WeightFormat) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
-    from quantdraft.unpacking import rounded_inputs
+def _static_scale(candidate: Checkpoint, module: str) -> Tensor | None:
+    from quantdraft.unpacking import read_tensor
 
-    return lambda _module, inputs: (rounded_inputs(inputs[0], fmt), *inputs[1:])
+    for suffix in ("input_scale", "input_global_scale"):
+        if f"{module}.{suffix}" in candidate.tensors:
+            return read_tensor(candidate, f"{module}.{suffix}")
+    return None
+
+
+def _input_rounding(
+    fmt: WeightFormat, static_scale: Tensor | None
+) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
+    from quantdraft.activations import rounded_inputs
+
+    return lambda _module, inputs: (rounded_inputs(inputs[0], fmt, static_scale), *inputs[1:])
 
 
 def _logits(model: Any, checkpoint: Checkpoint) -> Tensor:
@@ -231,7 +287,3 @@ def _logits(model: Any, checkpoint: Checkpoint) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(input_ids=probe.to(model.device), use_cache=False).logits
     return logits.float().cpu()
-
-
-def _shown(tensor: tuple[str, tuple[int, ...]] | None) -> str:
-    return "absent" if tensor is None else f"{tensor[0]} {list(tensor[1])}"

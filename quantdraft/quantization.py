@@ -22,7 +22,13 @@ from quantdraft.checkpoint import (
 )
 from quantdraft.errors import CheckpointError, OptionError, RecipeError
 from quantdraft.files import whole_directory, write_json
-from quantdraft.ledger import byte_ledger, embedding_name, head_options, ledger_summary
+from quantdraft.ledger import (
+    byte_ledger,
+    embedding_name,
+    head_options,
+    judged_context,
+    ledger_summary,
+)
 from quantdraft.proof import Proof, prove
 from quantdraft.provenance import directory_sha256, environment, model_identity
 from quantdraft.quantizers import BACKENDS, QuantizationJob
@@ -99,7 +105,8 @@ def require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
         )
-    _require_whole_groups(recipe, source)
+    if recipe.modifiers is None and recipe.scheme != "none":
+        _require_whole_groups(recipe, source)
 
 
 def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
@@ -113,15 +120,18 @@ def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
     for module, info in widths.items():
         fmt, columns = formats[module], info.shape[1]
         group_size = fmt.block[1] if fmt.block else fmt.group_size
+        if fmt.library == "bitsandbytes":  # its blocks run on from row to row
+            group_size = None
         if info.dtype not in FLOAT_DTYPES - {"F64"}:
             raise RecipeError(
                 f"recipe {recipe.name!r}: '{module}' holds {info.dtype}, not 16- or 32-bit floats."
             )
         if group_size is not None and columns % group_size:
             smaller = f"copy the recipe and set group_size: {math.gcd(columns, 128)}, or "
+            is_fixed = fmt.block is not None or fmt.kind != "int"
             raise RecipeError(
                 f"recipe {recipe.name!r}: '{module}' has {columns} inputs, which groups of "
-                f"{group_size} do not divide. To go on, {'' if fmt.block else smaller}"
+                f"{group_size} do not divide. To go on, {'' if is_fixed else smaller}"
                 "use a recipe with one scale per row (int8, fp8)."
             )
 
@@ -190,13 +200,18 @@ def _manifest(
     proof: Proof,
 ) -> dict[str, Any]:
     """The content of quantdraft.json. No date in it: the same inputs give the same bytes."""
-    head = head_options(source, recipe)
+    head = head_options(source, recipe) if recipe.modifiers is None else ()
     return {
         "schema_version": MANIFEST_SCHEMA_VERSION,
         "recipe": json.loads(recipe.model_dump_json()),
         "calibration": data.record,
         "seeds": {"calibration": recipe.calibration.seed if recipe.calibration else None},
-        "ledger": ledger_summary(byte_ledger(source), byte_ledger(candidate), head=head),
+        "ledger": ledger_summary(
+            byte_ledger(source),
+            byte_ledger(candidate),
+            context_length=judged_context(recipe),
+            head=head,
+        ),
         "proof": proof.as_dict(),
         "sha256": directory_sha256(candidate.path, exclude=frozenset({MANIFEST_FILE})),
     }
@@ -218,7 +233,9 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         f"{proof['logit_distance']:.4f} from those of the stored integers "
         f"(limit {proof['logit_distance_limit']})"
     )
-    if proof["num_quantized_modules"] == 0:
+    if manifest["recipe"].get("kv_cache", "keep") != "keep":
+        checked += "; the cache's scales are above 0"
+    elif proof["num_quantized_modules"] == 0:
         checked = "nothing quantized; logits equal the draft's"
     lines = [
         f"Written: {checkpoint.path} ({manifest['recipe']['summary']})",

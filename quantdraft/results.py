@@ -14,6 +14,7 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.files import read_json, write_json
 
 EVALUATION_SCHEMA_VERSION = 1
+BENCH_SCHEMA_VERSION = 1
 
 AcceptanceRule = Literal["greedy", "greedy_draft", "rejection", "exact_match"]
 CheckResult = Literal["pass", "fail", "unsure", "undefined"]
@@ -130,6 +131,45 @@ class ArmLatency:
     kernels: tuple[str, ...]  # e.g. ("int4pack_cpu", "linear_float32")
     weight_bytes: int  # resident bytes of the arm's weights
     steps: dict[int, StepSamples]  # number of new tokens m -> samples; a draft has m = 1 only
+    # What one step of one token reads at this batch and context, by the ledger: weights as the
+    # checkpoint stores them, and the keys and values of every row.
+    step_bytes: int | None = None
+    head_bytes: int | None = None  # the output head's part of them
+    head_step: StepSamples | None = None  # the head's product alone, in the same blocks
+    # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
+    # included. CPU: the same of the whole process's resident set, which never falls.
+    peak_memory_bytes: int | None = None
+    mode: str = "eager"  # "eager" | "compiled" | "graph"
+    runtime: str = "transformers modules"  # "native decoder" | "transformers modules"
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What this machine can do at best, measured beside the steps: the limits they are held to.
+
+    Bandwidths are the best of their samples: a limit is what was reached once. Copy bandwidth
+    counts bytes read and bytes written; read bandwidth is for those who only read, as a draft
+    step does, and may be higher or lower.
+    """
+
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+    matrix_flops_per_s: dict[str, float]  # per float type, the best over the sizes tried
+    copy_samples_bytes_per_s: tuple[float, ...] = ()
+    read_samples_bytes_per_s: tuple[float, ...] = ()
+    buffer_bytes: int = 0  # of one buffer: a copy has two
+    num_threads: int = 0
+
+    def limit_ms(self, num_bytes: float) -> float:
+        """The least time in which `num_bytes` pass at the measured copy bandwidth."""
+        return num_bytes / self.copy_bytes_per_s * 1e3
+
+    def bandwidth_fraction(self, num_bytes: float, step_ms: float) -> float:
+        """Bytes of a step over its time, as a share of the copy bandwidth.
+
+        Above 1 where a model is small enough for the caches: memory is then no limit.
+        """
+        return self.limit_ms(num_bytes) / step_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +187,7 @@ class Latency:
     arms: dict[str, ArmLatency]
     undefined: dict[str, str] = field(default_factory=dict)
     load_average: tuple[float, float] | None = None  # before and after the timing
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +216,16 @@ class SpeedPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Projection:
+    """What the speed would be if a draft step shrank as its bytes do: no measurement, no check."""
+
+    num_speculative_tokens: int
+    ceiling: float  # baseline bytes / candidate bytes of a draft step
+    candidate_draft_step_ms: float
+    speedup_over_baseline: float
+
+
+@dataclass(frozen=True, slots=True)
 class LiveCheck:
     """The live loop on some prompts: does it emit the target's text, and do its rounds agree?"""
 
@@ -190,6 +241,67 @@ class LiveCheck:
     # False in 16 bits, or where the draft rounds its activations to 8: near-ties of the draft then
     # fall either way in two runs of different batch shape, and rounds differ by a few.
     is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRequest:
+    """One prompt, answered once by one server; requests are sent one at a time.
+
+    The counters are the differences of the engine's own around this request. Times are seconds
+    from sending it.
+    """
+
+    prompt_id: str
+    num_tokens: int
+    num_first_tokens: int  # that came first, from the prefill: their time is no decoding
+    seconds: float
+    first_token_seconds: float
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens_per_pos: tuple[int, ...]  # empty without a draft
+    num_drafts_replayed: float | None  # on the text the engine emitted; None without a draft
+    text: Literal["identical", "near-tie", "divergent", "sampled"]  # against the traffic's
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last."""
+        return self.seconds - self.first_token_seconds
+
+    @property
+    def num_decoded(self) -> int:
+        """Tokens that came after the first."""
+        return self.num_tokens - self.num_first_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ServedArm:
+    """One server's requests, in the order they were sent: every prompt comes several times."""
+
+    name: str  # "autoregressive" | "baseline" | "candidate" | "control"
+    requests: tuple[ServedRequest, ...]
+    # False in 16 bits, or where the draft rounds its activations: the engine's kernels and the
+    # replay's then differ at near-ties of the draft.
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a serving engine did with the traffic: times, its own counters, its text.
+
+    An arm that is absent from `arms` was not served; `undefined` says why, by arm name.
+    """
+
+    engine: str
+    version: str
+    device: str
+    dtype: str
+    num_speculative_tokens: int
+    speculative: dict[str, Any]  # the user's own keys of the speculative config
+    is_interleaved: bool  # all servers up at once, requests in turns; False: one after another
+    arms: dict[str, ServedArm]
+    undefined: dict[str, str] = field(default_factory=dict)
+    is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
+    load_average: tuple[float, float] | None = None  # before and after
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +375,27 @@ class Evaluation:
     verdict: Verdict
     ledger: dict[str, Any]  # see quantdraft.ledger.ledger_summary
     provenance: dict[str, Any]  # versions, device, hashes, seeds, command, models
+    served: Served | None = None  # None: no serving engine was asked
+    grid: tuple[Latency, ...] = ()  # more points (batch, context) than the one of `latency`
+    projection: Projection | None = None  # where the candidate's speed could not be measured
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Step times of a target and of several drafts over batch, context and new tokens.
+
+    A point is a Latency whose arms are "target", "baseline", "control" and the candidates by
+    name, all timed in the same blocks. An arm or a point that was left out has its reason in
+    `undefined`.
+    """
+
+    schema_version: int
+    created: str  # ISO 8601, UTC
+    name: str  # the shape, or the baseline's name
+    has_random_weights: bool  # a published shape without its weights: latency only
+    candidates: tuple[str, ...]
+    points: tuple[Latency, ...]
+    provenance: dict[str, Any]
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
@@ -273,3 +406,8 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 def read_evaluation(path: Path) -> Evaluation:
     """Read a record; an unknown schema version or a foreign file is a clear error."""
     return read_json(path, Evaluation, EVALUATION_SCHEMA_VERSION)
+
+
+def read_bench(path: Path) -> Bench:
+    """Read a bench.json; an unknown schema version or a foreign file is a clear error."""
+    return read_json(path, Bench, BENCH_SCHEMA_VERSION)

@@ -1,90 +1,58 @@
-"""What each scheme stores: bits, scales and the tensors they become. Plain data, no torch.
+"""Which module gets which format: by a recipe, and by the config of a stored checkpoint.
 
-The layouts are compressed-tensors': `pack-quantized` packs 32/bits integers into an int32 word
-along a row, `int-quantized` and `float-quantized` store one byte a weight.
+Plain data, no torch. What a format is lies in `quantdraft.formats`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
-from quantdraft.errors import CheckpointError
+from quantdraft.errors import CheckpointError, UndefinedMetricError
+from quantdraft.formats import BNB_BLOCK, QUANTIZED_SUFFIXES, SCHEMES, WeightFormat
 from quantdraft.recipe import Recipe
 from quantdraft.weights import TensorInfo
 
+__all__ = [
+    "EMBEDDINGS",
+    "HEAD",
+    "KV_SCALES",
+    "QUANTIZED_SUFFIXES",
+    "SCHEMES",
+    "WeightFormat",
+    "formats_by_module",
+    "has_one_group",
+    "head_format",
+    "ignored_names",
+    "kv_scales",
+    "linear_modules",
+    "matches",
+    "stored_format",
+    "weight_format",
+]
+
 HEAD = "lm_head"
+KV_SCALES = (".k_scale", ".v_scale")
 # Embedding tables are looked up, not multiplied: no scheme here quantizes them.
 EMBEDDINGS = r"(.*\.)?(embed_\w+|wte|wpe|word_embeddings|position_embeddings|tok_embeddings)"
-# Tensors that a quantized module may own, besides `weight` itself.
-QUANTIZED_SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFormat:
-    """How a Linear's weight is stored, and whether its inputs are quantized as well."""
-
-    num_bits: int
-    kind: Literal["int", "float"]
-    group_size: int | None = None  # weights of a row that share a scale; None: the whole row
-    block: tuple[int, int] | None = None  # rows and columns that share a scale
-    activations: Literal["int8", "float8"] | None = (
-        None  # per token, or per group in a block format
-    )
-    is_symmetric: bool = True
-
-    @property
-    def layout(self) -> str:
-        """The name compressed-tensors has for this layout."""
-        if self.kind == "float":
-            return "float-quantized"
-        return "int-quantized" if self.activations else "pack-quantized"
-
-    @property
-    def value_dtype(self) -> str:
-        """The stored element type, as safetensors spells it."""
-        return {"float-quantized": "F8_E4M3", "int-quantized": "I8"}.get(self.layout, "I32")
-
-    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Shape of the scales of a weight of shape (out, in)."""
-        rows, columns = shape
-        if self.block is not None:
-            return math.ceil(rows / self.block[0]), math.ceil(columns / self.block[1])
-        return rows, 1 if self.group_size is None else math.ceil(columns / self.group_size)
-
-    def stored(self, module: str, weight: TensorInfo) -> dict[str, TensorInfo]:
-        """The tensors that a float weight of shape (out, in) becomes, by name."""
-        rows, columns = weight.shape
-        tensors = {
-            f"{module}.weight_scale": replace(weight, shape=self.scale_shape(weight.shape)),
-        }
-        if self.layout != "pack-quantized":
-            return tensors | {f"{module}.weight": replace(weight, dtype=self.value_dtype)}
-        words = math.ceil(columns * self.num_bits / 32)
-        packed = {
-            f"{module}.weight_packed": replace(weight, dtype="I32", shape=(rows, words)),
-            f"{module}.weight_shape": replace(weight, dtype="I64", shape=(2,)),
-        }
-        return tensors | packed
-
-
-SCHEMES: dict[str, WeightFormat] = {
-    "FP8_DYNAMIC": WeightFormat(8, "float", activations="float8"),
-    "FP8_BLOCK": WeightFormat(8, "float", block=(128, 128), activations="float8"),
-    "W8A8": WeightFormat(8, "int", activations="int8"),
-    "W8A16": WeightFormat(8, "int"),
-    "W4A16": WeightFormat(4, "int", group_size=128),
-}
 
 
 def weight_format(recipe: Recipe) -> WeightFormat | None:
-    """What the recipe makes of the Linears, or None for the identity recipe."""
-    if recipe.is_identity:
+    """What the recipe makes of the Linears, or None where it leaves them as they are.
+
+    Raises UndefinedMetricError for a verbatim recipe: what it makes is known once it has run.
+    """
+    if recipe.modifiers is not None:
+        raise UndefinedMetricError(
+            f"recipe {recipe.name!r} is llm-compressor's own: what it stores is known once it ran"
+        )
+    if recipe.scheme is None or recipe.scheme == "none":
         return None
     fmt = SCHEMES[recipe.scheme]
+    if recipe.backend == "gptqmodel":
+        fmt = replace(fmt, library="gptq")
     return replace(fmt, group_size=recipe.group_size) if recipe.group_size else fmt
 
 
@@ -149,7 +117,15 @@ def matches(module: str, patterns: Iterable[str]) -> bool:
 
 
 def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
-    """The format that a compressed-tensors config claims for a module; None: left as it was."""
+    """The format that a quantization config claims for a module; None: left as it was.
+
+    Reads the configs of compressed-tensors, GPTQ and bitsandbytes; None for any other method.
+    """
+    method = quantization.get("quant_method")
+    if method == "gptq":
+        return _gptq_format(quantization, module)
+    if method == "bitsandbytes":
+        return _bitsandbytes_format(quantization, module)
     if matches(module, quantization.get("ignore") or ()):
         return None
     groups = list((quantization.get("config_groups") or {}).values())
@@ -160,22 +136,82 @@ def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat 
     return None if chosen is None or not chosen.get("weights") else _read_format(chosen)
 
 
+def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The scales that a quantized cache leaves beside each attention's projections."""
+    scales: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        attention, _, rest = name.rpartition(".k_proj.")
+        if rest == "weight":
+            scales |= {attention + ending: replace(info, shape=(1,)) for ending in KV_SCALES}
+    return scales
+
+
+def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
+    if module.rsplit(".", maxsplit=1)[-1] == HEAD and not quantization.get("lm_head"):
+        return None
+    group_size = quantization.get("group_size", -1)
+    return WeightFormat(
+        num_bits=quantization["bits"],
+        kind="int",
+        group_size=None if group_size in {-1, None} else group_size,
+        is_symmetric=bool(quantization.get("sym", True)),
+        library="gptq",
+    )
+
+
+def _bitsandbytes_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
+    skipped = quantization.get("llm_int8_skip_modules") or [HEAD]
+    if any(module == name or module.endswith(f".{name}") for name in skipped):
+        return None
+    if quantization.get("load_in_8bit"):
+        return SCHEMES["LLM_INT8"]
+    return WeightFormat(
+        num_bits=4,
+        kind="nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else "fp4",
+        group_size=BNB_BLOCK,
+        library="bitsandbytes",
+        is_double=bool(quantization.get("bnb_4bit_use_double_quant")),
+    )
+
+
 def _read_format(group: Mapping[str, Any]) -> WeightFormat:
-    weights, inputs = group["weights"], group.get("input_activations")
-    strategy = weights.get("strategy")
-    if weights.get("type") not in {"int", "float"} or strategy not in {"channel", "group", "block"}:
+    weights, inputs = group["weights"], group.get("input_activations") or {}
+    strategy, scale_type = weights.get("strategy"), _scale_type(weights)
+    known = {"tensor", "channel", "group", "block", "tensor_group"}
+    if weights.get("type") not in {"int", "float"} or strategy not in known:
         raise CheckpointError(
             f"the quantization config has weights of type {weights.get('type')!r} and strategy "
             f"{strategy!r}, which this quantdraft does not read."
         )
-    activations: Literal["int8", "float8"] | None = None
-    if inputs:
-        activations = "int8" if inputs["type"] == "int" else "float8"
+    is_static = bool(inputs) and inputs.get("dynamic") is not True  # 'local' is half static
+    in_groups = inputs.get("strategy") in {"group", "tensor_group"}
     return WeightFormat(
         num_bits=weights["num_bits"],
         kind=weights["type"],
-        group_size=weights["group_size"] if strategy == "group" else None,
+        group_size=weights["group_size"] if strategy in {"group", "tensor_group"} else None,
         block=tuple(weights["block_structure"]) if strategy == "block" else None,
-        activations=activations,
+        activations=_activations(inputs),
         is_symmetric=weights.get("symmetric", True),
+        input_group_size=inputs["group_size"] if in_groups else None,
+        has_static_inputs=is_static,
+        scale_type=scale_type,
+        has_one_scale=strategy == "tensor",
     )
+
+
+def _activations(
+    inputs: Mapping[str, Any],
+) -> Literal["int8", "float8", "float4"] | None:
+    if not inputs:
+        return None
+    if inputs["type"] == "int":
+        return "int8"
+    return "float4" if inputs["num_bits"] == 4 else "float8"
+
+
+def _scale_type(weights: Mapping[str, Any]) -> Literal["float", "e4m3", "e8m0"]:
+    """By the config's own word where it has one; else by the group sizes of NVFP4 and MX."""
+    if weights.get("strategy") == "tensor_group":
+        return "e4m3"
+    is_mx = weights.get("type") == "float" and weights.get("group_size") == 32
+    return "e8m0" if is_mx and weights.get("strategy") == "group" else "float"

@@ -1,30 +1,77 @@
-"""The live loop: a draft proposes, the target verifies, a prefix is kept.
+"""The live loop: a draft proposes, the target verifies, a prefix is kept; each row on its own.
 
-It is the proof behind replay: on the same text both count the same rounds. One prompt at a time,
-with the counting convention of the engines: the first response token comes from the prefill and
-belongs to no round; every round proposes k tokens, and a last round may be cut by the limit.
+It is the proof behind replay: on the same text both count the same rounds. Counting is the
+engines': the first response token comes from the prefill and belongs to no round; every round
+proposes k tokens, and a last round may be cut by the limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from quantdraft.cache import rewind, rewindable_cache
 from quantdraft.results import AcceptanceRule
-from quantdraft.sampling import processed_logprobs
+from quantdraft.sampling import draw, processed_logprobs
 from quantdraft.traffic import Sampling
 
 
-class Verification(NamedTuple):
-    """How many proposed tokens are kept, and the token that follows them."""
+class Runner(Protocol):
+    """A model decoding a batch; see `quantdraft.engines.session.Session`."""
 
-    num_accepted: int
-    next_token: int
+    batch_size: int
+    device: torch.device
+    slot_step: int  # attention reads a multiple of so many slots; 1: just the live ones
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        num_live: int,
+        at: Tensor | None = None,
+        sees_all: bool = False,
+    ) -> Tensor:
+        """Logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
+
+    def num_live(self, longest: int) -> int:
+        """Cache slots to attend to when the longest row holds `longest` tokens."""
+
+    def call(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function(*inputs)`, or a recording of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a round goes: how many tokens are proposed, and by which rule they are kept."""
+
+    num_speculative_tokens: int  # 0: the target alone
+    rule: AcceptanceRule
+    sampling: Sampling
+
+    @property
+    def draft_draws(self) -> bool:
+        """True when the draft samples instead of taking its argmax."""
+        return self.rule in ("rejection", "exact_match") and not self.sampling.is_greedy
+
+    @property
+    def is_drawn(self) -> bool:
+        """True when a round needs random numbers at all."""
+        return not self.sampling.is_greedy
+
+
+class Verification(NamedTuple):
+    """What a round emits in every row.
+
+    emitted:      (batch, k + 1) int64; the kept tokens, then the target's own; the rest is void
+    num_accepted: (batch,) int64, how many of the proposed tokens were kept
+    """
+
+    emitted: Tensor
+    num_accepted: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,140 +83,269 @@ class LiveRun:
     num_accepted_tokens_per_pos: tuple[int, ...]  # (k,), cut at the length limit
 
 
-class Decoder:
-    """A causal model with its KV cache: feed tokens, read logits, step back after a rejection."""
+class LiveBatch(NamedTuple):
+    """The runs of one batch, and the wall time of its rounds, prefill excluded."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.cache = rewindable_cache(model)
-        self.num_cached = 0
+    runs: list[LiveRun]
+    decode_seconds: float
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """(len(token_ids), vocab) float32: row i predicts the token after token_ids[i]."""
-        ids = torch.tensor([list(token_ids)], device=self.model.device)
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
-        self.num_cached += len(token_ids)
-        logits: Tensor = out.logits[0].float()
-        return logits
 
-    def keep(self, num_tokens: int) -> None:
-        """Forget everything after the first `num_tokens` tokens."""
-        rewind(self.cache, self.num_cached - num_tokens)
-        self.num_cached = min(self.num_cached, num_tokens)
+@dataclass(slots=True)
+class _Row:
+    """One prompt under way."""
+
+    tokens: list[int]
+    num_prompt: int
+    max_new_tokens: int
+    accepted_per_pos: list[int]
+    generator: torch.Generator
+    num_drafts: int = 0
+    is_done: bool = False
+    kept_all: bool = False  # the draft has not read the last token it proposed
+
+    @property
+    def num_left(self) -> int:
+        return self.max_new_tokens - (len(self.tokens) - self.num_prompt)
 
 
 @torch.inference_mode()
 def speculate(
-    target: Any,
-    draft: Any,
-    prompt_token_ids: Sequence[int],
+    target: Runner,
+    draft: Runner | None,
+    prompts: Sequence[Sequence[int]],
+    plan: Plan,
     *,
-    num_speculative_tokens: int,
-    rule: AcceptanceRule,
-    sampling: Sampling,
-    max_new_tokens: int,
+    max_new_tokens: Sequence[int],
     eos_token_ids: frozenset[int],
-    generator: torch.Generator,
-) -> LiveRun:
-    """Decode one prompt by speculative decoding; at temperature 0 the text is the target's own."""
-    k = num_speculative_tokens
-    tokens = list(prompt_token_ids)
-    num_prompt = len(tokens)
-    proposer, verifier = Decoder(draft), Decoder(target)
+    seeds: Sequence[int],
+) -> LiveBatch:
+    """Decode one prompt a row by speculative decoding; at temperature 0 it is the target's text.
 
-    tokens.append(_pick(verifier.logits(tokens)[-1], sampling, generator))
-    num_drafts, accepted_per_pos = 0, [0] * k
-    while len(tokens) - num_prompt < max_new_tokens and tokens[-1] not in eos_token_ids:
-        # 1. The draft proposes k tokens, one pass each, from where its cache ends.
-        proposed, draft_logprobs = _propose(proposer, tokens, k, rule, sampling, generator)
-        # 2. The target reads them all in one pass: k + 1 distributions.
-        target_logits = verifier.logits([*tokens[verifier.num_cached :], *proposed])[-k - 1 :]
-        # 3. A prefix is kept, and one token of the target's follows it.
-        verification = verify(proposed, draft_logprobs, target_logits, rule, sampling, generator)
-        kept = proposed[: verification.num_accepted]
-        emitted = _cut([*kept, verification.next_token], eos_token_ids)
-        emitted = emitted[: max_new_tokens - (len(tokens) - num_prompt)]
-        for position in range(min(len(kept), len(emitted))):
-            accepted_per_pos[position] += 1
-        num_drafts += 1
-        tokens += emitted
-        # 4. Both caches step back to what was kept; the newest token is not in them yet.
-        proposer.keep(len(tokens) - 1)
-        verifier.keep(len(tokens) - 1)
-    return LiveRun(tuple(tokens[num_prompt:]), num_drafts, tuple(accepted_per_pos))
+    Every row accepts on its own and draws from its own generator, so a row's text does not depend
+    on its neighbours. `draft` None, with k = 0, decodes with the target alone.
+    """
+    rows = [
+        _Row(
+            list(p), len(p), n, [0] * plan.num_speculative_tokens, torch.Generator().manual_seed(s)
+        )
+        for p, n, s in zip(prompts, max_new_tokens, seeds, strict=True)
+    ]
+    first = _prefill(target, draft, rows)
+    uniform = _uniforms(rows, 1, plan, target.device)
+    for row, token in zip(rows, _pick(first, uniform, plan)[:, 0].tolist(), strict=True):
+        _extend(row, [token], eos_token_ids)
+    started = time.perf_counter()
+    while not all(row.is_done for row in rows):
+        _round(target, draft, rows, plan, eos_token_ids)
+    seconds = time.perf_counter() - started
+    return LiveBatch([_finished(row) for row in rows], seconds)
+
+
+def _round(
+    target: Runner,
+    draft: Runner | None,
+    rows: list[_Row],
+    plan: Plan,
+    eos_token_ids: frozenset[int],
+) -> None:
+    k, device = plan.num_speculative_tokens, target.device
+    uniforms = _uniforms(rows, 2 * k + 1, plan, device)
+    last = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+    place = torch.tensor([[len(row.tokens) - 1] for row in rows], device=device)
+    longest = max(len(row.tokens) for row in rows)
+    # 1. The draft proposes k tokens, one pass each, from where its cache ends.
+    proposed, draft_logprobs = last[:, :0], None
+    if draft is not None and k > 0:
+        proposed, draft_logprobs = _proposal(draft, rows, plan, longest, uniforms[:, :k])
+    # 2. The target reads them all in one pass: k + 1 distributions.
+    # 3. A prefix is kept, and one token of the target's follows it.
+    fed = torch.cat([last, proposed], dim=1)
+    positions = place + torch.arange(k + 1, device=device)
+    verification = _verification(
+        target, plan, fed, positions, longest + k, draft_logprobs, uniforms[:, k:]
+    )
+    # 4. What was kept is emitted. Both caches step back by being fed from there.
+    for row, emitted, num_accepted in zip(
+        rows, verification.emitted.tolist(), verification.num_accepted.tolist(), strict=True
+    ):
+        if not row.is_done:
+            _keep(row, emitted[: num_accepted + 1], eos_token_ids)
+
+
+def _keep(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> None:
+    num_accepted = len(emitted) - 1
+    num_emitted = _extend(row, emitted, eos_token_ids)
+    for position in range(min(num_accepted, num_emitted)):
+        row.accepted_per_pos[position] += 1
+    row.num_drafts += 1
+    row.kept_all = num_accepted == len(row.accepted_per_pos)
+
+
+def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int:
+    """Append up to the limit or an end token, after which no token exists; how many were."""
+    kept = _cut(emitted, eos_token_ids)[: row.num_left]
+    row.tokens += kept
+    row.is_done = row.num_left == 0 or row.tokens[-1] in eos_token_ids
+    return len(kept)
+
+
+def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
+    """Both models read the prompts; the target's logits after each, (batch, 1, vocab).
+
+    Prompts are padded on the right: what a short row writes beyond its end is written again, by
+    its own tokens, before anything reads it.
+    """
+    device, longest = target.device, max(row.num_prompt for row in rows)
+    padded = [row.tokens + [0] * (longest - row.num_prompt) for row in rows]
+    token_ids = torch.tensor(padded, device=device)
+    positions = torch.arange(longest, device=device).expand(len(rows), -1)
+    at = torch.tensor([[row.num_prompt - 1] for row in rows], device=device)
+    if draft is not None:
+        draft.forward(token_ids, positions, draft.num_live(longest), at)
+    return target.forward(token_ids, positions, target.num_live(longest), at)
+
+
+def _proposal(
+    draft: Runner, rows: list[_Row], plan: Plan, longest: int, uniforms: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """k tokens a row. A row whose proposals were all kept still owes the draft the last of them."""
+    width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
+    fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
+    ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
+    positions = ends + torch.arange(-width, 0, device=draft.device)
+    k = plan.num_speculative_tokens
+    live = tuple(draft.num_live(longest + step) for step in range(k))
+    if draft.slot_step > 1:  # one number for the whole round, so that one recording serves
+        live = (live[-1],) * k
+
+    def run(fed: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor | None]:
+        return propose(draft, plan, fed, positions, live, uniforms)
+
+    proposed, logprobs = draft.call(("propose", plan, live, width), run, fed, positions, uniforms)
+    return proposed, logprobs
+
+
+def propose(
+    draft: Runner,
+    plan: Plan,
+    fed: Tensor,
+    positions: Tensor,
+    live: Sequence[int],
+    uniforms: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """k draft steps, the first from `fed`, each next from the token before.
+
+    fed, positions: (batch, width) int64
+    live:     k numbers of slots to attend to
+    uniforms: (batch, k) float64 in [0, 1), read where the draft draws
+    Returns the proposed ids (batch, k), and the log-probabilities (batch, k, vocab) they were drawn
+    from where `rejection` needs them.
+    """
+    proposed, rows = [], []
+    # With one row whose cache ends where attention does, the newest token sees every slot.
+    is_exact = draft.batch_size == 1 and draft.slot_step == 1
+    for step, num_live in enumerate(live):
+        at = torch.full((len(fed), 1), fed.shape[1] - 1, device=fed.device)
+        sees_all = is_exact and fed.shape[1] == 1
+        logits = draft.forward(fed, positions, num_live, at, sees_all)[:, 0]
+        if plan.draft_draws:
+            rows.append(processed_logprobs(logits, plan.sampling))
+            token = draw(rows[-1], uniforms[:, step])
+        else:
+            token = logits.argmax(-1)
+        proposed.append(token)
+        fed, positions = token[:, None], positions[:, -1:] + 1
+    logprobs = torch.stack(rows, dim=1) if plan.rule == "rejection" and rows else None
+    return torch.stack(proposed, dim=1), logprobs
+
+
+def _verification(
+    target: Runner,
+    plan: Plan,
+    fed: Tensor,
+    positions: Tensor,
+    longest: int,
+    draft_logprobs: Tensor | None,
+    uniforms: Tensor,
+) -> Verification:
+    num_live = target.num_live(longest)
+    sees_all = target.batch_size == target.slot_step == fed.shape[1] == 1
+    inputs = (fed, positions, uniforms, *(() if draft_logprobs is None else (draft_logprobs,)))
+
+    def run(fed: Tensor, positions: Tensor, uniforms: Tensor, *drawn: Tensor) -> Verification:
+        logits = target.forward(fed, positions, num_live, None, sees_all)
+        return verify(fed[:, 1:], drawn[0] if drawn else None, logits, plan, uniforms)
+
+    verification: Verification = target.call(("verify", plan, num_live), run, *inputs)
+    return verification
 
 
 def verify(
-    proposed: Sequence[int],
-    draft_logprobs: Tensor,
+    proposed: Tensor,
+    draft_logprobs: Tensor | None,
     target_logits: Tensor,
-    rule: AcceptanceRule,
-    sampling: Sampling,
-    generator: torch.Generator,
+    plan: Plan,
+    uniforms: Tensor,
 ) -> Verification:
-    """Keep a prefix of the proposal, then take the one token that follows it.
+    """Keep a prefix of each row's proposal, then take the one token that follows it.
 
-    draft_logprobs: (k, vocab) float32, processed, what was proposed from (used by `rejection`)
-    target_logits:  (k + 1, vocab) float32, one row more for the bonus position
+    proposed:       (batch, k) int64
+    draft_logprobs: (batch, k, vocab) float32, processed, for `rejection` with drawn tokens
+    target_logits:  (batch, k + 1, vocab), one position more for the bonus token
+    uniforms:       (batch, k + 1) float64 in [0, 1)
     """
-    if rule == "rejection":
-        target_probs = processed_logprobs(target_logits, sampling).exp()
-        return _verify_by_rejection(proposed, draft_logprobs.exp(), target_probs, generator)
+    if plan.rule == "rejection" and plan.is_drawn:
+        assert draft_logprobs is not None
+        target_probs = processed_logprobs(target_logits, plan.sampling).exp()
+        return _verify_by_rejection(proposed, draft_logprobs.exp(), target_probs, uniforms)
     # The other rules keep a token when it equals the target's own choice at that position.
-    for position, token in enumerate(proposed):
-        own = _pick(target_logits[position], sampling, generator)
-        if own != token:
-            return Verification(position, own)
-    return Verification(len(proposed), _pick(target_logits[-1], sampling, generator))
+    own = _pick(target_logits, uniforms, plan)
+    num_accepted = _prefix_length(own[:, :-1] == proposed)
+    return Verification(own, num_accepted)
 
 
 def _verify_by_rejection(
-    proposed: Sequence[int], draft_probs: Tensor, target_probs: Tensor, generator: torch.Generator
+    proposed: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
 ) -> Verification:
     """Speculative sampling (arXiv:2211.17192, Algorithm 1): the text is the target's, exactly."""
-    k = len(proposed)
-    at = torch.arange(k), torch.tensor(proposed)
-    ratio = (target_probs[:k].cpu()[at] / draft_probs.cpu()[at]).double()
-    keep = torch.rand(k, generator=generator, dtype=torch.float64) < ratio
-    num_accepted = int(keep.long().cumprod(0).sum())  # stops at the first rejection
+    batch, k = proposed.shape
+    at = proposed[:, :, None]
+    ratio = target_probs[:, :k].gather(2, at).double() / draft_probs.gather(2, at).double()
+    num_accepted = _prefix_length(uniforms[:, :k] < ratio[:, :, 0])
 
-    weights = target_probs[num_accepted]
-    if num_accepted < k:
-        weights = (weights - draft_probs[num_accepted]).clamp(min=0)
-    return Verification(num_accepted, _draw(weights, generator))
-
-
-def _propose(
-    proposer: Decoder,
-    tokens: Sequence[int],
-    k: int,
-    rule: AcceptanceRule,
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> tuple[list[int], Tensor]:
-    """k tokens, and the processed log-probabilities (k, vocab) they were chosen from."""
-    is_sampled = rule in ("rejection", "exact_match")
-    fed = list(tokens[proposer.num_cached :])
-    proposed: list[int] = []
-    rows: list[Tensor] = []
-    for _ in range(k):
-        logits = proposer.logits(fed)[-1]
-        rows.append(processed_logprobs(logits, sampling) if is_sampled else logits)
-        token = _draw(rows[-1].exp(), generator) if is_sampled else int(logits.argmax())
-        proposed.append(token)
-        fed = [token]
-    return proposed, torch.stack(rows)
+    # After the first rejection the rest of the target's probability; after none, all of it.
+    draft_probs = torch.cat([draft_probs, torch.zeros_like(target_probs[:, :1])], dim=1)
+    row = num_accepted[:, None, None].expand(-1, 1, target_probs.shape[-1])
+    weights = (target_probs.gather(1, row) - draft_probs.gather(1, row))[:, 0].clamp(min=0)
+    following = draw(weights.log(), uniforms[:, k])
+    padded = torch.cat([proposed, proposed.new_zeros(batch, 1)], dim=1)
+    return Verification(padded.scatter(1, num_accepted[:, None], following[:, None]), num_accepted)
 
 
-def _pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The target's own choice: its argmax at temperature 0, else a draw."""
-    if sampling.is_greedy:
-        return int(logits.argmax())
-    return _draw(processed_logprobs(logits, sampling).exp(), generator)
+def _prefix_length(keep: Tensor) -> Tensor:
+    """(batch, k) bool to (batch,) int64: how many are kept before the first that is not."""
+    return keep.long().cumprod(dim=1).sum(dim=1)
 
 
-def _draw(weights: Tensor, generator: torch.Generator) -> int:
-    return int(torch.multinomial(weights.double().cpu(), 1, generator=generator))
+def _pick(logits: Tensor, uniforms: Tensor, plan: Plan) -> Tensor:
+    """The target's own choices, (batch, n): its argmax at temperature 0, else draws."""
+    if not plan.is_drawn:
+        return logits.argmax(-1)
+    logprobs = processed_logprobs(logits, plan.sampling)
+    return draw(logprobs.flatten(0, 1), uniforms.flatten()).view(logits.shape[:2])
+
+
+def _uniforms(rows: list[_Row], count: int, plan: Plan, device: torch.device) -> Tensor:
+    """(batch, count) float64 in [0, 1), each row's from its own generator; zeros if unused."""
+    if not plan.is_drawn:
+        return torch.zeros(len(rows), count, dtype=torch.float64, device=device)
+    drawn = [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
+    return torch.stack(drawn).to(device)
+
+
+def _finished(row: _Row) -> LiveRun:
+    token_ids = tuple(row.tokens[row.num_prompt :])
+    return LiveRun(token_ids, row.num_drafts, tuple(row.accepted_per_pos))
 
 
 def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
@@ -181,11 +357,16 @@ def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def logit_gap(target: Any, prefix_token_ids: Sequence[int], token: int, other: int) -> float:
+def logit_gap(target: Runner, prefix_token_ids: Sequence[int], token: int, other: int) -> float:
     """By how much the target prefers `token` to `other` after the prefix, in logits.
 
     The near-tie oracle: two kernels may part where this is within their rounding error.
+
+    target: of batch size 1
     """
+    length = len(prefix_token_ids)
     ids = torch.tensor([list(prefix_token_ids)], device=target.device)
-    logits = target(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    positions = torch.arange(length, device=target.device)[None]
+    at = torch.tensor([[length - 1]], device=target.device)
+    logits = target.forward(ids, positions, target.num_live(length), at)[0, 0].float()
     return float(logits[token] - logits[other])

@@ -1,10 +1,13 @@
-"""The integers and scales of a compressed-tensors checkpoint, read without that library.
+"""The integers and scales of a quantized checkpoint, read without the library that wrote it.
 
-This is the independent reading that proves a checkpoint, and what the kernels are fed with.
+This is the independent reading that proves a checkpoint, and what the kernels are fed with. Three
+layouts are read: compressed-tensors', AutoGPTQ's (`qweight`, `qzeros`, `scales`, `g_idx`) and
+bitsandbytes' as transformers saves it (`weight.absmax` and its like; `SCB` for 8 bits).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,7 +16,19 @@ from torch import Tensor
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import CheckpointError
+from quantdraft.microscaling import microscaled
 from quantdraft.schemes import QUANTIZED_SUFFIXES, WeightFormat, linear_modules, stored_format
+
+GPTQ_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+BITSANDBYTES_SUFFIXES = (
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "SCB",
+)
 
 
 class Unpacked(NamedTuple):
@@ -24,6 +39,8 @@ class Unpacked(NamedTuple):
     zero_point: (out, groups) int8, or None when symmetric
     group_size: weights of a row that share a scale; None: the whole row, or a block
     block:      rows and columns that share a scale, or None
+    column_order: (in,) int64, which input each column multiplies; None: each its own. GPTQ with
+                `desc_act` groups columns by importance: here they lie sorted by group
     """
 
     integers: Tensor
@@ -31,15 +48,69 @@ class Unpacked(NamedTuple):
     zero_point: Tensor | None
     group_size: int | None
     block: tuple[int, int] | None
+    column_order: Tensor | None = None
 
 
-def unpacked(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+class DoubleScale(NamedTuple):
+    """Scales that are themselves quantized; scale = table[index] * scale_of_block + offset.
+
+    table: (256,) float32
+    scale: (blocks of scales,) float32
+    """
+
+    table: Tensor
+    scale: Tensor
+    block_size: int
+    offset: float
+
+
+class Codebook(NamedTuple):
+    """One weight as indices into a table of 16 values (NF4, FP4); value = table[index] * scale.
+
+    integers: (out, in / 2) uint8, two indices a byte, the earlier column in the high half
+    table:    (16,) float32
+    scale:    (blocks,) float32, or uint8 indices under `double`; blocks run along the rows
+    block_size: weights that share a scale
+    double:   what the scales' own indices stand for, or None
+    name:     "nf4" or "fp4"
+    """
+
+    integers: Tensor
+    table: Tensor
+    scale: Tensor
+    block_size: int
+    double: DoubleScale | None
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return len(self.integers), 2 * self.integers.shape[1]
+
+
+def unpacked(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked | Codebook:
     """The stored integers and scales of one module.
 
-    tensors: at least the module's own tensors, by full name, as the file has them.
+    tensors: at least the module's own, by full name, as `module_tensors` gives them.
     Raises CheckpointError when one is missing or of another type than the format's.
     """
+    if fmt.library == "gptq":
+        return _unpacked_gptq(tensors, module, fmt)
+    if fmt.library == "bitsandbytes" and fmt.num_bits == 8:
+        scale = _get(tensors, f"{module}.SCB").reshape(-1, 1) / 127  # the file has largest values
+        return Unpacked(_get(tensors, f"{module}.weight"), scale, None, None, None)
+    if fmt.library == "bitsandbytes":
+        return _unpacked_codebook(tensors, module, fmt.kind)
+    return _unpacked_compressed(tensors, module, fmt)
+
+
+def _unpacked_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
     scale = _get(tensors, f"{module}.weight_scale")
+    if fmt.scale_type != "float":
+        own = f"{module}.weight_packed" if fmt.num_bits == 4 else f"{module}.weight"
+        factor = tensors.get(f"{module}.weight_global_scale")
+        values, scale = microscaled(_get(tensors, own), scale, factor, fmt)
+        return Unpacked(values, scale, None, fmt.group_size, None)
     scale = scale.reshape(scale.shape[0], -1)
     zero_point = None
     if fmt.layout == "pack-quantized":
@@ -60,6 +131,68 @@ def unpacked(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> U
     return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block)
 
 
+def _unpacked_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    """AutoGPTQ's layout: transposed, packed along the inputs; zero points along the outputs."""
+    scale = _get(tensors, f"{module}.scales").T.contiguous()
+    packed = _get(tensors, f"{module}.qweight").T.contiguous()
+    rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
+    integers = unpack_int32(packed, fmt.num_bits, columns)
+    zero_point = unpack_int32(_get(tensors, f"{module}.qzeros"), fmt.num_bits, rows).T.contiguous()
+    group_size = -(-columns // scale.shape[1])
+    order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
+    if order is not None:
+        integers = integers[:, order].contiguous()
+    return Unpacked(
+        integers,
+        scale,
+        zero_point if bool(zero_point.any()) else None,
+        None if scale.shape[1] == 1 else group_size,
+        None,
+        order,
+    )
+
+
+def _column_order(
+    group_of_column: Tensor | None, columns: int, group_size: int, module: str
+) -> Tensor | None:
+    """What sorts the columns by group, or None where they lie in order already."""
+    in_order = torch.arange(columns) // group_size
+    if group_of_column is None or torch.equal(group_of_column.long(), in_order):
+        return None
+    order = group_of_column.argsort(stable=True)
+    if not torch.equal(group_of_column[order].long(), in_order):
+        raise CheckpointError(
+            f"{module}.g_idx does not put {group_size} columns in every group: the checkpoint is "
+            "corrupt, or of a kind that this quantdraft does not read."
+        )
+    return order
+
+
+def _unpacked_codebook(tensors: Mapping[str, Tensor], module: str, name: str) -> Codebook:
+    state_name = f"{module}.weight.quant_state.bitsandbytes__{name}"
+    state = json.loads(bytes(_get(tensors, state_name).tolist()))
+    rows, columns = state["shape"]
+    if columns % 2:
+        raise CheckpointError(f"{module}.weight has {columns} columns: an odd number is not read.")
+    own = f"{module}.weight"
+    double = None
+    if f"{own}.nested_absmax" in tensors:
+        double = DoubleScale(
+            _get(tensors, f"{own}.nested_quant_map"),
+            _get(tensors, f"{own}.nested_absmax"),
+            state["nested_blocksize"],
+            state["nested_offset"],
+        )
+    return Codebook(
+        _get(tensors, own).view(torch.uint8).reshape(rows, columns // 2),
+        _get(tensors, f"{own}.quant_map"),
+        _get(tensors, f"{own}.absmax"),
+        state["blocksize"],
+        double,
+        name,
+    )
+
+
 def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     """Undo the packing of 32/num_bits offset integers into each word, lowest bits first.
 
@@ -75,42 +208,50 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     return signed.to(torch.int8)
 
 
-def dequantized(weight: Unpacked) -> Tensor:
+def dequantized(weight: Unpacked | Codebook) -> Tensor:
     """The weight that the integers and scales stand for, (out, in) float32."""
+    if isinstance(weight, Codebook):
+        return _dequantized_codebook(weight)
     rows, columns = weight.integers.shape
     values = weight.integers.float()
     if weight.zero_point is not None:
         values = values - _spread(weight.zero_point.float(), rows, columns, weight)
-    return values * _spread(weight.scale.float(), rows, columns, weight)
+    values = values * _spread(weight.scale.float(), rows, columns, weight)
+    if weight.column_order is None:
+        return values
+    return torch.empty_like(values).index_copy_(1, weight.column_order, values)
 
 
-def rounded_inputs(inputs: Tensor, fmt: WeightFormat) -> Tensor:
-    """A Linear's inputs as the scheme's integers stand for them; unchanged for weight-only schemes.
+def _dequantized_codebook(weight: Codebook) -> Tensor:
+    indices = torch.stack([weight.integers >> 4, weight.integers & 15], dim=-1)
+    values = weight.table[indices.flatten().long()]
+    scales = weight_scales(weight).repeat_interleave(weight.block_size)
+    return (values * scales[: len(values)]).reshape(weight.shape)
 
-    inputs: (..., in); symmetric, one scale per token, or per token and group in a block format.
-    """
-    if fmt.activations is None:
-        return inputs
-    width = fmt.block[1] if fmt.block is not None else inputs.shape[-1]
-    groups = inputs.reshape(*inputs.shape[:-1], -1, width)
-    largest = groups.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    if fmt.activations == "int8":
-        scale = largest / 127.5  # compressed-tensors halves the whole range, -128 to 127
-        values = (groups / scale).round().clamp(-128, 127)
-    else:
-        scale = largest / torch.finfo(torch.float8_e4m3fn).max
-        values = (groups / scale).to(torch.float8_e4m3fn).to(groups.dtype)
-    rounded: Tensor = values * scale
-    return rounded.reshape(inputs.shape)
+
+def weight_scales(weight: Codebook) -> Tensor:
+    """The scale of every block, (blocks,) float32."""
+    double = weight.double
+    if double is None:
+        return weight.scale.float()
+    outer = double.scale.repeat_interleave(double.block_size)[: len(weight.scale)]
+    return double.table[weight.scale.long()] * outer + double.offset
 
 
 def quantized_modules(checkpoint: Checkpoint) -> dict[str, WeightFormat]:
     """The modules that the checkpoint's config claims are quantized, and how."""
     quantization = checkpoint.quantization or {}
-    modules = [n.rpartition(".")[0] for n in checkpoint.tensors if n.endswith(".weight_packed")]
-    modules += linear_modules(checkpoint.tensors)
+    ends = _MODULE_ENDS.get(quantization.get("quant_method", ""), (".weight_packed",))
+    names = checkpoint.tensors
+    modules = [n.removesuffix(end) for end in ends for n in names if n.endswith(end)]
+    if ends == (".weight_packed",):
+        modules += linear_modules(names)
     formats = {module: stored_format(quantization, module) for module in modules}
     return {module: fmt for module, fmt in formats.items() if fmt is not None}
+
+
+# The tensor that marks a quantized module, where the config does not name the modules.
+_MODULE_ENDS = {"gptq": (".qweight",), "bitsandbytes": (".weight.absmax", ".SCB")}
 
 
 def rounds_activations(checkpoint: Checkpoint) -> bool:
@@ -118,16 +259,45 @@ def rounds_activations(checkpoint: Checkpoint) -> bool:
     return any(fmt.activations for fmt in quantized_modules(checkpoint).values())
 
 
-def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked]]:
+def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked | Codebook]]:
     """Each quantized module with its integers and scales, one in memory at a time."""
     for module, fmt in quantized_modules(checkpoint).items():
         yield module, unpacked(module_tensors(checkpoint, module), module, fmt)
 
 
 def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
-    """A module's weight tensors as the file stores them, by full name."""
-    names = [f"{module}.{suffix}" for suffix in ("weight", *QUANTIZED_SUFFIXES)]
-    return {name: read_tensor(checkpoint, name) for name in names if name in checkpoint.tensors}
+    """A module's weight tensors as the file stores them, by full name.
+
+    Except GPTQ's zero points, which older files store one too low (`checkpoint_format` "gptq"; not
+    "gptq_v2"): they come as they are meant.
+    """
+    suffixes = ("weight", *QUANTIZED_SUFFIXES, *GPTQ_SUFFIXES, *BITSANDBYTES_SUFFIXES)
+    names = [f"{module}.{suffix}" for suffix in suffixes]
+    tensors = {name: read_tensor(checkpoint, name) for name in names if name in checkpoint.tensors}
+    zeros = f"{module}.qzeros"
+    if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
+        fmt = stored_format(checkpoint.quantization or {}, module)
+        if fmt is not None:
+            tensors[zeros] = _one_higher(tensors[zeros], fmt.num_bits)
+    return tensors
+
+
+def _stores_lower_zeros(quantization: Mapping[str, object]) -> bool:
+    kind = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
+    if kind not in {"gptq", "gptq_v2"}:
+        raise CheckpointError(
+            f"the quantization config has checkpoint_format {kind!r}; read are 'gptq', 'gptq_v2'."
+        )
+    return kind == "gptq"
+
+
+def _one_higher(packed: Tensor, num_bits: int) -> Tensor:
+    """1 added to every field of every int32 word; a full field becomes 0, as its readers do."""
+    mask = 2**num_bits - 1
+    total = torch.zeros_like(packed, dtype=torch.int64)
+    for shift in range(0, 32, num_bits):
+        total |= (((packed.long() >> shift) + 1) & mask) << shift
+    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -80,9 +80,15 @@ def test_without_a_target_there_is_acceptance_but_no_go(settings):
 
 def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_path):
     apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
-    evaluation, _ = evaluate(replace(settings, candidate=str(tmp_path / "fp8")))
+    evaluation, run_dir = evaluate(replace(settings, candidate=str(tmp_path / "fp8")))
     assert "candidate" not in evaluation.latency.arms
     assert "no cpu kernel" in evaluation.latency.undefined["candidate"]
+    projected = evaluation.projection
+    assert projected is not None
+    assert evaluation.operating_point.speedup_over_baseline is None
+    assert projected.ceiling > 1
+    report = (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "Projection, not a measurement" in report
     assert evaluation.operating_point.candidate_draft_step_ms is None
     assert evaluation.verdict.decision != "go"
 

@@ -15,12 +15,15 @@ import quantdraft
 ROOT = Path(quantdraft.__file__).parent
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 DATA = {"errors", "files", "recipe", "weights", "checkpoint", "traffic", "results", "provenance"}
-DATA |= {"prompts", "schemes", "ledger", "stages", "progress"}
+DATA |= {"formats", "prompts", "schemes", "ledger", "stages", "progress", "shapes"}
+DATA |= {"promises"}
 JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"}
 MACHINE = {"models", "cache", "sampling", "generation", "replay", "speculation", "live", "latency"}
 MACHINE |= {"benchmark", "kernels", "engines", "unpacking", "pairing", "vocabulary", "proof"}
+MACHINE |= {"roofline", "memory", "arms"}
+MACHINE |= {"activations", "fidelity", "microscaling"}
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
-TOP |= {"inputs", "measuring"}
+TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching"}
 
 
 def part_of(path: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 from quantdraft import replay
 from quantdraft.acceptance import replay_rounds
 from quantdraft.capture import capture
+from quantdraft.engines.native import borrow
 from quantdraft.errors import TrafficError
 from quantdraft.live import live_keep, run_live, target_logprobs
 from quantdraft.models import load_model
@@ -50,7 +51,7 @@ def sampled(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffi
 def test_live_rounds_equal_replayed_rounds_prompt_by_prompt(models, greedy, k):
     target, draft = models
     keep = keep_probabilities(draft, greedy, "greedy")
-    live = run_live(target, draft, greedy, num_speculative_tokens=k, rule="greedy")
+    live = run_live(borrow(target), borrow(draft), greedy, num_speculative_tokens=k, rule="greedy")
     replayed = replay_rounds([r.prompt_id for r in greedy.responses], keep, [k])
 
     assert [p.text for p in live] == ["identical"] * len(greedy.responses)
@@ -65,7 +66,9 @@ def test_live_rounds_equal_replayed_rounds_prompt_by_prompt(models, greedy, k):
 def test_drawn_rounds_agree_with_replay_of_the_loops_own_text(models, sampled, rule):
     target, draft = models
     many = Traffic(sampled.responses * 5, sampled.sampling)
-    live = run_live(target, draft, many, num_speculative_tokens=3, rule=rule, seed=11)
+    live = run_live(
+        borrow(target), borrow(draft), many, num_speculative_tokens=3, rule=rule, seed=11
+    )
     keep = live_keep(target, draft, live, rule, sampled.sampling)
     expected = replay_rounds([str(i) for i in range(len(live))], keep, [3]).num_drafts[0]
     difference = np.array([p.run.num_drafts for p in live]) - expected

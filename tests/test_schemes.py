@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from quantdraft.recipe import bundled_recipe_names, load_recipe
 from quantdraft.schemes import (
     SCHEMES,
     formats_by_module,
     has_one_group,
     ignored_names,
+    kv_scales,
     linear_modules,
     matches,
     stored_format,
+    weight_format,
 )
 from quantdraft.weights import TensorInfo
 from tests.stored import llama_tensors
@@ -58,6 +62,39 @@ def test_config_groups_read_back_as_the_format_they_were_made_from() -> None:
     quantization = {"config_groups": {"group_0": GROUP}, "ignore": ["lm_head"]}
     assert stored_format(quantization, "model.layers.0.mlp.up_proj") == SCHEMES["W4A16"]
     assert stored_format(quantization, "lm_head") is None
+
+
+def test_what_a_recipe_configures_reads_back_as_its_format() -> None:
+    """compressed-tensors' own words for a format, and the format again."""
+    pytest.importorskip("compressed_tensors")
+    from quantdraft.quantizers.config_groups import quantization_config
+
+    for name in bundled_recipe_names():
+        recipe = load_recipe(name)
+        if recipe.backend == "llmcompressor" and recipe.scheme != "none":
+            config = quantization_config(recipe).model_dump(mode="json")
+            found = stored_format(config, "model.layers.0.mlp.up_proj")
+            assert found == weight_format(recipe), name
+
+
+def test_gptq_and_bitsandbytes_configs_are_read() -> None:
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+    fmt = stored_format(gptq, "model.layers.0.mlp.up_proj")
+    assert fmt == weight_format(load_recipe("int4-gptq-gptqmodel"))
+    assert stored_format(gptq, "lm_head") is None
+    double = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    double["bnb_4bit_use_double_quant"] = True
+    assert stored_format(double, "model.layers.0.mlp.up_proj") == SCHEMES["NF4_DOUBLE"]
+    assert stored_format(double, "lm_head") is None
+
+
+def test_scales_of_a_quantized_cache_lie_beside_each_attention() -> None:
+    scales = kv_scales(TENSORS)
+    assert sorted(scales) == [
+        "model.layers.0.self_attn.k_scale",
+        "model.layers.0.self_attn.v_scale",
+    ]
+    assert all(info.shape == (1,) for info in scales.values())
 
 
 def test_a_named_group_wins_over_the_class() -> None:

@@ -7,25 +7,31 @@ import math
 import pytest
 import torch
 
-from quantdraft.speculation import verify
+from quantdraft.sampling import draw
+from quantdraft.speculation import Plan, verify
 from quantdraft.traffic import Sampling
 
 DRAFT = torch.tensor([0.6, 0.3, 0.1])
 TARGET = torch.tensor([0.3, 0.3, 0.4])
-NUM_TRIALS = 4000
+NUM_TRIALS = 20_000
 DRAWN = Sampling(temperature=1.0)
 
 
-def rounds(rule: str) -> list[tuple[int, int, int]]:
-    """(proposed, num_accepted, next token) of many one-token rounds."""
+def rounds(rule: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Proposed, num_accepted and next token of many one-token rounds, one a row: (trials,) each."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(NUM_TRIALS):
-        token = int(torch.multinomial(DRAFT, 1, generator=generator))
-        target_logits = TARGET.log().expand(2, 3)
-        result = verify([token], DRAFT.log()[None], target_logits, rule, DRAWN, generator)
-        found.append((token, result.num_accepted, result.next_token))
-    return found
+    uniforms = torch.rand(NUM_TRIALS, 3, generator=generator, dtype=torch.float64)
+    draft_logprobs = DRAFT.log().expand(NUM_TRIALS, 1, 3)
+    proposed = draw(draft_logprobs[:, 0], uniforms[:, 0])[:, None]
+    target_logits = TARGET.log().expand(NUM_TRIALS, 2, 3)
+    result = verify(proposed, draft_logprobs, target_logits, Plan(1, rule, DRAWN), uniforms[:, 1:])
+    following = result.emitted.gather(1, result.num_accepted[:, None])[:, 0]
+    return proposed[:, 0], result.num_accepted, following
+
+
+def is_near(observed: torch.Tensor, probability: float) -> bool:
+    error = math.sqrt(probability * (1 - probability) / NUM_TRIALS)
+    return abs(float(observed.double().mean()) - probability) < 4 * error
 
 
 @pytest.mark.parametrize(
@@ -36,25 +42,39 @@ def rounds(rule: str) -> list[tuple[int, int, int]]:
     ],
 )
 def test_verify_accepts_with_the_probability_of_its_rule(rule, probability):
-    accepted = sum(kept for _, kept, _ in rounds(rule)) / NUM_TRIALS
-    error = math.sqrt(probability * (1 - probability) / NUM_TRIALS)
-    assert abs(accepted - probability) < 4 * error
+    _, accepted, _ = rounds(rule)
+    assert is_near(accepted, probability)
 
 
-def test_rejection_emits_the_targets_own_distribution():
-    emitted = [token if kept else after for token, kept, after in rounds("rejection")]
+@pytest.mark.parametrize("rule", ["rejection", "exact_match", "greedy_draft"])
+def test_every_rule_emits_the_targets_own_distribution(rule):
+    proposed, accepted, following = rounds(rule)
+    first = torch.where(accepted == 1, proposed, following)
     for token, probability in enumerate(TARGET.tolist()):
-        error = math.sqrt(probability * (1 - probability) / NUM_TRIALS)
-        assert abs(emitted.count(token) / NUM_TRIALS - probability) < 4 * error
+        assert is_near(first == token, probability)
 
 
-def test_greedy_keeps_the_prefix_that_equals_the_targets_argmaxes():
-    target_logits = torch.eye(3)[[2, 0, 1, 2]]  # the target's choices: 2, 0, 1, then 2
-    generator = torch.Generator()
-    unused = torch.zeros(3, 3)
-    all_kept = verify([2, 0, 1], unused, target_logits, "greedy", Sampling(), generator)
-    assert all_kept == (3, 2)
-    one_kept = verify([2, 1, 1], unused, target_logits, "greedy", Sampling(), generator)
-    assert one_kept == (1, 0)
-    none_kept = verify([0, 0, 1], unused, target_logits, "greedy", Sampling(), generator)
-    assert none_kept == (0, 2)
+def test_the_token_after_a_rejection_comes_from_what_the_draft_lacks():
+    proposed, accepted, following = rounds("rejection")
+    # The target exceeds the draft at the last token only.
+    assert (following[accepted == 0] == 2).all()
+    assert (proposed[accepted == 0] == 0).all()
+
+
+def test_greedy_keeps_each_rows_prefix_that_equals_the_targets_argmaxes():
+    target_logits = torch.eye(3)[[2, 0, 1, 2]].expand(3, -1, -1)  # its choices: 2, 0, 1, then 2
+    proposed = torch.tensor([[2, 0, 1], [2, 1, 1], [0, 0, 1]])
+    plan, unused = Plan(3, "greedy", Sampling()), torch.zeros(3, 4, dtype=torch.float64)
+    emitted, num_accepted = verify(proposed, None, target_logits, plan, unused)
+    assert num_accepted.tolist() == [3, 1, 0]
+    kept = [row[: n + 1] for row, n in zip(emitted.tolist(), num_accepted.tolist(), strict=True)]
+    assert kept == [[2, 0, 1, 2], [2, 0], [2]]
+
+
+def test_nothing_proposed_is_the_target_alone():
+    target_logits = torch.eye(3)[[1]][None]
+    unused = torch.zeros(1, 1, dtype=torch.float64)
+    proposed = torch.empty(1, 0, dtype=torch.long)
+    result = verify(proposed, None, target_logits, Plan(0, "greedy", Sampling()), unused)
+    assert result.emitted.tolist() == [[1]]
+    assert result.num_accepted.tolist() == [0]

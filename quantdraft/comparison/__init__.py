@@ -8,13 +8,15 @@ from quantdraft.comparison.lengths import check_paired, compare_acceptance
 from quantdraft.comparison.resampling import MIN_PROMPTS, MIN_TIMINGS, Bootstrap
 from quantdraft.comparison.settling import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.comparison.slices import slice_by_context, slice_by_domain, slice_by_position
-from quantdraft.comparison.speeds import best_k, speed_point
+from quantdraft.comparison.speeds import best_k, speed_point, step_ratio
+from quantdraft.comparison.steps import StepFigures, step_figures
 
 __all__ = [
     "MIN_PROMPTS",
     "MIN_TIMINGS",
     "Bootstrap",
     "Needed",
+    "StepFigures",
     "best_k",
     "check_paired",
     "compare_acceptance",
@@ -23,5 +25,7 @@ __all__ = [
     "slice_by_domain",
     "slice_by_position",
     "speed_point",
+    "step_figures",
+    "step_ratio",
     "what_would_settle",
 ]

@@ -18,7 +18,7 @@ from quantdraft.comparison.resampling import (
     interval_of,
 )
 from quantdraft.errors import PairingError
-from quantdraft.results import Interval, Latency, SpeedPoint
+from quantdraft.results import Interval, Latency, SpeedPoint, StepSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,19 @@ def best_k(points: Sequence[SpeedPoint]) -> dict[str, int | None]:
     baseline = [(p.baseline_ms_per_token, p.baseline_num_speculative_tokens) for p in points]
     candidate = [(p.candidate_ms_per_token, p.candidate_num_speculative_tokens) for p in points]
     return {"baseline": _k_of_least(baseline), "candidate": _k_of_least(candidate)}
+
+
+def step_ratio(
+    over: StepSamples, under: StepSamples, bootstrap: Bootstrap = DEFAULT
+) -> Interval | None:
+    """Median over blocks of over / under within a block; None under MIN_TIMINGS blocks.
+
+    Raises PairingError for samples with different numbers of blocks.
+    """
+    times = [np.array(step.samples_ms, np.float64) for step in (over, under)]
+    if min(len(samples) for samples in times) < MIN_TIMINGS:
+        return None
+    return _time_ratio(times[0], times[1], None, bootstrap)
 
 
 def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:

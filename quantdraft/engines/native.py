@@ -1,126 +1,258 @@
 """The engine of this process: a checkpoint's own integers, multiplied by real kernels.
 
 transformers unpacks a compressed-tensors checkpoint and would time nothing of it. Here every
-quantized Linear is replaced by a module that holds the stored integers and scales.
+Linear becomes a module that holds the stored integers and scales and calls a kernel for them.
+Models of the Llama family run on the project's own decoder; others keep the transformers library's
+modules around the same kernels.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from quantdraft.checkpoint import Checkpoint
-from quantdraft.kernels import NoKernelError, kernel_for
-from quantdraft.models import load_config, load_model
+from quantdraft.engines.borrowed import load_borrowed
+from quantdraft.engines.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
+from quantdraft.engines.fusing import SideBySide, stacked, stacked_bias
+from quantdraft.engines.source import Weight, WeightSource, kernel_format
+from quantdraft.generation import end_token_ids
+from quantdraft.kernels import NoKernelError, kernels_for
+from quantdraft.kernels.choice import fastest_linear
 from quantdraft.proof import claims_but_not_quantized
-from quantdraft.schemes import WeightFormat
-from quantdraft.unpacking import module_tensors, quantized_modules, read_tensor, unpacked
+from quantdraft.schemes import HEAD
+
+EXACT_KERNELS = ("linear_float32", "onednn_prepacked_float32")
 
 
 @dataclass(frozen=True, slots=True)
 class NativeModel:
-    """A model ready to be timed, and what it computes with."""
+    """A model ready to decode, and what it computes with."""
 
-    model: Any
+    model: Any  # Decoder, or a transformers model
+    runtime: str  # "native decoder" | "transformers modules"
     compute_dtype: str
     kernels: tuple[str, ...]
     weight_bytes: int  # resident, embedding table included
+    source: WeightSource | None  # None: a transformers model that was loaded elsewhere
+    end_token_ids: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float type of activations."""
+        dtype: torch.dtype = getattr(torch, self.compute_dtype)
+        return dtype
+
+    @property
+    def is_exact(self) -> bool:
+        """True where every product is a float32 sum, so that near-ties fall as in a replay."""
+        return all(part in EXACT_KERNELS for kernel in self.kernels for part in kernel.split("+"))
+
+    @property
+    def is_own(self) -> bool:
+        """True on the project's decoder, which batches, compiles and is captured in graphs."""
+        return isinstance(self.model, Decoder)
+
+    def step_bytes(self, batch_size: int, context_length: int) -> int:
+        """Bytes one step reads: weights once, keys and values of every row, by the ledger."""
+        assert self.source is not None
+        ledger = self.source.ledger
+        kv_bytes = ledger.kv_bytes_per_context_token * context_length * batch_size
+        stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
+        width = self.dtype.itemsize / (4 if stored == "float32" else 2)
+        return ledger.weight_bytes + int(kv_bytes * width)
 
 
-def load_native(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> NativeModel:
-    """Load a checkpoint for timing in `dtype`; NoKernelError where no kernel takes its format."""
-    false_claim = claims_but_not_quantized(checkpoint)
-    if false_claim is not None:
-        raise NoKernelError(false_claim)
-    formats = quantized_modules(checkpoint)
-    name = str(dtype).removeprefix("torch.")
-    if not formats:
-        if checkpoint.quantization is not None:
+def load_native(
+    source: WeightSource, dtype: torch.dtype, device: torch.device, rows: Sequence[int] = (1,)
+) -> NativeModel:
+    """Load a model to compute in `dtype`; NoKernelError where no kernel takes its format.
+
+    rows: the numbers of rows (batch x new tokens) it will be run with; kernels are chosen for them
+    """
+    checkpoint = source.checkpoint
+    if checkpoint is not None:
+        false_claim = claims_but_not_quantized(checkpoint)
+        if false_claim is not None:
+            raise NoKernelError(false_claim)
+        if checkpoint.quantization is not None and not source.formats:
             method = checkpoint.quantization.get("quant_method")
             raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
-        model = load_model(checkpoint.path, dtype, device)
-        return NativeModel(model, name, (f"linear_{name}",), _weight_bytes(model))
-    for fmt in set(formats.values()):
-        kernel_for(device.type, kernel_format(fmt))  # before anything is loaded
-    model = _load_unquantized(checkpoint, formats, dtype, device)
-    kernels = {f"linear_{name}"} if _has_dense_linear(model, formats) else set()
-    for module, fmt in formats.items():
-        kernels.add(_replace_linear(model, checkpoint, module, fmt, dtype, device))
-    return NativeModel(model, name, tuple(sorted(kernels)), _weight_bytes(model))
-
-
-def kernel_format(fmt: WeightFormat) -> str:
-    """The name under which `quantdraft.kernels` lists a format."""
-    if fmt.kind == "float":
-        return "fp8-block" if fmt.block else "fp8"
-    if fmt.num_bits == 8:
-        return "int8" if fmt.activations else "int8-weight-only"
-    return f"int{fmt.num_bits}"
-
-
-def _load_unquantized(
-    checkpoint: Checkpoint,
-    formats: dict[str, WeightFormat],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Any:
-    """The model with every tensor that is stored unquantized; quantized Linears are left empty."""
-    import transformers
-
-    config = load_config(checkpoint.path, keep_quantization=False)
-    plain = {
-        name: read_tensor(checkpoint, name)
-        for name in checkpoint.tensors
-        if name.rpartition(".")[0] not in formats or name.endswith(".bias")
-    }
-    architecture = checkpoint.config["architectures"][0]
-    model_class = getattr(transformers, architecture, None)
-    if model_class is None:
-        raise NoKernelError(f"transformers has no {architecture} for the native engine to build on")
-    model = model_class.from_pretrained(None, config=config, state_dict=plain, dtype=dtype)
-    return model.to(device).eval()
-
-
-def _replace_linear(
-    model: Any,
-    checkpoint: Checkpoint,
-    name: str,
-    fmt: WeightFormat,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> str:
-    """Put the kernel's module in the place of a Linear, and return the kernel's name."""
-    weight = unpacked(module_tensors(checkpoint, name), name, fmt)
-    old = model.get_submodule(name)
-    bias = None if old.bias is None else old.bias.detach()
-    build = kernel_for(device.type, kernel_format(fmt))
-    try:
-        new = build(weight.integers, weight.scale.float(), weight.zero_point, bias, dtype)
-    except ValueError as error:
-        raise NoKernelError(f"the {device.type} kernel cannot take {name}: {error}") from error
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, child, new.to(device))
-    return str(new.kernel)
-
-
-def _has_dense_linear(model: nn.Module, formats: dict[str, WeightFormat]) -> bool:
-    return any(
-        isinstance(module, nn.Linear) and name not in formats
-        for name, module in model.named_modules()
+    for name in {kernel_format(fmt) for fmt in source.formats.values()}:
+        kernels_for(device.type, name)  # before anything is loaded
+    config = _transformers_config(source)
+    linears = Linears(source, dtype, device, tuple(rows))
+    if unsupported(config) is None:
+        model: nn.Module = _decoder(config, source, linears)
+        runtime = "native decoder"
+    else:
+        model = load_borrowed(config, source, linears)
+        runtime = "transformers modules"
+    return NativeModel(
+        model=model,
+        runtime=runtime,
+        compute_dtype=str(dtype).removeprefix("torch."),
+        kernels=tuple(sorted(linears.kernels)),
+        weight_bytes=_weight_bytes(model),
+        source=source,
+        end_token_ids=_end_token_ids(source, config),
     )
 
 
+def borrow(model: Any) -> NativeModel:
+    """A loaded transformers model as it is, dequantized where it was quantized: never timed."""
+    name = str(model.dtype).removeprefix("torch.")
+    return NativeModel(
+        model=model,
+        runtime="transformers modules",
+        compute_dtype=name,
+        kernels=(f"linear_{name}",),
+        weight_bytes=_weight_bytes(model),
+        source=None,
+        end_token_ids=end_token_ids(model),
+    )
+
+
+class Linears:
+    """Builds a model's Linears from a source, and remembers which kernels they got."""
+
+    def __init__(
+        self, source: WeightSource, dtype: torch.dtype, device: torch.device, rows: tuple[int, ...]
+    ) -> None:
+        self.source, self.dtype, self.device, self.rows = source, dtype, device, rows
+        self.kernels: set[str] = set()
+
+    def one(self, module: str, tied_to: Tensor | None = None) -> nn.Module:
+        """The Linear of one module; a tied head takes the embedding table itself."""
+        weight = self.source.weight(module) if tied_to is None else tied_to
+        return self._made(module, weight, self._bias(module))
+
+    def fused(self, modules: Sequence[str]) -> nn.Module:
+        """Linears of one input as one, where their formats allow it."""
+        weights = [self.source.weight(module) for module in modules]
+        joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
+        if joined is None:
+            return SideBySide([self.one(module) for module in modules])
+        rows = [int(_num_rows(weight)) for weight in weights]
+        bias = stacked_bias([self._bias(module) for module in modules], rows)
+        return self._made(modules[0], joined, bias)
+
+    def tensor(self, name: str) -> Tensor:
+        """An unquantized tensor in the compute type, on the device."""
+        return self.source.tensor(name).to(self.device, self.dtype)
+
+    def _made(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
+        try:
+            linear = fastest_linear(
+                weight, bias, self._format(module), self.dtype, self.device, self.rows
+            )
+        except ValueError as error:
+            raise NoKernelError(
+                f"the {self.device.type} kernel cannot take {module}: {error}"
+            ) from error
+        self.kernels.add(str(linear.kernel))
+        return linear
+
+    def _format(self, module: str) -> str:
+        fmt = self.source.formats.get(module)
+        return "dense" if fmt is None else kernel_format(fmt)
+
+    def _bias(self, module: str) -> Tensor | None:
+        name = f"{module}.bias"
+        return self.source.tensor(name) if self.source.has(name) else None
+
+
+def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
+    shape = DecoderShape.of(config)
+    embedding = linears.tensor("model.embed_tokens.weight")
+    is_tied = not source.has(f"{HEAD}.weight") and HEAD not in source.formats
+    return Decoder(
+        shape,
+        embedding,
+        [
+            _layer(shape, f"model.layers.{index}", source, linears)
+            for index in range(shape.num_layers)
+        ],
+        linears.tensor("model.norm.weight"),
+        linears.one(HEAD, tied_to=embedding if is_tied else None),
+        _rotary(config, linears.device),
+    )
+
+
+def _layer(shape: DecoderShape, prefix: str, source: WeightSource, linears: Linears) -> Layer:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    has_head_norms = source.has(f"{attention}.q_norm.weight")
+    return Layer(
+        shape,
+        qkv=linears.fused([f"{attention}.{name}_proj" for name in "qkv"]),
+        out=linears.one(f"{attention}.o_proj"),
+        gate_up=linears.fused([f"{mlp}.gate_proj", f"{mlp}.up_proj"]),
+        down=linears.one(f"{mlp}.down_proj"),
+        norms=(
+            linears.tensor(f"{prefix}.input_layernorm.weight"),
+            linears.tensor(f"{prefix}.post_attention_layernorm.weight"),
+        ),
+        head_norms=(
+            linears.tensor(f"{attention}.q_norm.weight"),
+            linears.tensor(f"{attention}.k_norm.weight"),
+        )
+        if has_head_norms
+        else None,
+    )
+
+
+def _rotary(config: Any, device: torch.device) -> Rotary:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    embedding = LlamaRotaryEmbedding(config)
+    return Rotary(embedding.inv_freq.float().to(device), float(embedding.attention_scaling))
+
+
+def _transformers_config(source: WeightSource) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    plain = {k: v for k, v in source.config.items() if k != "quantization_config"}
+    try:
+        return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+    except KeyError as error:
+        raise NoKernelError(
+            f"'{source.name}' is of a model type that transformers does not know: "
+            f"{plain.get('model_type')!r}"
+        ) from error
+
+
+def _end_token_ids(source: WeightSource, config: Any) -> tuple[int, ...]:
+    """Ids that end a response: the generation config's, else the config's; there may be none."""
+    checkpoint = source.checkpoint
+    path = None if checkpoint is None else checkpoint.path / "generation_config.json"
+    if path is not None and path.is_file():
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    else:
+        ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        return ()
+    return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+
+
+def _num_rows(weight: Weight) -> int:
+    return len(weight) if isinstance(weight, Tensor) else len(weight.integers)
+
+
 def _weight_bytes(model: nn.Module) -> int:
-    """Bytes held by parameters and by kernels' own buffers; each tensor once, ties included."""
-    total, seen = 0, set()
-    for parameter in model.parameters():
-        if parameter.data_ptr() not in seen:
-            seen.add(parameter.data_ptr())
-            total += parameter.nbytes
-    for module in model.modules():
+    """Bytes held by tensors and by what kernels packed; a table shared with the head once."""
+    seen: set[int] = set()
+
+    def held(module: nn.Module) -> int:
         if hasattr(module, "kernel"):
-            total += int(module.weight_bytes)  # type: ignore[arg-type]
-    return total
+            shared = [buffer for buffer in module.buffers() if buffer.data_ptr() in seen]
+            return int(module.weight_bytes) - sum(buffer.nbytes for buffer in shared)  # type: ignore[arg-type]
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        new = {tensor.data_ptr(): tensor.nbytes for tensor in own if tensor.data_ptr() not in seen}
+        seen.update(new)
+        return sum(new.values()) + sum(held(child) for child in module.children())
+
+    return held(model)

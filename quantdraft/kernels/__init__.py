@@ -1,33 +1,62 @@
-"""Linear modules that compute in the checkpoint's own integers, per device and format."""
+"""Linear modules that compute in the checkpoint's own integers, per device and format.
+
+A kernel is an nn.Module built as `Kernel(weight, bias, dtype)`. It has `kernel`, its name in the
+record, `weight_bytes`, and a forward from (..., in) to (..., out) in the type of its input. What a
+kernel cannot take is a ValueError; what this machine lacks for it is a NoKernelError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from quantdraft.errors import NoKernelError
+from quantdraft.kernels.codebook import BitsandbytesLinear
+from quantdraft.kernels.cpu import (
+    Int4Linear,
+    Int8DynamicLinear,
+    Int8OnednnLinear,
+    Int8WeightOnlyLinear,
+)
+from quantdraft.kernels.cuda import (
+    Fp8BlockLinear,
+    Fp8Linear,
+    Fp8TritonLinear,
+    Int4TinygemmLinear,
+    Int4TritonLinear,
+    Int8CublasLinear,
+    Int8TritonLinear,
+    Int8WeightOnlyTritonLinear,
+)
+from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
+from quantdraft.kernels.dequantizing import Int8DequantizingLinear
 
-from quantdraft.errors import UndefinedMetricError
-from quantdraft.kernels.cpu import Int4Linear, Int8DynamicLinear, Int8WeightOnlyLinear
+__all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
-# (device type, format) -> module built from integers and scales; see `quantdraft.unpacking`.
-KERNELS: dict[tuple[str, str], Callable[..., nn.Module]] = {
-    ("cpu", "int4"): Int4Linear,
-    ("cpu", "int8"): Int8DynamicLinear,
-    ("cpu", "int8-weight-only"): Int8WeightOnlyLinear,
+# (device type, format) -> kernels that may be the fastest for it; `choice` measures which is.
+KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
+    ("cpu", "dense"): (DenseLinear, PrepackedLinear),
+    ("cpu", "int4"): (Int4Linear,),
+    ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear),
+    ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear,),
+    ("cpu", "nf4"): (BitsandbytesLinear,),
+    ("cpu", "fp4"): (BitsandbytesLinear,),
+    ("cuda", "dense"): (DenseLinear,),
+    ("cuda", "int4"): (Int4TinygemmLinear, Int4TritonLinear),
+    ("cuda", "int8"): (Int8CublasLinear, Int8TritonLinear),
+    ("cuda", "int8-weight-only"): (Int8WeightOnlyTritonLinear, Int8DequantizingLinear),
+    ("cuda", "fp8"): (Fp8Linear, Fp8TritonLinear),
+    ("cuda", "fp8-block"): (Fp8BlockLinear,),
+    ("cuda", "nf4"): (BitsandbytesLinear,),
+    ("cuda", "fp4"): (BitsandbytesLinear,),
 }
 
 
-class NoKernelError(UndefinedMetricError):
-    """This machine has no kernel that computes in the format: its latency is undefined."""
-
-
-def kernel_for(device_type: str, weight_format: str) -> Callable[..., Any]:
-    """The module class for a format on a device; NoKernelError says which formats have one."""
-    kernel = KERNELS.get((device_type, weight_format))
-    if kernel is None:
+def kernels_for(device_type: str, weight_format: str) -> tuple[type[Any], ...]:
+    """The kernels that a format has on a device; NoKernelError says which formats have one."""
+    kernels = KERNELS.get((device_type, weight_format))
+    if kernels is None:
         known = ", ".join(name for device, name in KERNELS if device == device_type) or "none"
         raise NoKernelError(
             f"no {device_type} kernel computes in {weight_format} (there are kernels for: {known})"
         )
-    return kernel
+    return kernels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantdraft.quantizers import identity, llmcompressor
+from quantdraft.quantizers import bitsandbytes, gptqmodel, identity, llmcompressor
 from quantdraft.quantizers.job import QuantizationJob
 
 __all__ = ["BACKENDS", "QuantizationJob"]
@@ -15,4 +15,6 @@ __all__ = ["BACKENDS", "QuantizationJob"]
 BACKENDS: dict[str, Callable[[QuantizationJob], None]] = {
     "none": identity.quantize,
     "llmcompressor": llmcompressor.quantize,
+    "bitsandbytes": bitsandbytes.quantize,
+    "gptqmodel": gptqmodel.quantize,
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.recipe import Recipe
 
+FLOAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationJob:
@@ -25,3 +27,9 @@ class QuantizationJob:
     device: str
     samples: tuple[tuple[int, ...], ...]  # token ids to calibrate on; empty for a data-free recipe
     progress: Callable[[str], None]
+
+    @property
+    def source_dtype(self) -> str:
+        """The source's own float type, by torch's name: that of its largest tensor."""
+        largest = max(self.source.tensors.values(), key=lambda info: info.num_bytes)
+        return FLOAT_NAMES[largest.dtype]

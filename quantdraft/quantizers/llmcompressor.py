@@ -1,28 +1,29 @@
-"""The llm-compressor backend: data-free on the safetensors themselves, or calibrated by GPTQ."""
+"""The llm-compressor backend: data-free on the safetensors themselves, or calibrated in memory."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import json
-import os
-import sys
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from quantdraft.errors import CheckpointError, MissingPackageError, RecipeError
+from quantdraft.errors import CheckpointError, RecipeError
 from quantdraft.files import write_json
-from quantdraft.quantizers.job import QuantizationJob
-from quantdraft.schemes import (
-    HEAD,
-    WeightFormat,
-    formats_by_module,
-    head_format,
-    ignored_names,
-    weight_format,
+from quantdraft.quantizers.config_groups import (
+    HEAD_TARGET,
+    KV_CACHE_FP8,
+    quantization_config,
+    scheme,
 )
+from quantdraft.quantizers.job import QuantizationJob
+from quantdraft.quantizers.packages import require_packages
+from quantdraft.quantizers.quiet import Progress, disk_errors, quiet
+from quantdraft.schemes import HEAD, formats_by_module, head_format
+
+# How much of the inputs' range moves into the weights; llm-compressor's own examples use it.
+SMOOTHING_STRENGTH = 0.8
 
 
 def quantize(job: QuantizationJob) -> None:
@@ -31,23 +32,13 @@ def quantize(job: QuantizationJob) -> None:
     Raises MissingPackageError without llm-compressor, RecipeError where it refuses the draft, and
     OSError where the disk does (errno kept, also when the writer reports it in another type).
     """
-    with _quiet(job.progress) as progress, _disk_errors():
-        _require_package(job)
-        if job.recipe.method == "gptq":
+    with quiet(job.progress) as progress, disk_errors():
+        require_packages(job.recipe)
+        _silence()
+        if job.recipe.needs_calibration or job.recipe.modifiers is not None:
             _calibrated(job, progress)
         else:
             _data_free(job, progress)
-
-
-def _require_package(job: QuantizationJob) -> None:
-    try:
-        import llmcompressor  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"recipe {job.recipe.name!r} needs the package 'llmcompressor': "
-            "pip install 'quantdraft[llmcompressor]'"
-        ) from error
-    _silence()
 
 
 def _silence() -> None:
@@ -67,21 +58,20 @@ def _silence() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def _data_free(job: QuantizationJob, progress: Callable[[str], None]) -> None:
+def _data_free(job: QuantizationJob, progress: Progress) -> None:
     """Round to nearest, one file at a time: memory for about one shard."""
     from llmcompressor import model_free_ptq
 
     progress("quantizing the safetensors")
+    config = quantization_config(job.recipe)
     try:
-        model_free_ptq(
-            job.source.path, job.output, config=_quantization_config(job), device=job.device
-        )
+        model_free_ptq(job.source.path, job.output, config=config, device=job.device)
     except (ValueError, NotImplementedError) as error:
         raise RecipeError(_refusal(job, error)) from error
 
 
-def _calibrated(job: QuantizationJob, progress: Callable[[str], None]) -> None:
-    """GPTQ on the samples; the model is in memory, float32 where bfloat16 is slow."""
+def _calibrated(job: QuantizationJob, progress: Progress) -> None:
+    """A forward pass over the samples; the model is in memory, float32 where bfloat16 is slow."""
     import torch
     from llmcompressor import oneshot
 
@@ -90,49 +80,58 @@ def _calibrated(job: QuantizationJob, progress: Callable[[str], None]) -> None:
     device = torch.device(job.device)
     progress("loading the draft")
     model = load_model(job.source.path, pick_dtype("auto", device), device)
-    _fix_seeds(job.recipe.calibration.seed if job.recipe.calibration else 0)
+    torch.manual_seed(job.recipe.calibration.seed if job.recipe.calibration else 0)
     num_tokens = sum(len(sample) for sample in job.samples)
-    progress(f"calibrating on {len(job.samples)} responses, {num_tokens} tokens")
-    # The head's modifier takes scales of every layer anew; GPTQ has the last word on its own.
-    modifiers = [*_head_modifiers(job), _gptq_modifier(job, progress)]
-    oneshot(
-        model=model,
-        processor=load_tokenizer(job.source.path),  # asked for, not used: the batches are ids
-        recipe=modifiers,
-        dataset=_batches(job),
-        pipeline="sequential",
-    )
+    progress(f"calibrating on {len(job.samples)} samples, {num_tokens} tokens")
+    data = {"dataset": _batches(job), "pipeline": "sequential"} if job.samples else {}
+    with _without_pinning():
+        try:
+            oneshot(
+                model=model,
+                processor=load_tokenizer(job.source.path),  # asked for, not used: batches are ids
+                recipe=_modifiers(job, progress),
+                **data,
+            )
+        except (ValueError, NotImplementedError, KeyError, TypeError) as error:
+            raise RecipeError(_refusal(job, error)) from error
     _save(model, job)
 
 
-def _save(model: Any, job: QuantizationJob) -> None:
-    """Write the model in the source's float type.
-
-    The untouched weights came from that type and return to it exactly; the scales are rounded to
-    it, by less than a 256th, which changes no integer.
-    """
-    import torch
-
-    dtype = _stored_dtype(job)
-    model.to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
-    with warnings.catch_warnings(action="ignore"):  # of offloaded modules, where there are none
-        model.save_pretrained(job.output, save_compressed=True)
-    _release_names(job)
-    for leftover in ("recipe.yaml", "generation_config.json"):
-        (job.output / leftover).unlink(missing_ok=True)
+def _modifiers(job: QuantizationJob, progress: Progress) -> Any:
+    """What llm-compressor calls a recipe: its modifiers in order, or the verbatim text."""
+    if job.recipe.modifiers is not None:
+        # The library takes text, or objects; this is the text its own files have.
+        return json.dumps({"quantdraft_stage": {"verbatim_modifiers": job.recipe.modifiers}})
+    if job.recipe.method == "gptq":
+        # The head's modifier takes scales of every layer anew; GPTQ has the last word on its own.
+        return [*_head_modifiers(job), _gptq_modifier(job, progress)]
+    if job.recipe.method == "autoround":
+        return [_autoround_modifier(job)]
+    return [*_rescaling_modifiers(job), _rounding_modifier(job)]
 
 
-def _release_names(job: QuantizationJob) -> None:
-    """Write our own config groups: the library resolves patterns to this model's exact names.
+def _rescaling_modifiers(job: QuantizationJob) -> list[Any]:
+    if job.recipe.method == "awq":
+        from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    It also keeps a head that was rounded apart in a group of its own, needed or not.
-    """
-    path = job.output / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    ours = _quantization_config(job).model_dump()
-    config["quantization_config"] |= {key: ours[key] for key in ("config_groups", "ignore")}
-    write_json(path, config)
+        return [AWQModifier()]
+    if job.recipe.method == "smoothquant":
+        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+        return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH)]
+    return []
+
+
+def _rounding_modifier(job: QuantizationJob) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    cache = None if job.recipe.kv_cache == "keep" else KV_CACHE_FP8
+    config = quantization_config(job.recipe)
+    if not config.config_groups:
+        return QuantizationModifier(kv_cache_scheme=cache)
+    return QuantizationModifier(
+        config_groups=config.config_groups, ignore=config.ignore, kv_cache_scheme=cache
+    )
 
 
 def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any:
@@ -155,12 +154,25 @@ def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any
                 )
             return bool(super().on_finalize(state, **kwargs))
 
-    config = _quantization_config(job)
+    config = quantization_config(job.recipe)
     modules = formats_by_module(job.recipe, job.source.tensors)
     num_modules = sum(1 for module in modules if module != HEAD)
     ReportingGPTQModifier.__name__ = "GPTQModifier"  # the library looks its arguments up by name
     body = {"group_0": config.config_groups["group_0"]}
     return ReportingGPTQModifier(config_groups=body, ignore=[*config.ignore, HEAD])
+
+
+def _autoround_modifier(job: QuantizationJob) -> Any:
+    from llmcompressor.modifiers.autoround import AutoRoundModifier
+
+    config = quantization_config(job.recipe)
+    return AutoRoundModifier(
+        config_groups=config.config_groups,
+        ignore=config.ignore,
+        iters=job.recipe.iterations,
+        batch_size=1,  # samples differ in length
+        enable_torch_compile=False,  # minutes of compiling for each shape
+    )
 
 
 def _head_modifiers(job: QuantizationJob) -> list[Any]:
@@ -170,11 +182,11 @@ def _head_modifiers(job: QuantizationJob) -> list[Any]:
     head = head_format(job.recipe)
     if head is None:
         return []
-    return [QuantizationModifier(config_groups={"head": _scheme(head, f"re:(.*\\.)?{HEAD}$")})]
+    return [QuantizationModifier(config_groups={"head": scheme(head, HEAD_TARGET)})]
 
 
 def _batches(job: QuantizationJob) -> Any:
-    """One response a batch, so that no padding enters the Hessians."""
+    """One sample a batch, so that no padding enters the statistics."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -183,96 +195,68 @@ def _batches(job: QuantizationJob) -> Any:
     return DataLoader(batches, batch_size=None, shuffle=False)  # type: ignore[arg-type]
 
 
-def _quantization_config(job: QuantizationJob) -> Any:
-    from compressed_tensors.quantization import QuantizationConfig
+@contextlib.contextmanager
+def _without_pinning() -> Iterator[None]:
+    """AWQ pins the memory of what it caches, which fails where there is no accelerator."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
 
-    body, head = weight_format(job.recipe), head_format(job.recipe)
-    assert body is not None  # the identity recipe has another backend
-    groups = {}
-    if head is not None and head != body:
-        # First, because the first group that matches a tensor wins.
-        groups["head"] = _scheme(head, f"re:(.*\\.)?{HEAD}$")
-    groups["group_0"] = _scheme(body, "Linear")
-    return QuantizationConfig(config_groups=groups, ignore=ignored_names(job.recipe))
-
-
-def _scheme(fmt: WeightFormat, target: str) -> Any:
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    strategy = "block" if fmt.block else "group" if fmt.group_size else "channel"
-    weights = QuantizationArgs(
-        num_bits=fmt.num_bits,
-        type=fmt.kind,
-        strategy=strategy,
-        group_size=fmt.group_size,
-        block_structure=list(fmt.block) if fmt.block else None,
-        symmetric=fmt.is_symmetric,
-        dynamic=False,
-    )
-    return QuantizationScheme(
-        targets=[target], weights=weights, input_activations=_input_args(fmt), format=fmt.layout
-    )
+    if torch.accelerator.is_available():
+        yield
+        return
+    original = IntermediatesCache.__dict__["_pin_intermediate"]
+    IntermediatesCache._pin_intermediate = classmethod(lambda _cls, _intermediate: None)
+    try:
+        yield
+    finally:
+        IntermediatesCache._pin_intermediate = original
 
 
-def _input_args(fmt: WeightFormat) -> Any:
-    from compressed_tensors.quantization import QuantizationArgs
+def _save(model: Any, job: QuantizationJob) -> None:
+    """Write the model in the source's float type.
 
-    if fmt.activations is None:
-        return None
-    return QuantizationArgs(
-        num_bits=8,
-        type="int" if fmt.activations == "int8" else "float",
-        strategy="group" if fmt.block else "token",
-        group_size=fmt.block[1] if fmt.block else None,
-        symmetric=True,
-        dynamic=True,
-    )
-
-
-def _stored_dtype(job: QuantizationJob) -> str:
-    """The source's own float type, by torch's name: that of its largest tensor."""
-    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    largest = max(job.source.tensors.values(), key=lambda info: info.num_bytes)
-    return names[largest.dtype]
-
-
-def _fix_seeds(seed: int) -> None:
+    The untouched weights came from that type and return to it exactly; the scales are rounded to
+    it, by less than a 256th, which changes no integer. NVFP4's scale of a whole matrix stays
+    float32: rounded, it would move every weight of it the same way.
+    """
     import torch
 
-    torch.manual_seed(seed)
+    dtype = getattr(torch, job.source_dtype)
+    whole = {n: p.data.float() for n, p in model.named_parameters() if n.endswith("global_scale")}
+    model.to(dtype)
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            parameter.data = whole[name]
+    model.config.dtype = dtype
+    with warnings.catch_warnings(action="ignore"):  # of offloaded modules, where there are none
+        model.save_pretrained(job.output, save_compressed=True)
+    _release_names(job)
+    for leftover in ("recipe.yaml", "generation_config.json"):
+        (job.output / leftover).unlink(missing_ok=True)
+
+
+def _release_names(job: QuantizationJob) -> None:
+    """Write our own config groups: the library resolves patterns to this model's exact names.
+
+    It also keeps a head that was rounded apart in a group of its own, needed or not. Of a verbatim
+    recipe the groups are kept, and its names freed to match under any prefix.
+    """
+    path = job.output / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        raise RecipeError(f"recipe {job.recipe.name!r} left a model that is not quantized.")
+    if job.recipe.modifiers is not None:
+        names = quantization.get("ignore") or []
+        quantization["ignore"] = [
+            name if name.startswith("re:") else f"re:(.*\\.)?{re.escape(name)}$" for name in names
+        ]
+    elif job.recipe.scheme != "none":
+        ours = quantization_config(job.recipe).model_dump(mode="json")
+        quantization |= {key: ours[key] for key in ("config_groups", "ignore")}
+    write_json(path, config)
 
 
 def _refusal(job: QuantizationJob, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0]
-    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {first_line}"
-
-
-@contextlib.contextmanager
-def _quiet(progress: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
-    """Hide the libraries' logs and bars; the progress yielded still reaches the real stderr."""
-    stdout, stderr = sys.stdout, sys.stderr
-
-    def report(message: str) -> None:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            progress(message)
-
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # else llm-compressor sets it, and warns
-    hidden = io.StringIO()
-    with contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
-        yield report
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """The safetensors writer wraps the system's error in its own type: unwrap it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            if f"code: {code}," in str(error) or f"os error {code})" in str(error):
-                raise OSError(code, os.strerror(code)) from error
-        raise CheckpointError(f"cannot read or write safetensors: {error}") from error
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {lines[0]}"

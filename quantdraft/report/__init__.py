@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantdraft.errors import OutputExistsError
-from quantdraft.files import write_text
+from quantdraft.files import write_json, write_text
 from quantdraft.report import html, markdown, terminal
+from quantdraft.report.bench_rows import bench_document
 from quantdraft.report.blocks import Document
 from quantdraft.report.comparison import comparison
 from quantdraft.report.rows import document
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import Bench, Evaluation, read_evaluation
 
 RECORD_FILE = "evaluation.json"
 MARKDOWN_FILE = "report.md"
 HTML_FILE = "report.html"
+BENCH_RECORD_FILE = "bench.json"
+BENCH_MARKDOWN_FILE = "bench.md"
 
 
 def write_report(evaluation: Evaluation, run_dir: Path) -> None:
@@ -26,6 +29,17 @@ def write_report(evaluation: Evaluation, run_dir: Path) -> None:
 def render_terminal(evaluation: Evaluation, is_whole: bool = True) -> str:
     """The report as plain text, verdict first; not `is_whole`: it and the advice alone."""
     return terminal.render(document(evaluation), is_whole)
+
+
+def write_bench(bench: Bench, output_dir: Path) -> None:
+    """Write bench.json, the record, and bench.md, a view of it."""
+    write_json(output_dir / BENCH_RECORD_FILE, bench)
+    write_text(output_dir / BENCH_MARKDOWN_FILE, markdown.render(bench_document(bench)))
+
+
+def render_bench(bench: Bench) -> str:
+    """The tables as plain text."""
+    return terminal.render(bench_document(bench))
 
 
 def write_comparison(evaluations: Sequence[Evaluation], output_dir: Path) -> None:

@@ -141,6 +141,8 @@ def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
 def _draft_step_figure(evaluation: Evaluation) -> Figure:
     point = evaluation.operating_point
     before, after = point.baseline_draft_step_ms, point.candidate_draft_step_ms
+    if evaluation.served is not None:
+        return _served_figure(point.baseline_ms_per_token, point.candidate_ms_per_token)
     if before is None or after is None:
         return Figure("Draft step", UNDEFINED, missing_speed(evaluation))
     saving = point.draft_latency_saving
@@ -148,6 +150,14 @@ def _draft_step_figure(evaluation: Evaluation) -> Figure:
     word = "shorter" if value > 0 else "longer"
     note = f"{percent(abs(value))} {word}" if value != 0 else "as long"
     return Figure("Draft step", f"{significant(before)} → {milliseconds(after)}", note)
+
+
+def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
+    """What the engine delivered: it shows no draft steps."""
+    if before_ms is None or after_ms is None:
+        return Figure("Tokens per second", UNDEFINED, "not every arm was served")
+    speeds = f"{significant(1e3 / before_ms)} → {significant(1e3 / after_ms)}"
+    return Figure("Tokens per second", speeds, pace(before_ms / after_ms, "the baseline draft"))
 
 
 def _ks(evaluation: Evaluation) -> str:

@@ -10,8 +10,10 @@ from quantdraft.report.acceptance_rows import (
     prompts_section,
 )
 from quantdraft.report.blocks import Bullets, Document, Section
+from quantdraft.report.latency_rows import latency_section
 from quantdraft.report.record_rows import ledger_section, provenance_section
-from quantdraft.report.speed_rows import latency_section, noise_section, speed_section
+from quantdraft.report.served_rows import served_sections
+from quantdraft.report.speed_rows import noise_section, speed_section
 from quantdraft.report.wording import title_of
 from quantdraft.results import Evaluation
 
@@ -26,6 +28,7 @@ def document(evaluation: Evaluation) -> Document:
         sections=(
             *advice_section(evaluation),
             speed_section(evaluation),
+            *served_sections(evaluation),
             noise_section(evaluation),
             acceptance_section(evaluation),
             parts_section(evaluation),

@@ -1,10 +1,12 @@
-"""The speed equation with the measured numbers filled in, speed over k, latency, noise floor."""
+"""The speed equation with the measured numbers filled in, speed over k, and the noise floor."""
 
 from __future__ import annotations
 
-from statistics import median, quantiles
 from typing import Literal
 
+from quantdraft.report.bench_rows import (
+    bare_ms,
+)
 from quantdraft.report.blocks import (
     Block,
     Equation,
@@ -19,18 +21,15 @@ from quantdraft.report.headline import at_k, missing_speed
 from quantdraft.report.wording import (
     UNDEFINED,
     compared,
-    count,
     length,
     milliseconds,
-    num_bytes,
     percent,
     significant,
     times,
-    title_of,
     undefined,
     valued,
 )
-from quantdraft.results import ArmLatency, Evaluation, SpeedPoint
+from quantdraft.results import Evaluation, Projection, SpeedPoint
 
 # Four digits where the reader may want to redo the division.
 DIGITS = 4
@@ -38,7 +37,11 @@ DIGITS = 4
 
 def speed_section(evaluation: Evaluation) -> Section:
     """How the milliseconds per token come about, for each arm, and where they break even."""
-    blocks: list[Block] = [equations(evaluation), Paragraph(break_even(evaluation))]
+    # A serving engine shows no steps to fill the equation with; its own section has its speeds.
+    blocks: list[Block] = [] if evaluation.served else [equations(evaluation)]
+    blocks.append(Paragraph(break_even(evaluation)))
+    if evaluation.projection is not None:
+        blocks.append(Paragraph(projection(evaluation.projection)))
     blocks += [chart for chart in (gain_chart(evaluation), speed_chart(evaluation)) if chart]
     return Section("Speed", (*blocks, Paragraph(_best_k(evaluation)), k_table(evaluation)))
 
@@ -95,6 +98,18 @@ def break_even(evaluation: Evaluation) -> str:
     )
 
 
+def projection(projected: Projection) -> str:
+    """The label first: a reader who stops early must not take it for a measurement."""
+    return (
+        "Projection, not a measurement, and no part of the verdict: if a draft step shrank as its "
+        f"bytes do ({times(projected.ceiling)} fewer), it would take "
+        f"{milliseconds(projected.candidate_draft_step_ms)}, and the candidate would run at "
+        f"{times(projected.speedup_over_baseline)} of the baseline draft's speed at "
+        f"k = {projected.num_speculative_tokens}. No engine reaches this; measure on a device with "
+        "a kernel for the format."
+    )
+
+
 def _best_k(evaluation: Evaluation) -> str:
     best = evaluation.best_k
     words = [
@@ -138,16 +153,12 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
     return (
         str(k),
         *taus,
-        _bare_ms(point.baseline_ms_per_token),
-        _bare_ms(point.candidate_ms_per_token),
+        bare_ms(point.baseline_ms_per_token),
+        bare_ms(point.candidate_ms_per_token),
         valued(point.speedup_over_baseline, "speedup"),
         times(baseline.value if baseline else None),
         times(candidate.value if candidate else None),
     )
-
-
-def _bare_ms(value: float | None) -> str:
-    return significant(value) if value is not None else UNDEFINED
 
 
 def gain_chart(evaluation: Evaluation) -> Lines | None:
@@ -231,78 +242,3 @@ def _above_noise(point: SpeedPoint) -> str:
     return (
         f"The candidate's interval {words} what the same measurement finds between two equal arms."
     )
-
-
-def latency_section(evaluation: Evaluation) -> Section:
-    """What was timed, with which kernels, and what was not and why."""
-    latency = evaluation.latency
-    blocks: list[Block] = [Paragraph(_conditions(evaluation))]
-    rows = [row for arm in latency.arms.values() for row in _arm_rows(arm)]
-    if rows:
-        blocks.append(_latency_table(rows))
-    if latency.undefined:
-        rows_undefined = tuple((arm, undefined(why)) for arm, why in latency.undefined.items())
-        blocks.append(Table(("Arm", "Why it has no latency"), rows_undefined))
-    return Section("Latency", tuple(blocks))
-
-
-def _latency_table(rows: list[tuple[str, ...]]) -> Table:
-    return Table(
-        columns=(
-            "Arm",
-            "New tokens",
-            "Median ms",
-            "10–90 %",
-            "Samples",
-            "Computes in",
-            "Kernels",
-            "Resident weights",
-            "Weights / time",
-        ),
-        rows=tuple(rows),
-        numeric=frozenset({1, 2, 3, 4, 7, 8}),
-        caption=(
-            "Weights / time is resident bytes over the median step: "
-            "compare it with the machine's memory bandwidth."
-        ),
-    )
-
-
-def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for new_tokens, step in sorted(arm.steps.items()):
-        samples = step.samples_ms
-        middle = median(samples) if samples else None
-        rows.append(
-            (
-                arm.name,
-                str(new_tokens),
-                _bare_ms(middle),
-                _spread(samples),
-                count(len(samples)),
-                arm.compute_dtype,
-                ", ".join(arm.kernels) or "not named",
-                num_bytes(arm.weight_bytes),
-                f"{significant(arm.weight_bytes / middle / 1e6)} GB/s" if middle else UNDEFINED,
-            )
-        )
-    return rows
-
-
-def _spread(samples: tuple[float, ...]) -> str:
-    if len(samples) < 10:
-        return undefined("under 10 samples")
-    tenths = quantiles(samples, n=10)
-    return f"{significant(tenths[0])} to {significant(tenths[-1])}"
-
-
-def _conditions(evaluation: Evaluation) -> str:
-    latency = evaluation.latency
-    load = latency.load_average
-    words = (
-        f"{title_of(latency.engine)} engine on {latency.device}, {latency.num_threads} threads, "
-        f"batch {latency.batch_size}, context {latency.context_length}."
-    )
-    if load is None:
-        return words
-    return f"{words} Load average {load[0]:.2f} before, {load[1]:.2f} after."

@@ -7,10 +7,12 @@ from quantdraft.verdict.alarms import (
     acceptance_collapsed,
     control_strays,
     dtype_mismatch,
+    engine_disagrees,
     live_divergent,
     measured_alarms,
     not_quantized,
     replay_disagrees,
+    served_alarms,
 )
 from quantdraft.verdict.decision import decide
 from quantdraft.verdict.evidence import Evidence
@@ -23,9 +25,11 @@ __all__ = [
     "control_strays",
     "decide",
     "dtype_mismatch",
+    "engine_disagrees",
     "live_divergent",
     "load_policy",
     "measured_alarms",
     "not_quantized",
     "replay_disagrees",
+    "served_alarms",
 ]

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantdraft.comparison import MIN_PROMPTS
-from quantdraft.results import AcceptanceComparison, Alarm, Interval, LiveCheck
+from quantdraft.results import (
+    AcceptanceComparison,
+    Alarm,
+    Interval,
+    LiveCheck,
+    Served,
+    ServedArm,
+    ServedRequest,
+)
 from quantdraft.verdict.policy import Policy
 from quantdraft.verdict.wording import times
 
@@ -21,6 +29,7 @@ CONTROL_STRAYS = "control_strays"
 LIVE_DIVERGENT = "live_divergent"
 REPLAY_DISAGREES = "replay_disagrees"
 DTYPE_MISMATCH = "dtype_mismatch"
+ENGINE_DISAGREES = "engine_disagrees"
 
 # Resident weights may exceed the scheme's promise by buffers and padding, not by more.
 MAX_EXCESS_BYTES = 0.10
@@ -147,6 +156,75 @@ def dtype_mismatch(draft_dtype: str, target_dtype: str, is_forced: bool) -> Alar
         f"the draft was measured in {draft_dtype}, but this engine will run it in the target's "
         f"{target_dtype}. Measure with --dtype {target_dtype}.",
     )
+
+
+def served_alarms(served: Served | None, policy: Policy) -> tuple[Alarm, ...]:
+    """The alarms that follow from what a serving engine did."""
+    if served is None:
+        return ()
+    raised = (engine_disagrees(served, policy), served_divergent(served))
+    return tuple(alarm for alarm in raised if alarm is not None)
+
+
+def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
+    """The engine's counters differ from replay of the text that the engine itself wrote.
+
+    Rules as for `replay_disagrees`: equal prompt by prompt where the arithmetic is exact, else the
+    sums within `max_replay_disagreement` or MAX_FLIPS, and in the mean under sampling rules.
+    """
+    for arm in served.arms.values():
+        replayed = [r for r in arm.requests if r.num_drafts_replayed is not None]
+        if not replayed or _engine_agrees(arm, replayed, served.is_expectation, policy):
+            continue
+        counted = sum(request.num_drafts for request in replayed)
+        expected = sum(request.num_drafts_replayed or 0.0 for request in replayed)
+        num_accepted = sum(sum(request.num_accepted_tokens_per_pos) for request in replayed)
+        nothing = "It accepted no proposed token at all. " if not num_accepted else ""
+        return Alarm(
+            ENGINE_DISAGREES,
+            f"the engine does not do what the checkpoint says: {arm.name}, k = "
+            f"{served.num_speculative_tokens}: {served.engine} {served.version} counted "
+            f"{counted} rounds for text that takes {expected:.1f} by this draft. {nothing}"
+            "Check the engine's version, its float type, and how it samples.",
+        )
+    return None
+
+
+def served_divergent(served: Served) -> Alarm | None:
+    """A speculating server wrote other text than the target's, and not at a near-tie."""
+    for arm in served.arms.values():
+        divergent = {r.prompt_id for r in arm.requests if r.text == "divergent"}
+        if divergent:
+            prompts = {request.prompt_id for request in arm.requests}
+            return Alarm(
+                LIVE_DIVERGENT,
+                f"{served.engine} ({arm.name}) left the target's text on {len(divergent)} of "
+                f"{len(prompts)} prompts: the traffic was not made by this target at this "
+                "precision, or the engine is wrong. Capture the traffic again with the target you "
+                "serve.",
+            )
+    return None
+
+
+def _engine_agrees(
+    arm: ServedArm, requests: Sequence[ServedRequest], is_expectation: bool, policy: Policy
+) -> bool:
+    if not arm.is_exact or is_expectation:
+        # A prompt that comes again gives the same text: it is no further evidence.
+        requests = list({request.prompt_id: request for request in requests}.values())
+    counted = LiveCheck(
+        num_speculative_tokens=len(requests[0].num_accepted_tokens_per_pos),
+        arm=arm.name,
+        prompt_ids=tuple(request.prompt_id for request in requests),
+        num_drafts_live=tuple(float(request.num_drafts) for request in requests),
+        num_drafts_replayed=tuple(request.num_drafts_replayed or 0.0 for request in requests),
+        num_identical_texts=0,
+        num_near_ties=0,  # replay reads the engine's own text, so none of them is excused
+        num_divergent=0,
+        is_expectation=is_expectation,
+        is_exact=arm.is_exact,
+    )
+    return _agrees(counted, policy)
 
 
 def _agrees(check: LiveCheck, policy: Policy) -> bool:

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 
 from quantdraft.results import Check, Decision, Verdict
 from quantdraft.verdict.advice import all_advice
-from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED, LIVE_DIVERGENT, REPLAY_DISAGREES
+from quantdraft.verdict.alarms import (
+    ACCEPTANCE_COLLAPSED,
+    ENGINE_DISAGREES,
+    LIVE_DIVERGENT,
+    REPLAY_DISAGREES,
+)
 from quantdraft.verdict.checks import all_checks
 from quantdraft.verdict.doubt import what_to_add
 from quantdraft.verdict.evidence import Evidence
@@ -47,4 +52,5 @@ def _decision(evidence: Evidence, checks: Sequence[Check]) -> Decision:
 def _is_useless(evidence: Evidence) -> bool:
     """Acceptance collapsed, and nothing says that acceptance was measured wrongly."""
     codes = {alarm.code for alarm in evidence.alarms}
-    return ACCEPTANCE_COLLAPSED in codes and not codes & {LIVE_DIVERGENT, REPLAY_DISAGREES}
+    doubts = {LIVE_DIVERGENT, REPLAY_DISAGREES, ENGINE_DISAGREES}
+    return ACCEPTANCE_COLLAPSED in codes and not codes & doubts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantdraft.comparison import Needed, what_would_settle
+from quantdraft.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.results import Check
 from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
@@ -32,6 +32,9 @@ def _needed(evidence: Evidence, check: Check) -> Needed | None:
     }
     if check.name not in from_prompts or check.observed is None or check.limit is None:
         return None
+    if not evidence.num_timings:  # a served speed: its interval comes from the prompts alone
+        prompts = num_prompts_to_settle(check.observed, check.limit, evidence.num_prompts)
+        return None if prompts is None else Needed(prompts, None)
     return what_would_settle(
         check.observed,
         from_prompts[check.name],

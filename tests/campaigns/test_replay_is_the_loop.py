@@ -14,6 +14,9 @@ import torch
 
 from quantdraft.acceptance import replay_rounds
 from quantdraft.capture import capture
+from quantdraft.checkpoint import open_checkpoint
+from quantdraft.engines.native import load_native
+from quantdraft.engines.source import stored_weights
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings
 from quantdraft.live import run_live
@@ -29,8 +32,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def models():
-    return tuple(load_model(pair_dir() / n, torch.float32, CPU) for n in ("target", "draft"))
+def natives():
+    paths = [pair_dir() / name for name in ("target", "draft")]
+    return tuple(
+        load_native(stored_weights(open_checkpoint(path)), torch.float32, CPU) for path in paths
+    )
+
+
+@pytest.fixture(scope="module")
+def draft():
+    return load_model(pair_dir() / "draft", torch.float32, CPU)
 
 
 def captured(path: Path, sampling: Sampling, num_prompts: int, num_tokens: int) -> Traffic:
@@ -44,32 +55,32 @@ def captured(path: Path, sampling: Sampling, num_prompts: int, num_tokens: int) 
     )
 
 
-def test_greedy_rounds_are_equal_for_every_prompt_and_every_k(models, tmp_path):
+def test_greedy_rounds_are_equal_for_every_prompt_and_every_k(natives, draft, tmp_path):
     traffic = captured(tmp_path / "t.jsonl", Sampling(), num_prompts=24, num_tokens=128)
     long = tuple(r for r in traffic.responses if len(r.response_token_ids) == 128)
     assert len(long) >= 20
     traffic = replace(traffic, responses=long)
-    keep = keep_probabilities(models[1], traffic, "greedy")
+    keep = keep_probabilities(draft, traffic, "greedy")
     ids = [response.prompt_id for response in traffic.responses]
     for k in range(1, 9):
-        live = run_live(*models, traffic, num_speculative_tokens=k, rule="greedy")
+        live = run_live(*natives, traffic, num_speculative_tokens=k, rule="greedy")
         replayed = replay_rounds(ids, keep, [k]).num_drafts[0]
         assert [prompt.text for prompt in live] == ["identical"] * len(ids)
         assert [prompt.run.num_drafts for prompt in live] == replayed.tolist()
         print(f"k = {k}: {int(replayed.sum())} rounds live and replayed, {len(ids)} prompts")
 
 
-def test_rejection_means_agree_within_four_standard_errors(models, tmp_path):
+def test_rejection_means_agree_within_four_standard_errors(natives, draft, tmp_path):
     num_seeds, num_prompts, num_tokens, ks = 12, 6, 48, [1, 3, 5]
     replayed, live = {k: [] for k in ks}, {k: [] for k in ks}
     for seed in range(num_seeds):
         sampling = Sampling(temperature=0.8, seed=seed)
         traffic = captured(tmp_path / f"{seed}.jsonl", sampling, num_prompts, num_tokens)
-        keep = keep_probabilities(models[1], traffic, "rejection")
+        keep = keep_probabilities(draft, traffic, "rejection")
         rounds = replay_rounds([r.prompt_id for r in traffic.responses], keep, ks)
         for k in ks:
             run = run_live(
-                *models, traffic, num_speculative_tokens=k, rule="rejection", seed=1000 * seed + k
+                *natives, traffic, num_speculative_tokens=k, rule="rejection", seed=1000 * seed + k
             )
             counted = sum(prompt.run.num_drafts for prompt in run)
             tokens = sum(len(prompt.run.token_ids) - 1 for prompt in run)

@@ -1,0 +1,225 @@
+"""Arms in memory: each loaded once, in the float type that is fastest for it, while it fits.
+
+A baseline held to a slow float type would make a poor candidate look good, so on a CPU both
+float32 and bfloat16 are tried. Nothing is timed for the record here.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Protocol, TypeVar
+
+import torch
+
+from quantdraft.engines.native import NativeModel, load_native
+from quantdraft.engines.session import Mode, modes
+from quantdraft.engines.source import WeightSource
+from quantdraft.engines.stepper import Stepper
+from quantdraft.errors import UndefinedMetricError
+from quantdraft.latency import synchronize, time_interleaved
+from quantdraft.memory import available_bytes
+
+Choice = TypeVar("Choice")
+
+BASELINE, CONTROL, TARGET = "baseline", "control", "target"
+# Enough for a choice between float types, which differ by a lot or do not matter.
+TRIAL_SECONDS = 1.0
+# A CPU without the instructions may multiply bfloat16 500 times slower: one look is enough.
+CLEAR_RATIO = 4.0
+# Memory that is left to everything else: activations of kernels, the allocator's own loss.
+MEMORY_SHARE = 0.9
+
+
+class Step(Protocol):
+    """One model at one batch and context, ready to run a step as often as asked."""
+
+    def step(self, num_tokens: int) -> None:
+        """A pass over `num_tokens` new tokens of every row, its argmax, and back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A loaded model and the way its steps run."""
+
+    native: NativeModel
+    mode: Mode
+    source: WeightSource
+
+    def open_step(self, batch_size: int, context_length: int, max_new: int) -> Step:
+        """The engine's step at one point; its cache lives as long as it does."""
+        return Stepper(self.native, batch_size, context_length, max_new, self.mode)
+
+
+class Arms:
+    """The models of a run. `undefined` says which could not be loaded, and why."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, WeightSource],
+        widths: Mapping[str, Sequence[int]],
+        batch_sizes: Sequence[int],
+        device: torch.device,
+        tries_compiled: bool = False,
+    ) -> None:
+        """tries_compiled: on a CPU try each arm compiled too, which takes minutes an arm."""
+        self.sources, self.widths, self.device = sources, widths, device
+        self.batch_sizes, self.tries_compiled = batch_sizes, tries_compiled
+        self.undefined: dict[str, str] = {}
+        self._models: dict[str, dict[torch.dtype, NativeModel]] = {name: {} for name in sources}
+        self._settled: dict[str, torch.dtype] = {}
+        self._modes: dict[str, Mode] = {}
+
+    def at(self, batch_size: int, context_length: int) -> dict[str, Arm]:
+        """Every arm that could be loaded, in its fastest float type at this batch."""
+        found: dict[str, Arm] = {}
+        for name in self.sources:
+            if name in self.undefined:
+                continue
+            try:
+                found[name] = self._fastest(name, batch_size, context_length, found.get(BASELINE))
+            except UndefinedMetricError as error:
+                self._give_up(name, str(error))
+            except torch.OutOfMemoryError:
+                self._give_up(name, f"{self.sources[name].name} does not fit on {self.device}")
+        return found
+
+    def _fastest(
+        self, name: str, batch_size: int, context_length: int, baseline: Arm | None
+    ) -> Arm:
+        """Full-precision drafts share the baseline's choices: two copies of one model must not
+        differ by what a trial found.
+        """
+        source = self.sources[name]
+        if name != TARGET and baseline is not None and not source.formats:
+            (native,) = self._load(name, [baseline.native.dtype]).values()
+            return Arm(native, baseline.mode, source)
+        dtypes = [self._settled[name]] if name in self._settled else float_types(self.device)
+        loaded = self._load(name, dtypes)
+        width = max(self.widths[name])
+        arms = {
+            dtype: Arm(native, modes(native, self.device)[0], source)
+            for dtype, native in loaded.items()
+        }
+        best = faster(arms, batch_size, context_length, width, self.device)
+        if best is torch.float32:  # it gains with every row more
+            self._settled[name] = best
+        self._drop(name, keep=best)
+        if name not in self._modes:
+            self._modes[name] = self._fastest_mode(arms[best], batch_size, context_length, width)
+        return replace(arms[best], mode=self._modes[name])
+
+    def _fastest_mode(self, arm: Arm, batch_size: int, context_length: int, width: int) -> Mode:
+        """By trial at the first batch, for all: compiling takes longer than most timings."""
+        known = modes(arm.native, self.device)
+        if not self.tries_compiled:
+            return known[0]
+        try:
+            arms = {mode: replace(arm, mode=mode) for mode in known}
+            return faster(arms, batch_size, context_length, width, self.device)
+        except (RuntimeError, OSError):  # no compiler on this machine
+            return known[0]
+
+    def _give_up(self, name: str, reason: str) -> None:
+        self.undefined[name] = reason
+        self._models[name].clear()
+        gc.collect()
+
+    def _load(self, name: str, dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, NativeModel]:
+        """At least the first of the types, the others where memory allows."""
+        models, source = self._models[name], self.sources[name]
+        rows = row_counts(self.batch_sizes, self.widths[name])
+        loaded: dict[torch.dtype, NativeModel] = {}
+        for dtype in dtypes:
+            if dtype not in models:
+                shortage = memory_shortage(weight_bytes(source, dtype, self.device), self.device)
+                if shortage and loaded:
+                    break
+                if shortage:
+                    raise UndefinedMetricError(f"{source.name} does not fit: {shortage}")
+                models[dtype] = load_native(source, dtype, self.device, rows)
+            loaded[dtype] = models[dtype]
+        return loaded
+
+    def _drop(self, name: str, keep: torch.dtype) -> None:
+        models = self._models[name]
+        for dtype in [dtype for dtype in models if dtype is not keep]:
+            del models[dtype]
+        gc.collect()
+
+
+def float_types(device: torch.device) -> list[torch.dtype]:
+    """The float types worth trying; the first is the one whose weights are read as stored."""
+    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [torch.bfloat16]
+
+
+def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of rows (batch x new tokens) that kernels are chosen for: one per power of two."""
+    rows = sorted({batch * width for batch in batch_sizes for width in widths})
+    return tuple({count.bit_length(): count for count in reversed(rows)}.values())[::-1]
+
+
+def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
+    """About what the weights take in memory: what a step reads, and the embedding table.
+
+    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
+    """
+    config = source.config.get("text_config") or source.config
+    table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
+    stored = source.ledger.weight_bytes
+    if source.formats:
+        return table + stored
+    second_packing = 2 * stored if device.type == "cpu" else 0
+    return table + stored * dtype.itemsize // 2 + second_packing
+
+
+def point_bytes(arm: Arm, batch_size: int, context_length: int, num_new_tokens: int) -> int:
+    """What a step needs besides weights: keys and values of every row, logits, activations."""
+    slots = context_length + num_new_tokens
+    cache = arm.native.step_bytes(batch_size, slots) - arm.native.step_bytes(batch_size, 0)
+    config = arm.source.config.get("text_config") or arm.source.config
+    columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
+    return cache + batch_size * num_new_tokens * columns * arm.native.dtype.itemsize
+
+
+def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
+    """Why that many bytes cannot be had, or None where they can (or nobody knows)."""
+    available = available_bytes(device)
+    if available is None or num_bytes <= MEMORY_SHARE * available:
+        return None
+    return f"it needs about {num_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+
+
+def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
+    """One step in ms, after one more that the caches and compilers may want for themselves."""
+    step.step(num_tokens)
+    synchronize(device)
+    started = time.perf_counter()
+    step.step(num_tokens)
+    synchronize(device)
+    return (time.perf_counter() - started) * 1e3
+
+
+def faster(
+    arms: Mapping[Choice, Arm],
+    batch_size: int,
+    context_length: int,
+    width: int,
+    device: torch.device,
+) -> Choice:
+    """The key whose step of `width` tokens is the shortest: by one look, or a short trial."""
+    if len(arms) == 1:
+        return next(iter(arms))
+    opened = {key: arm.open_step(batch_size, context_length, width) for key, arm in arms.items()}
+    looks = {key: probe_ms(step, width, device) for key, step in opened.items()}
+    best = min(looks, key=lambda key: looks[key])
+    if max(looks.values()) > CLEAR_RATIO * looks[best]:
+        return best
+    names = {str(key): key for key in arms}
+    steps = {str(key): partial(step.step, width) for key, step in opened.items()}
+    timed = time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=frozenset(steps))
+    return names[min(timed, key=lambda name: median(timed[name].samples_ms))]

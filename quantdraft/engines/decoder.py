@@ -1,0 +1,283 @@
+"""A decoder of the Llama family on a static KV cache: Llama, Mistral, Qwen2, Qwen3.
+
+Made for small batches: fused projections, no Python between the tensor operations that a graph or
+a compiler could not see, and a cache that every row fills at its own pace. Positions alone say
+what is valid: stepping back is feeding smaller positions. Sliding windows, experts and rotary
+embeddings that change with the length are left to the transformers library's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The architectures whose layers are these: RMSNorm, rotary embeddings, gated MLP.
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """What the layers need to know of a config."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    norm_eps: float
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """From a transformers config."""
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            norm_eps=config.rms_norm_eps,
+        )
+
+
+def unsupported(config: Any) -> str | None:
+    """Why this decoder cannot run a config, or None where it can."""
+    architecture = (config.architectures or ["unknown"])[0]
+    if architecture not in ARCHITECTURES:
+        return f"{architecture} is not of the Llama family"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "some layers have a sliding window"
+    if architecture == "MistralForCausalLM" and getattr(config, "sliding_window", None):
+        return "its attention has a sliding window"
+    if config.rope_parameters["rope_type"] not in ROTARY_TYPES:
+        return f"its rotary embedding is of type {config.rope_parameters['rope_type']!r}"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act!r}, not silu"
+    return None
+
+
+class KVCache:
+    """Keys and values of every layer, (batch, kv heads, slots, head_dim) each; never grows."""
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        batch_size: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        size = (shape.num_layers, batch_size, shape.num_kv_heads, num_slots, shape.head_dim)
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self.batch_size, self.num_slots = batch_size, num_slots
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class Layer(nn.Module):
+    """One block: attention, then MLP, each behind an RMSNorm and around a residual."""
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        *,
+        qkv: nn.Module,
+        out: nn.Module,
+        gate_up: nn.Module,
+        down: nn.Module,
+        norms: tuple[Tensor, Tensor],
+        head_norms: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
+        self.attention_norm = RMSNorm(norms[0], shape.norm_eps)
+        self.mlp_norm = RMSNorm(norms[1], shape.norm_eps)
+        self.query_norm = RMSNorm(head_norms[0], shape.norm_eps) if head_norms else None
+        self.key_norm = RMSNorm(head_norms[1], shape.norm_eps) if head_norms else None
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        num_live: int,
+    ) -> Tensor:
+        """One block over m new tokens per row.
+
+        x:            (batch, m, hidden)
+        cos, sin:     (batch, m, 1, head_dim)
+        mask:         (batch, 1, group * m, num_live) bool, or None: every live slot is seen
+        keys, values: (batch, kv heads, slots, head_dim), this layer's cache, written at `positions`
+        positions:    (batch, m) int64
+        """
+        x = x + self._attend(
+            self.attention_norm(x), cos, sin, mask, keys, values, positions, num_live
+        )
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        down: Tensor = self.down(F.silu(gate) * up)
+        return x + down
+
+    def _attend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        num_live: int,
+    ) -> Tensor:
+        shape, (batch, m, _) = self.shape, x.shape
+        num_kv, dim = shape.num_kv_heads, shape.head_dim
+        heads = self.qkv(x).view(batch, m, -1, dim)
+        query, key, value = heads.split([shape.num_heads, num_kv, num_kv], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = query * cos + _rotated(query) * sin
+        key = key * cos + _rotated(key) * sin
+        _write(keys, key, positions)
+        _write(values, value, positions)
+        # The heads that share a key become rows of one product, so a key is read once.
+        grouped = query.view(batch, m, num_kv, -1, dim).permute(0, 2, 3, 1, 4)
+        out = F.scaled_dot_product_attention(
+            grouped.reshape(batch, num_kv, -1, dim),
+            keys[:, :, :num_live],
+            values[:, :, :num_live],
+            attn_mask=mask,
+        )
+        out = out.view(batch, num_kv, -1, m, dim).permute(0, 3, 1, 2, 4)
+        attended: Tensor = self.out(out.reshape(batch, m, -1))
+        return attended
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last dimension, summed in float32."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) to the same."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of positions, computed in float32 as the transformers library does."""
+
+    inv_freq: Tensor
+
+    def __init__(self, inv_freq: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", inv_freq)
+        self.scaling = scaling
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """positions: (batch, m) int64. Returns cos and sin, (batch, m, 1, head_dim) each."""
+        angles = positions[:, :, None, None].float() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm and head. The cache is passed in, so one model serves many."""
+
+    embedding: Tensor
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Tensor,
+        head: nn.Module,
+        rotary: Rotary,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("embedding", embedding)
+        self.rotary = rotary
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(norm, shape.norm_eps)
+        self.head = head
+
+    def forward(
+        self,
+        cache: KVCache,
+        token_ids: Tensor,
+        positions: Tensor,
+        num_live: int,
+        at: Tensor | None = None,
+        sees_all: bool = False,
+        layers: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        """Logits of the tokens at `at`; keys and values of all new tokens go into the cache.
+
+        token_ids: (batch, m) int64
+        positions: (batch, m) int64, each token's place in its row
+        num_live:  slots that attention reads, above every position
+        at:        (batch, n) int64, which of the m tokens need logits; None: all
+        sees_all:  every new token sees every live slot (one token a row, rows of one length)
+        layers:    this model's layers in another form (compiled); None: as they are
+        returns:   (batch, n, vocab) in the model's float type
+        """
+        x = F.embedding(token_ids, self.embedding)
+        cos, sin = self.rotary(positions, x.dtype)
+        mask = None if sees_all else self._mask(positions, num_live)
+        run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
+        for index, layer in enumerate(run):
+            keys, values = cache.keys[index], cache.values[index]
+            x = layer(x, cos, sin, mask, keys, values, positions, num_live)
+        if at is not None:
+            x = x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+    def _mask(self, positions: Tensor, num_live: int) -> Tensor:
+        """(batch, 1, group * m, num_live) bool: a token sees its own slot and those before it."""
+        slots = torch.arange(num_live, device=positions.device)
+        seen = slots <= positions[:, :, None]
+        group = self.shape.num_heads // self.shape.num_kv_heads
+        return seen.repeat(1, group, 1)[:, None]
+
+
+def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
+    """new (batch, m, kv heads, head_dim) into cache (batch, kv heads, slots, head_dim)."""
+    if len(new) == 1:
+        cache.index_copy_(2, positions[0], new.transpose(1, 2))
+        return
+    rows = torch.arange(len(new), device=new.device)[:, None]
+    cache.transpose(1, 2)[rows, positions] = new
+
+
+def _rotated(x: Tensor) -> Tensor:
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat((-high, low), dim=-1)

@@ -1,0 +1,155 @@
+"""The arms, each a server of its own, asked the same prompts in turns, one request at a time.
+
+Within a prompt the arms come in one order and then in the reverse (ABBA), and another arm goes
+first with every prompt, so that a machine that slows down slows all arms alike. Where memory does
+not hold all servers, they run one after another in that order, and each answers all prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantdraft.engines.vllm.client import Client, Completion, Counters, Request
+from quantdraft.engines.vllm.environment import Environment
+from quantdraft.engines.vllm.server import Server, free_port, server_variables, started
+from quantdraft.engines.vllm.settings import Serving, server_command
+from quantdraft.errors import EngineError
+
+ARMS = ("autoregressive", "baseline", "candidate", "control")
+NUM_WARM_UP = 2
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one server said to one prompt, and what it counted."""
+
+    prompt: int  # position among the requests
+    completion: Completion
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Every answer by arm, in the order of asking; or by arm why its server could not answer."""
+
+    by_arm: dict[str, list[Answer]]
+    undefined: dict[str, str]
+
+
+def ask_in_turns(
+    clients: Mapping[str, Client], requests: Sequence[Request], progress: Progress
+) -> dict[str, list[Answer]]:
+    """Ask servers that are all up: every prompt once in one order of the arms, once in reverse."""
+    answers: dict[str, list[Answer]] = {arm: [] for arm in clients}
+    for index, request in enumerate(requests):
+        for arm in visits(list(clients), index):
+            answers[arm].append(Answer(index, *clients[arm].ask(request)))
+            progress(1)
+    return answers
+
+
+def warm_up(client: Client, requests: Sequence[Request]) -> None:
+    """Answers that count for nothing; EngineError where the server cannot give them."""
+    for request in requests[:NUM_WARM_UP]:
+        client.complete(request)
+
+
+def visits(arms: Sequence[str], prompt: int) -> list[str]:
+    """The order of the arms on one prompt: forward from another one each time, then back."""
+    if not arms:
+        return []
+    first = prompt % len(arms)
+    forward = [*arms[first:], *arms[:first]]
+    return [*forward, *reversed(forward)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The servers of one evaluation: how each arm's is started, and where its log goes."""
+
+    environment: Environment
+    serving: Serving
+    drafts: Mapping[str, Path | None]  # arm -> its draft; None: the target alone
+    run_dir: Path
+
+    @contextlib.contextmanager
+    def start(self, arm: str) -> Iterator[Server]:
+        """One arm's server, started and not yet healthy."""
+        port = free_port()
+        command = server_command(self.environment, self.serving, self.drafts[arm], port)
+        variables = server_variables(self.environment.prefix, self.environment.device_type)
+        log = self.run_dir / f"vllm-{arm}.log"
+        with started(command, port, log, variables) as server:
+            yield server
+
+    def ask_together(self, requests: Sequence[Request], progress: Progress) -> Answers:
+        """All servers up at once, asked in turns; nobody is asked where one does not come up."""
+        with contextlib.ExitStack() as stack:
+            servers = {arm: stack.enter_context(self.start(arm)) for arm in self.drafts}
+            failed = {arm: why for arm, s in servers.items() if (why := not_ready(s, requests))}
+            if failed:
+                return Answers({}, failed)
+            clients = {arm: Client(server.url) for arm, server in servers.items()}
+            with blamed_on(servers):
+                return Answers(ask_in_turns(clients, requests, progress), {})
+
+    def ask_one_by_one(self, requests: Sequence[Request], progress: Progress) -> Answers:
+        """One server at a time, in one order of the arms and then in reverse."""
+        answers: dict[str, list[Answer]] = {arm: [] for arm in self.drafts}
+        arms = list(self.drafts)
+        for arm in [*arms, *reversed(arms)]:
+            with self.start(arm) as server:
+                reason = not_ready(server, requests)
+                if reason is not None:
+                    return Answers({}, {arm: reason})
+                client = Client(server.url)
+                with blamed_on({arm: server}):
+                    for index, request in enumerate(requests):
+                        answers[arm].append(Answer(index, *client.ask(request)))
+                        progress(1)
+        return Answers(answers, {})
+
+
+def load_average() -> float | None:
+    """The machine's load over the last minute, where the system tells it."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def available_bytes() -> int | None:
+    """Memory that programs may still take, where the system tells it."""
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    for line in info.read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def not_ready(server: Server, requests: Sequence[Request]) -> str | None:
+    """Why a server cannot answer, in its own words; None once it has answered the warm-up."""
+    try:
+        server.wait_until_healthy()
+        with blamed_on({"its first request": server}):
+            warm_up(Client(server.url), requests)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def blamed_on(servers: Mapping[str, Server]) -> Iterator[None]:
+    """An error while asking is told with the last words of the server that died of it."""
+    try:
+        yield
+    except EngineError as error:
+        for arm, server in servers.items():
+            if server.has_failed():
+                raise EngineError(f"vLLM failed while serving {arm}: {server.reason()}") from error
+        raise

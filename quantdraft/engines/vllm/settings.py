@@ -1,0 +1,116 @@
+"""How a server is told what to serve: its arguments, and its speculative config.
+
+The config's keys are those of the installed version; another is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.engines.vllm.environment import Environment
+from quantdraft.errors import OptionError
+from quantdraft.results import AcceptanceRule
+from quantdraft.serving.vllm import speculative_config
+
+SERVED_NAME = "target"
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What all arms' servers have in common."""
+
+    target: Path
+    dtype: str
+    num_speculative_tokens: int
+    rule: AcceptanceRule
+    max_model_len: int
+    seed: int
+    speculative: Mapping[str, Any]  # the user's own keys of the speculative config
+    arguments: tuple[str, ...] = ()  # the user's own arguments of the server
+    memory_share: float | None = None  # of a GPU; None: vLLM's own default
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as given on the command line; a value that is JSON is read as such."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise OptionError(f"--vllm-spec {pair!r}: write KEY=VALUE.")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
+    """Raise OptionError for a key that the installed version's speculative config lacks."""
+    known = environment.speculative_keys
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"It knows {', '.join(known)}."
+            raise OptionError(
+                f"vLLM {environment.version} has no speculative setting {key!r}. {hint}"
+            )
+
+
+def require_possible(speculative: Mapping[str, Any], environment: Environment) -> None:
+    """Raise OptionError for settings that are known and yet do not run on this build."""
+    if is_synthetic(speculative) and environment.device_type == "cpu":
+        raise OptionError(
+            f"vLLM {environment.version} has no synthetic acceptance on a CPU "
+            '("Synthetic acceptance not supported with CPU sampling"). Leave out '
+            "rejection_sample_method."
+        )
+
+
+def is_synthetic(speculative: Mapping[str, Any]) -> bool:
+    """True when the engine is told how much to accept, whatever the draft proposes."""
+    return speculative.get("rejection_sample_method") == SYNTHETIC
+
+
+def speculative_settings(serving: Serving, draft: Path) -> dict[str, Any]:
+    """The speculative config of one arm; the user's keys win."""
+    plain = speculative_config(draft, serving.num_speculative_tokens, serving.rule)
+    return {**plain, "max_model_len": serving.max_model_len, **serving.speculative}
+
+
+def server_command(
+    environment: Environment, serving: Serving, draft: Path | None, port: int
+) -> list[str]:
+    """The command line of one arm's server; `draft` None: the target alone."""
+    command = [
+        *(environment.python, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(serving.target)),
+        *("--served-model-name", SERVED_NAME),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", serving.dtype),
+        *("--seed", str(serving.seed)),
+        *("--max-model-len", str(serving.max_model_len)),
+        *("--generation-config", "vllm"),  # the request alone says how to sample
+        "--no-enable-prefix-caching",  # a prompt that comes twice is computed twice
+        *_sizes(environment.device_type, serving),
+    ]
+    if draft is not None:
+        config = json.dumps(speculative_settings(serving, draft))
+        command += ["--speculative-config", config]
+    return [*command, *serving.arguments]
+
+
+def _sizes(device_type: str, serving: Serving) -> list[str]:
+    if device_type == "cpu":
+        # Compilation needs a C++ compiler and minutes; every arm goes without.
+        tokens = max(1024, serving.max_model_len)
+        return ["--max-num-seqs", "8", "--max-num-batched-tokens", str(tokens), "--enforce-eager"]
+    sizes = ["--max-num-seqs", "8"]
+    if serving.memory_share is not None:
+        sizes += ["--gpu-memory-utilization", f"{serving.memory_share:.3f}"]
+    return sizes

@@ -1,0 +1,225 @@
+"""Products of a few rows with 8-bit and 4-bit weights, in Triton: each weight byte is read once.
+
+At one row a product is as slow as the memory that holds its weight; tensor-core kernels pad to 16
+rows. A program computes BLOCK_ROWS outputs of one input row, and rounds its inputs itself, so that
+a Linear is one launch. No autotuning: a first call must be safe to capture in a graph.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_ROWS = 4  # outputs of one program: 500 programs for 2,000 outputs, some four for each SM
+BLOCK_COLUMNS = 1024
+BLOCK_GROUP_BYTES = 512  # of a row's low and high halves at a time, in whole groups
+
+
+def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True) -> Tensor:
+    """x, each row rounded to the weight's 8-bit type, times the weight's rows and their scales.
+
+    x:      (rows, in) float
+    values: (out, in) int8 or float8_e4m3fn, contiguous
+    scale:  (out,) float32
+    rounds_inputs: False for a weight-only scheme, whose inputs stay as they are
+    Returns (rows, out) in x's type.
+    """
+    x = x.contiguous()
+    num_rows, num_columns = x.shape
+    num_outputs = len(values)
+    out = x.new_empty((num_rows, num_outputs))
+    grid = (triton.cdiv(num_outputs, BLOCK_ROWS), num_rows)
+    _byte_product[grid](
+        *(x, values, scale, out, num_outputs, num_columns),
+        is_int8=values.dtype == torch.int8,
+        rounds_inputs=rounds_inputs,
+        block_rows=BLOCK_ROWS,
+        block_columns=BLOCK_COLUMNS,
+    )
+    return out
+
+
+def rounded_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The last axis in 8 bits, and its step, in one launch: x is about `rounded * step`.
+
+    x: (..., in) float
+    Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
+    """
+    x = x.contiguous()
+    rounded = torch.empty(x.shape, dtype=dtype, device=x.device)
+    step = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    _rounded_rows[(step.numel(),)](
+        *(x, rounded, step, x.shape[-1]),
+        is_int8=dtype == torch.int8,
+        block_columns=BLOCK_COLUMNS,
+    )
+    return rounded, step
+
+
+def nibble_product(
+    x: Tensor, halves: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int
+) -> Tensor:
+    """x times 4-bit weights in groups, (integer - zero_point) * scale.
+
+    x:      (rows, in) float
+    halves: (out, in / 2) uint8, column j in the low half, j + in / 2 in the high half
+    scale:  (out, in / group_size) float; zero_point the same in int8, or None
+    group_size: a power of two; a row has an even number of groups
+    Returns (rows, out) in x's type.
+    """
+    x = x.contiguous()
+    num_rows, num_outputs = len(x), len(halves)
+    out = x.new_empty((num_rows, num_outputs))
+    grid = (triton.cdiv(num_outputs, BLOCK_ROWS), num_rows)
+    _nibble_product[grid](
+        *(x, halves, scale, scale if zero_point is None else zero_point, out),
+        *(num_outputs, halves.shape[1], scale.shape[1] // 2),
+        has_zero=zero_point is not None,
+        group_size=group_size,
+        block_rows=BLOCK_ROWS,
+        block_groups=max(1, BLOCK_GROUP_BYTES // group_size),
+    )
+    return out
+
+
+@triton.jit
+def _rounded_rows(
+    x_at,
+    rounded_at,
+    step_at,
+    num_columns,
+    is_int8: tl.constexpr,
+    block_columns: tl.constexpr,
+):
+    row = tl.program_id(0)
+    columns = tl.arange(0, block_columns)
+    x_at += row.to(tl.int64) * num_columns
+    rounded_at += row.to(tl.int64) * num_columns
+    step = _step(x_at, num_columns, is_int8, block_columns)
+    tl.store(step_at + row, step)
+    for start in range(0, num_columns, block_columns):
+        at = start + columns
+        is_column = at < num_columns
+        x = tl.load(x_at + at, mask=is_column, other=0.0).to(tl.float32) / step
+        levels = _rounded(x, is_int8)
+        tl.store(rounded_at + at, levels.to(rounded_at.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def _step(x_at, num_columns, is_int8: tl.constexpr, block_columns: tl.constexpr):
+    """What one level of a row's rounded values stands for."""
+    columns = tl.arange(0, block_columns)
+    largest = tl.zeros((block_columns,), tl.float32)
+    for start in range(0, num_columns, block_columns):
+        at = start + columns
+        x = tl.load(x_at + at, mask=at < num_columns, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(x))
+    limit = 127.5 if is_int8 else 448.0
+    return tl.maximum(tl.max(largest, axis=0), 1e-12) / limit
+
+
+@triton.jit
+def _rounded(levels, is_int8: tl.constexpr):
+    """Levels as the 8-bit type holds them, still float32."""
+    if is_int8:
+        # Halves go outwards: the row's largest input is 127.5 or -127.5, which becomes -128.
+        nearest = tl.where(levels < 0, tl.ceil(levels - 0.5), tl.floor(levels + 0.5))
+        rounded = tl.maximum(tl.minimum(nearest, 127.0), -128.0)
+    else:
+        limited = tl.maximum(tl.minimum(levels, 448.0), -448.0)
+        rounded = limited.to(tl.float8e4nv).to(tl.float32)
+    return rounded
+
+
+@triton.jit
+def _byte_product(
+    x_at,
+    values_at,
+    scale_at,
+    out_at,
+    num_outputs,
+    num_columns,
+    is_int8: tl.constexpr,
+    rounds_inputs: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_columns: tl.constexpr,
+):
+    row = tl.program_id(1)
+    outputs = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    columns = tl.arange(0, block_columns)
+    is_output = outputs < num_outputs
+    x_at += row * num_columns
+
+    step = 1.0
+    if rounds_inputs:
+        step = _step(x_at, num_columns, is_int8, block_columns)
+    total = tl.zeros((block_rows, block_columns), tl.float32)
+    starts = outputs.to(tl.int64)[:, None] * num_columns  # a large head exceeds 32 bits
+    for start in range(0, num_columns, block_columns):
+        at = start + columns
+        is_column = at < num_columns
+        x = tl.load(x_at + at, mask=is_column, other=0.0).to(tl.float32) / step
+        if rounds_inputs:
+            x = _rounded(x, is_int8)
+        mask = is_output[:, None] & is_column[None, :]
+        weights = tl.load(values_at + starts + at[None, :], mask=mask, other=0.0)
+        total += weights.to(tl.float32) * x[None, :]
+    scale = tl.load(scale_at + outputs, mask=is_output, other=0.0)
+    result = tl.sum(total, axis=1) * step * scale
+    tl.store(out_at + row * num_outputs + outputs, result, mask=is_output)
+
+
+@triton.jit
+def _nibble_product(
+    x_at,
+    halves_at,
+    scale_at,
+    zero_at,
+    out_at,
+    num_outputs,
+    num_bytes,
+    num_groups,
+    has_zero: tl.constexpr,
+    group_size: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_groups: tl.constexpr,
+):
+    row = tl.program_id(1)
+    outputs = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    is_output = outputs < num_outputs
+    groups = tl.arange(0, block_groups)
+    within = tl.arange(0, group_size)
+    x_at += row * num_bytes * 2
+    starts = outputs.to(tl.int64)[:, None, None] * num_bytes
+    scale_starts = outputs.to(tl.int64)[:, None] * num_groups * 2
+
+    total = tl.zeros((block_rows, block_groups), tl.float32)
+    for first in range(0, num_groups, block_groups):
+        group = first + groups
+        is_group = group < num_groups
+        at = group[:, None] * group_size + within[None, :]
+        x_low = tl.load(x_at + at, mask=is_group[:, None], other=0.0).to(tl.float32)
+        x_high = tl.load(x_at + num_bytes + at, mask=is_group[:, None], other=0.0).to(tl.float32)
+        mask = is_output[:, None, None] & is_group[None, :, None]
+        pairs = tl.load(halves_at + starts + at[None, :, :], mask=mask, other=0)
+        low = (pairs & 15).to(tl.float32) - 8.0
+        high = (pairs >> 4).to(tl.float32) - 8.0
+        low_sum = tl.sum(low * x_low[None, :, :], axis=2)
+        high_sum = tl.sum(high * x_high[None, :, :], axis=2)
+        scale_mask = is_output[:, None] & is_group[None, :]
+        low_at = scale_starts + group[None, :]
+        high_at = low_at + num_groups
+        if has_zero:
+            low_zero = tl.load(zero_at + low_at, mask=scale_mask, other=0).to(tl.float32)
+            high_zero = tl.load(zero_at + high_at, mask=scale_mask, other=0).to(tl.float32)
+            low_sum -= low_zero * tl.sum(x_low, axis=1)[None, :]
+            high_sum -= high_zero * tl.sum(x_high, axis=1)[None, :]
+        low_scale = tl.load(scale_at + low_at, mask=scale_mask, other=0.0).to(tl.float32)
+        high_scale = tl.load(scale_at + high_at, mask=scale_mask, other=0.0).to(tl.float32)
+        total += low_sum * low_scale + high_sum * high_scale
+    result = tl.sum(total, axis=1)
+    tl.store(out_at + row * num_outputs + outputs, result, mask=is_output)

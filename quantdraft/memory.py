@@ -1,0 +1,65 @@
+"""How much memory a device has left, and how much was used at most. Measures; frees nothing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated; None where the system does not tell.
+
+    On a CPU the lesser of what the system has free and what a container's limit leaves.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reusable
+    known = [size for size in (_system_bytes(), _container_bytes()) if size is not None]
+    return min(known, default=None)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count the peak anew from here; a process's own resident set cannot be counted anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """CUDA: most bytes allocated since `reset_peak`. CPU: largest resident set of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB everywhere but there
+
+
+def _system_bytes() -> int | None:
+    kilobytes = _field(MEMINFO, "MemAvailable:")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _container_bytes() -> int | None:
+    """What a version 2 control group still allows; None without one, or without a limit."""
+    limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
+    if limit is None or used is None:
+        return None
+    reclaimable = _field(CGROUP / "memory.stat", "inactive_file") or 0  # cached files count as used
+    return max(0, limit - used + reclaimable)
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number after a name at the start of a line."""
+    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
+    found = (line.split() for line in lines)
+    return next((int(words[1]) for words in found if words and words[0] == name), None)

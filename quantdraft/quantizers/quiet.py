@@ -1,0 +1,51 @@
+"""Backends kept quiet: their logs and bars hidden, a full disk told as what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from quantdraft.errors import CheckpointError
+
+Progress = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def quiet(progress: Progress) -> Iterator[Progress]:
+    """Hide the libraries' logs and bars; the progress yielded still reaches the real stderr."""
+    stdout, stderr = sys.stdout, sys.stderr
+
+    def report(message: str) -> None:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            progress(message)
+
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # else llm-compressor sets it, and warns
+    hidden = io.StringIO()
+    was_disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # handlers hold the stderr of their own start
+    try:
+        with contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
+            yield report
+    finally:
+        logging.disable(was_disabled)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """The safetensors writer wraps the system's error in its own type: unwrap it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if f"code: {code}," in str(error) or f"os error {code})" in str(error):
+                raise OSError(code, os.strerror(code)) from error
+        raise CheckpointError(f"cannot read or write safetensors: {error}") from error

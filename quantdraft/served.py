@@ -1,0 +1,255 @@
+"""What vLLM does with the traffic: three arms and a control, each a server, and replay beside them.
+
+The engine writes its own text. Replaying that text through the draft in transformers says what the
+engine's counters must be; they are kept side by side, prompt by prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantdraft.checkpoint import Checkpoint
+from quantdraft.crosscheck import crosschecked
+from quantdraft.engines.vllm import environment, settings
+from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.vllm.run import (
+    ARMS,
+    Answers,
+    Fleet,
+    ask_in_turns,
+    available_bytes,
+    load_average,
+    warm_up,
+)
+from quantdraft.engines.vllm.settings import Serving
+from quantdraft.errors import OptionError
+from quantdraft.inputs import Models, Settings, say
+from quantdraft.progress import bar
+from quantdraft.results import AcceptanceRule, Served
+from quantdraft.serving.findings import Draft
+from quantdraft.serving.vllm import check
+from quantdraft.traffic import Sampling, Traffic
+
+# Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
+CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
+VISITS_PER_ARM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """What is served, and to which end: the settings of the run, opened."""
+
+    settings: Settings
+    models: Models
+    traffic: Traffic
+    rule: AcceptanceRule
+    device: torch.device
+    dtype: torch.dtype  # of replay
+    run_dir: Path
+    num_speculative_tokens: int
+
+    @property
+    def sampling(self) -> Sampling:
+        """As the traffic was sampled; a log that does not say is answered greedily."""
+        return self.traffic.sampling or Sampling()
+
+    @property
+    def target(self) -> Checkpoint:
+        """The target, without which nothing is served."""
+        if self.models.target is None:
+            raise OptionError("--engine vllm needs --target: it is what the engine serves.")
+        return self.models.target
+
+    def checkpoint(self, arm: str) -> Checkpoint | None:
+        """The draft of an arm; None for the target alone."""
+        if arm == "autoregressive":
+            return None
+        return self.models.candidate if arm == "candidate" else self.models.baseline
+
+
+def serve(run: Serve) -> Served:
+    """Serve the traffic's prompts in all arms, and replay what came of it.
+
+    Raises OptionError for what vLLM would refuse or misread, EngineError when a server dies while
+    it is asked. A server that does not come up makes its arm undefined, with its own reason.
+    """
+    if run.rule == "exact_match":
+        raise OptionError("vLLM has no acceptance rule 'exact_match'. Use greedy_draft.")
+    requests = [_request(run, index) for index in range(len(run.traffic.responses))]
+    before = load_average()
+    served, answers = _from_urls(run, requests) if run.settings.vllm_url else _own(run, requests)
+    after = load_average()
+    load = None if before is None or after is None else (before, after)
+    arms = crosschecked(run, served, answers.by_arm)
+    return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
+
+
+def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
+    """Servers of ours, in the first float type that the candidate runs in."""
+    found = environment.find_vllm(run.settings.vllm_python)
+    extra = settings.parse_pairs(run.settings.vllm_spec)
+    settings.require_known_keys(extra, found)
+    settings.require_possible(extra, found)
+    for checkpoint in (run.models.baseline, run.models.candidate):
+        _require_served(checkpoint, run.target)
+    answers = Answers({}, {})
+    for dtype in _dtypes(run.settings, found.device_type):
+        serving = _serving(run, extra, dtype)
+        drafts = {arm: _path(run.checkpoint(arm)) for arm in ARMS}
+        share = _memory_share(run, found.device_type, dtype)
+        is_interleaved = share is not None
+        if is_interleaved and found.device_type != "cpu":
+            serving = replace(serving, memory_share=share)
+        fleet = Fleet(found, serving, drafts, run.run_dir)
+        how = "all at once" if is_interleaved else "one after another"
+        say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {dtype}")
+        total = len(requests) * len(ARMS) * VISITS_PER_ARM
+        with bar(total, f"vLLM {dtype}", "request") as progress:
+            ask = fleet.ask_together if is_interleaved else fleet.ask_one_by_one
+            answers = ask(requests, progress)
+        if "candidate" not in answers.undefined:
+            break
+        say(f"{dtype}: {answers.undefined['candidate']}")
+    return _empty(run, found.version, found.device_type, dtype, extra, is_interleaved), answers
+
+
+def _from_urls(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
+    """Servers that the user runs: `ARM=URL`, or a bare URL for the candidate's."""
+    clients = {arm: Client(url) for arm, url in parse_urls(run.settings.vllm_url).items()}
+    for client in clients.values():
+        warm_up(client, requests)
+    total = len(requests) * len(clients) * VISITS_PER_ARM
+    with bar(total, "vLLM", "request") as progress:
+        answers = ask_in_turns(clients, requests, progress)
+    undefined = {arm: "no server was given for it" for arm in ARMS if arm not in clients}
+    version = next(iter(clients.values())).version()
+    served = _empty(run, version, "the servers' own", "unknown", {}, True)
+    return served, Answers(answers, undefined)
+
+
+def parse_urls(given: Sequence[str]) -> dict[str, str]:
+    """`baseline=http://…`, or a bare URL for the candidate's server, by arm."""
+    found: dict[str, str] = {}
+    for text in given:
+        arm, equals, url = text.partition("=")
+        if not equals or arm not in ARMS:
+            arm, url = "candidate", text
+        if arm in found:
+            raise OptionError(
+                f"--vllm-url {text!r}: a second server for {arm}. Write ARM=URL with one of "
+                f"{', '.join(ARMS)}."
+            )
+        found[arm] = url
+    return found
+
+
+def _empty(
+    run: Serve,
+    version: str,
+    device: str,
+    dtype: str,
+    extra: Mapping[str, Any],
+    is_interleaved: bool,
+) -> Served:
+    return Served(
+        engine="vllm",
+        version=version,
+        device=device,
+        dtype=dtype,
+        num_speculative_tokens=run.num_speculative_tokens,
+        speculative=dict(extra),
+        is_interleaved=is_interleaved,
+        arms={},
+        is_expectation=run.rule == "rejection",
+    )
+
+
+def _serving(run: Serve, extra: Mapping[str, Any], dtype: str) -> Serving:
+    return Serving(
+        target=run.target.path.absolute(),
+        dtype=dtype,
+        num_speculative_tokens=run.num_speculative_tokens,
+        rule=run.rule,
+        max_model_len=_max_model_len(run),
+        seed=run.settings.seed,
+        speculative=extra,
+        arguments=run.settings.vllm_args,
+    )
+
+
+def _max_model_len(run: Serve) -> int:
+    """The longest prompt and response with a round to spare, within the target's positions."""
+    longest = max(
+        len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.traffic.responses
+    )
+    wanted = -(-(longest + run.num_speculative_tokens + 1) // 64) * 64
+    limit = run.target.text_config.get("max_position_embeddings")
+    return min(wanted, int(limit)) if limit else wanted
+
+
+def _request(run: Serve, index: int) -> Request:
+    """The length of the traffic's response is asked for; where it ended by itself, so may this."""
+    response = run.traffic.responses[index]
+    ends = _end_ids(run.target)
+    has_ended = response.response_token_ids[-1] in ends
+    return Request(
+        prompt_token_ids=response.prompt_token_ids,
+        max_tokens=len(response.response_token_ids),
+        sampling=run.sampling,
+        seed=run.settings.seed + index,
+        stop_token_ids=ends if has_ended else (),
+    )
+
+
+def _end_ids(target: Checkpoint) -> tuple[int, ...]:
+    """Ids that end a response: the generation config's, else the config's."""
+    path = target.path / "generation_config.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ends = own.get("eos_token_id", target.text_config.get("eos_token_id"))
+    if ends is None:
+        return ()
+    return tuple(ends) if isinstance(ends, list) else (int(ends),)
+
+
+def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
+    found = check(Draft(draft.path.absolute(), draft.config, target.config))
+    refused = [finding.message for finding in found if finding.severity == "refuse"]
+    if refused:
+        raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")
+
+
+def _path(checkpoint: Checkpoint | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.path.absolute()
+
+
+def _dtypes(given: Settings, device_type: str) -> tuple[str, ...]:
+    """Float types to try: on a CPU float32, in which counters are exact, before bfloat16."""
+    if given.dtype != "auto":
+        return (given.dtype,)
+    return ("float32", "bfloat16") if device_type == "cpu" else ("bfloat16",)
+
+
+def _memory_share(run: Serve, device_type: str, dtype: str) -> float | None:
+    """The share of memory that each of the servers may take, or None where not all of them fit."""
+    item_bytes = 4 if dtype == "float32" else 2
+    models = [run.target, run.models.baseline]
+    elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
+    needed = elements * item_bytes * 1.2
+    if device_type == "cpu":
+        free = available_bytes()
+        needed += CPU_SERVER_BYTES
+        total = free
+    elif device_type == "cuda" and run.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(run.device)
+        needed += CUDA_SERVER_BYTES
+    else:
+        return None
+    if free is None or total is None or len(ARMS) * needed > 0.9 * free:
+        return None
+    return 0.9 * free / total / len(ARMS)

@@ -1,0 +1,86 @@
+"""Published models as shapes alone: a config, and the tensors their files would list. No weights.
+
+The byte ledger and the native engine take such a checkpoint like any other, so the latency of a
+model of real size can be measured without its weights. Acceptance cannot: it is in the weights.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantdraft.checkpoint import Checkpoint
+from quantdraft.errors import OptionError
+from quantdraft.weights import SINGLE_FILE, TensorInfo
+
+SHAPES_FILE = Path(__file__).with_name("shapes.yaml")
+DTYPE = "BF16"
+
+
+def shape_names() -> list[str]:
+    """Names of the shapes, in the order of the file."""
+    return list(_shapes())
+
+
+def shape_config(name: str) -> dict[str, Any]:
+    """The config.json of a published model, what decides its shape; OptionError lists the names."""
+    shapes = _shapes()
+    if name not in shapes:
+        raise OptionError(f"no shape {name!r}. There are: {', '.join(shapes)}.")
+    return dict(shapes[name])
+
+
+def shape_checkpoint(name: str) -> Checkpoint:
+    """A bf16 checkpoint of that shape as its files' headers would describe it; no file exists."""
+    config = shape_config(name)
+    tensors = {
+        tensor: TensorInfo(DTYPE, shape, SINGLE_FILE)
+        for tensor, shape in _tensor_shapes(config).items()
+    }
+    return Checkpoint(Path(name), config, tensors)
+
+
+@cache
+def _shapes() -> dict[str, dict[str, Any]]:
+    plain = yaml.safe_load(SHAPES_FILE.read_text(encoding="utf-8"))
+    shapes: dict[str, dict[str, Any]] = plain["shapes"]
+    return shapes
+
+
+def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Llama, Qwen2 or Qwen3 decoder; matrices are (out, in)."""
+    hidden, table = config["hidden_size"], (config["vocab_size"], config["hidden_size"])
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    layer = _layer_shapes(config)
+    for index in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = table
+    return shapes
+
+
+def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, wide, head_dim = (config[k] for k in ("hidden_size", "intermediate_size", "head_dim"))
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (wide, hidden),
+        "mlp.up_proj.weight": (wide, hidden),
+        "mlp.down_proj.weight": (hidden, wide),
+    }
+    if config["model_type"] == "qwen2":
+        for name, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            shapes[f"self_attn.{name}.bias"] = (size,)
+    if config["model_type"] == "qwen3":
+        shapes |= {f"self_attn.{name}.weight": (head_dim,) for name in ("q_norm", "k_norm")}
+    return shapes
