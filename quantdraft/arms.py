@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -34,6 +34,8 @@ CLEAR_RATIO = 4.0
 # Memory that is left to everything else: activations of kernels, the allocator's own loss.
 MEMORY_SHARE = 0.9
 
+_mode_trials: dict[tuple[Any, ...], dict[Mode, float]] = {}
+
 
 class Step(Protocol):
     """One model at one batch and context, ready to run a step as often as asked."""
@@ -49,6 +51,7 @@ class Arm:
     native: NativeModel
     mode: Mode
     source: WeightSource
+    mode_trial_ms: dict[str, float] = field(default_factory=dict)
 
     def open_step(self, batch_size: int, context_length: int, max_new: int) -> Step:
         """The engine's step at one point; its cache lives as long as it does."""
@@ -64,15 +67,15 @@ class Arms:
         widths: Mapping[str, Sequence[int]],
         batch_sizes: Sequence[int],
         device: torch.device,
-        tries_compiled: bool = False,
+        mode: Mode | Literal["auto"] = "auto",
     ) -> None:
-        """tries_compiled: on a CPU try each arm compiled too, which takes minutes an arm."""
+        """mode: how steps run; auto: as graphs on a GPU, on a CPU as a short trial finds faster."""
         self.sources, self.widths, self.device = sources, widths, device
-        self.batch_sizes, self.tries_compiled = batch_sizes, tries_compiled
+        self.batch_sizes, self.mode = batch_sizes, mode
         self.undefined: dict[str, str] = {}
         self._models: dict[str, dict[torch.dtype, NativeModel]] = {name: {} for name in sources}
         self._settled: dict[str, torch.dtype] = {}
-        self._modes: dict[str, Mode] = {}
+        self._way: tuple[Mode, dict[Mode, float]] | None = None
 
     def at(self, batch_size: int, context_length: int) -> dict[str, Arm]:
         """Every arm that could be loaded, in its fastest float type at this batch."""
@@ -97,7 +100,7 @@ class Arms:
         source = self.sources[name]
         if name != TARGET and baseline is not None and not source.formats:
             (native,) = self._load(name, [baseline.native.dtype]).values()
-            return Arm(native, baseline.mode, source)
+            return replace(baseline, native=native, source=source)
         dtypes = [self._settled[name]] if name in self._settled else float_types(self.device)
         loaded = self._load(name, dtypes)
         width = max(self.widths[name])
@@ -109,20 +112,28 @@ class Arms:
         if best is torch.float32:  # it gains with every row more
             self._settled[name] = best
         self._drop(name, keep=best)
-        if name not in self._modes:
-            self._modes[name] = self._fastest_mode(arms[best], batch_size, context_length, width)
-        return replace(arms[best], mode=self._modes[name])
+        if self._way is None:
+            self._settle_mode(arms[best], batch_size, context_length)
+        return self._run_as_settled(arms[best])
 
-    def _fastest_mode(self, arm: Arm, batch_size: int, context_length: int, width: int) -> Mode:
-        """By trial at the first batch, for all: compiling takes longer than most timings."""
+    def _run_as_settled(self, arm: Arm) -> Arm:
+        """Models on borrowed modules run in one way alone."""
+        assert self._way is not None
+        mode, trial = self._way
+        if mode not in modes(arm.native, self.device):
+            return arm
+        return replace(arm, mode=mode, mode_trial_ms={str(name): ms for name, ms in trial.items()})
+
+    def _settle_mode(self, arm: Arm, batch_size: int, context_length: int) -> None:
+        """Once, on the baseline, for all: arms that ran in different ways could not be compared."""
         known = modes(arm.native, self.device)
-        if not self.tries_compiled:
-            return known[0]
-        try:
-            arms = {mode: replace(arm, mode=mode) for mode in known}
-            return faster(arms, batch_size, context_length, width, self.device)
-        except (RuntimeError, OSError):  # no compiler on this machine
-            return known[0]
+        if self.mode != "auto":
+            self._way = self.mode, {}
+        elif len(known) == 1:
+            self._way = known[0], {}
+        else:
+            trial = mode_trial(arm, known, batch_size, context_length, self.device)
+            self._way = min(trial, key=lambda mode: trial[mode]), trial
 
     def _give_up(self, name: str, reason: str) -> None:
         self.undefined[name] = reason
@@ -202,6 +213,34 @@ def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
     step.step(num_tokens)
     synchronize(device)
     return (time.perf_counter() - started) * 1e3
+
+
+def mode_trial(
+    arm: Arm, known: Sequence[Mode], batch_size: int, context_length: int, device: torch.device
+) -> dict[Mode, float]:
+    """Median ms of a one-token step of the arm's first layer, by mode; remembered for the process.
+
+    One layer, because a compiler takes seconds for each, and all layers are alike. Where there is
+    no compiler, the first mode stands alone.
+    """
+    native = arm.native
+    threads = torch.get_num_threads()
+    key = (native.model.shape, native.kernels, native.dtype, batch_size, context_length, threads)
+    if key not in _mode_trials:
+        short = replace(native, model=native.model.first_layer())
+        steps = {}
+        for mode in known:
+            step = Stepper(short, batch_size, context_length, 1, mode)
+            try:
+                step.step(1)
+            except (RuntimeError, OSError):
+                continue
+            steps[mode] = partial(step.step, 1)
+        timed = time_interleaved(
+            {str(mode): step for mode, step in steps.items()}, device, TRIAL_SECONDS
+        )
+        _mode_trials[key] = {mode: median(timed[str(mode)].samples_ms) for mode in steps}
+    return _mode_trials[key]
 
 
 def faster(

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -49,7 +49,7 @@ class BenchSettings:
     context_lengths: tuple[int, ...] = DEFAULT_CONTEXT_LENGTHS
     new_tokens: tuple[int, ...] = DEFAULT_WIDTHS
     seconds: float = 20.0
-    compile: bool = False
+    mode: Literal["auto", "eager", "compiled", "graph"] = "auto"
     threads: int | None = None
     device: str | None = None
     output: Path | None = None
@@ -96,7 +96,7 @@ def measure_bench(settings: BenchSettings, contenders: Contenders) -> Bench:
         max_seconds=settings.seconds,
         is_paired=False,
         has_heads=True,
-        tries_compiled=settings.compile,
+        mode=settings.mode,
     )
     with bar(100, "bench", "%") as update:
         done = 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from typing import Literal
 
 import torch
 
@@ -28,6 +29,7 @@ from quantdraft.arms import (
 )
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.native import NativeModel
+from quantdraft.engines.session import Mode
 from quantdraft.engines.source import WeightSource, stored_weights
 from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS, time_interleaved
 from quantdraft.memory import peak_bytes, reset_peak
@@ -54,7 +56,7 @@ class Plan:
     # more samples, being the shorter steps.
     is_paired: bool = True
     has_heads: bool = False  # the drafts' output heads too, each alone
-    tries_compiled: bool = False  # on a CPU: each arm compiled too, the faster way is timed
+    mode: Mode | Literal["auto"] = "auto"  # auto: graphs on a GPU; on a CPU what a trial finds
     seed: int = 0
 
 
@@ -79,6 +81,7 @@ def measure_latency(
     device: torch.device,
     max_seconds: float,
     more_points: Sequence[tuple[int, int]] = (),
+    mode: Mode | Literal["auto"] = "auto",
     progress: Progress = lambda share: None,
 ) -> tuple[Latency, ...]:
     """Draft steps of baseline, control and candidate, and target steps of 1 and k + 1 tokens.
@@ -92,6 +95,7 @@ def measure_latency(
         widths=tuple(sorted({1, *(k + 1 for k in ks)})),
         device=device,
         max_seconds=max_seconds,
+        mode=mode,
     )
     sources = {
         BASELINE: stored_weights(baseline),
@@ -113,7 +117,7 @@ def measure_grid(
     roofline = measure_roofline(plan.device)
     widths = {name: plan.widths if name == TARGET else (1,) for name in sources}
     batch_sizes = [batch for batch, _ in plan.points]
-    arms = Arms(sources, widths, batch_sizes, plan.device, plan.tries_compiled)
+    arms = Arms(sources, widths, batch_sizes, plan.device, plan.mode)
     measured: dict[tuple[int, int], Latency] = {}
     in_order = sorted(set(plan.points))  # by batch: float32 wins from some batch on
     for batch_size, group in groupby(in_order, key=itemgetter(0)):
@@ -256,6 +260,7 @@ class _Point:
             head_step=timed.get((name, HEAD)),
             peak_memory_bytes=opened.peak_memory_bytes,
             mode=opened.arm.mode,
+            mode_trial_ms=opened.arm.mode_trial_ms,
             runtime=native.runtime,
         )
 

@@ -12,6 +12,7 @@ from quantdraft.weights import TensorInfo, read_tensors
 
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
+OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
 # Any one of these sets of files is a tokenizer that transformers can build.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -81,9 +82,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"'{path}' has no config.json: it is not a model directory.")
     config = _read_object(path / "config.json")
+    if not config.get("quantization_config") and (old := old_quantization(path)):
+        config["quantization_config"] = old
     manifest_path = path / MANIFEST_FILE
     manifest = _read_manifest(manifest_path) if manifest_path.is_file() else None
     return Checkpoint(path, config, read_tensors(path), manifest)
+
+
+def old_quantization(path: Path) -> dict[str, Any]:
+    """The quantization section of a directory that auto-gptq made, or nothing.
+
+    Its quantize_config.json says bits and group size; newer ones have them in config.json too.
+    """
+    file = path / OLD_CONFIG_FILE
+    if not file.is_file() or "bits" not in (found := _read_object(file)):
+        return {}
+    return {"quant_method": "gptq", **found}
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 RULES = ["greedy", "greedy_draft", "rejection", "exact_match"]
+MODES = ["auto", "eager", "compiled", "graph"]
 DIRECTORY = click.Path(path_type=Path)
 
 
@@ -128,6 +130,7 @@ def apply(
         device=device,
         force=force,
         progress=_tell if sys.stderr.isatty() else None,
+        announce=partial(click.echo, err=True),
     )
     if as_json:
         click.echo(json.dumps(checkpoint.manifest, indent=1))
@@ -230,6 +233,13 @@ def capture(
     "--context-lengths", help="Time these too: 128,512. Default with --batch-sizes: the traffic's."
 )
 @click.option("--latency-seconds", type=float, default=20.0, show_default=True, help="A point.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="How steps run. auto: graphs on a GPU; on a CPU what a short trial finds faster.",
+)
 @click.option("--no-latency", is_flag=True, help="Acceptance only.")
 @click.option("--live-prompts", type=int, default=4, show_default=True, help="0: no live loop.")
 @click.option("--policy", type=DIRECTORY, help="YAML with limits of the verdict.")
@@ -296,7 +306,13 @@ def evaluate(
 @click.option("--context-lengths", default="128,512,2048", show_default=True)
 @click.option("--new-tokens", "-m", default="1-17", show_default=True, help="Of target passes.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="A point.")
-@click.option("--compile", is_flag=True, help="CPU: try compiled layers too; minutes an arm.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="How steps run. auto: graphs on a GPU; on a CPU what a short trial finds faster.",
+)
 @click.option("--threads", type=int, help="CPU threads. Default: torch's own choice.")
 @click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
 @click.option("--output", "-o", type=DIRECTORY, help="Default: ./bench-<draft>.")
@@ -368,36 +384,32 @@ def report(run: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=DIRECTORY)
-@click.option("--engine", "-e", required=True, type=click.Choice(["vllm", "transformers"]))
+@click.option(
+    "--engine",
+    "-e",
+    required=True,
+    metavar="ENGINE",
+    help="vllm, sglang, transformers, tensorrt-llm or llamacpp.",
+)
 @click.option("--target", "-t", required=True, help="The target, as the engine is to load it.")
 @click.option("--run", type=DIRECTORY, help="The run directory with its evaluation.")
 @click.option("-k", "--num-speculative-tokens", "k", type=int, help="Default: the measured best.")
 @click.option("--output", "-o", required=True, type=DIRECTORY)
+@click.option("--pad-vocab", is_flag=True, help="Pad embedding and head to the target's rows.")
+@click.option("--draft", type=DIRECTORY, help="llamacpp: the full-precision draft to convert.")
+@click.option("--gguf-type", help="llamacpp: f16, bf16, q8_0 or q4_0. Default: as many bits.")
+@click.option("--llamacpp", "llamacpp_dir", type=DIRECTORY, help="llamacpp: its sources.")
 @click.option("--require-go", is_flag=True, help="Refuse anything but a go.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-def export(
-    checkpoint: Path,
-    engine: str,
-    target: str,
-    run: Path | None,
-    k: int | None,
-    output: Path,
-    require_go: bool,
-    force: bool,
-) -> None:
-    """A directory the engine loads, a model card with the evidence, and the exact launch line."""
+def export(checkpoint: Path, engine: str, output: Path, k: int | None, **options: Any) -> None:
+    """A directory the engine loads, a model card with the evidence, and the exact launch line.
+
+    llama.cpp loads GGUF alone: it is made from the full-precision draft by llama.cpp's own
+    converter where --llamacpp says where that is; else the commands are written.
+    """
     from quantdraft.export import export as export_checkpoint
 
-    lines = export_checkpoint(
-        checkpoint,
-        engine,
-        output,
-        target=target,
-        run=run,
-        num_speculative_tokens=k,
-        require_go=require_go,
-        force=force,
-    )
+    lines = export_checkpoint(checkpoint, engine, output, num_speculative_tokens=k, **options)
     for line in lines:
         click.echo(line)
 

@@ -108,6 +108,7 @@ def _pair() -> Path:
 
 def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
     return Settings(
+        mode="eager",
         candidate=str(candidate),
         target=target,
         baseline=draft,

@@ -1,32 +1,35 @@
-"""export: a directory an engine loads, a model card with the evidence, and the launch line."""
+"""export: a directory an engine loads, a model card with the evidence, and the launch line.
+
+What each engine needs is in `quantdraft.serving`, one file an engine.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
-from quantdraft.errors import CheckpointError, OptionError, PairingError, VerdictError
-from quantdraft.files import file_sha256, whole_directory, write_text
-from quantdraft.report.card import NO_EVALUATION, model_card
-from quantdraft.report.headline import sentence
-from quantdraft.results import Evaluation, read_evaluation
-from quantdraft.serving import engine_named
-from quantdraft.serving.findings import Draft, Finding, float_type
-from quantdraft.weights import weight_files
-
-RECORD_FILE = "evaluation.json"
-# What an engine may read of a model directory; pickles and leftovers of training stay behind.
-SERVED_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".jinja"}
-SERVED_NAMES = {"LICENSE", "NOTICE"}
-# Used, and said so, only where nothing was measured.
-UNMEASURED_K = 4
+from quantdraft.errors import CheckpointError, OptionError, VerdictError
+from quantdraft.files import whole_directory, write_text
+from quantdraft.heads import draft_head
+from quantdraft.report.card import model_card
+from quantdraft.results import Evaluation
+from quantdraft.serving import engine_name, engine_named, extra_files, llamacpp
+from quantdraft.serving.contents import copy_served
+from quantdraft.serving.evidence import (
+    choose_k,
+    read_run,
+    require_same_weights,
+    require_verdict,
+    verdict_warnings,
+)
+from quantdraft.serving.findings import Draft, Finding, Pair, vocab_size
+from quantdraft.serving.gguf import COMMANDS_FILE, Conversion, commands, convert, plan_conversion
+from quantdraft.serving.heads import HeadServing, head_serving
+from quantdraft.serving.padding import Padding, pad, plan_padding
+from quantdraft.serving.target import Target, read_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,17 @@ class _Job:
 
     checkpoint: Checkpoint
     engine: str
-    serving: ModuleType
+    serving: ModuleType | HeadServing
     output: Path
-    target: str
+    target: Target
     evaluation: Evaluation | None
+    padding: Padding | None = None
+    conversion: Conversion | None = None
+
+    @property
+    def draft(self) -> Path:
+        """What the launch line calls the draft: the directory, or llama.cpp's one file."""
+        return self.output / self.conversion.file if self.conversion else self.output
 
 
 def export(
@@ -49,6 +59,10 @@ def export(
     target: str,
     run: Path | None = None,
     num_speculative_tokens: int | None = None,
+    pad_vocab: bool = False,
+    draft: Path | None = None,
+    gguf_type: str | None = None,
+    llamacpp_dir: Path | None = None,
     require_go: bool = False,
     force: bool = False,
 ) -> list[str]:
@@ -56,102 +70,103 @@ def export(
 
     run: the evaluation's record or its run directory; it must be of these very weights
     num_speculative_tokens: k of the launch line; None takes the measured best
+    pad_vocab: give the draft as many rows of embedding and head as the target has
+    draft, gguf_type, llamacpp_dir: for llama.cpp, the full-precision draft that the GGUF is made
+        from, its type, and llama.cpp's sources; without these the commands are written
 
     Raises VerdictError under `require_go` for anything but a go, PairingError for an evaluation
-    of other weights or an unequal vocabulary, CheckpointError or OptionError for what the engine
+    of other weights or token ids that differ, CheckpointError or OptionError for what the engine
     cannot load.
     """
-    serving = engine_named(engine)
+    name = engine_name(engine)
     checkpoint = open_checkpoint(checkpoint_dir)
     if output.resolve() == checkpoint_dir.resolve():
         raise OptionError(f"--output '{output}' is the checkpoint itself. Give another directory.")
-    require_tokenizer(checkpoint)
-    evaluation = _read_run(run)
+    head = draft_head(checkpoint)
+    if head is None:
+        require_tokenizer(checkpoint)
+    elif pad_vocab:
+        raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
+    evaluation = read_run(run)
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
-    _require_go(evaluation, require_go)
-    job = _Job(checkpoint, engine, serving, output.absolute(), target, evaluation)
-
-    k, k_warnings = _choose_k(evaluation, num_speculative_tokens)
-    warnings = (*_verdict_warnings(evaluation), *k_warnings, *_checked(job))
-    launch = _launch(job, k)
+    require_verdict(evaluation, require_go)
+    serving = engine_named(name) if head is None else head_serving(head, name)
+    job = _Job(checkpoint, name, serving, output.absolute(), read_target(target), evaluation)
+    job = replace(
+        job,
+        padding=_planned_padding(job, pad_vocab),
+        conversion=_planned_conversion(job, draft, gguf_type, llamacpp_dir, require_go),
+    )
+    k, k_warnings = choose_k(evaluation, num_speculative_tokens)
+    warnings = (*_evidence_warnings(job), *k_warnings, *_checked(job), *_said(job))
+    pair = _pair(job, k)
+    launch: str = job.serving.launch(pair)
     with whole_directory(output, force) as staging:
-        _copy(checkpoint.path, staging)
-        _write_launch(job, staging, launch)
+        _write_draft(job, staging)
+        _write_launch(job, staging, launch, pair)
         write_text(staging / "README.md", _card(job, launch, warnings))
     told = [f"WARNING: {warning}" for warning in warnings]
-    return [*told, f"Written: {output}", f"Launch ({engine}, k = {k}): {_shown(job, launch)}"]
+    return [*told, f"Written: {output}", f"Launch ({name}, k = {k}): {_shown(job, launch)}"]
 
 
-def require_same_weights(checkpoint: Checkpoint, evaluation: Evaluation) -> None:
-    """Raise PairingError unless the evaluation's candidate has this checkpoint's weights."""
-    candidate = evaluation.provenance.get("candidate") or {}
-    recorded = candidate.get("sha256") or candidate.get("weights_sha256")
-    names = weight_files(checkpoint.path)
-    if isinstance(recorded, Mapping):
-        recorded = {name: recorded.get(name) for name in names}
-    elif recorded and len(names) == 1:
-        recorded = {names[0]: recorded}
-    else:
-        raise PairingError(
-            f"the evaluation {evaluation.name!r} does not say which weights it measured, so it "
-            f"cannot vouch for '{checkpoint.path}'. Evaluate this checkpoint again."
-        )
-    found = {name: file_sha256(checkpoint.path / name) for name in names}
-    if found != recorded:
-        raise PairingError(
-            f"the evaluation {evaluation.name!r} is of other weights than '{checkpoint.path}' "
-            "(sha256 differs). Evaluate this checkpoint, or give the run that belongs to it."
-        )
-
-
-def _read_run(run: Path | None) -> Evaluation | None:
-    if run is None:
+def _planned_padding(job: _Job, pad_vocab: bool) -> Padding | None:
+    """The padding asked for, once the token ids that both have are known to be the same."""
+    if not pad_vocab:
         return None
-    return read_evaluation(run / RECORD_FILE if run.is_dir() else run)
-
-
-def _require_go(evaluation: Evaluation | None, require_go: bool) -> None:
-    if not require_go:
-        return
-    if evaluation is None:
-        raise VerdictError("--require-go needs an evaluation. Give --run RUN.")
-    if evaluation.verdict.decision != "go":
-        raise VerdictError(
-            f"the verdict on {evaluation.name!r} is {evaluation.verdict.decision}: "
-            f"{sentence(evaluation.verdict)} Nothing was exported (--require-go)."
+    if job.engine == "llamacpp":
+        raise OptionError("--pad-vocab: llama.cpp compares tokens and needs no padding.")
+    rows = vocab_size(job.target.config)
+    if rows is None:
+        raise OptionError(
+            f"--pad-vocab needs the target's config.json and tokenizer: '{job.target.name}' is not "
+            "a directory with them. Download the target, and give its directory as --target."
         )
+    from quantdraft.pairing import require_compatible
+
+    require_compatible(Path(job.target.name), job.checkpoint.path)
+    return plan_padding(job.checkpoint, rows)
 
 
-def _verdict_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
-    if evaluation is None:
-        return (NO_EVALUATION,)
-    verdict = evaluation.verdict
-    if verdict.decision == "go":
-        return ()
-    alarms = tuple(f"alarm {alarm.code}: {alarm.message}" for alarm in verdict.alarms)
-    return (f"the verdict is {verdict.decision.upper()}: {sentence(verdict)}", *alarms)
+def _planned_conversion(
+    job: _Job,
+    draft: Path | None,
+    gguf_type: str | None,
+    llamacpp_dir: Path | None,
+    require_go: bool,
+) -> Conversion | None:
+    """How llama.cpp's file is made; None for every other engine."""
+    if job.serving is llamacpp:
+        if require_go:
+            raise VerdictError(
+                "--require-go: a GGUF draft is another quantization than the one that was "
+                "evaluated, and no verdict is on it. Export without --require-go."
+            )
+        return plan_conversion(job.checkpoint, draft, gguf_type, llamacpp_dir)
+    given = {"--draft": draft, "--gguf-type": gguf_type, "--llamacpp": llamacpp_dir}
+    for option, value in given.items():
+        if value is not None:
+            raise OptionError(f"{option} needs --engine llamacpp.")
+    return None
 
 
-def _choose_k(evaluation: Evaluation | None, asked: int | None) -> tuple[int, tuple[str, ...]]:
-    """The k to launch with, and what to say of it where it is not the measured best."""
-    best = evaluation.best_k.get("candidate") if evaluation else None
-    if asked is not None:
-        if asked < 1:
-            raise OptionError(f"--num-speculative-tokens {asked} must be at least 1.")
-        differs = best is not None and asked != best
-        return asked, (f"k = {asked} was asked for; the measured best is {best}.",) * differs
-    if best is not None:
-        return best, ()
-    if evaluation is not None:
-        k = evaluation.operating_point.candidate_num_speculative_tokens
-        return k, (f"k = {k} is the evaluated one, not a measured best: speed is undefined.",)
-    return UNMEASURED_K, (f"k = {UNMEASURED_K} is a guess: nothing was measured.",)
+def _evidence_warnings(job: _Job) -> Iterator[str]:
+    if job.conversion is None:
+        yield from verdict_warnings(job.evaluation)
+        yield from job.target.cross_pairing(job.evaluation)
+        return
+    yield (
+        f"the GGUF ({job.conversion.gguf_type}) is made from the full-precision draft: it is "
+        "another quantization than this candidate, and no evaluation is of it. Judge it on its own."
+    )
 
 
 def _checked(job: _Job) -> tuple[str, ...]:
     """The engine's warnings; raises for the first thing the engine would refuse."""
-    draft = Draft(job.output, job.checkpoint.config, _target_config(job.target))
+    config = job.checkpoint.config
+    if job.padding is not None:
+        config = _padded(config, job.padding.after)
+    draft = Draft(job.output, config, job.target.config)
     findings: tuple[Finding, ...] = job.serving.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
@@ -159,65 +174,70 @@ def _checked(job: _Job) -> tuple[str, ...]:
     return tuple(finding.message for finding in findings)
 
 
-def _target_config(target: str) -> dict[str, Any] | None:
-    """The target's config where it lies on this machine; a Hub id is not downloaded for it."""
-    path = Path(target) / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}") from error
-    return config if isinstance(config, dict) else None
+def _padded(config: dict[str, object], rows: int) -> dict[str, object]:
+    text = config.get("text_config")
+    inner = {"text_config": {**text, "vocab_size": rows}} if isinstance(text, dict) else {}
+    return {**config, "vocab_size": rows, **inner}
 
 
-def _launch(job: _Job, k: int) -> str:
-    rule = job.evaluation.acceptance_rule if job.evaluation else None
-    dtype = float_type(_target_config(job.target)) or _recorded_dtype(job.evaluation)
-    launched: str = job.serving.launch(job.target, job.output, k, dtype=dtype, acceptance_rule=rule)
-    return launched
+def _said(job: _Job) -> Iterator[str]:
+    if job.padding is not None:
+        yield job.padding.sentence
+    if job.conversion is not None and job.conversion.llamacpp is None:
+        yield (
+            f"{job.conversion.file} is still to be made: set LLAMACPP to llama.cpp's sources and "
+            f"run {COMMANDS_FILE}, or export again with --llamacpp DIR."
+        )
+    if job.conversion is not None and not job.target.name.endswith(".gguf"):
+        yield (
+            f"llama-server needs the target as a GGUF file too; '{job.target.name}' is none. "
+            "Convert it in the same way."
+        )
 
 
-def _recorded_dtype(evaluation: Evaluation | None) -> str | None:
-    if evaluation is None:
-        return None
-    return float_type(evaluation.provenance.get("target"))
+def _pair(job: _Job, k: int) -> Pair:
+    return Pair(
+        job.target.name,
+        job.draft,
+        k,
+        dtype=job.target.dtype(job.evaluation),
+        acceptance_rule=job.evaluation.acceptance_rule if job.evaluation else None,
+        quantization=job.checkpoint.quantization or {},
+    )
 
 
-def _copy(source: Path, staging: Path) -> None:
-    """Weights are linked where the file system allows it: they are large and never edited."""
-    for path in sorted(source.iterdir()):
-        if not path.is_file():
-            continue
-        if path.suffix == ".safetensors":
-            _link_or_copy(path.resolve(), staging / path.name)
-        elif path.suffix in SERVED_SUFFIXES or path.name.split(".")[0] in SERVED_NAMES:
-            shutil.copyfile(path, staging / path.name)
+def _write_draft(job: _Job, staging: Path) -> None:
+    if job.conversion is not None:
+        write_text(staging / COMMANDS_FILE, commands(job.conversion, job.output))
+        (staging / COMMANDS_FILE).chmod(0o755)
+        if job.conversion.llamacpp is not None:
+            convert(job.conversion, staging)
+        return
+    copy_served(job.checkpoint, staging)
+    if job.padding is not None:
+        pad(job.checkpoint, job.padding, staging)
 
 
-def _link_or_copy(source: Path, copy: Path) -> None:
-    try:
-        os.link(source, copy)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, copy)
-
-
-def _write_launch(job: _Job, staging: Path, launch: str) -> None:
+def _write_launch(job: _Job, staging: Path, launch: str, pair: Pair) -> None:
     path = staging / job.serving.LAUNCH_FILE
     write_text(path, job.serving.launch_text(launch))
     path.chmod(0o755)
+    for name, text in extra_files(job.serving, pair).items():
+        write_text(staging / name, text)
 
 
 def _card(job: _Job, launch: str, warnings: tuple[str, ...]) -> str:
+    is_evidence = job.conversion is None
     return model_card(
         job.output.name,
         job.checkpoint.manifest,
-        job.evaluation,
+        job.evaluation if is_evidence else None,
         engine=job.engine,
         launch=launch,
-        target=job.target,
+        target=job.target.stamp(job.evaluation),
         notes=job.serving.NOTES,
         warnings=warnings,
+        gguf_type=None if job.conversion is None else job.conversion.gguf_type,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantdraft.checkpoint import Checkpoint
@@ -46,6 +47,22 @@ def error_limit(fmt: WeightFormat) -> float:
     if limit is None:
         raise CheckpointError(f"weights of {fmt.num_bits} bits ({fmt.kind}) are not checked here.")
     return limit
+
+
+def require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightFormat]) -> None:
+    """Raise CheckpointError for the first layer that rounding does not explain."""
+    for module, (error, offset) in errors.items():
+        limit = error_limit(formats[module])
+        if not error <= limit:
+            raise CheckpointError(
+                f"{module!r} is {error:.3f} away from the draft's own weights, more than rounding "
+                f"explains ({limit}): its scales or integers are corrupt."
+            )
+        if not offset <= MAX_OFFSET:
+            raise CheckpointError(
+                f"{module!r} is off to one side of the draft's own weights (mean over spread of "
+                f"the differences {offset:.2f}, limit {MAX_OFFSET}): its zero points are corrupt."
+            )
 
 
 def weight_errors(

@@ -10,6 +10,7 @@ from typing import Literal
 from quantdraft.capture import capture
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.errors import CheckpointError, OptionError, TrafficError
+from quantdraft.heads import require_draft_model
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
 from quantdraft.results import AcceptanceRule
@@ -38,6 +39,7 @@ class Settings:
     batch_sizes: tuple[int, ...] | None = None  # timed too, with every one of context_lengths
     context_lengths: tuple[int, ...] | None = None
     latency_seconds: float = 20.0
+    mode: Literal["auto", "eager", "compiled", "graph"] = "auto"
     no_latency: bool = False
     live_prompts: int = 4
     policy: Path | None = None
@@ -104,6 +106,7 @@ def _check_engine(settings: Settings) -> None:
 def open_models(settings: Settings) -> Models:
     """Open what the settings name; refuse models whose token ids differ."""
     candidate = open_checkpoint(resolve_model(settings.candidate))
+    require_draft_model(candidate, "replayed")
     require_tokenizer(candidate)
     baseline = open_checkpoint(resolve_model(settings.baseline or source_of(candidate)))
     require_compatible(baseline.path, candidate.path)

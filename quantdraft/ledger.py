@@ -15,6 +15,7 @@ from typing import Any, Literal
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.formats import BOOKKEEPING_SUFFIXES
+from quantdraft.heads import draft_head
 from quantdraft.recipe import HeadLever, Recipe
 from quantdraft.schemes import (
     EMBEDDINGS,
@@ -117,11 +118,11 @@ def embedding_name(checkpoint: Checkpoint) -> str:
 
 
 def part_of(name: str) -> Part:
-    """Which line of the ledger a tensor belongs to, by its name."""
+    """Which line of the ledger a tensor belongs to, by its name; a draft head's fc is `other`."""
     module = name.rpartition(".")[0]
     if re.fullmatch(EMBEDDINGS, module):
         return "embedding"
-    if module.split(".")[-1] == HEAD:
+    if module.split(".")[-1] == HEAD or module.endswith("shared_head.head"):
         return "head"
     if "norm" in module.split(".")[-1] or re.search(r"\bln_\w+$", module):
         return "norms"
@@ -238,14 +239,18 @@ def _ledger(
     checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], is_tied: bool, kv_bytes: int
 ) -> Ledger:
     sums: dict[str, int] = dict.fromkeys(("attention", "mlp", "head", "norms", "other"), 0)
-    row_bytes = 0
+    row_bytes, head = 0, draft_head(checkpoint)
     for name, info in tensors.items():
         part = part_of(name)
-        if part == "embedding":
+        if part == "embedding" or (head is not None and head.is_looked_up(name)):
             row_bytes += replace(info, shape=info.shape[1:]).num_bytes
+        elif head is not None and head.is_unread(name):
+            continue
         elif not name.endswith(BOOKKEEPING_SUFFIXES):
-            sums[part] += info.num_bytes
-    if is_tied:
+            sums[part] += info.num_bytes if head is None else head.bytes_read(name, info)
+    if head is not None:
+        sums["head"] += head.shared_head_bytes
+    elif is_tied:
         sums["head"] += tensors[embedding_name(checkpoint)].num_bytes
     return Ledger(
         attention_bytes=sums["attention"],
@@ -260,6 +265,9 @@ def _ledger(
 
 def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
     """Keys and values of one token over all layers; None: in the embedding table's float type."""
+    head = draft_head(checkpoint)
+    if head is not None:
+        return head.kv_bytes_per_context_token
     config = checkpoint.text_config
     num_layers = config.get("num_hidden_layers", config.get("n_layer", 0))
     num_heads = config.get("num_attention_heads", config.get("n_head", 0))

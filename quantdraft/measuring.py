@@ -83,6 +83,7 @@ class Measuring:
                 "batch_size": self.settings.batch_size,
                 "context_length": self.context_length,
                 "more_points": self.more_points,
+                "mode": self.settings.mode,
                 "seconds": self.settings.latency_seconds,
                 "threads": torch.get_num_threads(),
             }
@@ -107,6 +108,7 @@ class Measuring:
                     device=self.device,
                     max_seconds=self.settings.latency_seconds,
                     more_points=self.more_points,
+                    mode=self.settings.mode,
                     progress=progress,
                 )
                 return list(measured)

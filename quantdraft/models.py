@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from quantdraft.checkpoint import old_quantization
 from quantdraft.errors import CheckpointError, MissingPackageError, OptionError
+from quantdraft.weights import INDEX_FILE, SINGLE_FILE, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -137,14 +141,29 @@ def _entry(quantization: Any, key: str) -> Any:
 def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-    )
+    with _usual_names(path) as directory:
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+
+
+@contextlib.contextmanager
+def _usual_names(path: Path) -> Iterator[Path]:
+    """The directory, or links to its files where the weights have a name that only we look for."""
+    if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="quantdraft.") as name:
+        links, weights = Path(name), weight_files(path)
+        for file in path.iterdir():
+            usual = SINGLE_FILE if [file.name] == weights else file.name
+            (links / usual).symlink_to(file.resolve())
+        yield links
 
 
 @torch.no_grad()  # not inference mode: the unpacked weights may be used anywhere
@@ -160,6 +179,8 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
     config = AutoConfig.from_pretrained(
         path, local_files_only=True, trust_remote_code=trust_remote_code
     )
+    if getattr(config, "quantization_config", None) is None and (old := old_quantization(path)):
+        config.quantization_config = old
     if not keep_quantization:
         for holder in (config, config.get_text_config()):
             if hasattr(holder, "quantization_config"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.errors import OptionError, RecipeError
+from quantdraft.heads import require_draft_model
 from quantdraft.ledger import (
     byte_ledger,
     estimated_cost_ratio,
@@ -61,6 +62,7 @@ def check(target: str, draft: str, num_speculative_tokens: int = 4) -> Preflight
         raise OptionError(f"-k {num_speculative_tokens}: it lies in 1..16.")
     target_path, draft_path = resolve_model(target), resolve_model(draft)
     opened = open_checkpoint(target_path), open_checkpoint(draft_path)
+    require_draft_model(opened[1], "replayed")
     for checkpoint in opened:
         require_tokenizer(checkpoint)
     findings = check_pairing(target_path, draft_path)

@@ -10,16 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from quantdraft import head_proof
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import CheckpointError
 from quantdraft.fidelity import (
-    MAX_OFFSET,
-    Deviation,
     changed_tensor,
     error_limit,
+    require_small,
     unquantized_names,
     weight_errors,
 )
+from quantdraft.heads import DraftHead, draft_head
 from quantdraft.promises import require_promised_tensors
 from quantdraft.recipe import Recipe
 from quantdraft.schemes import KV_SCALES, WeightFormat, linear_modules, stored_format
@@ -67,10 +68,11 @@ class Proof:
     num_quantized_modules: int
     largest_weight_error: float
     weight_error_limit: float
-    baseline_logit_distance: float  # to the full-precision draft: above 0, it is quantized
-    logit_distance: float  # to the logits of our own dequantized weights
-    logit_distance_limit: float
+    baseline_logit_distance: float | None  # to the full-precision draft: above 0, it is quantized
+    logit_distance: float | None  # to the logits of our own dequantized weights
+    logit_distance_limit: float | None
     weights_bytes: int
+    without_logits: str | None = None  # why they were not compared, where they were not
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -111,12 +113,16 @@ def _claims(method: str) -> str:
 def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
     """Open the candidate as an engine would and check it against the source; see the limits above.
 
+    A draft head is not run: its files alone are checked.
     Raises CheckpointError, naming what failed. One model is in memory at a time.
     """
     require_promised_tensors(recipe, source, candidate)
     dense = claims_but_not_quantized(candidate)
     if dense is not None:
         raise CheckpointError(dense)
+    head = draft_head(source)
+    if head is not None:
+        return _head_proof(recipe, head, source, candidate)
     if recipe.is_identity:
         return _identity_proof(source, candidate, device)
     _require_untouched(recipe, source, candidate)
@@ -133,6 +139,20 @@ def _require_untouched(recipe: Recipe, source: Checkpoint, candidate: Checkpoint
         )
 
 
+def _head_proof(
+    recipe: Recipe, head: DraftHead, source: Checkpoint, candidate: Checkpoint
+) -> Proof:
+    head_proof.require_identical(source, candidate)
+    head_proof.require_excluded(head, candidate)
+    head_proof.require_finite_scales(candidate)
+    modules, error, limit = 0, 0.0, 0.0
+    if not recipe.is_identity:
+        modules, error, limit = head_proof.widest_deviation(source, candidate)
+    weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
+    reason = head_proof.reason_without_logits(head)
+    return Proof(modules, error, limit, None, None, None, weights_bytes, reason)
+
+
 def _quantized_proof(
     recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device
 ) -> Proof:
@@ -142,7 +162,7 @@ def _quantized_proof(
 
     formats = quantized_modules(candidate)
     errors = weight_errors(source, candidate, recipe.moves_scales)
-    _require_small(errors, formats)
+    require_small(errors, formats)
     _require_usable_scales(candidate)
     baseline, reference = _reference_logits(source, candidate, device)
     logits = probe_logits(candidate, device)
@@ -180,21 +200,6 @@ def logit_limit(fmt: WeightFormat) -> float:
     if fmt.activations is None and (fmt.library == "gptq" or fmt.scale_type != "float"):
         return SIXTEEN_BIT_LOGIT_LIMIT
     return LOGIT_DISTANCE_LIMITS[fmt.activations]
-
-
-def _require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightFormat]) -> None:
-    for module, (error, offset) in errors.items():
-        limit = error_limit(formats[module])
-        if not error <= limit:
-            raise CheckpointError(
-                f"{module!r} is {error:.3f} away from the draft's own weights, more than rounding "
-                f"explains ({limit}): its scales or integers are corrupt."
-            )
-        if not offset <= MAX_OFFSET:
-            raise CheckpointError(
-                f"{module!r} is off to one side of the draft's own weights (mean over spread of "
-                f"the differences {offset:.2f}, limit {MAX_OFFSET}): its zero points are corrupt."
-            )
 
 
 def _require_usable_scales(candidate: Checkpoint) -> None:

@@ -22,12 +22,14 @@ from quantdraft.checkpoint import (
 )
 from quantdraft.errors import CheckpointError, OptionError, RecipeError
 from quantdraft.files import whole_directory, write_json
+from quantdraft.heads import DraftHead, draft_head, recipe_for_head
 from quantdraft.ledger import (
     byte_ledger,
     embedding_name,
     head_options,
     judged_context,
     ledger_summary,
+    project,
 )
 from quantdraft.proof import Proof, prove
 from quantdraft.provenance import directory_sha256, environment, model_identity
@@ -41,7 +43,9 @@ CARRIED = (
     "tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "spiece.*",
     "added_tokens.json", "generation_config.json", "chat_template*", "*.jinja", "tekken.json",
     "LICENSE*", "NOTICE*",
+    "mask_embedding.pt",  # of some DFlash heads: vLLM reads it beside the weights; it is not opened
 )  # fmt: skip
+_EQUAL_LOGITS = "logits equal the draft's"
 # Their projections are Conv1D modules, stored transposed: no format here describes them.
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
 
@@ -56,19 +60,27 @@ def apply(
     revision: str | None = None,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Checkpoint:
     """Quantize a draft into `output`, re-open it, prove it, and return it.
 
     draft: a directory or a Hub id; output: `<draft>-<recipe>` in the current directory by default;
     calibration: a traffic file, for a recipe that is calibrated; progress is told each step.
+    announce is told, before anything is done, what a draft head could gain by its bytes alone.
     Raises a QuantDraftError, one line, and then leaves nothing behind.
     """
     from quantdraft.models import pick_device, resolve_model
 
     report = progress or (lambda message: None)
     source = open_checkpoint(resolve_model(draft, revision))
-    require_tokenizer(source)
+    head = draft_head(source)
+    if head is None:
+        require_tokenizer(source)
+    else:
+        recipe = recipe_for_head(recipe, head)
     require_applicable(recipe, source)
+    if head is not None and announce is not None:
+        announce(_outlook(recipe, source, head))
     target_dir = output or Path(f"{source.name}-{recipe.name}")
     if target_dir.resolve() == source.path.resolve():
         raise OptionError(f"--output '{target_dir}' is the draft itself. Give another directory.")
@@ -107,6 +119,12 @@ def require_applicable(recipe: Recipe, source: Checkpoint) -> None:
         )
     if recipe.modifiers is None and recipe.scheme != "none":
         _require_whole_groups(recipe, source)
+
+
+def _outlook(recipe: Recipe, source: Checkpoint, head: DraftHead) -> str:
+    """What of a draft head can be quantized, and the most that it could give."""
+    summary = ledger_summary(byte_ledger(source), project(source, recipe))
+    return f"{head.summary()} {summary['sentence']}"
 
 
 def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
@@ -200,7 +218,10 @@ def _manifest(
     proof: Proof,
 ) -> dict[str, Any]:
     """The content of quantdraft.json. No date in it: the same inputs give the same bytes."""
-    head = head_options(source, recipe) if recipe.modifiers is None else ()
+    draft = draft_head(source)
+    has_options = recipe.modifiers is None and (draft is None or draft.can_quantize_head)
+    head = head_options(source, recipe) if has_options else ()
+    family = {} if draft is None else {"draft_head": draft.family.name}
     return {
         "schema_version": MANIFEST_SCHEMA_VERSION,
         "recipe": json.loads(recipe.model_dump_json()),
@@ -214,6 +235,7 @@ def _manifest(
         ),
         "proof": proof.as_dict(),
         "sha256": directory_sha256(candidate.path, exclude=frozenset({MANIFEST_FILE})),
+        **family,
     }
 
 
@@ -228,15 +250,12 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
     checked = (
         f"{proof['num_quantized_modules']} layers quantized, each within "
         f"{proof['largest_weight_error']:.4f} of the draft's weights "
-        f"(limit {proof['weight_error_limit']}); logits "
-        f"{proof['baseline_logit_distance']:.4f} from the draft's, "
-        f"{proof['logit_distance']:.4f} from those of the stored integers "
-        f"(limit {proof['logit_distance_limit']})"
+        f"(limit {proof['weight_error_limit']}); {_about_logits(proof)}"
     )
     if manifest["recipe"].get("kv_cache", "keep") != "keep":
         checked += "; the cache's scales are above 0"
     elif proof["num_quantized_modules"] == 0:
-        checked = "nothing quantized; logits equal the draft's"
+        checked = f"nothing quantized; {proof.get('without_logits') or _EQUAL_LOGITS}"
     lines = [
         f"Written: {checkpoint.path} ({manifest['recipe']['summary']})",
         f"Checked: {checked}.",
@@ -244,3 +263,13 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         f"         {ledger['head_advice']}",
     ]
     return [line for line in lines if not line.endswith("None")]
+
+
+def _about_logits(proof: dict[str, Any]) -> str:
+    if proof.get("without_logits"):
+        return f"the rest to the bit as it was; {proof['without_logits']}"
+    return (
+        f"logits {proof['baseline_logit_distance']:.4f} from the draft's, "
+        f"{proof['logit_distance']:.4f} from those of the stored integers "
+        f"(limit {proof['logit_distance_limit']})"
+    )

@@ -140,6 +140,8 @@ class ArmLatency:
     # included. CPU: the same of the whole process's resident set, which never falls.
     peak_memory_bytes: int | None = None
     mode: str = "eager"  # "eager" | "compiled" | "graph"
+    # What decided the mode: ms of a step of the baseline's first layer, run each way.
+    mode_trial_ms: dict[str, float] = field(default_factory=dict)
     runtime: str = "transformers modules"  # "native decoder" | "transformers modules"
 
 

@@ -16,6 +16,7 @@ from quantdraft.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+AUTO_GPTQ_FILES = "gptq_model*.safetensors"  # as auto-gptq named a model's one file
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 ELEMENT_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -95,6 +96,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _require_single(directory: Path) -> str:
     if (directory / SINGLE_FILE).is_file():
         return SINGLE_FILE
+    of_auto_gptq = sorted(directory.glob(AUTO_GPTQ_FILES))
+    if len(of_auto_gptq) == 1:
+        return of_auto_gptq[0].name
     pickles = [p.name for p in sorted(directory.iterdir()) if p.suffix in {".bin", ".pt", ".pth"}]
     if pickles:
         raise CheckpointError(

@@ -46,6 +46,7 @@ def int4(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> Settings:
     return Settings(
+        mode="eager",
         candidate=str(int4),
         target=str(tiny_pair.target),
         baseline=str(tiny_pair.draft),

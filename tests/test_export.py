@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from quantdraft.checkpoint import open_checkpoint
 from quantdraft.errors import (
     CheckpointError,
     OptionError,
@@ -22,6 +24,11 @@ from quantdraft.errors import (
 from quantdraft.export import export
 from quantdraft.files import file_sha256, write_json
 from quantdraft.results import Evaluation, write_evaluation
+from quantdraft.serving.gguf import _splits_as_gpt2 as splits_as_gpt2
+from quantdraft.serving.gguf_blocks import quantize_file
+from quantdraft.serving.padding import plan_padding
+from quantdraft.unpacking import dequantized, quantized_modules, stored_weights
+from tests.conftest import VOCAB_SIZE, Pair, save_tokenizer
 from tests.example_evaluation import alarmed, evaluation, unmeasured
 
 
@@ -55,8 +62,8 @@ def target(tmp_path: Path) -> str:
     return str(directory)
 
 
-def run_of(checkpoint: Path, made: Evaluation) -> Path:
-    """A run directory whose record is of this checkpoint's weights."""
+def run_of(checkpoint: Path, made: Evaluation, **target: Any) -> Path:
+    """A run directory whose record is of these weights, and says `target` of the target."""
     identity = made.provenance["candidate"] | {
         "sha256": {
             "config.json": "0" * 64,
@@ -65,6 +72,7 @@ def run_of(checkpoint: Path, made: Evaluation) -> Path:
     }
     run = checkpoint.parent / f"run-{made.verdict.decision}"
     provenance = made.provenance | {"candidate": identity}
+    provenance["target"] = made.provenance["target"] | target
     write_evaluation(replace(made, provenance=provenance), run / "evaluation.json")
     return run
 
@@ -210,3 +218,327 @@ def test_outputs_are_kept_unless_forced(checkpoint: Path, target: str, tmp_path:
     with pytest.raises(OptionError, match="the checkpoint itself"):
         export(checkpoint, "vllm", checkpoint, target=target, force=True)
     assert (checkpoint / "model.safetensors").is_file()
+
+
+def word_after(line: str, name: str) -> str:
+    words = shlex.split(line)
+    return words[words.index(name) + 1]
+
+
+def test_the_card_stamps_the_targets_revision_and_precision(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    run = run_of(checkpoint, evaluation(), revision="abc123")
+    export(checkpoint, "vllm", tmp_path / "served", target=target, run=run)
+    card = (tmp_path / "served" / "README.md").read_text()
+    assert f"`{target}` (revision abc123, precision bfloat16)" in card
+
+
+def test_another_target_than_the_evaluated_one_is_said(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    run = run_of(checkpoint, evaluation(), dtype="float32")
+    lines = export(checkpoint, "vllm", tmp_path / "a", target=target, run=run)
+    assert any("another float type (float32, not bfloat16)" in line for line in lines)
+
+    recorded = {"config.json": file_sha256(Path(target) / "config.json")}
+    run = run_of(checkpoint, evaluation(), sha256=recorded)
+    lines = export(checkpoint, "vllm", tmp_path / "b", target=target, run=run)
+    assert not [line for line in lines if line.startswith("WARNING")]
+    run = run_of(checkpoint, evaluation(), sha256={"config.json": "0" * 64})
+    lines = export(checkpoint, "vllm", tmp_path / "c", target=target, run=run)
+    assert any("another config.json" in line for line in lines)
+
+
+def test_sglang_gets_its_flags(checkpoint: Path, target: str, tmp_path: Path) -> None:
+    lines = export(checkpoint, "sglang", tmp_path / "served", target=target)
+    assert word_after(lines[-1], "--speculative-draft-model-quantization") == "unquant"
+    assert lines[-1].split(": ", 1)[1] in (tmp_path / "served" / "launch.sh").read_text()
+    assert word_after(lines[-1], "--dtype") == "bfloat16"
+
+
+def test_tensorrt_llm_gets_its_yaml(checkpoint: Path, target: str, tmp_path: Path) -> None:
+    output = tmp_path / "served"
+    lines = export(checkpoint, "tensorrt_llm", output, target=target)
+    assert word_after(lines[-1], "--config") == str(output / "trtllm.yaml")
+    config = yaml.safe_load((output / "trtllm.yaml").read_text())
+    assert config["speculative_config"]["speculative_model"] == str(output)
+
+
+# Vocabulary padding
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The tiny pair, its target with 32 rows more than the draft, as families pad them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    target = tmp_path_factory.mktemp("padded") / "target"
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.target, dtype=torch.float32)
+    model.resize_token_embeddings(VOCAB_SIZE + 32)
+    model.save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_pair.target / name, target / name)
+    return Pair(target, tiny_pair.draft, tiny_pair.prompts)
+
+
+def logits(path: Path) -> Any:
+    import torch
+
+    from quantdraft.models import load_model
+
+    model = load_model(path, torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        return model(torch.arange(1, 17).unsqueeze(0)).logits
+
+
+def test_a_padded_draft_has_the_same_logits_and_zeros_behind(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "served"
+    with pytest.raises(CheckpointError, match="--pad-vocab"):
+        export(pair.draft, "vllm", output, target=str(pair.target))
+    lines = export(pair.draft, "vllm", output, target=str(pair.target), pad_vocab=True)
+    assert any(f"padded from {VOCAB_SIZE} to {VOCAB_SIZE + 32}" in line for line in lines)
+    assert f"from {VOCAB_SIZE} to {VOCAB_SIZE + 32} rows" in (output / "README.md").read_text()
+
+    from safetensors.torch import load_file as torch_file
+
+    before, after = open_checkpoint(pair.draft), open_checkpoint(output)
+    assert after.config["vocab_size"] == VOCAB_SIZE + 32
+    old, new = (torch_file(c.path / "model.safetensors") for c in (before, after))
+    assert old.keys() == new.keys()
+    tables = [name for name in old if name.startswith(("model.embed", "lm_head"))]
+    for name, tensor in old.items():
+        assert new[name][: len(tensor)].equal(tensor)
+        rows = 32 if name in tables else 0
+        assert new[name].shape == (tensor.shape[0] + rows, *tensor.shape[1:])
+        assert not new[name][len(tensor) :].any()
+    assert tables
+    assert (pair.draft / "model.safetensors").stat().st_nlink == 1  # nothing written through a link
+
+    ours, theirs = logits(output), logits(pair.draft)
+    assert ours.shape[-1] == VOCAB_SIZE + 32
+    assert (ours[..., :VOCAB_SIZE] - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert not ours[..., VOCAB_SIZE:].any()
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8-head8", "int4-head4"])
+def test_a_quantized_head_is_padded_with_zero_weights(
+    recipe: str, pair: Pair, tmp_path: Path
+) -> None:
+    pytest.importorskip("llmcompressor")
+    from quantdraft.quantization import apply
+    from quantdraft.recipe import load_recipe
+
+    candidate, output = tmp_path / "candidate", tmp_path / "served"
+    apply(load_recipe(recipe), str(pair.draft), candidate)
+    export(candidate, "vllm", output, target=str(pair.target), pad_vocab=True)
+    ours, theirs = logits(output), logits(candidate)
+    assert (ours[..., :VOCAB_SIZE] - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert ours.shape[-1] == VOCAB_SIZE + 32
+    assert not ours[..., VOCAB_SIZE:].any()
+    manifest = open_checkpoint(output).manifest or {}
+    assert manifest["padding"] == {"from": VOCAB_SIZE, "to": VOCAB_SIZE + 32}
+    hashes = manifest["sha256"]
+    assert all(file_sha256(output / name) == found for name, found in hashes.items())
+
+
+def test_padding_is_refused_where_it_would_be_wrong(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "served"
+    with pytest.raises(CheckpointError, match="is not cut"):
+        export(pair.target, "vllm", output, target=str(pair.draft), pad_vocab=True)
+    with pytest.raises(OptionError, match="not a directory"):
+        export(pair.draft, "vllm", output, target="org/T", pad_vocab=True)
+
+    other = shutil.copytree(pair.target, tmp_path / "other")
+    save_tokenizer(other, order=-1)
+    with pytest.raises(PairingError, match="different tokens"):
+        export(pair.draft, "vllm", output, target=str(other), pad_vocab=True)
+    assert not output.exists()
+
+
+# auto-gptq
+
+
+@pytest.fixture
+def auto_gptq(checkpoint: Path) -> Path:
+    """A directory as auto-gptq left it: its own names for the weights and for the config."""
+    (checkpoint / "quantdraft.json").unlink()
+    (checkpoint / "model.safetensors").unlink()
+    tensors = {
+        "model.embed_tokens.weight": np.ones((8, 32), np.float16),
+        "model.layers.0.mlp.up_proj.qweight": np.zeros((4, 8), np.int32),
+        "model.layers.0.mlp.up_proj.qzeros": np.zeros((1, 1), np.int32),
+        "model.layers.0.mlp.up_proj.scales": np.ones((1, 8), np.float16),
+        "model.layers.0.mlp.up_proj.g_idx": np.zeros(32, np.int32),
+    }
+    save_file(tensors, checkpoint / "gptq_model-4bit-32g.safetensors")
+    section = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "damp_percent": 0.01}
+    write_json(checkpoint / "quantize_config.json", section)
+    return checkpoint
+
+
+def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
+    opened = open_checkpoint(auto_gptq)
+    assert opened.manifest is None
+    assert opened.quantization is not None
+    assert opened.quantization["quant_method"] == "gptq"
+    (module,) = quantized_modules(opened)
+    assert module == "model.layers.0.mlp.up_proj"
+    weight = dequantized(dict(stored_weights(opened))[module])
+    # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
+    assert (weight == -1).all()
+    assert tuple(weight.shape) == (8, 32)
+
+
+def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
+    auto_gptq: Path, target: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "served"
+    lines = export(auto_gptq, "sglang", output, target=target)
+    assert word_after(lines[-1], "--speculative-draft-model-quantization") == "gptq_marlin"
+    assert (output / "model.safetensors").is_file()
+    assert not (output / "gptq_model-4bit-32g.safetensors").exists()
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "gptq"
+    assert config["quantization_config"]["group_size"] == 32
+    for engine in ("vllm", "transformers"):
+        export(auto_gptq, engine, tmp_path / engine, target=target)
+
+
+def test_a_quantized_head_of_another_library_is_not_padded(
+    auto_gptq: Path, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    opened = open_checkpoint(auto_gptq)
+    tensors = load_file(auto_gptq / "gptq_model-4bit-32g.safetensors")
+    tensors["lm_head.qweight"] = np.zeros((4, 8), np.int32)
+    save_file(tensors, auto_gptq / "gptq_model-4bit-32g.safetensors")
+    section = dict(opened.quantization or {}) | {"lm_head": True}
+    write_json(auto_gptq / "quantize_config.json", section)
+    with pytest.raises(CheckpointError, match="quantized by gptq"):
+        plan_padding(open_checkpoint(auto_gptq), 16)
+
+
+# llama.cpp
+
+
+def test_without_llamacpp_the_commands_are_written(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "served"
+    lines = export(checkpoint, "llama.cpp", output, target=target, gguf_type="q4_0")
+    assert {path.name for path in output.iterdir()} == {"README.md", "convert.sh", "launch.sh"}
+    script = (output / "convert.sh").read_text()
+    assert f"convert_hf_to_gguf.py {checkpoint}" in script
+    assert f"{output / 'draft-q4_0.gguf'} Q4_0" in script
+    assert word_after(lines[-1], "-md") == str(output / "draft-q4_0.gguf")
+    assert any("still to be made" in line for line in lines)
+    assert any("target as a GGUF" in line for line in lines)
+    card = (output / "README.md").read_text()
+    assert "another quantization" in card
+    assert "## Verdict: none" in card
+
+
+def test_no_evaluation_speaks_for_a_gguf(checkpoint: Path, target: str, tmp_path: Path) -> None:
+    run = run_of(checkpoint, evaluation())
+    output = tmp_path / "served"
+    lines = export(checkpoint, "llamacpp", output, target=target, run=run)
+    assert any("no evaluation is of it" in line for line in lines)
+    assert "## Verdict: none" in (output / "README.md").read_text()
+    with pytest.raises(VerdictError, match="GGUF"):
+        export(checkpoint, "llamacpp", output, target=target, run=run, require_go=True, force=True)
+
+
+def test_the_full_precision_draft_must_be_known(
+    auto_gptq: Path, target: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="--draft"):
+        export(auto_gptq, "llamacpp", tmp_path / "served", target=target)
+    lines = export(auto_gptq, "llamacpp", tmp_path / "a", target=target, draft=Path("/srv/full"))
+    assert word_after(lines[-1], "-md").endswith("draft-q4_0.gguf")
+    assert "/srv/full" in (tmp_path / "a" / "convert.sh").read_text()
+    with pytest.raises(OptionError, match="needs --engine llamacpp"):
+        export(auto_gptq, "vllm", tmp_path / "b", target=target, draft=Path("/srv/full"))
+    with pytest.raises(OptionError, match="--gguf-type 'q9'"):
+        export(auto_gptq, "llamacpp", tmp_path / "b", target=target, gguf_type="q9")
+
+
+def fake_llamacpp(directory: Path, script: str) -> Path:
+    directory.mkdir()
+    (directory / "convert_hf_to_gguf.py").write_text(script)
+    return directory
+
+
+def test_the_converter_is_run_on_the_full_precision_draft(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    script = "import json, sys; json.dump(sys.argv[1:], open(sys.argv[3], 'w'))"
+    sources = fake_llamacpp(tmp_path / "llama.cpp", script)
+    output = tmp_path / "served"
+    export(checkpoint, "llamacpp", output, target=target, gguf_type="q8_0", llamacpp_dir=sources)
+    given = json.loads((output / "draft-q8_0.gguf").read_text())
+    assert given[0] == str(checkpoint)
+    assert given[given.index("--outtype") + 1] == "q8_0"
+
+
+def test_a_failing_converter_gives_its_reason_and_leaves_nothing(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    sources = fake_llamacpp(tmp_path / "llama.cpp", "raise SystemExit('no such architecture')")
+    with pytest.raises(CheckpointError, match="no such architecture"):
+        export(checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=sources)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(OptionError, match="convert_hf_to_gguf"):
+        export(checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=tmp_path)
+
+
+def test_only_the_plain_byte_level_tokenizer_splits_as_gpt2(tmp_path: Path) -> None:
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    cases = [
+        (plain, None, True),
+        (plain | {"use_regex": False}, None, False),
+        (plain | {"add_prefix_space": True}, None, False),
+        ({"type": "Sequence", "pretokenizers": [plain]}, None, False),
+        (plain, {"type": "NFC"}, False),
+    ]
+    for pre_tokenizer, normalizer, expected in cases:
+        tokenizer = {"pre_tokenizer": pre_tokenizer, "normalizer": normalizer}
+        write_json(tmp_path / "tokenizer.json", tokenizer)
+        assert splits_as_gpt2(tmp_path) is expected
+
+
+def test_q4_0_keeps_the_head_in_8_bits_and_norms_as_they_are(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    source, made = tmp_path / "full.gguf", tmp_path / "draft-q4_0.gguf"
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    writer = gguf.GGUFWriter(str(source), "llama")
+    writer.add_block_count(1)
+    writer.add_token_list(["a", "b"])
+    for name in ("token_embd.weight", "blk.0.ffn_up.weight"):
+        writer.add_tensor(name, values)
+    writer.add_tensor("output_norm.weight", values[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    quantize_file(source, made)
+    reader = gguf.GGUFReader(str(made))
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert types == {
+        "token_embd.weight": "Q8_0",  # tied: it is the head too
+        "blk.0.ffn_up.weight": "Q4_0",
+        "output_norm.weight": "F32",
+    }
+    assert reader.get_field("tokenizer.ggml.tokens").contents() == ["a", "b"]
+    read = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    # A block of 32 spans 16 (Q4_0) or 255 (Q8_0) steps of at most its largest value.
+    largest = np.abs(values).max()
+    assert np.abs(read["blk.0.ffn_up.weight"] - values).max() <= largest / 8
+    assert np.abs(read["token_embd.weight"] - values).max() <= largest / 127
+
+
+def test_weights_under_auto_gptqs_name_load(tiny_pair: Pair, tmp_path: Path) -> None:
+    renamed = shutil.copytree(tiny_pair.draft, tmp_path / "renamed")
+    (renamed / "model.safetensors").rename(renamed / "gptq_model-4bit-128g.safetensors")
+    assert logits(renamed).equal(logits(tiny_pair.draft))

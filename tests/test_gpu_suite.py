@@ -27,7 +27,7 @@ def test_the_dry_run_measures_every_arm_that_has_a_kernel_and_resumes(tmp_path):
     point = summary["shapes"]["embedded-draft"][0]
     for name in ("baseline", "control", "int4", "int4-head8", "int8", "int8-head8"):
         assert point["steps"][name]["median_ms"] > 0
-        assert 0 < point["steps"][name]["bandwidth_fraction"]
+        assert point["steps"][name]["bandwidth_fraction"] > 0
     assert "no cpu kernel computes in fp8" in point["undefined"]["fp8"]
     assert summary["live_loop"]["int4"]["is_same_text"]
     assert "no cpu kernel" in summary["live_loop"]["fp8"]["undefined"]

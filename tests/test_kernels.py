@@ -14,7 +14,7 @@ from quantdraft.kernels.cpu import (
     Int8WeightOnlyLinear,
     has_vnni,
 )
-from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
+from quantdraft.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
 from quantdraft.kernels.dequantizing import (
     Int4DequantizingLinear,
     Int8DequantizingLinear,
@@ -119,14 +119,14 @@ def test_int8_onednn_is_offered_only_where_its_sums_do_not_saturate():
             error_of(Int8OnednnLinear, random_integers(8, IN))
 
 
-@pytest.mark.parametrize("kernel", [DenseLinear, PrepackedLinear])
+@pytest.mark.parametrize("kernel", [DenseLinear, WeightFirstLinear, PrepackedLinear])
 @pytest.mark.parametrize("rows", [(1,), (2, 3), (17,)])
 def test_dense_kernels_equal_the_product(kernel, rows):
     weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0))
     assert error_of(kernel, weight, rows=rows) < 1e-6
 
 
-@pytest.mark.parametrize("kernel", [DenseLinear, PrepackedLinear])
+@pytest.mark.parametrize("kernel", [DenseLinear, WeightFirstLinear, PrepackedLinear])
 def test_dense_kernels_in_bf16_are_within_the_rounding_of_the_output(kernel):
     weight = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert error_of(kernel, weight, torch.bfloat16) < BF16_ERROR
@@ -139,7 +139,7 @@ def test_a_dense_kernel_shares_the_weight_it_was_given():
 
 def test_a_prepacked_weight_is_freed_with_its_module():
     module = PrepackedLinear(torch.randn(OUT, IN), None, torch.float32)
-    number = module.number
+    number = int(module.number)
     assert number in _products
     del module
     assert number not in _products

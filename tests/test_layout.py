@@ -16,12 +16,12 @@ ROOT = Path(quantdraft.__file__).parent
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 DATA = {"errors", "files", "recipe", "weights", "checkpoint", "traffic", "results", "provenance"}
 DATA |= {"formats", "prompts", "schemes", "ledger", "stages", "progress", "shapes"}
-DATA |= {"promises"}
+DATA |= {"promises", "heads"}
 JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"}
 MACHINE = {"models", "cache", "sampling", "generation", "replay", "speculation", "live", "latency"}
 MACHINE |= {"benchmark", "kernels", "engines", "unpacking", "pairing", "vocabulary", "proof"}
 MACHINE |= {"roofline", "memory", "arms"}
-MACHINE |= {"activations", "fidelity", "microscaling"}
+MACHINE |= {"activations", "fidelity", "microscaling", "head_proof"}
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
 TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching"}
 

@@ -17,9 +17,9 @@ from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
 
 CPU = torch.device("cpu")
-# Weight-only kernels pass through bf16: three roundings of 2^-9 in each of the 15 products of a path,
-# which add as their squares: sqrt(45) / 512 = 0.013. Activations: 7 bits where a CPU lacks VNNI, 8 in
-# the checkpoint's own arithmetic, so each product may differ by 0.015 of its spread, together 0.06.
+# Weight-only kernels pass through bf16: three roundings of 2^-9 in each of the 15 products of a
+# path, which add as their squares: sqrt(45) / 512 = 0.013. Activations: 7 bits where a CPU lacks
+# VNNI, 8 in the checkpoint's own arithmetic: each product may differ by 0.015, together by 0.06.
 LIMITS = {
     "int4": 0.02,
     "int8-weight-only": 0.02,

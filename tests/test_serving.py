@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from quantdraft.errors import OptionError
-from quantdraft.serving import ENGINES, engine_named, transformers, vllm
-from quantdraft.serving.findings import Draft, Finding
-from tests.conftest import Pair
+from quantdraft.serving import (
+    ENGINES,
+    engine_named,
+    llamacpp,
+    sglang,
+    tensorrt_llm,
+    transformers,
+    vllm,
+)
+from quantdraft.serving import gguf as conversion
+from quantdraft.serving.findings import Draft, Finding, Pair
+from quantdraft.serving.support import SUPPORT, stored_names, stored_support
+from tests.conftest import Pair as TinyPair
 
 
 def quantized(**group: Any) -> dict[str, Any]:
@@ -27,7 +38,10 @@ def quantized(**group: Any) -> dict[str, Any]:
     }
 
 
-INT4 = {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}, "input_activations": None}
+INT4 = {
+    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+    "input_activations": None,
+}
 W8A16 = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
 INT8 = W8A16 | {"input_activations": {"num_bits": 8, "type": "int", "dynamic": True}}
 FP8 = {
@@ -35,7 +49,27 @@ FP8 = {
     "input_activations": {"num_bits": 8, "type": "float", "dynamic": True},
 }
 FP8_STATIC = FP8 | {"input_activations": {"num_bits": 8, "type": "float", "dynamic": False}}
-FP8_BLOCK = FP8 | {"weights": {"num_bits": 8, "type": "float", "strategy": "block"}}
+FP8_BLOCK = FP8 | {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}
+}
+NVFP4A16 = {
+    "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+}
+GPTQ = {
+    "vocab_size": 512,
+    "dtype": "float16",
+    "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+}
+NF4 = {
+    "vocab_size": 512,
+    "dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+    },
+}
+PLAIN = {"vocab_size": 512, "dtype": "bfloat16"}
 
 
 def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) -> list[Finding]:
@@ -44,7 +78,7 @@ def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) 
 
 
 def test_vllm_line_parses_and_holds_k_and_draft() -> None:
-    line = vllm.launch("org/T", Path("/srv/my draft"), 5, dtype="bfloat16")
+    line = vllm.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
     words = shlex.split(line)
     assert words[:3] == ["vllm", "serve", "org/T"]
     assert words[words.index("--dtype") + 1] == "bfloat16"
@@ -107,10 +141,37 @@ def test_vllm_warns_of_formats_without_a_cpu_kernel() -> None:
     assert any("8.9" in f.message for f in findings(quantized(**FP8)))
 
 
-def test_vllm_warns_of_a_float16_mix_and_of_exact_targets() -> None:
-    assert any("float16" in f.message for f in findings(quantized(**INT4), dtype="float16"))
-    exact = findings(quantized(**(INT4 | {"targets": ["model.layers.0.mlp.up_proj"]})))
-    assert [f.severity for f in exact] == ["warn"]
+def test_vllm_refuses_a_bfloat16_draft_in_float16_and_warns_of_the_reverse() -> None:
+    (forced,) = findings(quantized(**INT4), dtype="float16")
+    assert forced.severity == "refuse"
+    assert "1,100" in forced.message
+    (halved,) = findings(quantized(**INT4) | {"dtype": "float16"})
+    assert halved.severity == "warn"
+    assert findings(quantized(**INT4) | {"dtype": "float16"}, dtype="float16") == []
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "re:^model.*up_proj$", "lm_head"])
+def test_vllm_refuses_targets_that_match_under_no_prefix(name: str) -> None:
+    (finding,) = findings(quantized(**(INT4 | {"targets": [name]})))
+    assert finding.severity == "refuse"
+    assert name in finding.message
+
+
+def test_vllm_refuses_exact_and_anchored_ignores_but_for_the_head() -> None:
+    config = quantized(**INT4)
+    for name in ("model.layers.0.mlp.up_proj", "re:^model.norm"):
+        config["quantization_config"]["ignore"] = ["lm_head", name]
+        (finding,) = findings(config)
+        assert finding.severity == "refuse"
+    config["quantization_config"]["ignore"] = ["lm_head", "re:.*up_proj$", r"re:(.*\.)?norm$"]
+    assert findings(config) == []
+
+
+def test_vllm_warns_of_a_type_that_cannot_be_pinned() -> None:
+    draft = Draft(Path("d"), quantized(**INT4), {"vocab_size": 512})
+    assert [f.message for f in vllm.check(draft)] == [
+        "the target's float type was not read: pin it with --dtype."
+    ]
 
 
 def test_an_unread_target_is_said() -> None:
@@ -120,7 +181,7 @@ def test_an_unread_target_is_said() -> None:
 
 
 def test_transformers_script_compiles_with_a_fixed_k() -> None:
-    script = transformers.launch("org/T", Path("/srv/o'draft"), 6, acceptance_rule="greedy")
+    script = transformers.launch(Pair("org/T", Path("/srv/o'draft"), 6, acceptance_rule="greedy"))
     tree = ast.parse(script)
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -132,13 +193,15 @@ def test_transformers_script_compiles_with_a_fixed_k() -> None:
     }
     assert values == {"TARGET": "org/T", "DRAFT": "/srv/o'draft", "NUM_SPECULATIVE_TOKENS": 6}
     assert "do_sample=False" in script
-    assert "do_sample=True" in transformers.launch("T", Path("d"), 6, acceptance_rule="rejection")
+    sampled = Pair("T", Path("d"), 6, acceptance_rule="rejection")
+    assert "do_sample=True" in transformers.launch(sampled)
 
 
 def test_transformers_script_runs(
-    tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = transformers.launch(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
+    pair = Pair(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
+    script = transformers.launch(pair)
     monkeypatch.setattr(sys, "argv", ["launch.py", "def f(x):"])
     ran: dict[str, Any] = {}
     exec(
@@ -155,10 +218,144 @@ def test_transformers_says_that_it_unpacks() -> None:
     assert "the speed is not" in finding.message
 
 
+def flag(line: str, name: str) -> str:
+    words = shlex.split(line)
+    assert words.count(name) == 1
+    return words[words.index(name) + 1]
+
+
+def test_sglang_line_has_every_flag_and_one_token_more_than_steps() -> None:
+    line = sglang.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
+    assert shlex.split(line)[:3] == ["python", "-m", "sglang.launch_server"]
+    assert flag(line, "--model-path") == "org/T"
+    assert flag(line, "--dtype") == "bfloat16"
+    assert flag(line, "--speculative-algorithm") == "STANDALONE"
+    assert flag(line, "--speculative-draft-model-path") == "/srv/my draft"
+    assert flag(line, "--speculative-num-steps") == "5"
+    assert flag(line, "--speculative-eagle-topk") == "1"
+    assert flag(line, "--speculative-num-draft-tokens") == "6"
+    assert "rejection" not in line
+    sampled = sglang.launch(Pair("T", Path("d"), 5, acceptance_rule="rejection"))
+    assert "--speculative-use-rejection-sampling" in shlex.split(sampled)
+
+
+@pytest.mark.parametrize(
+    ("config", "value"),
+    [
+        (PLAIN, "unquant"),
+        (quantized(**INT4), "compressed-tensors"),
+        (quantized(**FP8), "compressed-tensors"),
+        (GPTQ, "gptq_marlin"),
+        (GPTQ | {"quantization_config": GPTQ["quantization_config"] | {"sym": False}}, "gptq"),
+        (NF4, "bitsandbytes"),
+    ],
+)
+def test_sglang_is_always_told_the_drafts_quantization(config: dict[str, Any], value: str) -> None:
+    pair = Pair("T", Path("d"), 4, quantization=config.get("quantization_config", {}))
+    assert flag(sglang.launch(pair), "--speculative-draft-model-quantization") == value
+
+
+def test_sglang_refuses_unequal_vocabularies_and_unknown_methods() -> None:
+    (finding,) = sglang.check(Draft(Path("d"), quantized(**INT4), PLAIN | {"vocab_size": 640}))
+    assert finding.severity == "refuse"
+    assert "24051" in finding.message
+    assert "--pad-vocab" in finding.message
+    other = PLAIN | {"quantization_config": {"quant_method": "hqq"}}
+    found = sglang.check(Draft(Path("d"), other, PLAIN))
+    assert ("refuse", True) in [(f.severity, "'hqq'" in f.message) for f in found]
+    assert sglang.check(Draft(Path("d"), quantized(**INT4), PLAIN)) == ()
+
+
+def test_tensorrt_llm_line_names_the_yaml_that_names_the_draft() -> None:
+    pair = Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16")
+    line = tensorrt_llm.launch(pair)
+    assert shlex.split(line)[:2] == ["trtllm-serve", "org/T"]
+    assert flag(line, "--backend") == "pytorch"
+    assert flag(line, "--config") == "/srv/my draft/trtllm.yaml"
+    (text,) = tensorrt_llm.extra_files(pair).values()
+    config = yaml.safe_load(text)
+    assert config["dtype"] == "bfloat16"
+    assert config["speculative_config"] == {
+        "decoding_type": "Draft_Target",
+        "max_draft_len": 5,
+        "speculative_model": "/srv/my draft",
+    }
+
+
+def test_tensorrt_llm_refuses_what_it_has_no_loader_for() -> None:
+    refused = tensorrt_llm.check(Draft(Path("d"), quantized(**INT4), PLAIN))
+    assert [f.severity for f in refused] == ["refuse"]
+    assert "int4" in refused[0].message
+    (warned,) = tensorrt_llm.check(Draft(Path("d"), quantized(**FP8), PLAIN))
+    assert warned.severity == "warn"
+    (modelopt,) = tensorrt_llm.check(Draft(Path("d"), quantized(**NVFP4A16), PLAIN))
+    assert modelopt.severity == "refuse"
+    assert "ModelOpt" in modelopt.message
+    assert tensorrt_llm.check(Draft(Path("d"), PLAIN, PLAIN)) == ()
+
+
+def test_llamacpp_line_has_a_constant_k_and_an_f16_cache() -> None:
+    line = llamacpp.launch(Pair("/srv/T.gguf", Path("/srv/my draft/draft-q8_0.gguf"), 5))
+    assert shlex.split(line)[0] == "llama-server"
+    assert flag(line, "-m") == "/srv/T.gguf"
+    assert flag(line, "-md") == "/srv/my draft/draft-q8_0.gguf"
+    assert flag(line, "--spec-type") == "draft-simple"
+    assert flag(line, "--spec-draft-n-max") == "5"
+    assert flag(line, "--spec-draft-p-min") == "0"
+    assert flag(line, "-ctkd") == flag(line, "-ctvd") == "f16"
+
+
+def test_llamacpp_translates_beyond_128_tokens_of_difference() -> None:
+    near, far = (Draft(Path("d"), PLAIN, {"vocab_size": 512 + n}) for n in (128, 129))
+    assert llamacpp.check(near) == ()
+    assert [f.severity for f in llamacpp.check(far)] == ["warn"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "gguf_type"),
+    [
+        (PLAIN, "dense", "bf16"),
+        (quantized(**INT4), "int4", "q4_0"),
+        (quantized(**W8A16), "int8-weight-only", "q8_0"),
+        (quantized(**INT8), "int8", "q8_0"),
+        (quantized(**FP8), "fp8", "q8_0"),
+        (quantized(**FP8_STATIC), "fp8-static", "q8_0"),
+        (quantized(**FP8_BLOCK), "fp8-block", "q8_0"),
+        (quantized(**NVFP4A16), "nvfp4-weight-only", "q4_0"),
+        (GPTQ, "gptq:int4", "q4_0"),
+        (NF4, "nf4", "q4_0"),
+    ],
+)
+def test_a_stored_config_is_found_in_the_table(
+    config: dict[str, Any], name: str, gguf_type: str
+) -> None:
+    quantization = config.get("quantization_config", {})
+    assert stored_names(quantization) == [name]
+    assert stored_support(quantization)["vllm"] == SUPPORT[name]["vllm"]
+    assert conversion.closest_type(quantization) == gguf_type
+
+
+def test_what_nobody_tried_is_a_warning() -> None:
+    cached = quantized(**INT4)
+    cached["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+    for engine in (vllm, sglang, tensorrt_llm, transformers):
+        found = engine.check(Draft(Path("d"), cached, PLAIN))
+        assert {f.severity for f in found} == {"warn"}
+        assert any("not known" in f.message for f in found)
+
+
+def test_every_engine_says_the_launch_line_in_its_file() -> None:
+    pair = Pair("org/T", Path("/srv/draft"), 4)
+    for engine in ENGINES.values():
+        assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
+
+
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
     for name, engine in ENGINES.items():
         assert engine_named(name) is engine
         assert engine.LAUNCH_FILE
         assert engine.NOTES
-    with pytest.raises(OptionError, match="vllm, transformers"):
+    assert engine_named("llama.cpp") is llamacpp
+    assert engine_named("tensorrt_llm") is tensorrt_llm
+    with pytest.raises(OptionError, match="vllm, sglang, transformers, tensorrt-llm, llamacpp"):
         engine_named("ollama")

@@ -87,8 +87,8 @@ def test_a_step_leaves_the_context_as_it_was(shape):
     stepper = Stepper(load_native(stored_weights(shape), torch.float32, CPU), 2, 20, 8)
     cache = stepper.session.cache
     assert cache is not None
-    before = cache.keys[:, :, :, :20].clone()
+    before = cache.entries[:, :, :, :20].clone()
     stepper.step(8)
     stepper.step(1)
-    assert torch.equal(cache.keys[:, :, :, :20], before)
-    assert cache.keys[:, :, :, 20:28].abs().sum() > 0
+    assert torch.equal(cache.entries[:, :, :, :20], before)
+    assert cache.entries[:, :, :, 20:28].abs().sum() > 0

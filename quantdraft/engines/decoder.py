@@ -8,9 +8,10 @@ embeddings that change with the length are left to the transformers library's ow
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,11 @@ def unsupported(config: Any) -> str | None:
 
 
 class KVCache:
-    """Keys and values of every layer, (batch, kv heads, slots, head_dim) each; never grows."""
+    """Keys and values of every layer; never grows.
+
+    entries: (layers, batch, 2 * kv heads, slots, head_dim); the keys' heads come first, so that
+    one write stores both
+    """
 
     def __init__(
         self,
@@ -80,15 +85,31 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        size = (shape.num_layers, batch_size, shape.num_kv_heads, num_slots, shape.head_dim)
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+        size = (shape.num_layers, batch_size, 2 * shape.num_kv_heads, num_slots, shape.head_dim)
+        self.entries = torch.zeros(size, dtype=dtype, device=device)
         self.batch_size, self.num_slots = batch_size, num_slots
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""
-        return self.keys.nbytes + self.values.nbytes
+        return self.entries.nbytes
+
+
+class Turn(NamedTuple):
+    """What all layers share in one pass over m new tokens per row.
+
+    cos, sin:  (batch, m, heads + 2 kv heads, head_dim), the values' share of a head 1 and 0, and
+               the first half of every sine negative: a rotation is x cos + swapped(x) sin
+    mask:      (batch, 1, group * m, num_live), 0 or -inf; None: every live slot is seen
+    positions: (batch, m) int64
+    num_live:  slots that attention reads
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    positions: Tensor
+    num_live: int
 
 
 class Layer(nn.Module):
@@ -113,60 +134,35 @@ class Layer(nn.Module):
         self.query_norm = RMSNorm(head_norms[0], shape.norm_eps) if head_norms else None
         self.key_norm = RMSNorm(head_norms[1], shape.norm_eps) if head_norms else None
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        num_live: int,
-    ) -> Tensor:
+    def forward(self, x: Tensor, entries: Tensor, turn: Turn) -> Tensor:
         """One block over m new tokens per row.
 
-        x:            (batch, m, hidden)
-        cos, sin:     (batch, m, 1, head_dim)
-        mask:         (batch, 1, group * m, num_live) bool, or None: every live slot is seen
-        keys, values: (batch, kv heads, slots, head_dim), this layer's cache, written at `positions`
-        positions:    (batch, m) int64
+        x:       (batch, m, hidden)
+        entries: (batch, 2 * kv heads, slots, head_dim), this layer's cache, written in place
         """
-        x = x + self._attend(
-            self.attention_norm(x), cos, sin, mask, keys, values, positions, num_live
-        )
+        x = x + self._attend(self.attention_norm(x), entries, turn)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         down: Tensor = self.down(F.silu(gate) * up)
         return x + down
 
-    def _attend(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        num_live: int,
-    ) -> Tensor:
+    def _attend(self, x: Tensor, entries: Tensor, turn: Turn) -> Tensor:
         shape, (batch, m, _) = self.shape, x.shape
         num_kv, dim = shape.num_kv_heads, shape.head_dim
         heads = self.qkv(x).view(batch, m, -1, dim)
-        query, key, value = heads.split([shape.num_heads, num_kv, num_kv], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query = query * cos + _rotated(query) * sin
-        key = key * cos + _rotated(key) * sin
-        _write(keys, key, positions)
-        _write(values, value, positions)
+            query, key, value = heads.split([shape.num_heads, num_kv, num_kv], dim=2)
+            heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
+        # Queries, keys and values at once: fewer operations, each of which costs its call.
+        heads = heads * turn.cos + _swapped(heads) * turn.sin
+        query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
+        _write(entries, new, turn.positions)
         # The heads that share a key become rows of one product, so a key is read once.
         grouped = query.view(batch, m, num_kv, -1, dim).permute(0, 2, 3, 1, 4)
         out = F.scaled_dot_product_attention(
             grouped.reshape(batch, num_kv, -1, dim),
-            keys[:, :, :num_live],
-            values[:, :, :num_live],
-            attn_mask=mask,
+            entries[:, :num_kv, : turn.num_live],
+            entries[:, num_kv:, : turn.num_live],
+            attn_mask=turn.mask,
         )
         out = out.view(batch, num_kv, -1, m, dim).permute(0, 3, 1, 2, 4)
         attended: Tensor = self.out(out.reshape(batch, m, -1))
@@ -185,9 +181,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to the same."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return self.weight * wide.to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -195,16 +192,28 @@ class Rotary(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, inv_freq: Tensor, scaling: float) -> None:
+    def __init__(self, inv_freq: Tensor, scaling: float, shape: DecoderShape) -> None:
         super().__init__()
         self.register_buffer("inv_freq", inv_freq)
         self.scaling = scaling
+        self.num_turned = shape.num_heads + shape.num_kv_heads
+        self.num_still = shape.num_kv_heads
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions: (batch, m) int64. Returns cos and sin, (batch, m, 1, head_dim) each."""
+        """Cosines and signed sines, (batch, m, heads + 2 kv heads, head_dim) each; see `Turn`.
+
+        positions: (batch, m) int64
+        """
         angles = positions[:, :, None, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return self._beside(turned[0], 1.0).to(dtype), self._beside(turned[1], 0.0).to(dtype)
+
+    def _beside(self, turned: Tensor, still: float) -> Tensor:
+        """The same for every query and key head, and `still` for the values, which do not turn."""
+        batch, m, _, dim = turned.shape
+        values = turned.new_full((1, 1, 1, 1), still).expand(batch, m, self.num_still, dim)
+        return torch.cat((turned.expand(-1, -1, self.num_turned, -1), values), dim=2)
 
 
 class Decoder(nn.Module):
@@ -250,27 +259,36 @@ class Decoder(nn.Module):
         returns:   (batch, n, vocab) in the model's float type
         """
         x = F.embedding(token_ids, self.embedding)
+        mask = None if sees_all else self._mask(positions, num_live, x.dtype)
         cos, sin = self.rotary(positions, x.dtype)
-        mask = None if sees_all else self._mask(positions, num_live)
+        turn = Turn(cos, sin, mask, positions, num_live)
         run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
         for index, layer in enumerate(run):
-            keys, values = cache.keys[index], cache.values[index]
-            x = layer(x, cos, sin, mask, keys, values, positions, num_live)
+            x = layer(x, cache.entries[index], turn)
         if at is not None:
             x = x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
         logits: Tensor = self.head(self.norm(x))
         return logits
 
-    def _mask(self, positions: Tensor, num_live: int) -> Tensor:
-        """(batch, 1, group * m, num_live) bool: a token sees its own slot and those before it."""
+    def first_layer(self) -> Decoder:
+        """This model with its first layer alone, on the same weights: a trial of it is short."""
+        short = copy.copy(self)
+        short._modules = dict(self._modules)
+        short.shape = replace(self.shape, num_layers=1)
+        short.layers = nn.ModuleList([self.layers[0]])
+        return short
+
+    def _mask(self, positions: Tensor, num_live: int, dtype: torch.dtype) -> Tensor:
+        """(batch, 1, group * m, num_live): a token sees its own slot and those before it."""
         slots = torch.arange(num_live, device=positions.device)
-        seen = slots <= positions[:, :, None]
+        is_hidden = slots > positions[:, :, None]
+        mask = torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device)
         group = self.shape.num_heads // self.shape.num_kv_heads
-        return seen.repeat(1, group, 1)[:, None]
+        return mask.masked_fill_(is_hidden, -torch.inf).repeat(1, group, 1)[:, None]
 
 
 def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
-    """new (batch, m, kv heads, head_dim) into cache (batch, kv heads, slots, head_dim)."""
+    """new (batch, m, heads, head_dim) into cache (batch, heads, slots, head_dim)."""
     if len(new) == 1:
         cache.index_copy_(2, positions[0], new.transpose(1, 2))
         return
@@ -278,6 +296,6 @@ def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
     cache.transpose(1, 2)[rows, positions] = new
 
 
-def _rotated(x: Tensor) -> Tensor:
+def _swapped(x: Tensor) -> Tensor:
     low, high = x.chunk(2, dim=-1)
-    return torch.cat((-high, low), dim=-1)
+    return torch.cat((high, low), dim=-1)

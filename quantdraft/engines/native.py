@@ -26,7 +26,7 @@ from quantdraft.kernels.choice import fastest_linear
 from quantdraft.proof import claims_but_not_quantized
 from quantdraft.schemes import HEAD
 
-EXACT_KERNELS = ("linear_float32", "onednn_prepacked_float32")
+EXACT_KERNELS = ("linear_float32", "weight_first_float32", "onednn_prepacked_float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
         ],
         linears.tensor("model.norm.weight"),
         linears.one(HEAD, tied_to=embedding if is_tied else None),
-        _rotary(config, linears.device),
+        _rotary(config, shape, linears.device),
     )
 
 
@@ -205,11 +205,12 @@ def _layer(shape: DecoderShape, prefix: str, source: WeightSource, linears: Line
     )
 
 
-def _rotary(config: Any, device: torch.device) -> Rotary:
+def _rotary(config: Any, shape: DecoderShape, device: torch.device) -> Rotary:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     embedding = LlamaRotaryEmbedding(config)
-    return Rotary(embedding.inv_freq.float().to(device), float(embedding.attention_scaling))
+    scaling = float(embedding.attention_scaling)
+    return Rotary(embedding.inv_freq.float().to(device), scaling, shape)
 
 
 def _transformers_config(source: WeightSource) -> Any:

@@ -40,8 +40,7 @@ class Stepper:
         if self.session.cache is None:
             self._prefill()
         else:
-            self.session.cache.keys.fill_(FILLING)
-            self.session.cache.values.fill_(FILLING)
+            self.session.cache.entries.fill_(FILLING)
 
     @torch.inference_mode()
     def step(self, num_tokens: int) -> None:

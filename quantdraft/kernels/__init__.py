@@ -27,14 +27,14 @@ from quantdraft.kernels.cuda import (
     Int8TritonLinear,
     Int8WeightOnlyTritonLinear,
 )
-from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
+from quantdraft.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
 from quantdraft.kernels.dequantizing import Int8DequantizingLinear
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
-    ("cpu", "dense"): (DenseLinear, PrepackedLinear),
+    ("cpu", "dense"): (DenseLinear, WeightFirstLinear, PrepackedLinear),
     ("cpu", "int4"): (Int4Linear,),
     ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear),
     ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear,),

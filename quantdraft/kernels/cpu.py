@@ -103,6 +103,7 @@ class Int8DynamicLinear(nn.Module):
     weights): activations then keep 7 bits (`reduce_range`), at little cost in time.
     """
 
+    number: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -123,7 +124,7 @@ class Int8DynamicLinear(nn.Module):
             packed = torch.ops.quantized.linear_prepack(values, None)
         self.register_buffer("bias", as_buffer(bias, torch.float32))
         linear, reduce_range = torch.ops.quantized.linear_dynamic, self.reduce_range
-        self.number = seal(self, lambda x: linear(x, packed, reduce_range))
+        seal(self, lambda x: linear(x, packed, reduce_range))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type; the product itself takes float32."""
@@ -147,6 +148,7 @@ class Int8OnednnLinear(nn.Module):
     kernel = "int8_onednn_cpu"
     zero_point = 128
 
+    number: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -157,7 +159,7 @@ class Int8OnednnLinear(nn.Module):
         self.out_features, self.in_features = weight.integers.shape
         self.weight_bytes = weight.integers.numel() + scale.numel() * 4
         self.register_buffer("bias", as_buffer(bias, torch.float32))
-        self.number = seal(self, self._product(weight.integers.to(torch.int8), scale))
+        seal(self, self._product(weight.integers.to(torch.int8), scale))
 
     def _product(self, integers: Tensor, scale: Tensor) -> Product:
         packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)

@@ -34,6 +34,23 @@ class DenseLinear(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+class WeightFirstLinear(DenseLinear):
+    """The same product the other way round, W xᵀ: on a CPU up to twice as fast for few, small rows.
+
+    The matrix library then walks along the weight once for all rows, and needs no other layout.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias, dtype)
+        self.kernel = f"weight_first_{type_name(dtype)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in the module's float type."""
+        out = torch.mm(self.weight, x.reshape(-1, x.shape[-1]).t()).t()
+        out = out if self.bias is None else out + self.bias
+        return out.reshape(*x.shape[:-1], len(self.weight))
+
+
 class PrepackedLinear(nn.Module):
     """A weight laid out once for oneDNN's matrix product, on a CPU.
 
@@ -41,6 +58,7 @@ class PrepackedLinear(nn.Module):
     Where the CPU has no bf16 instructions, bf16 weights are held and multiplied in float32.
     """
 
+    number: Tensor
     pack_rows = 16  # oneDNN chooses the layout for about this many rows
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -55,7 +73,7 @@ class PrepackedLinear(nn.Module):
         values = weight.detach().to(self.packed_dtype, copy=True)
         packed = torch.ops.mkldnn._reorder_linear_weight(values, self.pack_rows)
         added = None if bias is None else bias.detach().to(self.packed_dtype)
-        self.number = seal(
+        seal(
             self,
             lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], ""),
         )

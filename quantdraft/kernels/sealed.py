@@ -10,37 +10,43 @@ import weakref
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Product = Callable[[Tensor], Tensor]
 
 _products: dict[int, Product] = {}
 _numbers = itertools.count()
 
-torch.library.define("quantdraft::sealed_product", "(Tensor x, int number, int columns) -> Tensor")
+torch.library.define(
+    "quantdraft::sealed_product", "(Tensor x, Tensor number, int columns) -> Tensor"
+)
 
 
-def seal(owner: object, product: Product) -> int:
-    """Keep a product, from (rows, in) to (rows, out) float, for as long as its owner lives."""
+def seal(owner: nn.Module, product: Product) -> None:
+    """Keep a product, from (rows, in) to (rows, out) float, for as long as its owner lives.
+
+    Its number is a tensor, the owner's buffer `number`: a compiler takes an int for part of the
+    code, and would compile every layer anew.
+    """
     number = next(_numbers)
     _products[number] = product
     weakref.finalize(owner, _products.pop, number, None)
-    return number
+    owner.register_buffer("number", torch.tensor(number), persistent=False)
 
 
-def sealed_product(x: Tensor, number: int, columns: int) -> Tensor:
+def sealed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     """The product of x, (rows, in), with the weight behind a number: (rows, columns)."""
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.quantdraft.sealed_product(x, number, columns)
         return out
-    return _products[number](x)
+    return _products[int(number)](x)
 
 
 @torch.library.impl("quantdraft::sealed_product", "cpu")
-def _product(x: Tensor, number: int, columns: int) -> Tensor:
-    return _products[number](x)
+def _product(x: Tensor, number: Tensor, columns: int) -> Tensor:
+    return _products[int(number)](x)
 
 
 @torch.library.register_fake("quantdraft::sealed_product")  # type: ignore[untyped-decorator]
-def _shape(x: Tensor, number: int, columns: int) -> Tensor:
+def _shape(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return x.new_empty((x.shape[0], columns))

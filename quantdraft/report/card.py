@@ -29,31 +29,44 @@ def model_card(
     target: str,
     notes: tuple[str, ...],
     warnings: tuple[str, ...],
+    gguf_type: str | None = None,
 ) -> str:
-    """README.md with YAML front matter. `launch` is the exact command or script."""
+    """README.md with YAML front matter.
+
+    launch: the exact command or script
+    target: its name, revision and precision, in Markdown
+    gguf_type: of a GGUF file made from the full-precision draft, whatever the recipe made of it
+    """
     recipe = (manifest or {}).get("recipe") or {}
+    what = (
+        _what(recipe, manifest, evaluation)
+        if gguf_type is None
+        else _what_gguf(manifest, gguf_type)
+    )
     parts = [
-        _front_matter(manifest, evaluation),
+        _front_matter(manifest, evaluation, gguf_type),
         f"# {name}",
-        escape(_what(recipe, manifest, evaluation)),
+        escape(what),
         *_verdict(evaluation),
         f"## Serve it with {engine}",
-        f"```{'sh' if launch.startswith(('vllm', '#!')) else 'python'}\n{launch.strip()}\n```",
+        f"```{'python' if engine == 'transformers' else 'sh'}\n{launch.strip()}\n```",
         *(["\n".join(f"- {escape(note)}" for note in notes)] if notes else []),
         *(["## Warnings", "\n".join(f"- {escape(w)}" for w in warnings)] if warnings else []),
         *([_evidence(evaluation)] if evaluation else []),
-        f"Made for the target `{target}` by quantdraft. "
-        "The licence is that of the draft it was made from.",
+        f"Made for the target {target} by quantdraft; beside another revision or precision it is "
+        "another draft, to be measured again. The licence is that of the draft it was made from.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -> str:
+def _front_matter(
+    manifest: dict[str, Any] | None, evaluation: Evaluation | None, gguf_type: str | None
+) -> str:
     base = base_model(manifest, evaluation)
-    quantization = ((manifest or {}).get("recipe") or {}).get("scheme")
+    quantization = gguf_type or ((manifest or {}).get("recipe") or {}).get("scheme")
     tags = ["speculative-decoding", "draft-model", "quantdraft"]
     plain: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "transformers" if gguf_type is None else "gguf",
         "pipeline_tag": "text-generation",
         "tags": [*tags, quantization.lower()] if quantization not in {None, "none"} else tags,
     }
@@ -78,6 +91,14 @@ def _what(
     summary = recipe.get("summary")
     how = f" by the recipe {recipe['name']} ({str(summary).rstrip('.')})" if summary else ""
     return f"A draft model for speculative decoding: {base}, quantized{how}."
+
+
+def _what_gguf(manifest: dict[str, Any] | None, gguf_type: str) -> str:
+    base = base_model(manifest, None) or "an unnamed draft"
+    return (
+        f"A draft model for speculative decoding: {base}, converted from full precision to GGUF "
+        f"({gguf_type})."
+    )
 
 
 def _verdict(evaluation: Evaluation | None) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from quantdraft.results import AcceptanceRule
 
 Severity = Literal["refuse", "warn"]
 
@@ -15,6 +18,18 @@ class Finding:
 
     severity: Severity
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a launch line is made of: a target, the path of its draft, and how they are to run."""
+
+    target: str
+    draft: Path
+    num_speculative_tokens: int
+    dtype: str | None = None  # the target's, to be pinned; None where it is not known
+    acceptance_rule: AcceptanceRule | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict)  # the draft's config section
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +87,40 @@ def float_type(config: dict[str, Any] | None) -> str | None:
     text = config.get("text_config") or {}
     found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
     return str(found).removeprefix("torch.") if found else None
+
+
+def float_mix(draft: Draft) -> Iterator[Finding]:
+    """A draft that the engine would force into float16, or out of it: it runs in the target's."""
+    own, target = float_type(draft.config), float_type(draft.target_config)
+    if "float16" not in {own, target} or own == target:
+        return
+    shown = f"the draft is {own or 'of unknown type'} and the target {target or 'of unknown type'}"
+    if target == "float16" and own == "bfloat16":
+        yield Finding(
+            "refuse",
+            f"{shown}: the draft runs in the target's type, and a bfloat16 model forced to float16 "
+            "once accepted none of 1,100 tokens (vllm#55294). Serve the target in bfloat16.",
+        )
+        return
+    yield Finding(
+        "warn",
+        f"{shown}, in which the engine runs both: watch the acceptance rate (vllm#55294).",
+    )
+
+
+def several_groups(draft: Draft, engine: str) -> Iterator[Finding]:
+    """More than one scheme in one checkpoint."""
+    if len(draft.groups) > 1:
+        yield Finding(
+            "warn",
+            f"the draft has {len(draft.groups)} quantization config groups: check that {engine} "
+            "reads each of them.",
+        )
+
+
+def unequal_vocabulary(draft: Draft) -> tuple[int, int] | None:
+    """Rows of the draft's and of the target's embedding where both are known and differ."""
+    own, target = vocab_size(draft.config), vocab_size(draft.target_config)
+    if own is None or target is None or own == target:
+        return None
+    return own, target

@@ -6,11 +6,14 @@ engine's own version may know more or less; an absent entry means that nobody he
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from quantdraft.formats import WeightFormat
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import has_one_group, weight_format
+from quantdraft.schemes import has_one_group, stored_format, weight_format
+from quantdraft.serving.findings import Draft, Finding
 
 Level = Literal["yes", "part", "no", "unknown"]
 ENGINES = ("vllm", "vllm-cpu", "sglang", "transformers", "llamacpp", "tensorrt-llm")
@@ -74,6 +77,14 @@ SUPPORT: dict[str, dict[str, Support]] = {
         "llamacpp": NO,
         "tensorrt-llm": Support("part"),
     },
+    "awq:int4": {
+        "vllm": YES,
+        "vllm-cpu": YES,
+        "sglang": YES,
+        "transformers": YES,
+        "llamacpp": NO,
+        "tensorrt-llm": MODELOPT,
+    },
     "nf4": _BITSANDBYTES,
     "fp4": _BITSANDBYTES,
     "llm-int8": _BITSANDBYTES,
@@ -85,14 +96,68 @@ def support(recipe: Recipe) -> dict[str, Support]:
 
     Raises UndefinedMetricError for a verbatim recipe, whose formats are known once it has run.
     """
-    fmt = weight_format(recipe)
-    name = "dense" if fmt is None else fmt.name
-    if fmt is not None and fmt.library == "gptq":
-        name = f"gptq:{name}"
-    rows = {engine: SUPPORT.get(name, {}).get(engine, UNKNOWN) for engine in ENGINES}
+    rows = _rows(_name(weight_format(recipe)))
     if recipe.kv_cache != "keep":
         return dict.fromkeys(ENGINES, UNKNOWN) | {"llamacpp": NO}
     if not has_one_group(recipe):
         refused = Support("no", "draft_model takes one config group (vllm#49893)")
         rows |= {"vllm": refused, "vllm-cpu": refused}
     return rows
+
+
+def stored_support(quantization: Mapping[str, Any]) -> dict[str, Support]:
+    """What each engine does with a stored checkpoint, by the quantization section of its config.
+
+    Of several formats in one checkpoint an engine's worst counts.
+    """
+    if quantization.get("kv_cache_scheme"):
+        return dict.fromkeys(ENGINES, UNKNOWN)
+    rows = [_rows(name) for name in stored_names(quantization)]
+    order: tuple[Level, ...] = ("no", "unknown", "part", "yes")
+    return {
+        engine: min((row[engine] for row in rows), key=lambda found: order.index(found.level))
+        for engine in ENGINES
+    }
+
+
+def stored_names(quantization: Mapping[str, Any]) -> list[str]:
+    """The names in `SUPPORT` of the formats that a checkpoint claims, or its library's own name."""
+    if not quantization:
+        return ["dense"]
+    method = str(quantization.get("quant_method"))
+    if method == "awq":
+        return [f"awq:int{quantization.get('bits', 4)}"]
+    groups = (quantization.get("config_groups") or {}).values()
+    # As if each group were all there is: what it covers says nothing of what it is.
+    alone: list[Mapping[str, Any]] = [
+        {"config_groups": {"group": {**group, "targets": ["Linear"]}}, "quant_method": method}
+        for group in groups
+    ]
+    formats = [stored_format(each, _A_LINEAR) for each in alone or [quantization]]
+    return [_name(fmt) if fmt else method for fmt in formats]
+
+
+def loading(draft: Draft, engine: str) -> Iterator[Finding]:
+    """What the table says of this draft in this engine: nothing where it simply loads."""
+    found = stored_support(draft.quantization)[engine]
+    shown = ", ".join(stored_names(draft.quantization))
+    if found.level == "no":
+        reason = found.note or "it has no loader for this format"
+        yield Finding("refuse", f"{engine} does not load {shown}: {reason}")
+    elif found.level == "unknown":
+        yield Finding("warn", f"whether {engine} loads {shown} is not known: try it first.")
+    elif found.level == "part":
+        yield Finding("warn", f"{shown} in {engine}: {found.note or 'in part; try it first'}.")
+
+
+_A_LINEAR = "model.layers.0.mlp.up_proj"
+
+
+def _name(fmt: WeightFormat | None) -> str:
+    if fmt is None:
+        return "dense"
+    return f"gptq:{fmt.name}" if fmt.library == "gptq" else fmt.name
+
+
+def _rows(name: str) -> dict[str, Support]:
+    return {engine: SUPPORT.get(name, {}).get(engine, UNKNOWN) for engine in ENGINES}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from quantdraft.results import AcceptanceRule
-from quantdraft.serving.findings import Draft, Finding, vocab_size
+from quantdraft.serving.findings import Draft, Finding, Pair, unequal_vocabulary
+from quantdraft.serving.support import loading
 
 LAUNCH_FILE = "launch.py"
 NOTES = (
@@ -45,21 +44,14 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 '''
 
 
-def launch(
-    target: str,
-    draft: Path,
-    num_speculative_tokens: int,
-    *,
-    dtype: str | None = None,
-    acceptance_rule: AcceptanceRule | None = None,
-) -> str:
-    """A Python script that generates with `target` and `draft` at a fixed k."""
+def launch(pair: Pair) -> str:
+    """A Python script that generates with the target and the draft at a fixed k."""
     return _SNIPPET.format(
-        target=target,
-        draft=str(draft),
-        k=num_speculative_tokens,
-        dtype=f"torch.{dtype}" if dtype else '"auto"',
-        do_sample=acceptance_rule not in {None, "greedy"},
+        target=pair.target,
+        draft=str(pair.draft),
+        k=pair.num_speculative_tokens,
+        dtype=f"torch.{pair.dtype}" if pair.dtype else '"auto"',
+        do_sample=pair.acceptance_rule not in {None, "greedy"},
     )
 
 
@@ -70,7 +62,7 @@ def launch_text(line: str) -> str:
 
 def check(draft: Draft) -> tuple[Finding, ...]:
     """What transformers refuses, and where it is no evidence for speed."""
-    return (*_formats(draft), *_vocabulary(draft))
+    return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
 
 
 def _formats(draft: Draft) -> Iterator[Finding]:
@@ -86,10 +78,11 @@ def _formats(draft: Draft) -> Iterator[Finding]:
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:
-    own, target = vocab_size(draft.config), vocab_size(draft.target_config)
-    if target is not None and own != target:
+    unequal = unequal_vocabulary(draft)
+    if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {own} in the draft and {target} in the target: pass both tokenizers "
-            "to generate() and transformers translates between them, at a cost in acceptance.",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: pass both "
+            "tokenizers to generate() and transformers translates between them, at a cost in "
+            "acceptance. Or export with --pad-vocab, which pads the draft's.",
         )

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantdraft.results import AcceptanceRule
-from quantdraft.serving.findings import Draft, Finding, float_type, vocab_size
+from quantdraft.serving.findings import (
+    Draft,
+    Finding,
+    Pair,
+    float_mix,
+    float_type,
+    unequal_vocabulary,
+    vocab_size,
+)
+from quantdraft.serving.support import loading
 
 LAUNCH_FILE = "launch.sh"
 # A draft's path that contains one of these makes vLLM pick another method than the one it is told.
@@ -27,7 +36,6 @@ GPU_NEEDS = {
     "FP8": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
     "FP8_BLOCK": "block-scaled FP8 needs compute capability 8.9",
     "FP8_STATIC": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
-    "FP4": "FP4 needs Blackwell, or runs weight-only through Marlin",
 }
 NOTES = (
     "The draft runs in the target's float type whatever its own config says; pin it with --dtype.",
@@ -37,19 +45,12 @@ NOTES = (
 )
 
 
-def launch(
-    target: str,
-    draft: Path,
-    num_speculative_tokens: int,
-    *,
-    dtype: str | None = None,
-    acceptance_rule: AcceptanceRule | None = None,
-) -> str:
-    """The shell line that serves `target` with `draft` at k. dtype: the target's, pinned."""
-    config = speculative_config(draft, num_speculative_tokens, acceptance_rule)
-    parts = ["vllm", "serve", target]
-    if dtype:
-        parts += ["--dtype", dtype]
+def launch(pair: Pair) -> str:
+    """The shell line that serves the target with the draft; its float type is pinned if known."""
+    config = speculative_config(pair.draft, pair.num_speculative_tokens, pair.acceptance_rule)
+    parts = ["vllm", "serve", pair.target]
+    if pair.dtype:
+        parts += ["--dtype", pair.dtype]
     parts += ["--speculative-config", json.dumps(config, separators=(",", ":"))]
     return shlex.join(parts)
 
@@ -76,7 +77,16 @@ def launch_text(line: str) -> str:
 
 def check(draft: Draft) -> tuple[Finding, ...]:
     """Everything in the draft's path, config and pairing that vLLM would stumble over."""
-    return (*_path(draft), *_groups(draft), *_vocabulary(draft), *_formats(draft), *_dtypes(draft))
+    return (
+        *_path(draft),
+        *loading(draft, "vllm"),
+        *_groups(draft),
+        *_names(draft),
+        *_vocabulary(draft),
+        *_formats(draft),
+        *float_mix(draft),
+        *_pinned(draft),
+    )
 
 
 def _path(draft: Draft) -> Iterator[Finding]:
@@ -97,36 +107,52 @@ def _groups(draft: Draft) -> Iterator[Finding]:
             "loader takes one (vllm#49893). Use a recipe with one scheme, e.g. lm_head: keep.",
         )
     for group in draft.groups[:1]:
-        if group.get("targets") != ["Linear"]:
-            yield Finding(
-                "warn",
-                f"the quantization targets {group.get('targets')!r}: vLLM loads a draft under the "
-                "prefix 'draft_model.', so exact names do not match. Use ['Linear'].",
-            )
         if (group.get("weights") or {}).get("strategy") == "tensor":
             yield Finding(
                 "warn",
                 "per-tensor weight scales can be misassigned in fused qkv and gate_up layers "
                 "(vllm#53122). Prefer channel or group scales.",
             )
-    anchored = [name for name in draft.quantization.get("ignore") or [] if name.startswith("re:^")]
-    if anchored:
+
+
+def _names(draft: Draft) -> Iterator[Finding]:
+    """Names that match a model and not a draft, which vLLM loads under a prefix."""
+    advice = "vLLM loads a draft under the prefix 'draft_model.', where it matches nothing"
+    for group in draft.groups:
+        exact = [name for name in group.get("targets") or [] if _is_exact(name)]
+        if exact:
+            yield Finding(
+                "refuse",
+                f"the quantization targets {exact[0]!r}: {advice}. Use a recipe that targets "
+                "['Linear'] and ignores the rest.",
+            )
+    ignored = draft.quantization.get("ignore") or []
+    exact = [name for name in ignored if name != "lm_head" and _is_exact(name)]
+    if exact:
+        end = exact[0].removeprefix("re:").removeprefix("^")
         yield Finding(
-            "warn",
-            f"the ignore pattern {anchored[0]!r} is anchored and will not match under the prefix "
-            "'draft_model.'.",
+            "refuse",
+            f"the quantization ignores {exact[0]!r}: {advice}, and the layer would be read as "
+            f"quantized. Write 're:.*{end}' in the draft's config.json.",
         )
 
 
+def _is_exact(name: str) -> bool:
+    """True for a module's full name or an anchored pattern; a class (Linear) or 're:.*' is not."""
+    if name.startswith("re:"):
+        return not name.startswith(("re:.*", "re:(.*"))
+    return "." in name or name == "lm_head"
+
+
 def _vocabulary(draft: Draft) -> Iterator[Finding]:
-    own, target = vocab_size(draft.config), vocab_size(draft.target_config)
-    if target is None:
+    unequal = unequal_vocabulary(draft)
+    if vocab_size(draft.target_config) is None:
         yield Finding("warn", "the target's vocab_size was not read: vLLM needs the draft's equal.")
-    elif own != target:
+    elif unequal:
         yield Finding(
             "refuse",
-            f"vocab_size is {own} in the draft and {target} in the target: vLLM's draft_model "
-            "needs them equal. Pad the smaller embedding and head.",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: vLLM's "
+            "draft_model needs them equal. Export with --pad-vocab, which pads the draft's.",
         )
 
 
@@ -135,15 +161,8 @@ def _formats(draft: Draft) -> Iterator[Finding]:
     for table, where in ((NOT_ON_CPU, "not on a CPU"), (GPU_NEEDS, "GPU")):
         if name in table:
             yield Finding("warn", f"{name} in vLLM, {where}: {table[name]}.")
-    if name == "BITSANDBYTES":
-        yield Finding("warn", "bitsandbytes saves memory and is slow: a draft step gets longer.")
 
 
-def _dtypes(draft: Draft) -> Iterator[Finding]:
-    own, target = float_type(draft.config), float_type(draft.target_config)
-    if "float16" in (own, target) and own != target:
-        yield Finding(
-            "warn",
-            f"the draft is {own or 'of unknown type'} and the target "
-            f"{target or 'of unknown type'}: a forced float16 once accepted nothing (vllm#55294).",
-        )
+def _pinned(draft: Draft) -> Iterator[Finding]:
+    if draft.target_config is not None and float_type(draft.target_config) is None:
+        yield Finding("warn", "the target's float type was not read: pin it with --dtype.")

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--device")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--mode", default="auto", choices=["auto", "eager", "compiled"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = BenchSettings(
@@ -67,7 +67,7 @@ def main() -> None:
         context_lengths=(options.context_length,),
         seconds=options.seconds,
         device=options.device,
-        compile=options.compile,
+        mode=options.mode,
     )
     measured = measure_bench(settings, contenders_of(settings))
     print(render_bench(measured))

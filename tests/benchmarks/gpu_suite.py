@@ -31,7 +31,7 @@ from quantdraft.engines.native import load_native
 from quantdraft.engines.session import Session, modes
 from quantdraft.engines.source import RandomWeights, WeightSource
 from quantdraft.errors import NoKernelError
-from quantdraft.files import write_json, whole_directory
+from quantdraft.files import whole_directory, write_json
 from quantdraft.models import pick_device
 from quantdraft.provenance import environment
 from quantdraft.recipe import load_recipe
@@ -71,6 +71,7 @@ def main() -> None:
             new_tokens=tuple(range(1, 10)),
             seconds=options.seconds,
             device=str(device),
+            mode="eager" if options.dry_run and device.type == "cpu" else "auto",
         )
         # One target is enough: its passes do not depend on the draft.
         contenders = contenders_of(name, shape, target if index == 0 else None)

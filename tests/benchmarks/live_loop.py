@@ -82,9 +82,11 @@ def main() -> None:
         torch.set_num_threads(options.threads)
 
     traffic = captured(options.num_prompts, options.num_tokens)
+    # Kernels are chosen for the rows each model meets: a verification, and one or two tokens.
+    rows = {"target": (1, options.k + 1), "draft": (1, 2)}
     natives = tuple(
-        load_native(stored_weights(open_checkpoint(pair_dir() / name)), torch.float32, CPU)
-        for name in ("target", "draft")
+        load_native(stored_weights(open_checkpoint(pair_dir() / name)), torch.float32, CPU, counts)
+        for name, counts in rows.items()
     )
     plain = [load_model(pair_dir() / name, torch.float32, CPU) for name in ("target", "draft")]
     ratios, num_tokens = [], sum(len(r.response_token_ids) for r in traffic.responses)

@@ -103,6 +103,7 @@ def test_identity_is_never_a_go_in_twenty_runs(tmp_path):
     decisions = []
     for seed in range(20):
         settings = Settings(
+            mode="eager",
             candidate=str(tmp_path / "identity"),
             target=str(pair_dir() / "target"),
             traffic_path=traffic,

@@ -1,0 +1,100 @@
+"""The families of draft heads, read from `families.yaml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantdraft.errors import OptionError
+
+FAMILIES_FILE = Path(__file__).with_name("families.yaml")
+# What stands before a head's own names: nothing, the model, or the layers of its MTP modules.
+PREFIX = r"(.*\.)?"
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Modules that stay in floats, why, and who says so."""
+
+    modules: tuple[str, ...]  # patterns of the last parts of a name
+    reason: str
+    source: str
+
+    @property
+    def patterns(self) -> list[str]:
+        """Un-anchored patterns, as a recipe's `ignore` has them: engines add prefixes."""
+        return [f"re:{PREFIX}{module}$" for module in self.modules]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of draft head. Patterns are of names under any prefix."""
+
+    name: str
+    title: str
+    speculators_types: tuple[str, ...]
+    architectures: str
+    evidence: tuple[str, ...]  # tensors that a config without a telling name must come with
+    required: tuple[str, ...]  # tensors without which it is damaged
+    can_quantize_head: bool
+    excluded: tuple[Exclusion, ...]
+    looked_up: tuple[str, ...]  # tables of which a step reads a row
+    methods: Mapping[str, Mapping[str, Any]]  # engine -> what it calls this
+
+    def missing(self, patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+        """The patterns that none of the tensors' names match."""
+        known = list(names)
+        return [p for p in patterns if not any(re.fullmatch(PREFIX + p, name) for name in known)]
+
+
+def _families() -> dict[str, Family]:
+    plain = yaml.safe_load(FAMILIES_FILE.read_text(encoding="utf-8"))
+    return {name: _family(name, entry) for name, entry in plain.items()}
+
+
+def _family(name: str, entry: Mapping[str, Any]) -> Family:
+    listed: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
+    }
+    listed["excluded"] = tuple(
+        Exclusion(tuple(each["modules"]), each["reason"], each["source"])
+        for each in entry["excluded"]
+    )
+    return Family(name=name, **listed)
+
+
+FAMILIES: Mapping[str, Family] = _families()
+
+
+def family_of_config(config: Mapping[str, Any]) -> Family | None:
+    """The family that a config names, by its speculators type or its architecture; or None.
+
+    An MTP head with its target's own config names none: its tensors tell.
+    """
+    kind, architectures = config.get("speculators_model_type"), config.get("architectures") or []
+    for family in FAMILIES.values():
+        if kind in family.speculators_types:
+            return family
+    for family in FAMILIES.values():
+        if any(re.fullmatch(family.architectures, str(name)) for name in architectures):
+            return family
+    return None
+
+
+def engine_method(family: str, engine: str) -> dict[str, Any]:
+    """What an engine is told for a family: vllm {"method": …}, sglang {"algorithm": …}.
+
+    Raises OptionError for an engine that serves no such head.
+    """
+    methods = FAMILIES[family].methods
+    if engine not in methods:
+        raise OptionError(
+            f"--engine {engine}: it does not serve {FAMILIES[family].title} heads. "
+            f"Use {' or '.join(methods)}."
+        )
+    return dict(methods[engine])
