@@ -73,8 +73,9 @@ def unsupported(config: Any) -> str | None:
 class KVCache:
     """Keys and values of every layer; never grows.
 
-    entries: (layers, batch, 2 * kv heads, slots, head_dim); the keys' heads come first, so that
-    one write stores both
+    entries:  (layers, batch, 2 * kv heads, slots, head_dim); the keys' heads come first, so that
+              one write stores both
+    cos, sin: (slots, head_dim), what the slots' positions turn queries and keys by
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class KVCache:
         shape: DecoderShape,
         batch_size: int,
         num_slots: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        turns: tuple[Tensor, Tensor],
     ) -> None:
+        self.cos, self.sin = turns
         size = (shape.num_layers, batch_size, 2 * shape.num_kv_heads, num_slots, shape.head_dim)
-        self.entries = torch.zeros(size, dtype=dtype, device=device)
+        self.entries = torch.zeros(size, dtype=self.cos.dtype, device=self.cos.device)
         self.batch_size, self.num_slots = batch_size, num_slots
 
     @property
@@ -98,8 +99,8 @@ class KVCache:
 class Turn(NamedTuple):
     """What all layers share in one pass over m new tokens per row.
 
-    cos, sin:  (batch, m, heads + 2 kv heads, head_dim), the values' share of a head 1 and 0, and
-               the first half of every sine negative: a rotation is x cos + swapped(x) sin
+    cos, sin:  (batch, m, 1, head_dim), the first half of every sine negative, so that a rotation
+               is x cos + swapped(x) sin
     mask:      (batch, 1, group * m, num_live), 0 or -inf; None: every live slot is seen
     positions: (batch, m) int64
     num_live:  slots that attention reads
@@ -152,8 +153,10 @@ class Layer(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key, value = heads.split([shape.num_heads, num_kv, num_kv], dim=2)
             heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
-        # Queries, keys and values at once: fewer operations, each of which costs its call.
-        heads = heads * turn.cos + _swapped(heads) * turn.sin
+        # Queries and keys at once and in place: fewer operations, each of which costs its call.
+        turning = heads[:, :, : shape.num_heads + num_kv]
+        swapped = _swapped(turning).mul_(turn.sin)
+        turning.mul_(turn.cos).add_(swapped)
         query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
         _write(entries, new, turn.positions)
         # The heads that share a key become rows of one product, so a key is read once.
@@ -170,21 +173,38 @@ class Layer(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the last dimension, summed in float32."""
+    """Root mean square norm over the last dimension, summed in float32.
+
+    x / sqrt(mean(x^2) + eps) is sqrt(n) x / hypot(|x|, sqrt(n eps)): on a CPU these are four
+    operations where torch's own norm has eight, and a small model's step is made of such calls.
+    """
 
     weight: Tensor
+    scaled: Tensor
+    floor: Tensor
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
         self.eps = eps
+        size = weight.numel()
+        self.register_buffer("weight", weight)
+        self.root = size**0.5
+        self.register_buffer("scaled", weight * self.root)
+        floor = torch.tensor((size * eps) ** 0.5, dtype=torch.float32, device=weight.device)
+        self.register_buffer("floor", floor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to the same."""
+        wide = x.float()
+        if x.device.type != "cpu":
+            normed = F.rms_norm(wide, self.weight.shape, None, self.eps)
+            return self.weight * normed.to(x.dtype)
+        normed = wide / torch.hypot(
+            torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self.floor
+        )
         if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        wide = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return self.weight * wide.to(x.dtype)
+            return normed.mul_(self.scaled)
+        return normed.mul_(self.root).to(x.dtype) * self.weight
 
 
 class Rotary(nn.Module):
@@ -192,28 +212,17 @@ class Rotary(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, inv_freq: Tensor, scaling: float, shape: DecoderShape) -> None:
+    def __init__(self, inv_freq: Tensor, scaling: float) -> None:
         super().__init__()
         self.register_buffer("inv_freq", inv_freq)
         self.scaling = scaling
-        self.num_turned = shape.num_heads + shape.num_kv_heads
-        self.num_still = shape.num_kv_heads
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, (batch, m, heads + 2 kv heads, head_dim) each; see `Turn`.
-
-        positions: (batch, m) int64
-        """
-        angles = positions[:, :, None, None].float() * self.inv_freq
+    def forward(self, num_slots: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of the first positions, (slots, head_dim) each; see `Turn`."""
+        positions = torch.arange(num_slots, device=self.inv_freq.device).float()
+        angles = positions[:, None] * self.inv_freq
         cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
-        turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return self._beside(turned[0], 1.0).to(dtype), self._beside(turned[1], 0.0).to(dtype)
-
-    def _beside(self, turned: Tensor, still: float) -> Tensor:
-        """The same for every query and key head, and `still` for the values, which do not turn."""
-        batch, m, _, dim = turned.shape
-        values = turned.new_full((1, 1, 1, 1), still).expand(batch, m, self.num_still, dim)
-        return torch.cat((turned.expand(-1, -1, self.num_turned, -1), values), dim=2)
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 class Decoder(nn.Module):
@@ -260,7 +269,7 @@ class Decoder(nn.Module):
         """
         x = F.embedding(token_ids, self.embedding)
         mask = None if sees_all else self._mask(positions, num_live, x.dtype)
-        cos, sin = self.rotary(positions, x.dtype)
+        cos, sin = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
         turn = Turn(cos, sin, mask, positions, num_live)
         run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
         for index, layer in enumerate(run):

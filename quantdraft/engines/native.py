@@ -179,7 +179,7 @@ def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
         ],
         linears.tensor("model.norm.weight"),
         linears.one(HEAD, tied_to=embedding if is_tied else None),
-        _rotary(config, shape, linears.device),
+        _rotary(config, linears.device),
     )
 
 
@@ -205,12 +205,12 @@ def _layer(shape: DecoderShape, prefix: str, source: WeightSource, linears: Line
     )
 
 
-def _rotary(config: Any, shape: DecoderShape, device: torch.device) -> Rotary:
+def _rotary(config: Any, device: torch.device) -> Rotary:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     embedding = LlamaRotaryEmbedding(config)
     scaling = float(embedding.attention_scaling)
-    return Rotary(embedding.inv_freq.float().to(device), scaling, shape)
+    return Rotary(embedding.inv_freq.float().to(device), scaling)
 
 
 def _transformers_config(source: WeightSource) -> Any:

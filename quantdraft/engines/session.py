@@ -43,8 +43,8 @@ class Session:
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         if native.is_own:
             num_slots = self.num_live(num_slots)
-            shape = native.model.shape
-            self.cache = KVCache(shape, batch_size, num_slots, native.dtype, self.device)
+            turns = native.model.rotary(num_slots, native.dtype)
+            self.cache = KVCache(native.model.shape, batch_size, num_slots, turns)
             self._layers = _layers(native, mode)
         else:
             self.rows = BorrowedRows(native.model, 1 if is_level else batch_size)
