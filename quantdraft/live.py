@@ -20,8 +20,9 @@ from quantdraft.engines.session import Mode, Session
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.results import AcceptanceRule
 from quantdraft.sampling import processed_logprobs
-from quantdraft.speculation import LiveRun, Plan, logit_gap, speculate
+from quantdraft.speculation import LiveRun, logit_gap, speculate
 from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.verification import Plan
 
 # By how much two correct kernels may differ in a logit: float32 sums of a few thousand terms, and
 # bfloat16's 8 bits of a logit around 16.

@@ -1,80 +1,102 @@
-"""One round's verification, against overlaps computed by hand."""
+"""The loop over rounds, on a tiny real pair: the target's text, each row on its own."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
-from quantdraft.sampling import draw
-from quantdraft.speculation import Plan, verify
+from quantdraft.checkpoint import open_checkpoint
+from quantdraft.engines.native import borrow, load_native
+from quantdraft.engines.session import Session
+from quantdraft.engines.source import stored_weights
+from quantdraft.generation import generate
+from quantdraft.models import load_model
+from quantdraft.speculation import logit_gap, speculate
 from quantdraft.traffic import Sampling
+from quantdraft.verification import Plan
 
-DRAFT = torch.tensor([0.6, 0.3, 0.1])
-TARGET = torch.tensor([0.3, 0.3, 0.4])
-NUM_TRIALS = 20_000
-DRAWN = Sampling(temperature=1.0)
-
-
-def rounds(rule: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Proposed, num_accepted and next token of many one-token rounds, one a row: (trials,) each."""
-    generator = torch.Generator().manual_seed(0)
-    uniforms = torch.rand(NUM_TRIALS, 3, generator=generator, dtype=torch.float64)
-    draft_logprobs = DRAFT.log().expand(NUM_TRIALS, 1, 3)
-    proposed = draw(draft_logprobs[:, 0], uniforms[:, 0])[:, None]
-    target_logits = TARGET.log().expand(NUM_TRIALS, 2, 3)
-    result = verify(proposed, draft_logprobs, target_logits, Plan(1, rule, DRAWN), uniforms[:, 1:])
-    following = result.emitted.gather(1, result.num_accepted[:, None])[:, 0]
-    return proposed[:, 0], result.num_accepted, following
+CPU = torch.device("cpu")
+PROMPTS = [list(range(40, 52)), list(range(90, 97)), list(range(200, 230))]
+LENGTHS = [24, 9, 30]
 
 
-def is_near(observed: torch.Tensor, probability: float) -> bool:
-    error = math.sqrt(probability * (1 - probability) / NUM_TRIALS)
-    return abs(float(observed.double().mean()) - probability) < 4 * error
+@pytest.fixture(scope="module")
+def pair(tiny_pair):
+    return tuple(
+        load_native(stored_weights(open_checkpoint(path)), torch.float32, CPU, (1, 5))
+        for path in (tiny_pair.target, tiny_pair.draft)
+    )
 
 
-@pytest.mark.parametrize(
-    ("rule", "probability"),
-    [
-        ("rejection", 0.3 + 0.3 + 0.1),  # the overlap: sum of the smaller of the two
-        ("exact_match", 0.6 * 0.3 + 0.3 * 0.3 + 0.1 * 0.4),  # both draw the same token
-    ],
-)
-def test_verify_accepts_with_the_probability_of_its_rule(rule, probability):
-    _, accepted, _ = rounds(rule)
-    assert is_near(accepted, probability)
+def decoded(pair, plan: Plan, rows: list[int], seeds=None):
+    slots = max(len(PROMPTS[row]) + LENGTHS[row] for row in rows) + plan.num_speculative_tokens + 1
+    target, draft = (Session(native, len(rows), slots) for native in pair)
+    return speculate(
+        target,
+        draft if plan.num_speculative_tokens else None,
+        [PROMPTS[row] for row in rows],
+        plan,
+        max_new_tokens=[LENGTHS[row] for row in rows],
+        eos_token_ids=frozenset(),
+        seeds=seeds or rows,
+    ).runs
 
 
-@pytest.mark.parametrize("rule", ["rejection", "exact_match", "greedy_draft"])
-def test_every_rule_emits_the_targets_own_distribution(rule):
-    proposed, accepted, following = rounds(rule)
-    first = torch.where(accepted == 1, proposed, following)
-    for token, probability in enumerate(TARGET.tolist()):
-        assert is_near(first == token, probability)
+@pytest.fixture(scope="module")
+def alone(tiny_pair):
+    """The target's own greedy text, from the transformers library's modules."""
+    model = load_model(tiny_pair.target, torch.float32, CPU)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    answers = generate(model, PROMPTS, Sampling(), max(LENGTHS), [0, 0, 0])
+    return [answer.token_ids[:n] for answer, n in zip(answers, LENGTHS, strict=True)]
 
 
-def test_the_token_after_a_rejection_comes_from_what_the_draft_lacks():
-    proposed, accepted, following = rounds("rejection")
-    # The target exceeds the draft at the last token only.
-    assert (following[accepted == 0] == 2).all()
-    assert (proposed[accepted == 0] == 0).all()
+@pytest.mark.parametrize("k", [0, 1, 4, 7])
+def test_greedy_text_is_the_targets_own_in_every_row_of_a_batch(pair, alone, k):
+    runs = decoded(pair, Plan(k, "greedy", Sampling()), [0, 1, 2])
+    assert [run.token_ids for run in runs] == alone
+    for run in runs:
+        # Without a draft every round emits one token; the first comes from the prefill.
+        emitted = len(run.token_ids) - 1
+        assert run.num_drafts == emitted if k == 0 else run.num_drafts <= emitted
+        assert sum(run.num_accepted_tokens_per_pos) >= emitted - run.num_drafts
 
 
-def test_greedy_keeps_each_rows_prefix_that_equals_the_targets_argmaxes():
-    target_logits = torch.eye(3)[[2, 0, 1, 2]].expand(3, -1, -1)  # its choices: 2, 0, 1, then 2
-    proposed = torch.tensor([[2, 0, 1], [2, 1, 1], [0, 0, 1]])
-    plan, unused = Plan(3, "greedy", Sampling()), torch.zeros(3, 4, dtype=torch.float64)
-    emitted, num_accepted = verify(proposed, None, target_logits, plan, unused)
-    assert num_accepted.tolist() == [3, 1, 0]
-    kept = [row[: n + 1] for row, n in zip(emitted.tolist(), num_accepted.tolist(), strict=True)]
-    assert kept == [[2, 0, 1, 2], [2, 0], [2]]
+@pytest.mark.parametrize("rule", ["rejection", "greedy_draft", "exact_match"])
+def test_a_rows_text_does_not_depend_on_its_neighbours(pair, rule):
+    plan = Plan(3, rule, Sampling(temperature=0.9, top_p=0.95))
+    together = decoded(pair, plan, [0, 1, 2])
+    apart = [decoded(pair, plan, [row])[0] for row in (0, 1, 2)]
+    assert together == apart
+    assert decoded(pair, plan, [0], seeds=[99])[0].token_ids != apart[0].token_ids
 
 
-def test_nothing_proposed_is_the_target_alone():
-    target_logits = torch.eye(3)[[1]][None]
-    unused = torch.zeros(1, 1, dtype=torch.float64)
-    proposed = torch.empty(1, 0, dtype=torch.long)
-    result = verify(proposed, None, target_logits, Plan(0, "greedy", Sampling()), unused)
-    assert result.emitted.tolist() == [[1]]
-    assert result.num_accepted.tolist() == [0]
+def test_borrowed_modules_emit_and_count_the_same(pair, tiny_pair):
+    borrowed = tuple(
+        borrow(load_model(path, torch.float32, CPU)) for path in (tiny_pair.target, tiny_pair.draft)
+    )
+    plan = Plan(4, "greedy", Sampling())
+    assert decoded(borrowed, plan, [0, 1, 2]) == decoded(pair, plan, [0, 1, 2])
+
+
+def test_nothing_follows_an_end_token(pair, alone):
+    end = alone[0][5]
+    at = alone[0].index(end)
+    sessions = [Session(native, 1, 64) for native in pair]
+    (run,) = speculate(
+        *sessions,
+        [PROMPTS[0]],
+        Plan(4, "greedy", Sampling()),
+        max_new_tokens=[24],
+        eos_token_ids=frozenset({end}),
+        seeds=[0],
+    ).runs
+    assert run.token_ids == alone[0][: at + 1]
+
+
+def test_the_gap_of_two_tokens_is_that_of_their_logits(pair, tiny_pair):
+    model = load_model(tiny_pair.target, torch.float32, CPU)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    gap = logit_gap(Session(pair[0], 1, 16), PROMPTS[0], 3, 8)
+    assert gap == pytest.approx(float(logits[3] - logits[8]), abs=1e-4)

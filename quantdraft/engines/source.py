@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -117,7 +118,7 @@ def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
     return StoredWeights(checkpoint, quantized_modules(checkpoint))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what is derived is kept
 class RandomWeights:
     """Random numbers in the shape of `shape`, quantized as `recipe` would; the same every time."""
 
@@ -138,7 +139,7 @@ class RandomWeights:
         is_untied = f"{HEAD}.weight" in self._tensors
         return self.shape.config | {"tie_word_embeddings": not is_untied}
 
-    @property
+    @cached_property
     def formats(self) -> Mapping[str, WeightFormat]:
         """What the recipe makes of every Linear."""
         return {} if self.recipe is None else formats_by_module(self.recipe, self._tensors)
@@ -148,7 +149,7 @@ class RandomWeights:
         """What the recipe's checkpoint would come to."""
         return byte_ledger(self.shape) if self.recipe is None else project(self.shape, self.recipe)
 
-    @property
+    @cached_property
     def _tensors(self) -> Mapping[str, Any]:
         return (
             self.shape.tensors if self.recipe is None else untied_tensors(self.shape, self.recipe)

@@ -39,8 +39,9 @@ from quantdraft.reference import pair_dir
 from quantdraft.report import write_bench
 from quantdraft.results import Bench, read_bench
 from quantdraft.shapes import shape_checkpoint
-from quantdraft.speculation import Plan, speculate
+from quantdraft.speculation import speculate
 from quantdraft.traffic import Sampling
+from quantdraft.verification import Plan
 
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b")
 TARGET_SHAPE = "llama-3.1-8b"

@@ -29,8 +29,9 @@ from quantdraft.engines.session import Session
 from quantdraft.engines.source import stored_weights
 from quantdraft.models import load_model
 from quantdraft.reference import pair_dir
-from quantdraft.speculation import Plan, speculate
+from quantdraft.speculation import speculate
 from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.verification import Plan
 from tests.benchmarks.replay_vs_assisted import assisted
 
 CPU = torch.device("cpu")
