@@ -53,7 +53,7 @@ def test_resident_bytes_and_kernels_are_those_of_the_format(applied, tiny_pair):
     assert native.weight_bytes < dense.weight_bytes
     expected = "int4pack_cpu" if recipe.startswith("int4") else "int8"
     assert any(kernel.startswith(expected) for kernel in native.kernels)
-    assert dense.kernels == ("linear_float32",)
+    assert dense.is_exact  # whichever of the float32 kernels a trial found fastest
 
 
 def test_fp8_on_a_cpu_has_no_kernel_and_says_so(tiny_pair, tmp_path):
