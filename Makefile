@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+INSTALL_VLLM = $(BIN)/quantdraft engines list --json | grep -q '"version"' || $(BIN)/quantdraft engines install vllm
 
 .PHONY: setup demo test test-slow test-engines bench check clean
 
@@ -24,11 +25,12 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu and not engine"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu and not engine"
+	$(INSTALL_VLLM)
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-engines: setup
-	$(BIN)/quantdraft engines list --json | grep -q '"version"' || $(BIN)/quantdraft engines install vllm
-	$(BIN)/python -m pytest -m engine
+	$(INSTALL_VLLM)
+	$(BIN)/python -m pytest -m "engine and not slow"
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.draft_step --shape llama-3.2-1b

@@ -115,6 +115,7 @@ def test_a_format_without_a_kernel_has_vllms_own_reason(
     assert str(tmp_path / "vllm-candidate.log") in reason
 
 
+@pytest.mark.slow
 def test_three_arms_and_a_control_are_served_and_compared(vllm: Environment, tmp_path: Path):
     apply(load_recipe("int8"), str(DRAFT), tmp_path / "candidates" / "int8")
     evaluation = evaluated(
