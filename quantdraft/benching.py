@@ -23,7 +23,7 @@ from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.files import whole_directory
 from quantdraft.inputs import source_of
 from quantdraft.models import pick_device, resolve_model
-from quantdraft.progress import bar
+from quantdraft.progress import share_bar
 from quantdraft.provenance import environment, model_identity
 from quantdraft.recipe import load_recipe
 from quantdraft.report import write_bench
@@ -98,14 +98,7 @@ def measure_bench(settings: BenchSettings, contenders: Contenders) -> Bench:
         has_heads=True,
         mode=settings.mode,
     )
-    with bar(100, "bench", "%") as update:
-        done = 0.0
-
-        def progress(share: float) -> None:
-            nonlocal done
-            update(100 * share - done)
-            done = 100 * share
-
+    with share_bar("bench") as progress:
         points = measure_grid(contenders.sources, plan, progress)
     return Bench(
         schema_version=BENCH_SCHEMA_VERSION,

@@ -19,7 +19,7 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.inputs import Models, Settings
 from quantdraft.live import live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
-from quantdraft.progress import bar
+from quantdraft.progress import bar, share_bar
 from quantdraft.proof import claims_but_not_quantized, probe_logits
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
@@ -90,14 +90,7 @@ class Measuring:
         )
 
         def compute() -> list[Latency]:
-            with bar(100, "latency", "%") as update:
-                done = 0.0
-
-                def progress(share: float) -> None:
-                    nonlocal done
-                    update(100 * share - done)
-                    done = 100 * share
-
+            with share_bar("latency") as progress:
                 measured = measure_latency(
                     target,
                     self.models.baseline,

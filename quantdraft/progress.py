@@ -19,3 +19,17 @@ def bar(total: float, name: str, unit: str) -> Iterator[Callable[[float], None]]
             shown.update(by)
 
         yield advance
+
+
+@contextmanager
+def share_bar(name: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that says which share of the whole, in [0, 1], is done by now."""
+    done = 0.0
+    with bar(100, name, "%") as advance:
+
+        def reach(share: float) -> None:
+            nonlocal done
+            advance(100 * share - done)
+            done = 100 * share
+
+        yield reach

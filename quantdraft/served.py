@@ -23,13 +23,13 @@ from quantdraft.engines.vllm.run import (
     Answers,
     Fleet,
     ask_in_turns,
-    available_bytes,
     load_average,
     warm_up,
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
 from quantdraft.inputs import Models, Settings, say
+from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
 from quantdraft.results import AcceptanceRule, Served
 from quantdraft.serving.findings import Draft
@@ -242,7 +242,7 @@ def _memory_share(run: Serve, device_type: str, dtype: str) -> float | None:
     elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
     needed = elements * item_bytes * 1.2
     if device_type == "cpu":
-        free = available_bytes()
+        free = available_bytes(torch.device("cpu"))
         needed += CPU_SERVER_BYTES
         total = free
     elif device_type == "cuda" and run.device.type == "cuda":

@@ -135,11 +135,12 @@ class Linears:
         """Linears of one input as one, where their formats allow it."""
         weights = [self.source.weight(module) for module in modules]
         joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
+        biases = [self._bias(module) for module in modules]
         if joined is None:
-            return SideBySide([self.one(module) for module in modules])
+            parts = zip(modules, weights, biases, strict=True)
+            return SideBySide([self._made(*part) for part in parts])
         rows = [int(_num_rows(weight)) for weight in weights]
-        bias = stacked_bias([self._bias(module) for module in modules], rows)
-        return self._made(modules[0], joined, bias)
+        return self._made(modules[0], joined, stacked_bias(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
         """An unquantized tensor in the compute type, on the device."""

@@ -121,17 +121,6 @@ def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def available_bytes() -> int | None:
-    """Memory that programs may still take, where the system tells it."""
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    for line in info.read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
 def not_ready(server: Server, requests: Sequence[Request]) -> str | None:
     """Why a server cannot answer, in its own words; None once it has answered the warm-up."""
     try:
