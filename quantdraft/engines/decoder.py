@@ -267,7 +267,7 @@ class Decoder(nn.Module):
         layers:    this model's layers in another form (compiled); None: as they are
         returns:   (batch, n, vocab) in the model's float type
         """
-        x = F.embedding(token_ids, self.embedding)
+        x = F.embedding(token_ids, self.embedding).to(cache.entries.dtype)
         mask = None if sees_all else self._mask(positions, num_live, x.dtype)
         cos, sin = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
         turn = Turn(cos, sin, mask, positions, num_live)

@@ -26,7 +26,12 @@ from quantdraft.kernels.choice import fastest_linear
 from quantdraft.proof import claims_but_not_quantized
 from quantdraft.schemes import HEAD
 
-EXACT_KERNELS = ("linear_float32", "weight_first_float32", "onednn_prepacked_float32")
+EXACT_KERNELS = (
+    "linear_float32",
+    "weight_first_float32",
+    "onednn_prepacked_float32",
+    "bf16_few_rows_avx2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,11 @@ class Linears:
         """An unquantized tensor in the compute type, on the device."""
         return self.source.tensor(name).to(self.device, self.dtype)
 
+    def table(self, name: str) -> Tensor:
+        """An embedding table; in its stored type where that is narrower than the compute type."""
+        stored = self.source.tensor(name).to(self.device)
+        return stored if stored.dtype.itemsize < self.dtype.itemsize else stored.to(self.dtype)
+
     def _made(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
         try:
             linear = fastest_linear(
@@ -169,7 +179,7 @@ class Linears:
 
 def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
     shape = DecoderShape.of(config)
-    embedding = linears.tensor("model.embed_tokens.weight")
+    embedding = linears.table("model.embed_tokens.weight")
     is_tied = not source.has(f"{HEAD}.weight") and HEAD not in source.formats
     return Decoder(
         shape,

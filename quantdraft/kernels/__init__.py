@@ -29,13 +29,13 @@ from quantdraft.kernels.cuda import (
 )
 from quantdraft.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
 from quantdraft.kernels.dequantizing import Int8DequantizingLinear
-from quantdraft.kernels.few_rows import Int4FewRowsLinear, Int8FewRowsLinear
+from quantdraft.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear, Int8FewRowsLinear
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
-    ("cpu", "dense"): (DenseLinear, WeightFirstLinear, PrepackedLinear),
+    ("cpu", "dense"): (DenseLinear, WeightFirstLinear, PrepackedLinear, Bf16FewRowsLinear),
     ("cpu", "int4"): (Int4Linear, Int4FewRowsLinear),
     ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear),
     ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear, Int8FewRowsLinear),

@@ -1,4 +1,4 @@
-"""4- and 8-bit weights times few rows, by a small C file of this package (AVX2, FMA).
+"""4-, 8- and 16-bit weights times few rows, by a small C file of this package (AVX2, FMA).
 
 torch's own kernels for these formats are made for AVX-512; without it these take half their time.
 The C file is compiled once, by the machine's own compiler, into the user's cache; where there is no
@@ -25,8 +25,9 @@ from quantdraft.unpacking import Unpacked
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
-BLOCK = 32  # weights that are unpacked at once
+BLOCKS = (64, 32)  # 4-bit weights that are unpacked at once; see the C file
 INPUT_GROUPS = (128, 64, 32)  # inputs that share a step; the sums of more would leave 32 bits
+BF16_MULTIPLE = 16
 COMPILE_SECONDS = 120
 
 
@@ -44,20 +45,20 @@ class Int4FewRowsLinear(nn.Module):
         library = compiled_library()
         self.out_features, self.in_features = weight.integers.shape
         group = group_size_of(weight, self.group_sizes)
-        packed = packed_halves(weight.integers)
+        block = next(size for size in BLOCKS if group % size == 0)
+        packed = packed_halves(weight.integers, block)
         scale = weight.scale.float().contiguous()
-        offset = None
+        zero = None
         if weight.zero_point is not None:
-            offset = ((weight.zero_point.float() + 8) * scale).contiguous()
-        self.weight_bytes = packed.nbytes + scale.nbytes * (1 if offset is None else 2)
+            zero = (weight.zero_point + 8).to(torch.uint8).contiguous()
+        self.weight_bytes = packed.nbytes + scale.nbytes + (0 if zero is None else zero.nbytes)
         self.register_buffer("bias", as_buffer(bias, torch.float32))
         self.register_buffer("column_order", weight.column_order)
 
         def product(x: Tensor) -> Tensor:
-            out = torch.empty(len(x), len(packed))
-            q, step, sums = _to_int16(library, x, group)
+            out, scratch = torch.empty(len(x), len(packed)), _scratch(library, x, group)
             library.int4_product(
-                _at(q), _at(step), _at(sums), _at(packed), _at(scale), _at(offset), _at(out),
+                _at(x), _at(scratch), _at(packed), _at(scale), _at(zero), _at(out),
                 len(x), x.shape[1], len(packed), group, torch.get_num_threads(),
             )  # fmt: skip
             return out
@@ -82,17 +83,16 @@ class Int8FewRowsLinear(nn.Module):
         self.out_features, self.in_features = weight.integers.shape
         group = next((size for size in INPUT_GROUPS if self.in_features % size == 0), None)
         if group is None:
-            raise ValueError(f"{self.in_features} columns are no multiple of {BLOCK}")
+            raise ValueError(f"{self.in_features} columns are no multiple of {INPUT_GROUPS[-1]}")
         integers = weight.integers.to(torch.int8).contiguous()
         scale = row_scales(weight).contiguous()
         self.weight_bytes = integers.nbytes + scale.nbytes
         self.register_buffer("bias", as_buffer(bias, torch.float32))
 
         def product(x: Tensor) -> Tensor:
-            out = torch.empty(len(x), len(integers))
-            q, step, _ = _to_int16(library, x, group)
+            out, scratch = torch.empty(len(x), len(integers)), _scratch(library, x, group)
             library.int8_product(
-                _at(q), _at(step), _at(integers), _at(scale), _at(out),
+                _at(x), _at(scratch), _at(integers), _at(scale), _at(out),
                 len(x), x.shape[1], len(integers), group, torch.get_num_threads(),
             )  # fmt: skip
             return out
@@ -104,10 +104,47 @@ class Int8FewRowsLinear(nn.Module):
         return _float_product(self, rows_of(x, None), x)
 
 
-def packed_halves(integers: Tensor) -> Tensor:
+class Bf16FewRowsLinear(nn.Module):
+    """Weights as the checkpoint has them, in bfloat16; inputs and sums in float32."""
+
+    kernel = "bf16_few_rows_avx2"
+    weight: Tensor
+    number: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        library = compiled_library()
+        self.out_features, self.in_features = weight.shape
+        if weight.dtype != torch.bfloat16:
+            raise ValueError("the weights are not stored in bfloat16")
+        if self.in_features % BF16_MULTIPLE:
+            raise ValueError(f"{self.in_features} columns are no multiple of {BF16_MULTIPLE}")
+        values = weight.detach().contiguous()
+        self.register_buffer("weight", values)
+        self.weight_bytes = values.nbytes
+        self.register_buffer("bias", as_buffer(bias, torch.float32))
+
+        def product(x: Tensor) -> Tensor:
+            out, scratch = torch.empty(len(x), len(values)), torch.empty_like(x)
+            library.bf16_product(
+                _at(x), _at(scratch), _at(values), _at(out),
+                len(x), x.shape[1], len(values), torch.get_num_threads(),
+            )  # fmt: skip
+            return out
+
+        seal(self, product)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type."""
+        return _float_product(self, rows_of(x, None), x)
+
+
+def packed_halves(integers: Tensor, block: int) -> Tensor:
     """(out, in) int8 in -8..7 to (out, in / 2) uint8: see the C file for the order."""
-    blocks = (integers + 8).to(torch.uint8).view(len(integers), -1, 2, BLOCK // 2)
-    return (blocks[:, :, 0] | blocks[:, :, 1] << 4).flatten(1).contiguous()
+    places = (integers + 8).to(torch.uint8).view(len(integers), -1, block // 16, 16)
+    words = [places[:, :, i] | places[:, :, i + 1] << 4 for i in range(0, block // 16, 2)]
+    return torch.stack(words, dim=-1).flatten(1).contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -119,11 +156,11 @@ def compiled_library() -> ctypes.CDLL:
     _share_threads()
     library = ctypes.CDLL(str(_built()))
     long, pointer = ctypes.c_long, ctypes.c_void_p
-    library.to_int16.argtypes = [pointer] * 4 + [long] * 2
-    library.int4_product.argtypes = [pointer] * 7 + [long] * 4 + [ctypes.c_int]
-    library.int8_product.argtypes = [pointer] * 5 + [long] * 4 + [ctypes.c_int]
-    for function in (library.to_int16, library.int4_product, library.int8_product):
-        function.restype = None
+    library.scratch_bytes.argtypes, library.scratch_bytes.restype = [long] * 3, long
+    for name, pointers, longs in (("int4", 6, 4), ("int8", 5, 4), ("bf16", 4, 3)):
+        product = getattr(library, f"{name}_product")
+        product.argtypes = [pointer] * pointers + [long] * longs + [ctypes.c_int]
+        product.restype = None
     return library
 
 
@@ -170,16 +207,14 @@ def _share_threads() -> None:
     ctypes.CDLL(sorted(runtimes)[0], ctypes.RTLD_GLOBAL)
 
 
-def _to_int16(library: ctypes.CDLL, x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x as integers, (rows, in) int16, with each group's step and sum, (rows, groups) float32."""
-    q = torch.empty(x.shape, dtype=torch.int16)
-    step, sums = torch.empty(2, len(x), x.shape[1] // group)
-    library.to_int16(_at(x), _at(q), _at(step), _at(sums), x.numel(), group)
-    return q, step, sums
+def _scratch(library: ctypes.CDLL, x: Tensor, group: int) -> Tensor:
+    """Where a product with integers puts its inputs as integers."""
+    num_bytes = library.scratch_bytes(len(x), x.shape[1], group)
+    return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 def _float_product(
-    module: Int4FewRowsLinear | Int8FewRowsLinear, flat: Tensor, x: Tensor
+    module: Int4FewRowsLinear | Int8FewRowsLinear | Bf16FewRowsLinear, flat: Tensor, x: Tensor
 ) -> Tensor:
     out = sealed_product(flat.float().contiguous(), module.number, module.out_features)
     out = out if module.bias is None else out + module.bias

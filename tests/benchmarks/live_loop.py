@@ -3,11 +3,9 @@
 python -m tests.benchmarks.live_loop [--num-prompts 8] [--num-tokens 128] [-k 4] [--repeats 3]
 
 The embedded pair, greedy, batch 1, the same k, the same text; both run every prompt in turns, in
-one process with the same threads. Prefill is inside both times. The target computes in float32 on
-both sides, and so does assisted generation's draft; the live loop's own draft computes in bfloat16,
-the type it is stored in: what it proposes never changes the text (`--draft-dtype float32` undoes
-that). The last line is one
-JSON object with `ratio`: tokens per second of the live loop over assisted generation's.
+one process with the same threads. Prefill is inside both times. All models compute in float32 on
+both sides. The last line is one JSON object with `ratio`: tokens per second of the live loop over
+assisted generation's.
 """
 
 from __future__ import annotations
@@ -66,9 +64,9 @@ def live(pair: tuple[NativeModel, NativeModel], response: Response, k: int) -> t
     return batch.runs[0].token_ids
 
 
-def loaded(name: str, dtype: torch.dtype, rows: tuple[int, ...]) -> NativeModel:
+def loaded(name: str, rows: tuple[int, ...]) -> NativeModel:
     """One model of the embedded pair on the native engine."""
-    return load_native(stored_weights(open_checkpoint(pair_dir() / name)), dtype, CPU, rows)
+    return load_native(stored_weights(open_checkpoint(pair_dir() / name)), torch.float32, CPU, rows)
 
 
 def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
@@ -86,7 +84,6 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--draft-dtype", default="bfloat16", choices=["bfloat16", "float32"])
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -94,8 +91,8 @@ def main() -> None:
     traffic = captured(options.num_prompts, options.num_tokens)
     # Kernels are chosen for the rows each model meets: a verification, and one or two tokens.
     natives = (
-        loaded("target", torch.float32, (1, options.k + 1)),
-        loaded("draft", getattr(torch, options.draft_dtype), (1, 2)),
+        loaded("target", (1, options.k + 1)),
+        loaded("draft", (1, 2)),
     )
     plain = [load_model(pair_dir() / name, torch.float32, CPU) for name in ("target", "draft")]
     ratios, num_tokens = [], sum(len(r.response_token_ids) for r in traffic.responses)
@@ -126,7 +123,6 @@ def main() -> None:
                 "num_tokens": num_tokens,
                 "live_tokens_per_s": speeds["live"],
                 "assisted_tokens_per_s": speeds["assisted"],
-                "draft_dtype": options.draft_dtype,
                 "num_threads": torch.get_num_threads(),
             }
         )
