@@ -1,0 +1,1 @@
+"""Who does a sweep's jobs: this process, one after another, or a Ray cluster."""

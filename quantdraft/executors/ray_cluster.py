@@ -1,0 +1,244 @@
+"""Jobs on a Ray cluster: every node's processors and GPUs, with lost workers' jobs done again.
+
+Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
+come back as results. With one, jobs read and write where the one who asks does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantdraft import __version__
+from quantdraft.errors import MissingPackageError, OptionError
+from quantdraft.executors.parcels import Parcel, packed, unpacked_parcel
+from quantdraft.jobs import Job, Outcome, is_done, mark_done, perform, require_same_version
+
+MAX_RETRIES = 3  # of a job whose worker or node was lost
+CACHE_NAME = "quantdraft-ray"
+
+Told = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one job takes of a node."""
+
+    cpus: float | None  # None: all of the smallest node, so that no two jobs time side by side
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An input on its way: where the one who asks has it, and what tells it from another."""
+
+    path: Path
+    digest: str
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    logs: Path,
+    told: Told,
+    *,
+    address: str | None,
+    resources: Resources,
+    is_shared: bool,
+) -> dict[str, Outcome]:
+    """Every job as a Ray task, after the one it needs; `told` hears of each as it ends.
+
+    address: of a running cluster, "auto" for the one this machine belongs to; None: a cluster of
+        this machine alone, for as long as the sweep takes
+    Raises MissingPackageError without Ray, OptionError where no such cluster answers.
+    """
+    ray = _connected(address)
+    try:
+        resources = _with_cpus(ray, resources)
+        _require_room(ray, resources)
+        crew = _Crew(ray, resources, logs, is_shared)
+        for job in jobs:
+            crew.send(job)
+        return crew.gathered(told)
+    finally:
+        ray.shutdown()
+
+
+class _Crew:
+    """The tasks that were sent, and how each ended."""
+
+    def __init__(self, ray: Any, resources: Resources, logs: Path, is_shared: bool) -> None:
+        self.ray, self.logs, self.is_shared = ray, logs, is_shared
+        options: dict[str, Any] = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_retries": MAX_RETRIES,
+            "num_returns": 2,
+        }
+        if resources.memory_bytes is not None:
+            options["memory"] = resources.memory_bytes
+        self.task = ray.remote(**options)(_worked)
+        self.inputs: dict[Path, tuple[Sent, Any]] = {}
+        self.jobs: dict[str, Job] = {}
+        self.results: dict[str, tuple[Any, Any]] = {}  # outcome and output, by the job's name
+        self.outcomes: dict[str, Outcome] = {}
+
+    def send(self, job: Job) -> None:
+        """Submit a job; its inputs go to the object store once, another job's output directly."""
+        needed = self.results.get(job.needs or "")
+        if needed is None and is_done(job, _here):
+            self.outcomes[job.name] = Outcome(job.name, was_done=True)
+            return
+        made = None if needed is None or job.needs is None else self.jobs[job.needs].output
+        inputs = [self._put(path) for path in job.inputs if path != made]
+        after, output = needed or (None, None)
+        order = Order(job, tuple(inputs), made, str(self.logs), self.is_shared, __version__)
+        self.jobs[job.name] = job
+        self.results[job.name] = tuple(self.task.remote(order, after, output))
+
+    def gathered(self, told: Told) -> dict[str, Outcome]:
+        """Wait for all; write what they made where the one who asked wants it."""
+        for outcome in self.outcomes.values():
+            told(outcome)
+        waiting = {result[0]: name for name, result in self.results.items()}
+        while waiting:
+            ended, _ = self.ray.wait(list(waiting), num_returns=1)
+            name = waiting.pop(ended[0])
+            self.outcomes[name] = self._outcome(name)
+            told(self.outcomes[name])
+        return self.outcomes
+
+    def _outcome(self, name: str) -> Outcome:
+        told, output = self.results[name]
+        try:
+            outcome: Outcome = self.ray.get(told)
+            if outcome.error is None and not self.is_shared:
+                unpacked_parcel(self.ray.get(output), self.jobs[name].output)
+                mark_done(self.jobs[name], _here)
+        except self.ray.exceptions.RayError as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            return Outcome(name, f"its worker failed: {words[-1][:200]}")
+        return outcome
+
+    def _put(self, path: Path) -> tuple[Sent, Any]:
+        if self.is_shared:
+            return Sent(path, ""), None
+        if path not in self.inputs:
+            parcel = packed(path)
+            self.inputs[path] = Sent(path, parcel.digest), self.ray.put(parcel)
+        return self.inputs[path]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is told: the job, its inputs, and where they belong."""
+
+    job: Job
+    inputs: tuple[tuple[Sent, Any], ...]
+    made: Path | None  # the path of the output of the job it needs, which comes as a value
+    logs: str
+    is_shared: bool
+    version: str
+
+
+def _worked(
+    order: Order, after: Outcome | None, output: Parcel | None
+) -> tuple[Outcome, Parcel | None]:
+    """What runs on a worker: place the inputs, do the job, give back what it made."""
+    job = order.job
+    require_same_version(order.version)
+    if after is not None and after.error is not None:
+        return Outcome(job.name, after.error), None
+    if order.is_shared:
+        return perform(job, _here, Path(order.logs) / f"{job.name}.log"), None
+    places = {sent.path: _placed(sent, ref) for sent, ref in order.inputs}
+    if order.made is not None and output is not None:
+        places[order.made] = _unpacked_once(output, order.made)
+    with tempfile.TemporaryDirectory(prefix=f"{CACHE_NAME}-") as home:
+        places[job.output] = Path(home) / job.output.name
+
+        def at(path: Path) -> Path:
+            # What is no input, such as shared stages, stays on the node.
+            kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+            return places.get(path) or _cache() / kept / path.name
+
+        outcome = perform(job, at, Path(home) / "job.log")
+        made = packed(places[job.output]) if outcome.error is None else None
+        return outcome, made
+
+
+def _placed(sent: Sent, ref: Any) -> Path:
+    """An input on this node; it is fetched unless another job brought it here before."""
+    import ray
+
+    place = _cache() / sent.digest[:32] / sent.path.name
+    if not place.exists():
+        unpacked_parcel(ray.get(ref), place)
+    return place
+
+
+def _unpacked_once(parcel: Parcel, path: Path) -> Path:
+    place = _cache() / parcel.digest[:32] / path.name
+    if not place.exists():
+        unpacked_parcel(parcel, place)
+    return place
+
+
+def _here(path: Path) -> Path:
+    return path
+
+
+def _cache() -> Path:
+    return Path(tempfile.gettempdir()) / f"{CACHE_NAME}-cache-{os.getuid()}"
+
+
+def _connected(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError(
+            "--executor ray needs Ray. Install quantdraft[ray], or use --executor local."
+        ) from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"no Ray cluster answers at --ray-address {address!r}. Start one (`ray start --head`), "
+            "or leave the option out for one of this machine alone."
+        ) from error
+    return ray
+
+
+def _with_cpus(ray: Any, resources: Resources) -> Resources:
+    if resources.cpus is not None:
+        return resources
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return replace(resources, cpus=min((n for n in nodes if n > 0), default=1.0))
+
+
+def _require_room(ray: Any, resources: Resources) -> None:
+    """Raise OptionError where no node can hold one job: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(
+        node.get("CPU", 0) >= (resources.cpus or 0)
+        and node.get("GPU", 0) >= resources.gpus
+        and node.get("memory", 0) >= (resources.memory_bytes or 0)
+        for node in nodes
+    ):
+        largest = max((node.get("CPU", 0) for node in nodes), default=0)
+        raise OptionError(
+            f"no node of the cluster has room for one job ({resources.cpus:g} CPUs, "
+            f"{resources.gpus:g} GPUs); the largest has {largest:g} CPUs. Lower --cpus or --gpus."
+        )
