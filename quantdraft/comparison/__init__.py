@@ -4,7 +4,11 @@ Prompts are resampled, not tokens, because tokens of one prompt are not independ
 keeps both arms of a prompt together, and all arms of a timing block. Acceptance is a ratio of sums.
 """
 
+from quantdraft.comparison.disagreements import Spell, find_disagreements
 from quantdraft.comparison.lengths import check_paired, compare_acceptance
+from quantdraft.comparison.pairwise import Pair, all_pairs
+from quantdraft.comparison.plane import Plane, draft_speedup, plane_of
+from quantdraft.comparison.points import GridPoint, grid_points, stops_paying_at
 from quantdraft.comparison.resampling import MIN_PROMPTS, MIN_TIMINGS, Bootstrap
 from quantdraft.comparison.settling import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.comparison.slices import slice_by_context, slice_by_domain, slice_by_position
@@ -15,17 +19,27 @@ __all__ = [
     "MIN_PROMPTS",
     "MIN_TIMINGS",
     "Bootstrap",
+    "GridPoint",
     "Needed",
+    "Pair",
+    "Plane",
+    "Spell",
     "StepFigures",
+    "all_pairs",
     "best_k",
     "check_paired",
     "compare_acceptance",
+    "draft_speedup",
+    "find_disagreements",
+    "grid_points",
     "num_prompts_to_settle",
+    "plane_of",
     "slice_by_context",
     "slice_by_domain",
     "slice_by_position",
     "speed_point",
     "step_figures",
     "step_ratio",
+    "stops_paying_at",
     "what_would_settle",
 ]

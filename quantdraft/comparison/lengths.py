@@ -53,7 +53,38 @@ def compare_acceptance(
         baseline_length=interval(base_length, base_drawn.length),
         candidate_length=interval(cand_length, cand_drawn.length),
         length_ratio=interval(cand_length / base_length, cand_drawn.length / base_drawn.length),
+        acceptance_loss_per_pos=_loss_per_pos(baseline, candidate, k, bootstrap),
     )
+
+
+def _loss_per_pos(
+    baseline: Replayed, candidate: Replayed, k: int, bootstrap: Bootstrap
+) -> tuple[Interval, ...]:
+    """Baseline minus candidate share of rounds that kept each position, (k,)."""
+    pairs = zip(
+        baseline.counts(k).acceptance_rate_per_pos,
+        candidate.counts(k).acceptance_rate_per_pos,
+        strict=True,
+    )
+    losses = [before - after for before, after in pairs]
+    num_prompts = num_prompts_with_rounds(baseline)
+    if num_prompts < MIN_PROMPTS:
+        return tuple(Interval(loss, -1.0, 1.0) for loss in losses)
+    drawn = _draw_positions(baseline, k, bootstrap) - _draw_positions(candidate, k, bootstrap)
+    return tuple(
+        interval_of(loss, draws, num_prompts, bootstrap)
+        for loss, draws in zip(losses, drawn.T, strict=True)
+    )
+
+
+def _draw_positions(arm: Replayed, k: int, bootstrap: Bootstrap) -> Floats:
+    """(num_resamples, k): share of rounds that kept each position."""
+    has_rounds = arm.num_tokens > 0
+    weights = prompt_weights(int(has_rounds.sum()), bootstrap)
+    row = arm.row(k)
+    num_drafts = weights @ arm.num_drafts[row][has_rounds]
+    kept = weights @ arm.num_accepted_per_pos[row][has_rounds, :k]
+    return np.asarray(kept / num_drafts[:, None])
 
 
 def draw_lengths(

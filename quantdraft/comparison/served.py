@@ -17,6 +17,7 @@ from quantdraft.comparison.resampling import (
     DEFAULT,
     MIN_PROMPTS,
     Bootstrap,
+    Weights,
     interval_of,
     prompt_weights,
 )
@@ -124,7 +125,7 @@ def _speedup(over: Pace | None, under: Pace | None, bootstrap: Bootstrap) -> Int
     return interval_of(value, draws, len(over.seconds), bootstrap)
 
 
-def _time_per_token(arm: Pace, weights: Floats) -> Floats:
+def _time_per_token(arm: Pace, weights: Weights) -> Floats:
     """In every resample, (num_resamples,)."""
     return np.asarray((weights @ arm.seconds) / (weights @ arm.num_tokens))
 

@@ -1,4 +1,4 @@
-"""Conditional acceptance (kept / asked) of both arms on parts of the tokens."""
+"""Conditional acceptance (kept / asked) of both arms on parts of the tokens, and its loss."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from quantdraft.acceptance import Floats, Ints, TokenAcceptance
-from quantdraft.results import Slice
+from quantdraft.comparison.resampling import (
+    DEFAULT,
+    MIN_PROMPTS,
+    Bootstrap,
+    interval_of,
+    prompt_weights,
+)
+from quantdraft.results import Interval, Slice
 
 Arm = Sequence[TokenAcceptance]  # one per prompt, in the order of the traffic
 
 
-def slice_by_position(baseline: Arm, candidate: Arm) -> tuple[Slice, ...]:
+def slice_by_position(
+    baseline: Arm, candidate: Arm, bootstrap: Bootstrap = DEFAULT
+) -> tuple[Slice, ...]:
     """Each third of the response that a token belongs to, so that long and short ones align."""
     thirds = [3 * np.arange(len(t.asked)) // max(len(t.asked), 1) for t in baseline]
     names = {0: "first third", 1: "middle third", 2: "last third"}
-    return _slices(baseline, candidate, thirds, names)
+    return _slices(baseline, candidate, thirds, names, bootstrap)
 
 
 def slice_by_context(
-    baseline: Arm, candidate: Arm, num_prompt_tokens: Sequence[int]
+    baseline: Arm,
+    candidate: Arm,
+    num_prompt_tokens: Sequence[int],
+    bootstrap: Bootstrap = DEFAULT,
 ) -> tuple[Slice, ...]:
     """By the number of tokens before a token, prompt included, in doublings."""
     doublings = [
@@ -29,10 +41,12 @@ def slice_by_context(
     ]
     present = sorted({int(doubling) for each in doublings for doubling in each})
     names = {d: f"{2**d}-{2 ** (d + 1) - 1} tokens" for d in present}
-    return _slices(baseline, candidate, doublings, names)
+    return _slices(baseline, candidate, doublings, names, bootstrap)
 
 
-def slice_by_domain(baseline: Arm, candidate: Arm, domains: Sequence[str]) -> tuple[Slice, ...]:
+def slice_by_domain(
+    baseline: Arm, candidate: Arm, domains: Sequence[str], bootstrap: Bootstrap = DEFAULT
+) -> tuple[Slice, ...]:
     """By the domain of the prompt, sorted by name."""
     names = dict(enumerate(sorted(set(domains))))
     number = {name: index for index, name in names.items()}
@@ -40,32 +54,71 @@ def slice_by_domain(baseline: Arm, candidate: Arm, domains: Sequence[str]) -> tu
         np.full(len(tokens.asked), number[domain])
         for tokens, domain in zip(baseline, domains, strict=True)
     ]
-    return _slices(baseline, candidate, labels, names)
+    return _slices(baseline, candidate, labels, names, bootstrap)
 
 
 def _slices(
-    baseline: Arm, candidate: Arm, labels: Sequence[Ints], names: Mapping[int, str]
+    baseline: Arm,
+    candidate: Arm,
+    labels: Sequence[Ints],
+    names: Mapping[int, str],
+    bootstrap: Bootstrap,
 ) -> tuple[Slice, ...]:
     """One Slice per name that has tokens; labels: (response tokens,) per prompt."""
-    per_token = np.concatenate(labels)
     size = max(names) + 1 if names else 0
-    num_tokens = np.bincount(per_token, minlength=size)
-    num_prompts = np.bincount(np.concatenate([np.unique(each) for each in labels]), minlength=size)
-    base, cand = (_conditional(arm, per_token, size) for arm in (baseline, candidate))
+    num_tokens = np.array([np.bincount(each, minlength=size) for each in labels])
+    before, after = (_sums(arm, labels, size) for arm in (baseline, candidate))
     return tuple(
-        Slice(name, int(num_prompts[label]), int(num_tokens[label]), base[label], cand[label])
+        _slice(name, num_tokens[:, label], before[label], after[label], bootstrap)
         for label, name in names.items()
-        if num_tokens[label]
+        if num_tokens[:, label].any()
     )
 
 
-def _conditional(arm: Arm, per_token: Ints, size: int) -> list[float | None]:
-    """Kept / asked per label; None where nothing was asked."""
-    asked = _sum([tokens.asked for tokens in arm], per_token, size)
-    kept = _sum([tokens.kept for tokens in arm], per_token, size)
-    return [float(k / a) if a > 0 else None for k, a in zip(kept, asked, strict=True)]
+def _slice(
+    name: str, num_tokens: Ints, before: Floats, after: Floats, bootstrap: Bootstrap
+) -> Slice:
+    """num_tokens: (prompts,) under the label; before, after: (prompts, 2), kept and asked."""
+    has_tokens = num_tokens > 0
+    before, after = before[has_tokens], after[has_tokens]
+    return Slice(
+        name=name,
+        num_prompts=int(has_tokens.sum()),
+        num_tokens=int(num_tokens.sum()),
+        baseline_conditional_acceptance=_ratio(before.sum(axis=0)),
+        candidate_conditional_acceptance=_ratio(after.sum(axis=0)),
+        conditional_acceptance_loss=_loss(before, after, bootstrap),
+        prompts=tuple(np.flatnonzero(has_tokens).tolist()),
+        baseline_asked=tuple(before[:, 1].tolist()),
+        baseline_kept=tuple(before[:, 0].tolist()),
+        candidate_asked=tuple(after[:, 1].tolist()),
+        candidate_kept=tuple(after[:, 0].tolist()),
+    )
 
 
-def _sum(values: Sequence[Floats], per_token: Ints, size: int) -> Floats:
-    total = np.bincount(per_token, weights=np.concatenate(values), minlength=size)
-    return np.asarray(total, np.float64)
+def _sums(arm: Arm, labels: Sequence[Ints], size: int) -> Floats:
+    """(labels, prompts, 2): kept and asked of each prompt's tokens under each label."""
+    per_prompt = [
+        [np.bincount(label, weights=what, minlength=size) for what in (tokens.kept, tokens.asked)]
+        for tokens, label in zip(arm, labels, strict=True)
+    ]
+    return np.array(per_prompt).transpose(2, 0, 1)
+
+
+def _ratio(kept_and_asked: Floats) -> float | None:
+    kept, asked = kept_and_asked
+    return float(kept / asked) if asked > 0 else None
+
+
+def _loss(baseline: Floats, candidate: Floats, bootstrap: Bootstrap) -> Interval | None:
+    """Baseline minus candidate of (prompts, 2) sums; None where too few prompts were asked."""
+    is_asked = (baseline[:, 1] > 0) & (candidate[:, 1] > 0)
+    num_prompts = int(is_asked.sum())
+    if num_prompts < MIN_PROMPTS:
+        return None
+    weights = prompt_weights(num_prompts, bootstrap)
+    before, after = weights @ baseline[is_asked], weights @ candidate[is_asked]
+    draws = before[:, 0] / before[:, 1] - after[:, 0] / after[:, 1]
+    totals = baseline[is_asked].sum(axis=0), candidate[is_asked].sum(axis=0)
+    value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
+    return interval_of(value, draws, num_prompts, bootstrap)

@@ -61,9 +61,9 @@ def speed_point(
 
     base_step, cand_step = _steps(latency, "baseline", 1), _steps(latency, "candidate", 1)
     alone = _steps(latency, "target", 1)
-    base_round = _rounds(latency, "baseline", baseline_k)
-    cand_round = _rounds(latency, "candidate", candidate_k)
-    control_round = _rounds(latency, "control", baseline_k)
+    base_round = round_samples(latency, "baseline", baseline_k)
+    cand_round = round_samples(latency, "candidate", candidate_k)
+    control_round = round_samples(latency, "control", baseline_k)
     pays_from = _break_even_length(base_round, cand_round, base_tau)
     return SpeedPoint(
         baseline_num_speculative_tokens=baseline_k,
@@ -148,8 +148,11 @@ def _steps(latency: Latency, arm: str, num_new_tokens: int) -> Floats | None:
     return samples if len(samples) >= MIN_TIMINGS else None
 
 
-def _rounds(latency: Latency, arm: str, k: int) -> Floats | None:
-    """Time of one round of an arm in each block, (blocks,) ms; None where a step is missing."""
+def round_samples(latency: Latency, arm: str, k: int) -> Floats | None:
+    """Time of one round of an arm in each block, (blocks,) ms; None where a step is missing.
+
+    Raises PairingError for steps with different numbers of blocks.
+    """
     draft, verify = _steps(latency, arm, 1), _steps(latency, "target", k + 1)
     if draft is None or verify is None:
         return None

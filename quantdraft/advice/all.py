@@ -1,0 +1,44 @@
+"""Every diagnosis of one evaluation."""
+
+from __future__ import annotations
+
+from quantdraft.advice.acceptance import draft_too_dear, low_acceptance
+from quantdraft.advice.batches import skip_speculation
+from quantdraft.advice.diagnosis import Diagnosis
+from quantdraft.advice.placement import (
+    acceptance_by_context,
+    loss_by_context,
+    rejections_early_or_late,
+    weakest_domain,
+)
+from quantdraft.advice.rounds import k_too_high_or_low
+from quantdraft.comparison.resampling import Bootstrap
+from quantdraft.results import Evaluation
+from quantdraft.verdict.policy import Policy
+
+DEFAULT = Policy()
+
+
+def diagnoses(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnosis, ...]:
+    """What was found first, then what cannot be told; within each, the gravest first.
+
+    An alarm that stops the verdict stops nothing here: what is wrong may be what it points to.
+    """
+    bootstrap = Bootstrap(seed=_seed(evaluation))
+    lines = (
+        *skip_speculation(evaluation, policy, bootstrap),
+        *low_acceptance(evaluation, policy),
+        *draft_too_dear(evaluation, policy),
+        *k_too_high_or_low(evaluation, policy, bootstrap),
+        *rejections_early_or_late(evaluation, bootstrap),
+        *acceptance_by_context(evaluation, bootstrap),
+        *loss_by_context(evaluation, bootstrap),
+        *weakest_domain(evaluation, bootstrap),
+    )
+    return tuple(sorted(lines, key=lambda line: line.state != "found"))
+
+
+def _seed(evaluation: Evaluation) -> int:
+    """The run's own, so that the same record always gives the same intervals."""
+    seeds = evaluation.provenance.get("seeds")
+    return int(seeds.get("bootstrap", 0)) if isinstance(seeds, dict) else 0

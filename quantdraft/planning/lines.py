@@ -1,0 +1,162 @@
+"""A plan as lines of at most 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from quantdraft.planning.curve import Curve, CurvePoint
+from quantdraft.planning.plan import Plan
+from quantdraft.planning.prediction import Prediction, RecipePrediction
+
+WIDTH = 100
+UNDEFINED = "none"
+MIN_LOSS = 0.0005  # under it the points round to nothing
+CURVE_COLUMNS = ("k", "tokens a round", "speedup", "rule of thumb", "arithmetic", "pays from", "")
+PAIR_COLUMNS = ("recipe", "step", "at least", "c", "best k", "× target", "× draft", "may lose")
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What the terminal shows: the table by k, the answer, and the pair's prediction."""
+    lines = [*_curve(plan.curve)]
+    if plan.prediction is not None:
+        lines = [*_pair(plan.prediction), "", "The full-precision draft by k:", *lines]
+    return lines
+
+
+def _curve(curve: Curve) -> Iterator[str]:
+    yield (
+        f"Prediction for {100 * curve.acceptance_rate:.1f} % accepted per token asked for, a draft "
+        f"step at {curve.draft_cost:.4g} of the target's"
+    )
+    yield ""
+    best = curve.best
+    yield from _table(CURVE_COLUMNS, [_cells(point, best) for point in curve.points])
+    yield ""
+    yield from _wrapped(_answer(curve))
+    yield from _wrapped(
+        "speedup: over the target alone, Leviathan et al. (arXiv 2211.17192, theorem 3.8), if "
+        "verifying costs one step of the target. rule of thumb: the draft charged once a round, "
+        "too high for every k above 1. arithmetic: computing over the target's alone (theorem "
+        "3.11), what a batch bound by arithmetic pays. pays from: the acceptance per token at "
+        "which the speedup is 1."
+    )
+
+
+def _cells(point: CurvePoint, best: CurvePoint) -> tuple[str, ...]:
+    pays_from = point.break_even_acceptance
+    return (
+        str(point.num_speculative_tokens),
+        f"{point.mean_acceptance_length:.2f}",
+        f"{point.leviathan:.3f}×",
+        f"{point.rule_of_thumb:.3f}×",
+        f"{point.operations:.2f}×",
+        "never" if pays_from is None else f"{100 * pays_from:.1f} %",
+        "← best" if point is best else "",
+    )
+
+
+def _answer(curve: Curve) -> str:
+    best, thumb = curve.best, curve.best_by_rule_of_thumb
+    k = best.num_speculative_tokens
+    if best.leviathan <= 1:
+        return (
+            f"No k of these pays: the best, {k}, gives {best.leviathan:.3f}×. Serve without "
+            "speculation, or find a cheaper or better draft."
+        )
+    text = f"Best: k = {k}, {best.leviathan:.2f}× the target alone."
+    if thumb is not best:
+        text += (
+            f" The rule of thumb would say k = {thumb.num_speculative_tokens} and "
+            f"{thumb.rule_of_thumb:.2f}×, which would give {thumb.leviathan:.2f}×."
+        )
+    if curve.ends_at_best and len(curve.points) > 1:
+        text += " It is the highest of these: a higher one may be better still."
+    return text
+
+
+def _pair(prediction: Prediction) -> Iterator[str]:
+    yield f"Prediction for draft {prediction.draft} and target {prediction.target}"
+    yield from _wrapped(_conditions(prediction))
+    if prediction.warning is not None:
+        yield from _wrapped(f"Warning: {prediction.warning}.")
+    yield ""
+    groups = _same_bytes([row for row in prediction.recipes if row.reason is None])
+    rows = [group[0] for group in groups]
+    yield from _table(PAIR_COLUMNS, [_row(row) for row in (prediction.baseline, *rows)], left={0})
+    yield from _wrapped("".join(_also(group) for group in groups).strip())
+    yield ""
+    yield from _wrapped(
+        "at least: a draft step if memory ran at its peak. c: draft bytes over target bytes. "
+        "× target, × draft: speedup over the target alone and over the full-precision draft, each "
+        "at its best k, at equal acceptance. may lose: the acceptance per token that would eat the "
+        "gain. No engine reaches these; measure with `quantdraft evaluate` before you decide."
+    )
+    by_reason: dict[str, list[str]] = {}
+    for row in prediction.recipes:
+        if row.reason is not None:
+            by_reason.setdefault(row.reason, []).append(row.recipe)
+    for reason, names in by_reason.items():
+        yield from _wrapped(f"No prediction for {', '.join(names)}: {reason}.")
+
+
+def _same_bytes(rows: Sequence[RecipePrediction]) -> list[list[RecipePrediction]]:
+    """Recipes that differ in how they round, and not in what a step reads, share a line."""
+    groups: dict[int | None, list[RecipePrediction]] = {}
+    for row in rows:
+        groups.setdefault(row.step_bytes, []).append(row)
+    return [
+        sorted(group, key=lambda row: (len(row.recipe), row.recipe)) for group in groups.values()
+    ]
+
+
+def _also(group: Sequence[RecipePrediction]) -> str:
+    """`int4 stands for int4-awq and int4-gptq too.`, nothing for a recipe alone."""
+    names = [row.recipe for row in group]
+    return f" {names[0]} stands for {', '.join(names[1:])} too." if len(names) > 1 else ""
+
+
+def _conditions(prediction: Prediction) -> str:
+    device = prediction.device or "no device named: bytes alone"
+    step = f"a step of the target reads {_bytes(prediction.target_step_bytes)}"
+    if prediction.target_step_ms is not None:
+        step += f", at least {prediction.target_step_ms:.3g} ms"
+    return f"{device}; batch 1, context {prediction.context_length}; {step}"
+
+
+def _row(row: RecipePrediction) -> tuple[str, ...]:
+    loss = row.break_even_loss
+    return (
+        row.recipe,
+        "" if row.step_bytes is None else _bytes(row.step_bytes),
+        "" if row.draft_step_ms is None else f"{row.draft_step_ms:.3g} ms",
+        "" if row.draft_cost is None else f"{row.draft_cost:.4f}",
+        str(row.best_k),
+        f"{row.speedup_over_autoregressive:.3f}×",
+        f"{row.speedup_over_baseline:.3f}×",
+        UNDEFINED if loss is None or loss < MIN_LOSS else f"{100 * loss:.1f} points",
+    )
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: frozenset[int] | set[int] = frozenset(),
+) -> Iterator[str]:
+    widths = [max(len(row[at]) for row in (columns, *rows)) for at in range(len(columns))]
+    for number, row in enumerate((columns, *rows)):
+        cells = [
+            cell.ljust(width) if at in left or columns[at] == "" else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+        if number == 0:
+            yield "─" * (sum(widths) + 2 * (len(widths) - 1))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"

@@ -1,0 +1,240 @@
+"""Drafts and recipes in the order of their speed over the target alone. No model, no I/O.
+
+All were replayed on the same tokens, so acceptance is paired by prompt. Each run timed the target
+in the blocks of its own drafts, so a speed is the target's over the draft's in the same block, and
+runs of different hours can be compared by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from quantdraft import speedup
+from quantdraft.acceptance import Floats, Replayed
+from quantdraft.comparison import MIN_TIMINGS, Bootstrap
+from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
+from quantdraft.comparison.points import replayed_of
+from quantdraft.comparison.resampling import block_draws, interval_of
+from quantdraft.comparison.speeds import round_samples
+from quantdraft.errors import OptionError
+from quantdraft.results import Evaluation, Interval
+from quantdraft.selection.traits import Traits
+
+Basis = Literal["measured", "predicted"]
+NUM_RESAMPLES = 10_000  # corrected intervals reach further into the tails than 2,000 can
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One draft under one recipe, and the run that replayed it. Bytes are of one step."""
+
+    draft: str
+    recipe: str  # "none": the draft as it is
+    arm: Literal["baseline", "candidate"]  # of the run
+    run: Evaluation
+    step_bytes: int
+    target_step_bytes: int
+    traits: Traits
+    size_ratio: float  # the target's parameters over the draft's, before any recipe
+
+    @property
+    def name(self) -> str:
+        """`draft` or `draft + recipe`."""
+        return self.draft if self.recipe == "none" else f"{self.draft} + {self.recipe}"
+
+    @property
+    def draft_cost(self) -> float:
+        """c by the bytes: what it would be if memory were the only limit."""
+        return self.step_bytes / self.target_step_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One row of the answer. Speedups are over the target alone, at the row's own best k."""
+
+    draft: str
+    recipe: str
+    num_speculative_tokens: int  # its best k, by the speed that the ranking goes by
+    measured: Interval | None
+    predicted: Interval  # by bytes: a bound, and labelled as one
+    acceptance_rate: Interval  # at the common k
+    mean_acceptance_length: float  # at its own k
+    draft_step_ms: float | None
+    step_bytes: int
+    draft_cost: float  # by the bytes
+    size_ratio: float
+    # Against the first row, in the same resamples; None in the first row itself.
+    speed_ratio: Interval | None
+    acceptance_gap: Interval | None
+    length_ratio: float  # tokens a round over the first row's
+    round_ratio: float  # time of a round over the first row's, in steps of the target
+    traits: Traits
+    decision: str | None  # the verdict on the recipe; None for a draft as it is
+    alarms: tuple[str, ...]
+
+    @property
+    def is_slower(self) -> bool | None:
+        """Than the first row; None where the interval cannot tell, or in the first row."""
+        if self.speed_ratio is None or self.speed_ratio.high >= 1:
+            return None
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """One contender at its best k."""
+
+    contender: Contender
+    k: int
+    value: float
+    round_steps: float  # time of a round in steps of the target
+    round_draws: Floats | float  # the same in every resample; a number where it is no measurement
+
+
+def rank(contenders: Sequence[Contender], common_k: int, seed: int = 0) -> tuple[Ranked, ...]:
+    """Fastest first: by measured speed where every contender has one, else by predicted speed.
+
+    Intervals of differences hold together over all of them with 95 % confidence (Bonferroni).
+    Raises OptionError where there is nothing to rank.
+    """
+    if not contenders:
+        raise OptionError("there is no draft to choose from: every one was refused or failed.")
+    basis = basis_of(contenders)
+    speeds = [_best(each, basis, _own(contenders, each, seed)) for each in contenders]
+    ordered = sorted(speeds, key=lambda speed: (-speed.value, speed.contender.name))
+    return tuple(
+        _ranked(speed, ordered[0], len(ordered), basis, common_k, seed) for speed in ordered
+    )
+
+
+def basis_of(contenders: Sequence[Contender]) -> Basis:
+    """Measured where all were timed: a measured and a predicted speed do not compare."""
+    are_timed = all(_timed_ks(each) for each in contenders)
+    return "measured" if are_timed else "predicted"
+
+
+def _own(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstrap:
+    """Timing blocks are those of a run: two arms of one run share their resamples."""
+    runs = list({id(each.run): each.run for each in contenders}.values())
+    number = next(at for at, run in enumerate(runs) if run is one.run)
+    return Bootstrap(NUM_RESAMPLES, seed + 1000 * (number + 1))
+
+
+def _timed_ks(contender: Contender) -> list[int]:
+    ks = contender.run.num_speculative_tokens
+    return [k for k in ks if _round_steps(contender, k) is not None]
+
+
+def _round_steps(contender: Contender, k: int) -> Floats | None:
+    """A round over a step of the target, in every block; None where one was not timed."""
+    latency = contender.run.latency
+    target = latency.arms.get("target")
+    if target is None or 1 not in target.steps:
+        return None
+    alone = np.array(target.steps[1].samples_ms, np.float64)
+    rounds = round_samples(latency, contender.arm, k)
+    if rounds is None or len(alone) < MIN_TIMINGS or len(alone) != len(rounds):
+        return None
+    return np.asarray(rounds / alone)
+
+
+def _best(contender: Contender, basis: Basis, blocks: Bootstrap) -> _Speed:
+    """The k of the highest speedup over the target alone."""
+    replayed = replayed_of(contender.run, contender.arm)
+    ks = _timed_ks(contender) if basis == "measured" else list(replayed.ks)
+    candidates = [_speed(contender, replayed, k, basis, blocks) for k in ks]
+    return max(candidates, key=lambda speed: (speed.value, -speed.k))
+
+
+def _speed(
+    contender: Contender, replayed: Replayed, k: int, basis: Basis, blocks: Bootstrap
+) -> _Speed:
+    length = replayed.counts(k).mean_acceptance_length
+    in_block = _round_steps(contender, k) if basis == "measured" else None
+    if in_block is None:
+        steps = speedup.round_ms(k, contender.draft_cost, 1.0)
+        return _Speed(contender, k, length / steps, steps, steps)
+    # Speeds are the blocks' median of target over round, as everywhere.
+    speeds = 1 / in_block
+    median = float(np.median(speeds))
+    draws = np.median(speeds[block_draws(len(speeds), blocks)], axis=1)
+    return _Speed(contender, k, length * median, 1 / median, np.asarray(1 / draws))
+
+
+def _ranked(
+    speed: _Speed, best: _Speed, num_rows: int, basis: Basis, common_k: int, seed: int
+) -> Ranked:
+    one, run = speed.contender, speed.contender.run
+    family = Bootstrap(NUM_RESAMPLES, seed, 1 - 0.05 / max(num_rows - 1, 1))
+    is_first = speed is best
+    own = Bootstrap(NUM_RESAMPLES, seed)
+    replayed = replayed_of(run, one.arm)
+    length = replayed.counts(speed.k).mean_acceptance_length
+    best_length = _replayed(best).counts(best.k).mean_acceptance_length
+    step = run.latency.arms.get(one.arm)
+    predicted = _best(one, "predicted", own)
+    return Ranked(
+        draft=one.draft,
+        recipe=one.recipe,
+        num_speculative_tokens=speed.k,
+        measured=_speed_interval(speed, own) if basis == "measured" else None,
+        predicted=_speed_interval(predicted, own),
+        acceptance_rate=_rate(replayed, common_k, own),
+        mean_acceptance_length=length,
+        draft_step_ms=None if step is None else float(np.median(step.steps[1].samples_ms)),
+        step_bytes=one.step_bytes,
+        draft_cost=one.draft_cost,
+        size_ratio=one.size_ratio,
+        speed_ratio=None if is_first else _speed_ratio(speed, best, family),
+        acceptance_gap=None if is_first else _rate_gap(speed, best, common_k, family),
+        length_ratio=length / best_length,
+        round_ratio=speed.round_steps / best.round_steps,
+        traits=one.traits,
+        decision=None if one.recipe == "none" else run.verdict.decision,
+        alarms=tuple(alarm.code for alarm in run.verdict.alarms) if one.recipe != "none" else (),
+    )
+
+
+def _replayed(speed: _Speed) -> Replayed:
+    return replayed_of(speed.contender.run, speed.contender.arm)
+
+
+def _sample_size(speed: _Speed) -> int:
+    """The smaller of prompts and timing blocks."""
+    prompts = num_prompts_with_rounds(_replayed(speed))
+    in_block = _round_steps(speed.contender, speed.k)
+    is_timed = isinstance(speed.round_draws, np.ndarray) and in_block is not None
+    return min(prompts, len(in_block)) if is_timed and in_block is not None else prompts
+
+
+def _speed_interval(speed: _Speed, bootstrap: Bootstrap) -> Interval:
+    replayed = _replayed(speed)
+    drawn, _ = draw_lengths(replayed, replayed, speed.k, speed.k, bootstrap)
+    draws = np.asarray(drawn.length / speed.round_draws)
+    return interval_of(speed.value, draws, _sample_size(speed), bootstrap)
+
+
+def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:
+    drawn_best, drawn = draw_lengths(_replayed(best), _replayed(speed), best.k, speed.k, bootstrap)
+    draws = (drawn.length / speed.round_draws) / (drawn_best.length / best.round_draws)
+    size = min(_sample_size(speed), _sample_size(best))
+    return interval_of(speed.value / best.value, np.asarray(draws), size, bootstrap)
+
+
+def _rate(replayed: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
+    drawn, _ = draw_lengths(replayed, replayed, k, k, bootstrap)
+    value = replayed.counts(k).acceptance_rate
+    return interval_of(value, drawn.rate, num_prompts_with_rounds(replayed), bootstrap)
+
+
+def _rate_gap(speed: _Speed, best: _Speed, k: int, bootstrap: Bootstrap) -> Interval:
+    """This row's acceptance rate minus the first row's, both at one k."""
+    first, own = _replayed(best), _replayed(speed)
+    drawn_first, drawn = draw_lengths(first, own, k, k, bootstrap)
+    value = own.counts(k).acceptance_rate - first.counts(k).acceptance_rate
+    size = num_prompts_with_rounds(own)
+    return interval_of(value, drawn.rate - drawn_first.rate, size, bootstrap)

@@ -1,0 +1,250 @@
+"""A choice as sections of text and tables, for every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantdraft.report import terminal
+from quantdraft.report.blocks import Block, Bullets, Document, Notice, Paragraph, Section, Table
+from quantdraft.report.wording import (
+    UNDEFINED,
+    milliseconds,
+    num_bytes,
+    significant,
+    times,
+    valued,
+)
+from quantdraft.results import Interval
+from quantdraft.selection.ranking import Ranked
+from quantdraft.selection.record import Selection
+from quantdraft.selection.traits import Traits
+
+MAX_DIFFERENCES = 4
+
+
+def selection_document(selection: Selection) -> Document:
+    """The answer, the ranking, why, and what the drafts are."""
+    return Document(
+        title=f"{len(selection.rows)} drafts and recipes for one target",
+        subtitle=(
+            f"target {selection.target} · {selection.num_prompts} prompts of {selection.traffic} · "
+            f"rule {selection.acceptance_rule}"
+        ),
+        banner=None,
+        lead=(*_refusals(selection), Paragraph(answer(selection)), ranking_table(selection)),
+        sections=(
+            Section("Why this order", (Bullets(tuple(reasons(selection))),)),
+            Section("Acceptance and cost", (cost_table(selection),)),
+            Section("What the drafts are", (traits_table(selection), *_warnings(selection))),
+        ),
+        footer="Every number comes from the runs' evaluation.json; selection.json has all rows.",
+    )
+
+
+def lines_of(selection: Selection) -> str:
+    """The whole of it as plain text for a terminal."""
+    return terminal.render(selection_document(selection))
+
+
+def answer(selection: Selection) -> str:
+    """Which draft, which recipe, which k, and how sure."""
+    best = selection.rows[0]
+    recipe = "as it is" if best.recipe == "none" else f"with the recipe {best.recipe}"
+    speed = best.measured if selection.basis == "measured" else best.predicted
+    text = (
+        f"Take {best.draft} {recipe}, at k = {best.num_speculative_tokens}: "
+        f"{selection.basis} {valued(speed, 'speedup')} the target alone."
+    )
+    if speed is not None and speed.high <= 1:
+        text = (
+            f"None of these pays: the best, {name_of(best, selection)}, is {selection.basis} at "
+            f"{valued(speed, 'speedup')} the target alone. Serve without speculation."
+        )
+    undecided = [name_of(row, selection) for row in selection.undecided]
+    if undecided:
+        more = "more prompts" + (" or longer timing" if selection.basis == "measured" else "")
+        text += f" The intervals cannot tell it from {', '.join(undecided)}: {more} might."
+    if selection.basis_reason:
+        text += f" Ordered by prediction, because {selection.basis_reason}."
+    return text
+
+
+def ranking_table(selection: Selection) -> Table:
+    """One row a draft and recipe, fastest first."""
+    return Table(
+        columns=("Draft", "Recipe", "k", "Measured", "Predicted", "Of the first", "Verdict"),
+        rows=tuple(
+            (
+                short(row.draft, selection),
+                row.recipe,
+                str(row.num_speculative_tokens),
+                UNDEFINED if row.measured is None else _times(row.measured),
+                _times(row.predicted),
+                "–" if row.speed_ratio is None else _times(row.speed_ratio),
+                _verdict(row),
+            )
+            for row in selection.rows
+        ),
+        numeric=frozenset({2, 3, 4, 5}),
+        caption=(
+            f"In the order of the {selection.basis} speedup over the target alone, each at its own "
+            "best k, with 95 % intervals. Predicted: if memory were the only limit. Of the first: "
+            "its interval holds over all rows together; one that reaches 1 is not told apart. "
+            "Verdict: of the recipe on its own draft."
+        ),
+    )
+
+
+def reasons(selection: Selection) -> Iterator[str]:
+    """Of every row after the first: what it loses in tokens, in time, and how it differs."""
+    best = selection.rows[0]
+    if len(selection.rows) == 1:
+        yield "There is nothing to compare it with."
+    for row in selection.rows[1:]:
+        ratio = row.speed_ratio
+        sure = "" if row.is_slower else " (not told apart)"
+        rounds = times(row.round_ratio)
+        speed = times(None if ratio is None else ratio.value)
+        yield (
+            f"{name_of(row, selection)}: {speed} the first's speed{sure}: "
+            f"{times(row.length_ratio)} the tokens a round, {rounds} the time of one"
+            f"{_difference(row, best)}"
+        )
+
+
+def _difference(row: Ranked, best: Ranked) -> str:
+    """The traits that differ, where the drafts do."""
+    if row.draft == best.draft:
+        return "; the same draft"
+    found = row.traits.differences(best.traits)
+    more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
+    listed = ", ".join(found[:MAX_DIFFERENCES]) + more
+    return f"; {listed}" if listed else "; the same shape: its training differs"
+
+
+def cost_table(selection: Selection) -> Table:
+    """Acceptance at one k for all, and what a step reads and takes."""
+    return Table(
+        columns=(
+            "Draft",
+            "Recipe",
+            "Acceptance rate",
+            "Minus the first, points",
+            "τ",
+            "Step",
+            "Bytes",
+            "c",
+        ),
+        rows=tuple(
+            (
+                short(row.draft, selection),
+                row.recipe,
+                valued(row.acceptance_rate, "rate"),
+                "–" if row.acceptance_gap is None else _points(row.acceptance_gap),
+                f"{row.mean_acceptance_length:.2f}",
+                milliseconds(row.draft_step_ms),
+                num_bytes(row.step_bytes),
+                f"{row.draft_cost:.3f}",
+            )
+            for row in selection.rows
+        ),
+        numeric=frozenset(range(2, 8)),
+        caption=(
+            f"Acceptance at k = {selection.common_k} for all, paired by prompt; τ at each row's "
+            "own k. Bytes of a draft step at batch 1, and c, those bytes over the target's."
+        ),
+    )
+
+
+def traits_table(selection: Selection) -> Table:
+    """One row a draft: what may explain the differences."""
+    by_draft = {row.draft: row for row in reversed(selection.rows)}
+    return Table(
+        columns=(
+            "Draft",
+            "Family",
+            "Size",
+            "Target is",
+            "Layers",
+            "Hidden",
+            "Heads",
+            "MLP",
+            "Trained on",
+        ),
+        rows=tuple(
+            _traits_row(short(name, selection), row.traits, row.size_ratio)
+            for name, row in sorted(
+                by_draft.items(), key=lambda each: each[1].traits.num_parameters
+            )
+        ),
+        numeric=frozenset(range(2, 8)),
+        caption="From each config; `trained on` only where the config states it. Usual are targets "
+        "10 to 30 times as large.",
+    )
+
+
+def _traits_row(name: str, traits: Traits, size_ratio: float) -> tuple[str, ...]:
+    heads = f"{_number(traits.num_heads)}/{_number(traits.num_kv_heads)}"
+    return (
+        name,
+        traits.family,
+        f"{significant(traits.num_parameters / 1e6)}M",
+        f"{size_ratio:.1f}×",
+        _number(traits.num_layers),
+        _number(traits.hidden_size),
+        heads,
+        _number(traits.mlp_size),
+        traits.training_domain or "not stated",
+    )
+
+
+def short(draft: str, selection: Selection) -> str:
+    """A draft's last name where it is the only one of it, else all that the user said."""
+    names = [Path(each).name for each in {row.draft for row in selection.rows}]
+    last = Path(draft).name
+    return last if names.count(last) == 1 else draft
+
+
+def name_of(row: Ranked, selection: Selection) -> str:
+    """`draft` or `draft + recipe`."""
+    draft = short(row.draft, selection)
+    return draft if row.recipe == "none" else f"{draft} + {row.recipe}"
+
+
+def _times(ends: Interval) -> str:
+    """`1.53× (1.17 to 2.12)`."""
+    return f"{ends.value:.2f}× ({ends.low:.2f} to {ends.high:.2f})"
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def _points(gap: Interval) -> str:
+    """`−3.1 (−4.0 to −2.2)`."""
+    ends = [f"{100 * end:+.1f}".replace("-", "−") for end in (gap.value, gap.low, gap.high)]
+    return f"{ends[0]} ({ends[1]} to {ends[2]})"
+
+
+def _verdict(row: Ranked) -> str:
+    if row.alarms:
+        return f"alarm: {', '.join(row.alarms)}"
+    return row.decision or "–"
+
+
+def _warnings(selection: Selection) -> tuple[Block, ...]:
+    """What does not fit well between a draft and the target."""
+    lines = [
+        f"{short(draft, selection)}: {line}"
+        for draft, found in selection.warnings.items()
+        for line in found
+    ]
+    return (Bullets(tuple(lines)),) if lines else ()
+
+
+def _refusals(selection: Selection) -> tuple[Block, ...]:
+    lines = [
+        f"{draft}: {why}" for draft, why in (*selection.refused.items(), *selection.failed.items())
+    ]
+    return (Notice("Not in the ranking", tuple(lines), "doubt"),) if lines else ()

@@ -1,0 +1,236 @@
+"""Choosing among drafts: orders known beforehand, refusals, and a whole choice of tiny drafts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from quantdraft.capture import capture
+from quantdraft.cli import main
+from quantdraft.errors import OptionError
+from quantdraft.results import Alarm, Evaluation, Latency, PromptReplay
+from quantdraft.selection import Contender, Traits, rank
+from quantdraft.selection.ranking import basis_of
+from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.selection.rows import answer, lines_of
+from quantdraft.traffic import Sampling
+from tests.conftest import Pair, save_noisy, save_tokenizer
+from tests.example_evaluation import evaluation, rounds
+from tests.test_advice import timed
+
+NUM_TOKENS = 126
+KS = evaluation().num_speculative_tokens
+SMALL = Traits("llama", 1_000_000, 2, 256, 4, 2, 768, 4096, "code")
+DEEP = replace(SMALL, num_parameters=3_000_000, num_layers=6, training_domain=None)
+
+
+def run_of(alphas: list[float], latency: Latency) -> Evaluation:
+    """A run whose two arms accept independently, each prompt with its own probability."""
+    prompts = []
+    for at, alpha in enumerate(alphas):
+        lengths = [rounds(alpha, k).mean_acceptance_length for k in KS]
+        drafts = tuple(NUM_TOKENS / length for length in lengths)
+        kept = tuple(NUM_TOKENS - each for each in drafts)
+        prompts.append(PromptReplay(f"p{at}", "code", 100, NUM_TOKENS, drafts, drafts, kept, kept))
+    return replace(evaluation(), prompts=tuple(prompts), latency=latency)
+
+
+def contender(
+    name: str,
+    alpha: float | list[float],
+    draft_ms: float,
+    *,
+    recipe: str = "none",
+    traits: Traits = SMALL,
+    bytes_: int = 100,
+    latency: Latency | None = None,
+) -> Contender:
+    alphas = [alpha] * 24 if isinstance(alpha, float) else alpha
+    steps = timed(1, draft_ms, 10.0, 0.0) if latency is None else latency
+    arm = "baseline" if recipe == "none" else "candidate"
+    return Contender(name, recipe, arm, run_of(alphas, steps), bytes_, 1000, traits, 7.0)
+
+
+def test_the_order_is_that_of_the_speed_equation() -> None:
+    """speed(k) = tau(k) 10 / (k t_d + 10), the best over k worked out by hand."""
+    given = {"cheap": (0.6, 0.2), "dear": (0.8, 4.0), "good": (0.8, 1.0)}
+    rows = rank([contender(name, *each) for name, each in given.items()], common_k=4)
+    by_hand = {
+        name: max((sum(alpha**j for j in range(k + 1)) * 10 / (k * ms + 10), k) for k in KS)
+        for name, (alpha, ms) in given.items()
+    }
+    assert [row.draft for row in rows] == sorted(by_hand, key=lambda name: -by_hand[name][0])
+    for row in rows:
+        assert row.measured is not None
+        assert row.measured.value == pytest.approx(by_hand[row.draft][0])
+        assert row.num_speculative_tokens == by_hand[row.draft][1]
+
+
+def test_the_reasons_multiply_to_the_speed_ratio() -> None:
+    first, second = rank([contender("a", 0.8, 1.0), contender("b", 0.6, 0.5)], common_k=4)
+    assert first.speed_ratio is None
+    assert second.speed_ratio is not None
+    assert second.speed_ratio.value == pytest.approx(second.length_ratio / second.round_ratio)
+    assert second.acceptance_gap is not None
+    gap = rounds(0.6, 4).acceptance_rate - rounds(0.8, 4).acceptance_rate
+    assert second.acceptance_gap.value == pytest.approx(gap)
+
+
+def test_without_noise_a_slower_draft_is_surely_slower() -> None:
+    _, second = rank([contender("a", 0.8, 1.0), contender("b", 0.6, 0.5)], common_k=4)
+    assert second.is_slower is True
+
+
+def test_one_missing_speed_makes_the_whole_order_a_prediction() -> None:
+    untimed = replace(timed(1, 1.0, 10.0, 0.0), arms={}, undefined={"baseline": "no kernel"})
+    pair = [contender("a", 0.7, 1.0), contender("b", 0.7, 1.0, bytes_=50, latency=untimed)]
+    assert basis_of(pair) == "predicted"
+    rows = rank(pair, common_k=4)
+    assert [row.draft for row in rows] == ["b", "a"]
+    best = max(sum(0.7**j for j in range(k + 1)) / (k * 0.05 + 1) for k in KS)
+    assert rows[0].measured is None
+    assert rows[0].predicted.value == pytest.approx(best)
+    assert basis_of(pair[:1]) == "measured"
+
+
+def test_equal_drafts_are_told_apart_no_oftener_than_the_interval_promises() -> None:
+    """Two drafts of one distribution over prompts, 120 runs: 5 % and four standard errors."""
+    rng, num_runs, told = np.random.default_rng(1), 120, 0
+    for seed in range(num_runs):
+        level = rng.beta(12, 5, 24)
+        noisy = [(level + rng.normal(0, 0.05, 24)).clip(0.05, 0.95).tolist() for _ in range(2)]
+        pair = [contender(name, alphas, 1.0) for name, alphas in zip("ab", noisy, strict=True)]
+        told += rank(pair, common_k=4, seed=seed)[1].is_slower is True
+    assert told / num_runs < 0.05 + 4 * (0.05 * 0.95 / num_runs) ** 0.5
+
+
+def test_nothing_to_rank_is_an_error() -> None:
+    with pytest.raises(OptionError, match="no draft to choose from"):
+        rank([], common_k=4)
+
+
+def selection_of(*contenders: Contender) -> Selection:
+    rows = rank(contenders, common_k=4)
+    return Selection(
+        SELECTION_SCHEMA_VERSION, "T", "t.jsonl", "greedy", 24, 4, basis_of(contenders), "", rows
+    )
+
+
+def test_the_answer_names_draft_recipe_and_k() -> None:
+    made = selection_of(
+        contender("a", 0.8, 1.0, recipe="int4"), contender("b", 0.6, 1.0, traits=DEEP)
+    )
+    text = answer(made)
+    assert text.startswith("Take a with the recipe int4, at k = ")
+    assert "cannot tell" not in text
+    page = lines_of(made)
+    assert "layers 6 for 2" in page
+    assert "training domain not stated for code" in page
+
+
+def test_an_answer_that_the_intervals_do_not_bear_says_so() -> None:
+    rng = np.random.default_rng(0)
+    level = rng.beta(8, 4, 24)
+    noisy = [(level + rng.normal(0, 0.1, 24)).clip(0.05, 0.95).tolist() for _ in range(2)]
+    made = selection_of(contender("a", noisy[0], 1.0), contender("b", noisy[1], 1.0))
+    assert "The intervals cannot tell it from" in answer(made)
+
+
+def test_a_choice_of_which_none_pays_says_serve_without() -> None:
+    made = selection_of(contender("a", 0.2, 9.0), contender("b", 0.1, 9.0))
+    assert answer(made).startswith("None of these pays")
+
+
+def test_an_alarm_stands_beside_its_row() -> None:
+    one = contender("a", 0.8, 1.0, recipe="int4")
+    alarm = Alarm("replay-disagrees", "…")
+    alarmed = replace(one.run, verdict=replace(one.run.verdict, alarms=(alarm,)))
+    page = lines_of(selection_of(replace(one, run=alarmed), contender("b", 0.6, 1.0)))
+    assert "alarm: replay-disagrees" in page
+
+
+@pytest.fixture(scope="module")
+def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
+    capture(str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other_words(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The draft's weights under a tokenizer whose ids mean other tokens."""
+    directory = tmp_path_factory.mktemp("drafts") / "other-words"
+    shutil.copytree(tiny_pair.draft, directory)
+    save_tokenizer(directory, order=-1)
+    return directory
+
+
+def choose(*options: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["select", *map(str, options)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_choice_refuses_another_vocabulary_ranks_the_rest_and_is_not_done_twice(
+    tiny_pair: Pair, traffic: Path, other_words: Path, tmp_path: Path
+) -> None:
+    worse = tmp_path / "worse"
+    shutil.copytree(tiny_pair.draft, worse)
+    save_noisy(tiny_pair.target, worse, noise=0.5)
+    given = ["--target", tiny_pair.target, "--traffic", traffic, "-o", tmp_path / "out"]
+    given += ["--draft", tiny_pair.draft, "--draft", worse, "--draft", other_words]
+    given += ["--no-latency", "-k", "1-4"]
+    code, shown, told = choose(*given)
+    assert code == 0
+    assert f"Refused: {other_words}: " in told
+    assert "token ids mean different tokens" in told
+    record = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert [row["draft"] for row in record["rows"]] == [str(tiny_pair.draft), str(worse)]
+    assert record["basis"] == "predicted"
+    assert list(record["refused"]) == [str(other_words)]
+    assert "Ordered by prediction" in " ".join(shown.split())
+
+    runs = sorted((tmp_path / "out" / "runs").glob("*/evaluation.json"))
+    before = [path.stat().st_mtime_ns for path in runs]
+    code, _, _ = choose(*given)
+    assert code == 0
+    assert [path.stat().st_mtime_ns for path in runs] == before
+
+
+def test_wrong_input_is_one_line(
+    tiny_pair: Pair, traffic: Path, other_words: Path, tmp_path: Path
+) -> None:
+    target, draft = tiny_pair.target, tiny_pair.draft
+    base = ["--target", target, "--traffic", traffic, "-o", tmp_path / "out"]
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "mine.txt").write_text("x")
+    cases = (
+        ([*base, "--draft", draft], "nothing to choose"),
+        ([*base, "--draft", draft, "--draft", draft], "is given twice"),
+        ([*base, "--draft", draft, "--recipe", "fp9"], "no recipe 'fp9'"),
+        ([*base, "--draft", draft, "--draft", tmp_path / "none"], "no model directory"),
+        ([*base, "--draft", other_words, "--recipe", "int8"], "no draft fits target"),
+        ([*base, "--draft", draft, "--recipe", "int8", "-k", "0"], "lies in 1..16"),
+        (
+            ["--target", target, "--draft", draft, "--recipe", "int8", "--traffic", "no.jsonl"],
+            "no traffic file 'no.jsonl'",
+        ),
+        (
+            [*base[:4], "-o", busy, "--draft", draft, "--recipe", "int8"],
+            "holds something else than this choice",
+        ),
+    )
+    for given, said in cases:
+        code, _, told = choose(*given)
+        assert code == 1
+        errors = [line for line in told.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == 1
+        assert said in errors[0]
