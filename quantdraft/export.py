@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
+from quantdraft.checkpoint import (
+    Checkpoint,
+    open_checkpoint,
+    require_own_files,
+    require_tokenizer,
+)
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
 from quantdraft.files import whole_directory, write_text
 from quantdraft.heads import draft_head
@@ -27,6 +32,7 @@ from quantdraft.serving.evidence import (
 )
 from quantdraft.serving.findings import Draft, Finding, Pair, vocab_size
 from quantdraft.serving.gguf import COMMANDS_FILE, Conversion, commands, convert, plan_conversion
+from quantdraft.serving.gguf_proof import Proof, prove
 from quantdraft.serving.heads import HeadServing, head_serving
 from quantdraft.serving.padding import Padding, pad, plan_padding
 from quantdraft.serving.target import Target, read_target
@@ -63,6 +69,7 @@ def export(
     draft: Path | None = None,
     gguf_type: str | None = None,
     llamacpp_dir: Path | None = None,
+    proof: bool = True,
     require_go: bool = False,
     force: bool = False,
 ) -> list[str]:
@@ -73,13 +80,15 @@ def export(
     pad_vocab: give the draft as many rows of embedding and head as the target has
     draft, gguf_type, llamacpp_dir: for llama.cpp, the full-precision draft that the GGUF is made
         from, its type, and llama.cpp's sources; without these the commands are written
+    proof: let llama.cpp's own server, where it is built, load the GGUF and speculate with it
 
     Raises VerdictError under `require_go` for anything but a go, PairingError for an evaluation
     of other weights or token ids that differ, CheckpointError or OptionError for what the engine
-    cannot load.
+    cannot load, EngineError for a GGUF that llama.cpp's server does not use.
     """
     name = engine_name(engine)
     checkpoint = open_checkpoint(checkpoint_dir)
+    require_own_files(checkpoint_dir)
     if output.resolve() == checkpoint_dir.resolve():
         raise OptionError(f"--output '{output}' is the checkpoint itself. Give another directory.")
     head = draft_head(checkpoint)
@@ -105,8 +114,10 @@ def export(
     with whole_directory(output, force) as staging:
         _write_draft(job, staging)
         _write_launch(job, staging, launch, pair)
-        write_text(staging / "README.md", _card(job, launch, warnings))
-    told = [f"WARNING: {warning}" for warning in warnings]
+        found = _proven(job, staging, k) if proof else Proof()
+        warnings += found.warnings
+        write_text(staging / "README.md", _card(job, launch, warnings, found.seen))
+    told = [*(f"WARNING: {warning}" for warning in warnings), *found.seen]
     return [*told, f"Written: {output}", f"Launch ({name}, k = {k}): {_shown(job, launch)}"]
 
 
@@ -218,6 +229,13 @@ def _write_draft(job: _Job, staging: Path) -> None:
         pad(job.checkpoint, job.padding, staging)
 
 
+def _proven(job: _Job, staging: Path, k: int) -> Proof:
+    """What llama.cpp's server did with the file that was made; nothing where there is none."""
+    if job.conversion is None or job.conversion.llamacpp is None:
+        return Proof()
+    return prove(job.conversion, staging / job.conversion.file, job.target, k)
+
+
 def _write_launch(job: _Job, staging: Path, launch: str, pair: Pair) -> None:
     path = staging / job.serving.LAUNCH_FILE
     write_text(path, job.serving.launch_text(launch))
@@ -226,7 +244,7 @@ def _write_launch(job: _Job, staging: Path, launch: str, pair: Pair) -> None:
         write_text(staging / name, text)
 
 
-def _card(job: _Job, launch: str, warnings: tuple[str, ...]) -> str:
+def _card(job: _Job, launch: str, warnings: tuple[str, ...], seen: tuple[str, ...]) -> str:
     is_evidence = job.conversion is None
     return model_card(
         job.output.name,
@@ -238,6 +256,7 @@ def _card(job: _Job, launch: str, warnings: tuple[str, ...]) -> str:
         notes=job.serving.NOTES,
         warnings=warnings,
         gguf_type=None if job.conversion is None else job.conversion.gguf_type,
+        seen=seen,
     )
 
 

@@ -70,6 +70,7 @@ NF4 = {
     },
 }
 PLAIN = {"vocab_size": 512, "dtype": "bfloat16"}
+CACHE_ALONE = {"quant_method": "compressed-tensors", "config_groups": {}}
 
 
 def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) -> list[Finding]:
@@ -133,6 +134,14 @@ def test_vllm_refuses_several_groups_and_unequal_vocabularies() -> None:
     assert finding.severity == "refuse"
     assert "512" in finding.message
     assert "640" in finding.message
+
+
+def test_vllm_warns_of_one_scale_a_tensor() -> None:
+    """Fused layers have been given each other's (vllm#53122)."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    found = findings(quantized(**(FP8 | {"weights": weights})))
+    assert any("misassigned" in f.message and f.severity == "warn" for f in found)
+    assert not any("misassigned" in f.message for f in findings(quantized(**FP8)))
 
 
 def test_vllm_warns_of_formats_without_a_cpu_kernel() -> None:
@@ -305,7 +314,7 @@ def test_llamacpp_line_has_a_constant_k_and_an_f16_cache() -> None:
     assert flag(line, "-ctkd") == flag(line, "-ctvd") == "f16"
 
 
-def test_llamacpp_translates_beyond_128_tokens_of_difference() -> None:
+def test_llamacpp_leaves_the_draft_unused_beyond_128_tokens_of_difference() -> None:
     near, far = (Draft(Path("d"), PLAIN, {"vocab_size": 512 + n}) for n in (128, 129))
     assert llamacpp.check(near) == ()
     assert [f.severity for f in llamacpp.check(far)] == ["warn"]
@@ -335,13 +344,22 @@ def test_a_stored_config_is_found_in_the_table(
     assert conversion.closest_type(quantization) == gguf_type
 
 
-def test_what_nobody_tried_is_a_warning() -> None:
-    cached = quantized(**INT4)
-    cached["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
-    for engine in (vllm, sglang, tensorrt_llm, transformers):
-        found = engine.check(Draft(Path("d"), cached, PLAIN))
-        assert {f.severity for f in found} == {"warn"}
-        assert any("not known" in f.message for f in found)
+def test_a_quantized_cache_is_said_by_every_engine_and_what_nobody_tried_is_not_known() -> None:
+    for config in (quantized(**FP8), PLAIN | {"quantization_config": dict(CACHE_ALONE)}):
+        config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+        for engine in (vllm, sglang, tensorrt_llm, transformers):
+            found = engine.check(Draft(Path("d"), config, PLAIN))
+            assert {f.severity for f in found} == {"warn"}
+            (said,) = [f.message for f in found if "with an FP8 cache" in f.message]
+            assert ("not known" in said) == (engine in {sglang, tensorrt_llm})
+
+
+def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
+    config = quantized(**(INT4 | {"input_activations": FP8["input_activations"]}))
+    assert stored_names(config["quantization_config"]) == ["int4-fp8"]
+    assert "9.0" in findings(config)[0].message
+    (refused,) = sglang.check(Draft(Path("d"), config, PLAIN))
+    assert refused.severity == "refuse"
 
 
 def test_every_engine_says_the_launch_line_in_its_file() -> None:

@@ -34,7 +34,11 @@ def load_borrowed(config: Any, source: WeightSource, linears: LinearBuilder) -> 
     checkpoint = source.checkpoint
     architecture = (config.architectures or ["unknown"])[0]
     model_class = getattr(transformers, architecture, None)
-    if model_class is None or checkpoint is None:
+    # The name is the checkpoint's: it may be a model, and nothing else that the library has.
+    is_model = isinstance(model_class, type) and issubclass(
+        model_class, transformers.PreTrainedModel
+    )
+    if model_class is None or not is_model or checkpoint is None:
         raise NoKernelError(f"transformers has no {architecture} for the native engine to build on")
     plain = {
         name: source.tensor(name)

@@ -8,7 +8,6 @@ modules around the same kernels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.configs import read_generation_config
 from quantdraft.engines.borrowed import load_borrowed
 from quantdraft.engines.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
 from quantdraft.engines.fusing import SideBySide, stacked, stacked_bias
 from quantdraft.engines.source import Weight, WeightSource, kernel_format
-from quantdraft.generation import end_token_ids
+from quantdraft.errors import CheckpointError
+from quantdraft.generation import end_token_ids, first_token_ids
 from quantdraft.kernels import NoKernelError, kernels_for
 from quantdraft.kernels.choice import fastest_linear
 from quantdraft.proof import claims_but_not_quantized
+from quantdraft.quantizers.quiet import hush_torchao
 from quantdraft.schemes import HEAD
 
 EXACT_KERNELS = (
@@ -89,6 +91,7 @@ def load_native(
             raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
     for name in {kernel_format(fmt) for fmt in source.formats.values()}:
         kernels_for(device.type, name)  # before anything is loaded
+    hush_torchao()  # transformers brings it
     config = _transformers_config(source)
     linears = Linears(source, dtype, device, tuple(rows))
     if unsupported(config) is None:
@@ -104,7 +107,10 @@ def load_native(
         kernels=tuple(sorted(linears.kernels)),
         weight_bytes=_weight_bytes(model),
         source=source,
-        end_token_ids=_end_token_ids(source, config),
+        end_token_ids=first_token_ids(
+            _generation_config(source).get("eos_token_id"),
+            getattr(config.get_text_config(), "eos_token_id", None),
+        ),
     )
 
 
@@ -229,25 +235,24 @@ def _transformers_config(source: WeightSource) -> Any:
 
     plain = {k: v for k, v in source.config.items() if k != "quantization_config"}
     try:
-        return CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+        config = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
     except KeyError as error:
         raise NoKernelError(
             f"'{source.name}' is of a model type that transformers does not know: "
             f"{plain.get('model_type')!r}"
         ) from error
+    except Exception as error:  # the library checks what it is given, each field in its own way
+        raise CheckpointError(
+            f"'{source.name}' has a config.json that transformers refuses: {error}"
+        ) from error
+    config._attn_implementation = None  # see `models.load_config`
+    return config
 
 
-def _end_token_ids(source: WeightSource, config: Any) -> tuple[int, ...]:
-    """Ids that end a response: the generation config's, else the config's; there may be none."""
+def _generation_config(source: WeightSource) -> dict[str, Any]:
+    """What lies beside the weights; empty where nothing does."""
     checkpoint = source.checkpoint
-    path = None if checkpoint is None else checkpoint.path / "generation_config.json"
-    if path is not None and path.is_file():
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    else:
-        ends = getattr(config, "eos_token_id", None)
-    if ends is None:
-        return ()
-    return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+    return {} if checkpoint is None else read_generation_config(checkpoint.path)
 
 
 def _num_rows(weight: Weight) -> int:

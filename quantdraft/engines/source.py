@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import NoKernelError
+from quantdraft.kernels.codebook import code_table
 from quantdraft.ledger import Ledger, byte_ledger, project, untied_tensors
 from quantdraft.recipe import Recipe
 from quantdraft.schemes import HEAD, WeightFormat, formats_by_module
@@ -31,14 +32,12 @@ from quantdraft.unpacking import (
 Weight = Unpacked | Codebook | Tensor
 # Random numbers are drawn once and repeated: drawing 8 billion of them would take minutes.
 POOL_SIZE = 1 << 20
-RANDOM_FORMATS = {"int4", "int8", "int8-weight-only", "fp8", "fp8-block"}
+RANDOM_FORMATS = {"int4", "int8", "int8-weight-only", "fp8", "fp8-block", "llm-int8", "nf4", "fp4"}
 WEIGHT_SPREAD = 0.02  # as models are initialised; activations then stay finite through all layers
 
 
 def kernel_format(fmt: WeightFormat) -> str:
     """The name under which `quantdraft.kernels` lists a format."""
-    if fmt.library == "bitsandbytes" and fmt.num_bits == 8:
-        return "int8-bnb"  # LLM.int8() keeps columns with outliers in 16 bits: no kernel here does
     return fmt.name
 
 
@@ -172,9 +171,13 @@ class RandomWeights:
         fmt = self.formats.get(module)
         if fmt is None:
             return self.tensor(f"{module}.weight")
-        if kernel_format(fmt) not in RANDOM_FORMATS:
-            raise NoKernelError(f"no random weights are made for the format {kernel_format(fmt)}")
+        if kernel_format(fmt) not in RANDOM_FORMATS or fmt.is_double:
+            double = " with quantized scales" if fmt.is_double else ""
+            name = f"{kernel_format(fmt)}{double}"
+            raise NoKernelError(f"no random weights are made for the format {name}")
         rows, columns = self._tensors[f"{module}.weight"].shape
+        if fmt.name in {"nf4", "fp4"}:
+            return _random_codebook(fmt, rows, columns, self._generator(module))
         return _random_integers(fmt, rows, columns, self._generator(module))
 
     def _generator(self, name: str) -> torch.Generator:
@@ -194,6 +197,16 @@ def _random_integers(
         integers, largest = _tiled(pool, (rows, columns)), half / 3**0.5
     scale = torch.full(fmt.scale_shape((rows, columns)), WEIGHT_SPREAD / largest)
     return Unpacked(integers, scale, None, fmt.group_size, fmt.block)
+
+
+def _random_codebook(
+    fmt: WeightFormat, rows: int, columns: int, generator: torch.Generator
+) -> Codebook:
+    pool = torch.randint(0, 256, (POOL_SIZE,), generator=generator, dtype=torch.uint8)
+    block_size = fmt.group_size or columns
+    scale = torch.full((-(-rows * columns // block_size),), 2 * WEIGHT_SPREAD)
+    table = code_table(fmt.name)
+    return Codebook(_tiled(pool, (rows, columns // 2)), table, scale, block_size, None, fmt.name)
 
 
 def _tiled(pool: Tensor, shape: tuple[int, ...]) -> Tensor:

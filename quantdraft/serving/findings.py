@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,9 @@ def float_type(config: dict[str, Any] | None) -> str | None:
     config = config or {}
     text = config.get("text_config") or {}
     found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
-    return str(found).removeprefix("torch.") if found else None
+    # It becomes a part of launch lines and of a script: a word, or nothing.
+    word = re.fullmatch(r"(?:torch\.)?([A-Za-z]\w{0,31})", str(found or ""))
+    return word.group(1) if word else None
 
 
 def float_mix(draft: Draft) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ rounded once. Left out: the target's GGUF, and formats beyond those below.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.documents import read_json_object
 from quantdraft.errors import CheckpointError, OptionError
 from quantdraft.serving.support import stored_names
 
@@ -43,11 +43,12 @@ class Conversion:
     source: Path
     gguf_type: str
     llamacpp: Path | None
+    role: str = "draft"
 
     @property
     def file(self) -> str:
         """Name of the GGUF file."""
-        return f"draft-{self.gguf_type}.gguf"
+        return f"{self.role}-{self.gguf_type}.gguf"
 
 
 def closest_type(quantization: Mapping[str, Any]) -> str:
@@ -114,7 +115,7 @@ def convert(conversion: Conversion, staging: Path) -> Path:
         return made
     full = staging / "draft-full.gguf"
     _run_converter(conversion, full, "auto")
-    tool = quantizing_tool(conversion.llamacpp)
+    tool = built_tool(conversion.llamacpp, "llama-quantize")
     if tool is not None:
         _run([str(tool), str(full), str(made), "Q4_0"], "llama-quantize")
     else:
@@ -125,10 +126,10 @@ def convert(conversion: Conversion, staging: Path) -> Path:
     return made
 
 
-def quantizing_tool(llamacpp: Path) -> Path | None:
-    """llama.cpp's own quantizer, where it was built in the usual place."""
-    for place in ("build/bin", "build/bin/Release", "."):
-        path = llamacpp / place / "llama-quantize"
+def built_tool(llamacpp: Path, name: str) -> Path | None:
+    """A program of llama.cpp's, where it was built in the usual place."""
+    for place in ("build/bin", "build/bin/Release", "bin", "."):
+        path = llamacpp / place / name
         if path.is_file() and os.access(path, os.X_OK):
             return path
     return None
@@ -150,8 +151,10 @@ def _splits_as_gpt2(source: Path) -> bool:
     path = source / "tokenizer.json"
     if not path.is_file():
         return False
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    found = tokenizer.get("pre_tokenizer") or {}
+    tokenizer = read_json_object(path)
+    found = tokenizer.get("pre_tokenizer")
+    if not isinstance(found, dict):
+        return False
     is_plain = found.get("type") == "ByteLevel" and not found.get("add_prefix_space")
     return is_plain and found.get("use_regex", True) and not tokenizer.get("normalizer")
 

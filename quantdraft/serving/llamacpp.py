@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from quantdraft.serving.findings import Draft, Finding, Pair, unequal_vocabulary
 
 LAUNCH_FILE = "launch.sh"
-# Two vocabularies may differ by as many tokens; beyond that it translates text between them.
+# Two vocabularies may differ by as many tokens; beyond that the server leaves the draft unused.
 MAX_VOCABULARY_DIFFERENCE = 128
 NOTES = (
     "The GGUF is another quantization than the candidate it stands beside: its acceptance and "
@@ -31,13 +32,24 @@ def launch(pair: Pair) -> str:
     """The shell line that serves the target; `pair.draft` is the GGUF file."""
     return shlex.join(
         [
-            *("llama-server", "-m", pair.target, "-md", str(pair.draft)),
-            *("--spec-type", "draft-simple"),
-            *("--spec-draft-n-max", str(pair.num_speculative_tokens)),
-            *("--spec-draft-p-min", "0"),  # a constant k: never cut short by the draft's doubt
-            *("-ngld", "99", "-ctkd", "f16", "-ctvd", "f16"),
+            *("llama-server", "-m", pair.target),
+            *speculative_arguments(pair.draft, pair.num_speculative_tokens),
         ]
     )
+
+
+def speculative_arguments(draft: Path, num_speculative_tokens: int) -> list[str]:
+    """What makes llama-server speculate with a GGUF draft, k tokens a round.
+
+    A constant k: --spec-draft-p-min 0 never cuts a proposal short for the draft's doubt, and
+    --spec-draft-n-min 0 throws no short one away.
+    """
+    return [
+        *("-md", str(draft), "--spec-type", "draft-simple"),
+        *("--spec-draft-n-max", str(num_speculative_tokens)),
+        *("--spec-draft-n-min", "0", "--spec-draft-p-min", "0"),
+        *("-ngld", "99", "-ctkd", "f16", "-ctvd", "f16"),
+    ]
 
 
 def launch_text(line: str) -> str:
@@ -57,8 +69,8 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
         yield Finding(
             "warn",
             f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: beyond a "
-            f"difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama.cpp translates text between "
-            "the two, at a cost in acceptance.",
+            f"difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server serves without the "
+            "draft, and only its log says so.",
         )
 
 

@@ -1,7 +1,8 @@
 """Which engine loads a draft in which format. The one place where this is written down.
 
-From the engines' documentation and threads, and for vLLM's CPU build from running it (0.32). An
-engine's own version may know more or less; an absent entry means that nobody here has looked.
+From the engines' documentation, threads and sources: vLLM's as installed (0.32), its CPU build by
+running it, SGLang's at commit 719a836, llama.cpp's converter at commit 0c1e570. An engine's own
+version may know more or less; an absent entry means that nobody here has found out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Support:
 YES, NO, UNKNOWN = Support("yes"), Support("no"), Support("unknown")
 CONVERTS = Support("part", "through its converter, to GGUF")
 MODELOPT = Support("part", "its own checkpoints, by ModelOpt")
-SLOW = Support("part", "in general, and slowly")
+ONE_GROUP = Support("no", "its converter takes one config group, of grouped or per-row weights")
 BLACKWELL = Support("part", "Blackwell, or weight-only through Marlin")
 
 _INTEGERS = {
@@ -50,8 +51,10 @@ _FP4 = {
     "llamacpp": NO,
     "tensorrt-llm": MODELOPT,
 }
+_NVFP4 = _FP4 | {"llamacpp": CONVERTS}
 _BITSANDBYTES = {
-    "vllm": SLOW,
+    "vllm": Support("part", "before 0.32, slowly; 0.32 itself has no loader for it"),
+    "vllm-cpu": Support("no", "Unknown quantization method: bitsandbytes"),
     "sglang": Support("part", "limited"),
     "transformers": YES,
     "llamacpp": NO,
@@ -60,21 +63,37 @@ _BITSANDBYTES = {
 # By `WeightFormat.name`; integers of another library by "library:name".
 SUPPORT: dict[str, dict[str, Support]] = {
     "dense": dict.fromkeys(ENGINES, YES) | {"llamacpp": CONVERTS},
-    "int4": _INTEGERS,
+    "int4": _INTEGERS | {"vllm-cpu": Support("yes", "its kernel needs AVX-512")},
+    "int4-fp8": _INTEGERS
+    | {
+        "vllm": Support("part", "compute capability 9.0 and no other"),
+        "vllm-cpu": Support("no", "No compressed-tensors compatible scheme was found"),
+        "sglang": Support("no", "its INT4 x FP8 scheme is for experts alone"),
+    },
     "int8": _INTEGERS,
     "int8-weight-only": _INTEGERS
-    | {"vllm-cpu": Support("no", "Quant type (uint8b128) not supported")},
+    | {
+        "vllm-cpu": Support("no", "Quant type (uint8b128) not supported"),
+        "llamacpp": Support("no", "its converter takes packed weights in groups alone"),
+    },
     "fp8": _FP8,
     "fp8-static": _FP8
     | {"vllm-cpu": Support("no", "static_scaled_fp8_quant() expected at most 0 argument(s)")},
     "fp8-block": _FP8 | {"vllm-cpu": Support("no", "needs AMX")},
-    "nvfp4": _FP4,
-    "nvfp4-weight-only": _FP4,
+    "nvfp4": _NVFP4,
+    "nvfp4-weight-only": _NVFP4,
     "mxfp4": _FP4,
+    "mxfp8": {
+        "vllm": BLACKWELL,
+        "vllm-cpu": Support("no", "Failed to find a kernel that can implement MXFP8"),
+        "sglang": Support("part", "Blackwell, and not in older versions"),
+        "transformers": Support("part", "unpacks the weights"),
+        "llamacpp": NO,
+    },
     "gptq:int4": _INTEGERS
     | {
+        "vllm-cpu": Support("yes", "its kernel needs AVX-512"),
         "transformers": Support("yes", "needs gptqmodel"),
-        "llamacpp": NO,
         "tensorrt-llm": Support("part"),
     },
     "awq:int4": {
@@ -89,6 +108,13 @@ SUPPORT: dict[str, dict[str, Support]] = {
     "fp4": _BITSANDBYTES,
     "llm-int8": _BITSANDBYTES,
 }
+# Of a draft whose keys and values are stored in FP8, whatever its weights are.
+KV_CACHE: dict[str, Support] = {
+    "vllm": Support("part", "its cache is then FP8; needs compute capability 8.9"),
+    "vllm-cpu": Support("part", "FP8 KV cache on CPU requires x86 with AVX-512 or AMX"),
+    "transformers": Support("part", "rounds keys and values, and stores them in full"),
+    "llamacpp": Support("no", "its converter needs a config group of weights"),
+}
 
 
 def support(recipe: Recipe) -> dict[str, Support]:
@@ -98,10 +124,10 @@ def support(recipe: Recipe) -> dict[str, Support]:
     """
     rows = _rows(_name(weight_format(recipe)))
     if recipe.kv_cache != "keep":
-        return dict.fromkeys(ENGINES, UNKNOWN) | {"llamacpp": NO}
+        rows = _worst([rows, {engine: KV_CACHE.get(engine, UNKNOWN) for engine in ENGINES}])
     if not has_one_group(recipe):
         refused = Support("no", "draft_model takes one config group (vllm#49893)")
-        rows |= {"vllm": refused, "vllm-cpu": refused}
+        rows |= {"vllm": refused, "vllm-cpu": refused, "llamacpp": ONE_GROUP}
     return rows
 
 
@@ -110,9 +136,13 @@ def stored_support(quantization: Mapping[str, Any]) -> dict[str, Support]:
 
     Of several formats in one checkpoint an engine's worst counts.
     """
-    if quantization.get("kv_cache_scheme"):
-        return dict.fromkeys(ENGINES, UNKNOWN)
     rows = [_rows(name) for name in stored_names(quantization)]
+    if quantization.get("kv_cache_scheme"):
+        rows.append({engine: KV_CACHE.get(engine, UNKNOWN) for engine in ENGINES})
+    return _worst(rows)
+
+
+def _worst(rows: list[dict[str, Support]]) -> dict[str, Support]:
     order: tuple[Level, ...] = ("no", "unknown", "part", "yes")
     return {
         engine: min((row[engine] for row in rows), key=lambda found: order.index(found.level))
@@ -128,6 +158,8 @@ def stored_names(quantization: Mapping[str, Any]) -> list[str]:
     if method == "awq":
         return [f"awq:int{quantization.get('bits', 4)}"]
     groups = (quantization.get("config_groups") or {}).values()
+    if quantization.get("kv_cache_scheme") and not groups:
+        return ["dense"]
     # As if each group were all there is: what it covers says nothing of what it is.
     alone: list[Mapping[str, Any]] = [
         {"config_groups": {"group": {**group, "targets": ["Linear"]}}, "quant_method": method}
@@ -141,6 +173,8 @@ def loading(draft: Draft, engine: str) -> Iterator[Finding]:
     """What the table says of this draft in this engine: nothing where it simply loads."""
     found = stored_support(draft.quantization)[engine]
     shown = ", ".join(stored_names(draft.quantization))
+    if draft.quantization.get("kv_cache_scheme"):
+        shown += " with an FP8 cache"
     if found.level == "no":
         reason = found.note or "it has no loader for this format"
         yield Finding("refuse", f"{engine} does not load {shown}: {reason}")

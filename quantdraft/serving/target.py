@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.errors import CheckpointError
+from quantdraft.configs import require_config
+from quantdraft.documents import read_json_object
 from quantdraft.files import file_sha256
 from quantdraft.results import Evaluation
 from quantdraft.serving.findings import Draft, float_type
@@ -64,14 +64,12 @@ def read_target(name: str) -> Target:
     file = path / "config.json"
     if not file.is_file():
         return Target(name)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"'{file}' is not JSON: {error}") from error
+    config = read_json_object(file)
+    require_config(config, file)
     parts = path.absolute().parts
     is_snapshot = "snapshots" in parts[:-1]
     revision = parts[parts.index("snapshots") + 1] if is_snapshot else None
-    return Target(name, config if isinstance(config, dict) else None, revision)
+    return Target(name, config, revision)
 
 
 def _recorded(evaluation: Evaluation | None) -> dict[str, Any]:

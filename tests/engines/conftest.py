@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from quantdraft.engines.process import Server
 from quantdraft.engines.vllm.environment import Environment, find_vllm
 from quantdraft.engines.vllm.run import Fleet
-from quantdraft.engines.vllm.server import Server
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.reference import pair_dir
 

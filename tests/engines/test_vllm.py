@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from quantdraft.capture import capture
+from quantdraft.engines.process import Server
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.engines.vllm.run import Fleet, not_ready
-from quantdraft.engines.vllm.server import Server
 from quantdraft.engines.vllm.settings import Serving, require_known_keys
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings

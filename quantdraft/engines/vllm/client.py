@@ -5,27 +5,32 @@ Requests are sent one at a time, so the difference of the counters around one is
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
-import re
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantdraft.documents import parse_json
+from quantdraft.engines.vllm.replies import (
+    NUM_TOKENS,
+    Counters,
+    completion_piece,
+    error_message,
+    parse_counters,
+    parse_event,
+    without_password,
+)
 from quantdraft.errors import EngineError
 from quantdraft.traffic import Sampling
 
 REQUEST_SECONDS = 600.0
 # The counters are written a moment after the last token is sent.
 SETTLE_SECONDS = 5.0
-SAMPLE = re.compile(r"^(vllm:\w+?)(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
-POSITION = re.compile(r'position="(\d+)"')
-NUM_TOKENS = "vllm:generation_tokens_total"
-NUM_DRAFTS = "vllm:spec_decode_num_drafts_total"
-NUM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
-NUM_ACCEPTED_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+MAX_REPLY_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +54,34 @@ class Completion:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """The server's counters since it started; what is not served with a draft has zeros."""
-
-    num_tokens: int
-    num_drafts: int
-    num_draft_tokens: int
-    num_accepted_tokens_per_pos: tuple[int, ...]  # (num_speculative_tokens,), empty without a draft
-
-    def since(self, before: Counters) -> Counters:
-        """What was counted after `before`."""
-        earlier = before.num_accepted_tokens_per_pos or (0,) * len(self.num_accepted_tokens_per_pos)
-        per_pos = zip(self.num_accepted_tokens_per_pos, earlier, strict=True)
-        return Counters(
-            self.num_tokens - before.num_tokens,
-            self.num_drafts - before.num_drafts,
-            self.num_draft_tokens - before.num_draft_tokens,
-            tuple(now - then for now, then in per_pos),
-        )
-
-
 class Client:
     """One server. Raises EngineError for whatever it does not answer as vLLM does."""
 
     def __init__(self, url: str, timeout: float = REQUEST_SECONDS) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EngineError(f"'{url}' is no address of a server. Write http://host:port.")
-        self.url, self.timeout, self._parts = url.rstrip("/"), timeout, parts
+            raise EngineError(
+                f"'{without_password(url)}' is no address of a server. Write http://host:port."
+            )
+        self.url, self.timeout, self._parts = without_password(url).rstrip("/"), timeout, parts
         self._model: str | None = None
 
     @property
     def model(self) -> str:
         """The name under which the server serves its target."""
         if self._model is None:
-            self._model = str(self._get_json("/v1/models")["data"][0]["id"])
+            self._model = str(self._get("/v1/models", "data", 0, "id"))
         return self._model
+
+    def num_positions(self) -> int | None:
+        """Of a prompt and its answer together, where the server tells."""
+        models = self._get("/v1/models", "data")
+        told = models[0].get("max_model_len") if models else None
+        return told if isinstance(told, int) else None
 
     def version(self) -> str:
         """The server's own version."""
-        return str(self._get_json("/version")["version"])
+        return str(self._get("/version", "version"))
 
     def ask(self, request: Request) -> tuple[Completion, Counters]:
         """One answer, and what the server counted for it.
@@ -112,14 +104,7 @@ class Client:
         pieces: list[tuple[float, list[int]]] = []
         started = time.perf_counter()
         for event in self._stream("/v1/completions", _body(self.model, request)):
-            choices = event.get("choices") or []
-            if not choices:
-                continue
-            ids = choices[0].get("token_ids")
-            if ids is None:
-                raise EngineError(
-                    f"{self.url} returns no token ids: `return_token_ids` needs vLLM 0.11 or later."
-                )
+            ids = completion_piece(event)
             if ids:
                 pieces.append((time.perf_counter() - started, ids))
         if not pieces:
@@ -149,18 +134,24 @@ class Client:
             counted = self.counters().since(before)
         return counted
 
-    def _get_json(self, path: str) -> Any:
+    def _get(self, path: str, *keys: str | int) -> Any:
+        """A value inside the JSON that a path answers."""
         try:
-            return json.loads(self._request("GET", path))
-        except (ValueError, KeyError, IndexError) as error:
+            value = parse_json(self._request("GET", path))
+            for key in keys:
+                value = value[key]
+            return value
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise EngineError(f"{self.url}{path} is not what vLLM answers: {error!r}.") from error
 
     def _request(self, method: str, path: str) -> str:
         connection = self._connection()
         try:
-            connection.request(method, self._parts.path.rstrip("/") + path)
+            connection.request(
+                method, self._parts.path.rstrip("/") + path, headers=self._credentials()
+            )
             reply = connection.getresponse()
-            text = reply.read().decode("utf-8", "replace")
+            text = reply.read(MAX_REPLY_BYTES).decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(
                 f"{self.url} does not answer: {error or type(error).__name__}."
@@ -168,33 +159,39 @@ class Client:
         finally:
             connection.close()
         if reply.status != 200:
-            raise EngineError(f"{self.url}{path} answered {reply.status}: {_message(text)}")
+            raise EngineError(f"{self.url}{path} answered {reply.status}: {error_message(text)}")
         return text
 
     def _stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON of every event of a server-sent stream."""
         connection = self._connection()
         try:
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", **self._credentials()}
             connection.request(
                 "POST", self._parts.path.rstrip("/") + path, json.dumps(body), headers
             )
             reply = connection.getresponse()
             if reply.status != 200:
-                text = reply.read().decode("utf-8", "replace")
-                raise EngineError(f"{self.url}{path} answered {reply.status}: {_message(text)}")
-            for line in reply:
-                data = line.removeprefix(b"data: ").strip()
-                if not line.startswith(b"data: ") or data == b"[DONE]":
-                    continue
-                event = json.loads(data)
-                if "error" in event:
-                    raise EngineError(f"{self.url}{path}: {_message(data.decode())}")
-                yield event
+                text = reply.read(MAX_REPLY_BYTES).decode("utf-8", "replace")
+                raise EngineError(
+                    f"{self.url}{path} answered {reply.status}: {error_message(text)}"
+                )
+            while line := reply.readline(MAX_REPLY_BYTES):
+                event = parse_event(line)
+                if event is not None:
+                    yield event
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise EngineError(f"{self.url} broke off: {error or type(error).__name__}.") from error
         finally:
             connection.close()
+
+    def _credentials(self) -> dict[str, str]:
+        """What user:password@ in the URL asks for; it stands in no message and in no record."""
+        if self._parts.username is None:
+            return {}
+        given = (self._parts.username, self._parts.password or "")
+        pair = ":".join(urllib.parse.unquote(part) for part in given)
+        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
     def _connection(self) -> http.client.HTTPConnection:
         kind = (
@@ -204,24 +201,6 @@ class Client:
         )
         assert self._parts.hostname is not None
         return kind(self._parts.hostname, self._parts.port, timeout=self.timeout)
-
-
-def parse_counters(text: str) -> Counters:
-    """The counters in a server's /metrics, summed over its engines."""
-    totals: dict[str, int] = {}
-    per_pos: dict[int, int] = {}
-    for name, labels, value in SAMPLE.findall(text):
-        totals[name] = totals.get(name, 0) + int(float(value))
-        position = POSITION.search(labels)
-        if name == NUM_ACCEPTED_PER_POS and position:
-            at = int(position.group(1))
-            per_pos[at] = per_pos.get(at, 0) + int(float(value))
-    return Counters(
-        totals.get(NUM_TOKENS, 0),
-        totals.get(NUM_DRAFTS, 0),
-        totals.get(NUM_DRAFT_TOKENS, 0),
-        tuple(per_pos[at] for at in sorted(per_pos)),
-    )
 
 
 def _body(model: str, request: Request) -> dict[str, Any]:
@@ -241,14 +220,3 @@ def _body(model: str, request: Request) -> dict[str, Any]:
         "stream": True,
         "return_token_ids": True,
     }
-
-
-def _message(text: str) -> str:
-    """The message in a server's error, or the beginning of what it said."""
-    try:
-        plain = json.loads(text)
-        found = plain.get("error", plain)
-        text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
-    except (ValueError, AttributeError):
-        pass
-    return " ".join(text.split())[:300] or "nothing"

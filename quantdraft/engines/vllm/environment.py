@@ -7,7 +7,6 @@ of it comes from running its Python once, and is kept in the environment.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.documents import parse_json, read_json
 from quantdraft.errors import EngineError, OutputExistsError
 from quantdraft.files import write_json
 
@@ -189,7 +189,10 @@ def _ask(python: Path) -> dict[str, Any]:
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise EngineError(f"'{python}' has no usable vLLM: {reason}")
-    found: dict[str, Any] = json.loads(lines[-1])
+    try:
+        found: dict[str, Any] = parse_json(lines[-1])
+    except ValueError as error:
+        raise EngineError(f"'{python}' did not say which vLLM it has: {lines[-1]!r}.") from error
     return found
 
 
@@ -201,7 +204,7 @@ def _packages(python: Path) -> list[str]:
 
 def _kept_facts(path: Path) -> dict[str, Any] | None:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
     except (OSError, ValueError):
         return None
     wanted = {"key", "version", "device_type", "speculative_keys"}

@@ -8,14 +8,15 @@ not hold all servers, they run one after another in that order, and each answers
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantdraft.engines.vllm.client import Client, Completion, Counters, Request
+from quantdraft.engines.process import Server, free_port
+from quantdraft.engines.vllm.client import Client, Completion, Request
 from quantdraft.engines.vllm.environment import Environment
-from quantdraft.engines.vllm.server import Server, free_port, server_variables, started
+from quantdraft.engines.vllm.replies import Counters
+from quantdraft.engines.vllm.server import server_variables, started
 from quantdraft.engines.vllm.settings import Serving, server_command
 from quantdraft.errors import EngineError
 
@@ -114,11 +115,6 @@ class Fleet:
                         answers[arm].append(Answer(index, *client.ask(request)))
                         progress(1)
         return Answers(answers, {})
-
-
-def load_average() -> float | None:
-    """The machine's load over the last minute, where the system tells it."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def not_ready(server: Server, requests: Sequence[Request]) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.documents import parse_json
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.errors import OptionError
 from quantdraft.results import AcceptanceRule
@@ -19,6 +20,7 @@ from quantdraft.serving.vllm import speculative_config
 
 SERVED_NAME = "target"
 SYNTHETIC = "synthetic"
+OWN_OPTIONS = ("host", "port", "uds", "api-key", "ssl-keyfile", "ssl-certfile", "config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
         if not key or not equals:
             raise OptionError(f"--vllm-spec {pair!r}: write KEY=VALUE.")
         try:
-            found[key] = json.loads(text)
+            found[key] = parse_json(text)
         except ValueError:
             found[key] = text
     return found
@@ -59,6 +61,18 @@ def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
             hint = f"Did you mean {' or '.join(near)}?" if near else f"It knows {', '.join(known)}."
             raise OptionError(
                 f"vLLM {environment.version} has no speculative setting {key!r}. {hint}"
+            )
+
+
+def require_loopback(arguments: Iterable[str]) -> None:
+    """Raise OptionError for server arguments that say where it listens, or to whom it answers."""
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-").replace("_", "-")
+        is_option = argument.startswith("-") and len(name) > 2
+        if is_option and any(full.startswith(name) for full in OWN_OPTIONS):
+            raise OptionError(
+                f"--vllm-args --{name}: a server of ours listens on the loopback alone, on a free "
+                "port, without a key. Start your own, and give --vllm-url."
             )
 
 
@@ -91,7 +105,6 @@ def server_command(
         *(environment.python, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(serving.target)),
         *("--served-model-name", SERVED_NAME),
-        *("--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", serving.dtype),
         *("--seed", str(serving.seed)),
         *("--max-model-len", str(serving.max_model_len)),
@@ -102,7 +115,8 @@ def server_command(
     if draft is not None:
         config = json.dumps(speculative_settings(serving, draft))
         command += ["--speculative-config", config]
-    return [*command, *serving.arguments]
+    # Last, so that nothing the user added opens it to others.
+    return [*command, *serving.arguments, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def _sizes(device_type: str, serving: Serving) -> list[str]:

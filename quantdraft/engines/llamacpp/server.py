@@ -1,0 +1,107 @@
+"""llama-server: where it is, how it is told what to serve, and how its log is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantdraft.engines.process import LogFormat
+from quantdraft.errors import EngineError
+from quantdraft.serving.gguf import built_tool
+from quantdraft.serving.llamacpp import speculative_arguments
+
+PROGRAM = "llama-server"
+DIRECTORY_VARIABLE = "QUANTDRAFT_LLAMACPP"
+VERSION = re.compile(r"^version: (.+)$", re.MULTILINE)
+VERSION_SECONDS = 60.0
+# An option or a key that the user's shell holds for another server, and tokens of the Hub.
+WITHHELD = ("LLAMA_ARG_", "LLAMA_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+LOG = LogFormat(
+    engine=PROGRAM,
+    # "0.00.123.456 E srv    load_model: ", with or without the time and the level
+    prefix=re.compile(r"^(\d[\d.]*\s+)?(?:[IWED]\s+)?"),
+    error=re.compile(r"^.*\b(error|failed|not compatible|unknown model|must match)\b.*", re.I),
+    second_hand=(
+        "failed to load model '",
+        "failed to load model,",
+        "failed to load draft model",
+        "_impl: failed to load model",
+        "exiting due to model loading error",
+        "cleaning up before exit",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """One server: a target GGUF, and a draft GGUF or None for the target alone."""
+
+    target: Path
+    draft: Path | None
+    num_speculative_tokens: int
+    context_length: int
+    arguments: tuple[str, ...] = ()  # the user's own, after ours: the last one counts
+
+
+def find_server(llamacpp: Path | None = None) -> Path | None:
+    """llama-server in a directory of llama.cpp, or in $QUANTDRAFT_LLAMACPP, or on PATH; or None."""
+    named = os.environ.get(DIRECTORY_VARIABLE)
+    for directory in (llamacpp, Path(named) if named else None):
+        found = built_tool(directory, PROGRAM) if directory is not None else None
+        if found is not None:
+            return found
+    on_path = shutil.which(PROGRAM)
+    return Path(on_path) if on_path else None
+
+
+def require_server(llamacpp: Path | None = None) -> Path:
+    """As `find_server`; EngineError where there is none."""
+    found = find_server(llamacpp)
+    if found is None:
+        raise EngineError(
+            f"no {PROGRAM} found: build llama.cpp (cmake -B build && cmake --build build --target "
+            f"{PROGRAM}) and name its directory, or put {PROGRAM} on PATH."
+        )
+    return found
+
+
+def version(server: Path) -> str:
+    """What the server says of itself: a build number and a commit. EngineError if it cannot run."""
+    try:
+        done = subprocess.run(
+            [str(server), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=VERSION_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"'{server}' could not be run: {error}.") from error
+    found = VERSION.search(done.stdout + done.stderr)
+    if found is None:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise EngineError(f"'{server}' is no {PROGRAM}: it says {said!r} to --version.")
+    return found.group(1).strip()
+
+
+def server_variables() -> dict[str, str]:
+    """The environment of a server: the user's, without what would change what is served."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(WITHHELD)}
+
+
+def server_command(server: Path, serving: Serving, port: int) -> list[str]:
+    """The command line of one server: one request at a time, on the loopback."""
+    command = [
+        *(str(server), "-m", str(serving.target)),
+        *("-c", str(serving.context_length), "-np", "1"),
+        *("--metrics", "--no-webui"),
+        *("--cache-ram", "0"),  # a prompt that comes twice is computed twice
+    ]
+    if serving.draft is not None:
+        command += speculative_arguments(serving.draft, serving.num_speculative_tokens)
+    # Last, so that nothing the user added opens it to others.
+    return [*command, *serving.arguments, "--host", "127.0.0.1", "--port", str(port)]
