@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quantdraft.kernels import KERNELS
 from quantdraft.quantizers.packages import install_command, missing_packages
-from quantdraft.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.recipe import (
+    Recipe,
+    bundled_path,
+    bundled_recipe_names,
+    bundled_sweep_names,
+    load_recipe,
+    load_sweep,
+)
 from quantdraft.schemes import weight_format
 from quantdraft.serving.support import Support, support
+
+LEGEND = (
+    "made: by `quantdraft apply`. timed: a kernel of the native engine computes in the format. "
+    "loaded by: engines that take it as a draft; `quantdraft recipes show NAME` says more."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +40,7 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, the recipe's own keys among them."""
-        return self.recipe.model_dump(mode="json") | {
+        return {"kind": "recipe", **self.recipe.model_dump(mode="json")} | {
             "can_apply_here": not self.missing_packages,
             "missing_packages": list(self.missing_packages),
             "install": self.install,
@@ -35,29 +50,122 @@ class Entry:
             "engines": {engine: asdict(each) for engine, each in self.engines.items()},
         }
 
-    def lines(self, width: int) -> list[str]:
-        """What the terminal shows: what it is, then where it goes."""
-        needs = "calibrated" if self.recipe.needs_calibration else "data-free"
-        first = f"{self.recipe.name:<{width}}  {needs:<10}  {self.recipe.summary}"
-        facts = [f"kernels: {', '.join(self.kernels) or 'none'}", f"engines: {self._engines()}"]
-        if self.recipe.requires is not None:
-            capability = self.recipe.requires.compute_capability
-            facts.append(f"GPU: compute capability {capability}")
-        if self.install is not None:
-            facts.append(f"not here: needs {', '.join(self.missing_packages)}: {self.install}")
-        lines = [first, " " * (width + 2) + "; ".join(facts)]
-        return [*lines, " " * (width + 2) + self.recipe.notes] if self.recipe.notes else lines
+    def sentences(self) -> list[str]:
+        """What the terminal shows of it: what it is, can be made and timed here, who loads it."""
+        return [
+            self.recipe.summary,
+            f"made: {self._making()}; timed: {self._timing()}",
+            f"loaded by: {self._loading()}",
+            *([self.recipe.notes] if self.recipe.notes else []),
+        ]
 
-    def _engines(self) -> str:
-        marks = {"yes": "", "part": " (in part)"}
-        known = [name + marks[s.level] for name, s in self.engines.items() if s.level in marks]
-        return ", ".join(known) or "none known"
+    def engine_sentences(self) -> list[str]:
+        """A line for each engine: whether it loads the result, and what to know about it."""
+        width = max(len(name) for name in self.engines)
+        told = {"yes": "loads it", "part": "in part", "no": "does not load it"}
+        return [
+            f"{name:<{width}}  {told.get(each.level, 'not known')}"
+            + (f": {each.note}" if each.note else "")
+            for name, each in self.engines.items()
+        ]
+
+    def _making(self) -> str:
+        if self.install is not None:
+            return f"not here, {', '.join(self.missing_packages)} is missing ({self.install})"
+        return "here, calibrated" if self.recipe.needs_calibration else "here, data-free"
+
+    def _timing(self) -> str:
+        needed = self.recipe.requires
+        gpu = "cuda" if needed is None else f"cuda from capability {needed.compute_capability}"
+        devices = [gpu if device == "cuda" else device for device in self.kernels]
+        if self.device_problem is None:
+            return f"here ({', '.join(devices)})"
+        if not devices:
+            where = "" if needed is None else f" ({gpu})"
+            return f"only by an engine{where}"
+        return f"not here, on {', '.join(devices)}"
+
+    def _loading(self) -> str:
+        by_level: dict[str, list[str]] = {}
+        for name, each in self.engines.items():
+            by_level.setdefault(each.level, []).append(name)
+        told = {"yes": "", "part": "in part ", "unknown": "not known of "}
+        parts = [
+            words + ", ".join(by_level[level]) for level, words in told.items() if level in by_level
+        ]
+        return "; ".join(parts) or "none"
+
+
+def listing(columns: int) -> list[str]:
+    """Every bundled recipe and sweep, wrapped to the terminal's width."""
+    entries, sweeps = catalogue(), [load_sweep(name) for name in bundled_sweep_names()]
+    width = 2 + max(len(entry.recipe.name) for entry in entries)
+    lines = []
+    for entry in entries:
+        lines += _block(entry.recipe.name, entry.sentences(), width, columns)
+    for sweep in sweeps:
+        how = f"a sweep over {', '.join(sweep.recipes)}: quantdraft sweep --recipes {sweep.name}"
+        lines += _block(sweep.name, [sweep.summary, how], width, columns)
+    return [*lines, *_wrapped(LEGEND, "", columns)]
+
+
+def _block(name: str, sentences: list[str], width: int, columns: int) -> list[str]:
+    indent = " " * width
+    lines = [line for each in sentences for line in _wrapped(each, indent, columns)]
+    return [f"{name:<{width}}{lines[0][width:]}", *lines[1:]]
+
+
+def _wrapped(text: str, indent: str, columns: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(columns, len(indent) + 40),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def catalogue() -> tuple[Entry, ...]:
     """Every bundled recipe, by name."""
-    device, capability = _device()
-    return tuple(_entry(load_recipe(name), device, capability) for name in bundled_recipe_names())
+    return tuple(entry_of(load_recipe(name)) for name in bundled_recipe_names())
+
+
+def entry_of(recipe: Recipe) -> Entry:
+    """What this machine can do with a recipe. A verbatim one's format is not known beforehand."""
+    return _entry(recipe, *_device())
+
+
+def as_json(name: str | None = None) -> str:
+    """Every recipe and sweep as a list, or the one of that name or path."""
+    if name in bundled_sweep_names():
+        return json.dumps(_plain_sweep(name), indent=1)
+    if name is not None:
+        recipe = load_recipe(name)
+        plain = recipe.model_dump(mode="json") if recipe.modifiers else entry_of(recipe).as_dict()
+        return json.dumps(plain, indent=1)
+    sweeps = [_plain_sweep(each) for each in bundled_sweep_names()]
+    return json.dumps([*(entry.as_dict() for entry in catalogue()), *sweeps], indent=1)
+
+
+def _plain_sweep(name: str) -> dict[str, Any]:
+    return {"kind": "sweep", **load_sweep(name).model_dump(mode="json")}
+
+
+def shown(name: str) -> str:
+    """The file of a recipe or sweep, and under a recipe what this machine and engines do with it.
+
+    name: a bundled one's, or a path. What is added is comments: the whole is a recipe file still.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else bundled_path(name)
+    if path.stem in bundled_sweep_names() and path == bundled_path(path.stem):
+        return path.read_text(encoding="utf-8").rstrip()
+    recipe, text = load_recipe(name), path.read_text(encoding="utf-8").rstrip()
+    if recipe.modifiers is not None:
+        return text
+    entry = entry_of(recipe)
+    facts = [entry.sentences()[1], *entry.engine_sentences()]
+    return "\n".join([text, *(f"# {fact}" for fact in facts)])
 
 
 def _entry(recipe: Recipe, device: str, capability: float | None) -> Entry:

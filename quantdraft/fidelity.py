@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +32,12 @@ WEIGHT_ERROR_LIMITS = {
 # 1/√n is left. Zero points off by one, as optimum's writer of GPTQ checkpoints has them, move each
 # weight by a step in one direction: 0.93 and more, at an error of 0.4 that GPTQ itself could cost.
 MAX_OFFSET = 0.5
+# Largest misfit of a layer's scales, for an error ε: a part for noise, and one of ε². Rounding is
+# nearly uncorrelated with what it rounds to, so the best factor of n weights is 1 − ε² ± ε/√n:
+# 0.015 for INT4 in groups of 128, 0.035 after GPTQ, 0.033 for FP4, under 0.01 for 8 bits. Another
+# layer's scales, each the largest of as many weights, differ at random, and so do the factors: the
+# misfit is then about ε itself, 0.12 to 0.4, where ε is still within its limit.
+MISFIT_NOISE, MISFIT_OF_ROUNDING = 0.03, 1.5
 NUM_FITS = 4  # of rows and columns in turn; each leaves a tenth of what was left, or less
 
 
@@ -39,6 +46,12 @@ class Deviation(NamedTuple):
 
     error: float  # ‖W − Ŵ‖ / ‖W‖
     offset: float  # |mean| / root mean square of the differences, in [0, 1]
+    misfit: float  # root mean square of how far the best factor of each scale is from 1
+
+    @property
+    def misfit_limit(self) -> float:
+        """What rounding explains of the misfit, at this error."""
+        return MISFIT_NOISE + MISFIT_OF_ROUNDING * self.error**2
 
 
 def error_limit(fmt: WeightFormat) -> float:
@@ -51,7 +64,8 @@ def error_limit(fmt: WeightFormat) -> float:
 
 def require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightFormat]) -> None:
     """Raise CheckpointError for the first layer that rounding does not explain."""
-    for module, (error, offset) in errors.items():
+    for module, found in errors.items():
+        error, offset, misfit = found
         limit = error_limit(formats[module])
         if not error <= limit:
             raise CheckpointError(
@@ -63,6 +77,12 @@ def require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightF
                 f"{module!r} is off to one side of the draft's own weights (mean over spread of "
                 f"the differences {offset:.2f}, limit {MAX_OFFSET}): its zero points are corrupt."
             )
+        if not misfit <= found.misfit_limit:
+            raise CheckpointError(
+                f"{module!r} has scales that do not fit the draft's own weights (each off by about "
+                f"{misfit:.0%}, limit {found.misfit_limit:.0%}), as another layer's would: its "
+                "scales are corrupt."
+            )
 
 
 def weight_errors(
@@ -73,22 +93,44 @@ def weight_errors(
     moves_scales: layers have traded scale with their neighbours, as in AWQ: W is then the draft's
     own weight times the factor of each row and column that brings it closest to Ŵ
     """
-    from quantdraft.unpacking import dequantized, stored_weights
+    from quantdraft.unpacking import dequantized, quantized_modules, stored_weights
 
-    errors = {}
+    errors, formats = {}, quantized_modules(candidate)
     for module, weight in stored_weights(candidate):
         own, found = source_weight(source, module), dequantized(weight)
         reference = rescaled(own, found) if moves_scales else own
-        errors[module] = deviation(found, reference)
+        errors[module] = deviation(found, reference, _weights_a_scale(formats[module], found))
     return errors
 
 
-def deviation(found: Tensor, reference: Tensor) -> Deviation:
-    """The relative error, and how one-sided it is; an exact copy has neither."""
+def _weights_a_scale(fmt: WeightFormat, weight: Tensor) -> int:
+    """How many neighbours along a row share a scale; of a block, those of one row."""
+    columns = weight.shape[1]
+    length = fmt.block[1] if fmt.block else fmt.group_size or columns
+    return length if weight.numel() % length == 0 else columns
+
+
+def deviation(found: Tensor, reference: Tensor, weights_a_scale: int | None = None) -> Deviation:
+    """The relative error, how one-sided it is, how ill its scales fit; an exact copy has none."""
     difference = found - reference
-    spread = float(difference.square().mean().sqrt())
+    distance = float(difference.norm())
+    spread = distance / math.sqrt(difference.numel())
     offset = float(difference.mean().abs()) / spread if spread > 0 else 0.0
-    return Deviation(float(difference.norm() / reference.norm()), offset)
+    runs = (-1, weights_a_scale or found.shape[-1])
+    misfit = scale_misfit(found.reshape(runs), reference.reshape(runs))
+    return Deviation(distance / float(reference.norm()), offset, misfit)
+
+
+def scale_misfit(found: Tensor, reference: Tensor) -> float:
+    """Root mean square of factor − 1, of the factors that bring each row closest to its reference.
+
+    found, reference: (runs, weights that share a scale); a run of zeros has no factor
+    """
+    import torch
+
+    energy = torch.linalg.vecdot(found, found)
+    factors = torch.linalg.vecdot(found, reference)[energy > 0] / energy[energy > 0]
+    return float((factors - 1).square().mean().sqrt()) if len(factors) else 0.0
 
 
 def rescaled(weight: Tensor, like: Tensor) -> Tensor:
@@ -132,13 +174,19 @@ def unquantized_names(checkpoint: Checkpoint) -> list[str]:
 
 def changed_tensor(source: Checkpoint, candidate: Checkpoint) -> str | None:
     """The first tensor that was to stay as it was and did not, or None."""
+    for name in unquantized_names(candidate):
+        if name in source.tensors and not _is_same(source, candidate, name):
+            return name
+    return None
+
+
+def _is_same(source: Checkpoint, candidate: Checkpoint, name: str) -> bool:
     import torch
 
-    from quantdraft.unpacking import read_tensor
+    from quantdraft.unpacking import read_rows
 
-    for name in unquantized_names(candidate):
-        if name in source.tensors:
-            before, after = read_tensor(source, name), read_tensor(candidate, name)
-            if before.dtype != after.dtype or not torch.equal(before, after):
-                return name
-    return None
+    before, after = source.tensors[name], candidate.tensors[name]
+    if (before.dtype, before.shape) != (after.dtype, after.shape):
+        return False
+    pieces = zip(read_rows(source, name), read_rows(candidate, name), strict=True)
+    return all(torch.equal(one, other) for one, other in pieces)

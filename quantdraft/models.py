@@ -7,15 +7,15 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from quantdraft.checkpoint import old_quantization
 from quantdraft.errors import CheckpointError, MissingPackageError, OptionError
+from quantdraft.quantizers.quiet import hush_torchao
 from quantdraft.weights import INDEX_FILE, SINGLE_FILE, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,6 +80,7 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     ignore_quantization: bool = False,
+    is_unpacked: bool = True,
 ) -> Any:
     """A causal language model in `dtype`, on `device`, in eval mode.
 
@@ -87,6 +88,7 @@ def load_model(
     quantization kept), which is what replay needs; latency never comes from such a model.
 
     ignore_quantization: load as if the config had no quantization section
+    is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
     """
     _hush()
     config = load_config(path, trust_remote_code, not ignore_quantization)
@@ -97,7 +99,7 @@ def load_model(
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
             if quantization is None:
                 return _loaded(path, config, dtype, trust_remote_code).to(device).eval()
-            return _loaded_quantized(path, config, dtype, device, trust_remote_code)
+            return _loaded_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
     except ImportError as error:
         method = str(_entry(quantization, "quant_method"))
         extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
@@ -105,13 +107,20 @@ def load_model(
             f"'{path}' is quantized by {method}, whose package is not installed: "
             f"pip install 'quantdraft[{extra}]'"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library makes of a config and tensors of strangers
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
 
 
 def _loaded_quantized(
-    path: Path, config: Any, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+    path: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    is_unpacked: bool,
 ) -> Any:
     """A quantized model that computes in `dtype`, whatever type its config computes in."""
     method = _entry(config.quantization_config, "quant_method")
@@ -120,8 +129,10 @@ def _loaded_quantized(
         _set_entry(config, "bnb_4bit_compute_dtype", name)
     if method == "compressed-tensors":
         # At loading: what its first forward would do, it does in types that do not multiply (FP4).
-        _set_entry(config, "dequantize", True)
+        _set_entry(config, "dequantize", is_unpacked)
     model = _loaded(path, config, dtype, trust_remote_code)
+    if method == "compressed-tensors" and not is_unpacked:
+        return model.to(device).eval()
     if method == "compressed-tensors":
         model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16
     model = model.to(device).eval()
@@ -176,9 +187,22 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
     from transformers import AutoConfig
 
     _hush()
-    config = AutoConfig.from_pretrained(
-        path, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    try:
+        config = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # the library checks what it is given, each field in its own way
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"'{path}' needs code of its own ('auto_map' in its config.json), which is not "
+                "run. Read it; `quantdraft capture --trust-remote-code` then runs it, and its "
+                "traffic is evaluated without --target."
+            ) from error
+        raise CheckpointError(
+            f"'{path}' has a config.json that transformers refuses: {error}"
+        ) from error
+    # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
+    config._attn_implementation = None
     if getattr(config, "quantization_config", None) is None and (old := old_quantization(path)):
         config.quantization_config = old
     if not keep_quantization:
@@ -197,16 +221,26 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library raises what it likes, and its tokenizers too
         raise CheckpointError(
             f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
             "the model it was made from into it."
         ) from error
 
 
+def speller(path: Path) -> Callable[[Sequence[int]], list[str]]:
+    """Token ids to the text of each, by the tokenizer of a model directory.
+
+    A token that holds part of a character gives its replacement character.
+    """
+    tokenizer = load_tokenizer(path)
+    return lambda ids: [tokenizer.decode([each]) for each in ids]
+
+
 def _hush() -> None:
     from transformers.utils import logging as transformers_logging
 
+    hush_torchao()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for library in ("compressed_tensors", "bitsandbytes", "optimum", "gptqmodel"):

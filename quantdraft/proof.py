@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantdraft import head_proof
@@ -223,11 +224,9 @@ def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.dev
 
 def probe_logits(checkpoint: Checkpoint, device: torch.device) -> Tensor:
     """Logits of the fixed probe, (probes, length, vocab) float32 on the CPU."""
-    import torch
+    from quantdraft.on_demand import load_on_demand
 
-    from quantdraft.models import load_model
-
-    return _logits(load_model(checkpoint.path, torch.float32, device), checkpoint)
+    return _logits(load_on_demand(checkpoint, device), checkpoint)
 
 
 def logit_distance(logits: Tensor, reference: Tensor) -> float:
@@ -244,25 +243,27 @@ def _reference_logits(
 
     Quantized weights are dequantized here, from the stored numbers.
     """
-    import torch
+    from quantdraft.on_demand import load_on_demand, take_tensors
 
-    from quantdraft.models import load_model
-    from quantdraft.unpacking import dequantized, quantized_modules, read_tensor, stored_weights
-
-    model = load_model(source.path, torch.float32, device)
+    model = load_on_demand(source, device)
     baseline = _logits(model, source)
-    formats, own = quantized_modules(candidate), model.state_dict()
-    with torch.no_grad():
-        for name in unquantized_names(candidate):
-            if name in own:  # norms: AWQ and SmoothQuant change them
-                own[name].copy_(read_tensor(candidate, name))
-    for name, weight in stored_weights(candidate):
-        module = model.get_submodule(name)
-        value = dequantized(weight).to(device)
-        module.weight = torch.nn.Parameter(value, requires_grad=False)
-        scale = _static_scale(candidate, name)
-        module.register_forward_pre_hook(_input_rounding(formats[name], scale))
+    take_tensors(model, candidate, unquantized_names(candidate))  # norms: AWQ changes them
+    _take_quantized_weights(model, candidate)
     return baseline, _logits(model, source)
+
+
+def _take_quantized_weights(model: Any, candidate: Checkpoint) -> None:
+    from quantdraft.on_demand import provide
+    from quantdraft.unpacking import dequantized, quantized_modules, stored_weight
+
+    def read(name: str) -> list[Tensor]:
+        return [dequantized(stored_weight(candidate, name, formats[name]))]
+
+    formats = quantized_modules(candidate)
+    for name, fmt in formats.items():
+        module = model.get_submodule(name)
+        provide(module, partial(read, name))
+        module.register_forward_pre_hook(_input_rounding(fmt, _static_scale(candidate, name)))
 
 
 def _static_scale(candidate: Checkpoint, module: str) -> Tensor | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from quantdraft.documents import read_yaml
 from quantdraft.errors import RecipeError
 
 Backend = Literal["none", "llmcompressor", "bitsandbytes", "gptqmodel"]
@@ -37,6 +37,20 @@ HeadLever = Literal["keep", "8-bit", "4-bit"]
 BITSANDBYTES_SCHEMES = frozenset({"NF4", "NF4_DOUBLE", "FP4", "LLM_INT8"})
 CALIBRATED_METHODS = frozenset({"gptq", "awq", "autoround", "smoothquant"})
 CALIBRATED_SCHEMES = frozenset({"FP8_STATIC", "NVFP4"})  # they store a scale of the inputs
+# What a recipe may name of llm-compressor's own. Its others prune, and one of those runs a text of
+# the recipe as Python (`update_scheduler: calc(…)`).
+VERBATIM_MODIFIERS = frozenset(
+    {
+        "QuantizationModifier",
+        "GPTQModifier",
+        "AWQModifier",
+        "AutoRoundModifier",
+        "SmoothQuantModifier",
+        "LogarithmicEqualizationModifier",
+        "QuIPModifier",
+        "SpinQuantModifier",
+    }
+)
 # Methods that move scale between neighbouring layers: the weights are no longer the draft's own.
 RESCALING_METHODS = frozenset({"awq", "smoothquant"})
 
@@ -127,6 +141,10 @@ class Recipe(BaseModel):
     def _verbatim_problems(self) -> Iterator[str]:
         if self.backend != "llmcompressor":
             yield "'modifiers' are llm-compressor's: backend 'llmcompressor'"
+        strange = sorted(set(self.modifiers or ()) - VERBATIM_MODIFIERS)
+        if strange:
+            known = ", ".join(sorted(VERBATIM_MODIFIERS))
+            yield f"'modifiers' has {', '.join(map(repr, strange))}; it may have {known}"
         short = {"scheme", "method", "group_size", "ignore", "lm_head", "kv_cache", "iterations"}
         both = sorted(short & self.model_fields_set)
         if both:
@@ -169,6 +187,16 @@ class Recipe(BaseModel):
         return ("keep", "8-bit", "4-bit")
 
 
+class Sweep(BaseModel):
+    """Recipes that are compared under one name; a YAML file in `recipes/sweeps`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str
+    recipes: tuple[str, ...] = Field(min_length=2)
+
+
 def recipes_dir() -> Path:
     """Where the bundled recipes lie: inside the wheel, or at the top of a source tree."""
     inside = Path(__file__).parent / "recipes"
@@ -180,34 +208,55 @@ def bundled_recipe_names() -> list[str]:
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
+def bundled_sweep_names() -> list[str]:
+    """Names of the bundled sweeps, sorted."""
+    return sorted(path.stem for path in (recipes_dir() / "sweeps").glob("*.yaml"))
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a bundled recipe by name, or any recipe by its path."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
-        path = recipes_dir() / f"{name_or_path}.yaml"
-        if not path.is_file():
-            names = ", ".join(bundled_recipe_names())
-            raise RecipeError(
-                f"no recipe {name_or_path!r}. Bundled: {names}. Or give a path to a .yaml file."
-            )
-    return _read(path, name_or_path)
+        path = bundled_path(name_or_path)
+    if path.parent == recipes_dir() / "sweeps":
+        names = ", ".join(load_sweep(path.stem).recipes)
+        raise RecipeError(
+            f"{path.stem!r} is a sweep over the recipes {names}, not a recipe: "
+            f"`quantdraft sweep --recipes {path.stem} …`, or apply one of them."
+        )
+    return _read(path, name_or_path, Recipe)
 
 
-def _read(path: Path, shown: str) -> Recipe:
+def load_sweep(name: str) -> Sweep:
+    """Read a bundled sweep by name."""
+    return _read(bundled_path(name), name, Sweep)
+
+
+def bundled_path(name: str) -> Path:
+    """The file of a bundled recipe or sweep. Raises RecipeError, with the names, for another."""
+    for path in (recipes_dir() / f"{name}.yaml", recipes_dir() / "sweeps" / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join([*bundled_recipe_names(), *bundled_sweep_names()])
+    raise RecipeError(f"no recipe {name!r}. Bundled: {names}. Or give a path to a .yaml file.")
+
+
+_Read = TypeVar("_Read", Recipe, Sweep)
+
+
+def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = read_yaml(path)
     except FileNotFoundError:
         raise RecipeError(f"no recipe file '{shown}'.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(
-            f"{shown}: cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{shown}: cannot be read as YAML: {error}") from error
     if not isinstance(plain, dict):
         raise RecipeError(
             f"{shown}: a recipe is a mapping of keys to values, not {type(plain).__name__}."
         )
     try:
-        recipe = Recipe.model_validate(plain)
+        recipe = kind.model_validate(plain)
     except ValidationError as error:
         raise RecipeError(_all_problems(shown, error)) from error
     if recipe.name != path.stem:

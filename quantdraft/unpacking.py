@@ -19,6 +19,8 @@ from quantdraft.errors import CheckpointError
 from quantdraft.microscaling import microscaled
 from quantdraft.schemes import QUANTIZED_SUFFIXES, WeightFormat, linear_modules, stored_format
 
+ROWS_AT_ONCE = 2**13  # a twentieth of a large embedding table
+
 GPTQ_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITSANDBYTES_SUFFIXES = (
     "weight.absmax",
@@ -199,13 +201,15 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     packed: (rows, words) int32
     Returns (rows, num_columns) int8 in [-2**(num_bits-1), 2**(num_bits-1)).
     """
-    if 32 % num_bits:
+    if 8 % num_bits:
         raise CheckpointError(f"weights of {num_bits} bits are not read: use 4 or 8.")
-    shifts = torch.arange(0, 32, num_bits, dtype=torch.int32, device=packed.device)
-    fields = (packed.unsqueeze(-1) >> shifts) & (2**num_bits - 1)
+    octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
+    shifts = range(0, 8, num_bits)
+    fields = torch.stack([(octets >> shift) & (2**num_bits - 1) for shift in shifts], dim=-1)
     columns = fields.flatten(1)[:, :num_columns]
-    signed: Tensor = columns - 2 ** (num_bits - 1)
-    return signed.to(torch.int8)
+    # Below 0 a byte wraps around: read as signed, it is the difference.
+    signed: Tensor = (columns - 2 ** (num_bits - 1)).view(torch.int8)
+    return signed
 
 
 def dequantized(weight: Unpacked | Codebook) -> Tensor:
@@ -262,7 +266,12 @@ def rounds_activations(checkpoint: Checkpoint) -> bool:
 def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked | Codebook]]:
     """Each quantized module with its integers and scales, one in memory at a time."""
     for module, fmt in quantized_modules(checkpoint).items():
-        yield module, unpacked(module_tensors(checkpoint, module), module, fmt)
+        yield module, stored_weight(checkpoint, module, fmt)
+
+
+def stored_weight(checkpoint: Checkpoint, module: str, fmt: WeightFormat) -> Unpacked | Codebook:
+    """One module's integers and scales."""
+    return unpacked(module_tensors(checkpoint, module), module, fmt)
 
 
 def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
@@ -310,6 +319,22 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
+def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
+    """One tensor in pieces of at most ROWS_AT_ONCE rows.
+
+    The file is mapped anew for each: what was read of the last one no longer counts as memory.
+    """
+    from safetensors import safe_open
+
+    info = checkpoint.tensors[name]
+    if not info.shape or info.shape[0] <= ROWS_AT_ONCE:
+        yield read_tensor(checkpoint, name)
+        return
+    for start in range(0, info.shape[0], ROWS_AT_ONCE):
+        with safe_open(checkpoint.path / info.file, framework="pt") as file:
+            yield file.get_slice(name)[start : start + ROWS_AT_ONCE]
+
+
 def _spread(per_scale: Tensor, rows: int, columns: int, weight: Unpacked) -> Tensor:
     """One value per scale, repeated to one per weight: (out, in)."""
     if weight.block is not None:
@@ -318,7 +343,9 @@ def _spread(per_scale: Tensor, rows: int, columns: int, weight: Unpacked) -> Ten
         return tall.repeat_interleave(width, 1)[:, :columns]
     if weight.group_size is None:
         return per_scale.expand(rows, columns)
-    return per_scale.repeat_interleave(weight.group_size, 1)[:, :columns]
+    # Copies rows of scales; `repeat_interleave` looks each one up, ten times as long.
+    wide = per_scale.unsqueeze(-1).expand(*per_scale.shape, weight.group_size)
+    return wide.reshape(len(per_scale), -1)[:, :columns]
 
 
 def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:

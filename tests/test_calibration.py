@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -93,9 +95,12 @@ def test_no_file_says_what_is_wanted(tiny_pair: Pair) -> None:
         chosen(calibrated(), tiny_pair, None)
 
 
-def fake_hub(rows: list[dict[str, str]]) -> SimpleNamespace:
+HUB_ID = Path("owner/name")  # what the user says yes to
+
+
+def fake_hub(rows: Sequence[dict[str, Any]]) -> SimpleNamespace:
     class Rows:
-        def take(self, count: int) -> list[dict[str, str]]:
+        def take(self, count: int) -> Sequence[dict[str, Any]]:
             return rows[:count]
 
     return SimpleNamespace(load_dataset=lambda *_args, **_options: Rows())
@@ -107,10 +112,19 @@ def test_rows_of_the_hub_are_streamed_and_recorded(
     rows = [{"text": f"row number {i}"} for i in range(100)]
     monkeypatch.setitem(sys.modules, "datasets", fake_hub(rows))
     recipe = calibrated(source="hub", dataset="owner/name", num_samples=4)
-    data = chosen(recipe, tiny_pair, None)
+    data = chosen(recipe, tiny_pair, HUB_ID)
     assert len(data.samples) == 4
     assert data.record is not None
     assert (data.record["dataset"], data.record["num_rows_read"]) == ("owner/name", 64)
+
+
+def test_a_recipe_alone_downloads_nothing(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unasked(*_args: object, **_options: object) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unasked))
+    with pytest.raises(RecipeError, match="add --calibration owner/name to say yes"):
+        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, None)
 
 
 def test_a_data_set_without_the_column_lists_what_it_has(
@@ -118,7 +132,38 @@ def test_a_data_set_without_the_column_lists_what_it_has(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake_hub([{"prompt": "x", "answer": "y"}]))
     with pytest.raises(TrafficError, match="It has: prompt, answer"):
-        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, None)
+        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, HUB_ID)
+
+
+def test_a_data_set_is_read_by_the_library_itself(
+    tiny_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` takes a directory of that name for the set: the call is an id's, no network."""
+    pytest.importorskip("datasets")
+    (tmp_path / HUB_ID).mkdir(parents=True)
+    write_texts(tmp_path / HUB_ID / "train.jsonl", 9)
+    monkeypatch.chdir(tmp_path)
+    data = chosen(calibrated(source="hub", dataset=str(HUB_ID), num_samples=2), tiny_pair, HUB_ID)
+    assert [len(sample) for sample in data.samples] == [len("text 0 ") + 20] * 2
+    assert data.record is not None
+    assert data.record["num_rows_read"] == 9
+
+
+def test_a_data_set_that_cannot_be_reached_is_one_line(tiny_pair: Pair) -> None:
+    pytest.importorskip("datasets")  # offline here: conftest says so
+    with pytest.raises(TrafficError, match=r"'owner/name' .* is not available") as caught:
+        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, HUB_ID)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_without_text_are_passed_over(
+    tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [{"text": "first"}, {"text": None}, {"text": "third"}]
+    monkeypatch.setitem(sys.modules, "datasets", fake_hub(rows))
+    data = chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, HUB_ID)
+    assert data.record is not None
+    assert data.record["prompt_ids"] == ["row 0", "row 2"]
 
 
 def test_hub_without_datasets_names_the_extra(
@@ -126,4 +171,4 @@ def test_hub_without_datasets_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingPackageError, match=r"quantdraft\[llmcompressor\]"):
-        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, None)
+        chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, HUB_ID)

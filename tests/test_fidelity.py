@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantdraft.fidelity import MAX_OFFSET, deviation, rescaled  # noqa: E402
+from quantdraft.fidelity import MAX_OFFSET, deviation, rescaled, scale_misfit  # noqa: E402
 
 
 def weight() -> torch.Tensor:
@@ -45,4 +45,23 @@ def test_errors_of_rounding_cancel_and_a_shifted_zero_point_does_not():
     rounded = (own / step).round() * step
     assert deviation(rounded, own).offset < 5 / (64 * 96) ** 0.5  # five standard errors
     assert deviation(rounded + step, own).offset > 0.9 > MAX_OFFSET
-    assert deviation(own, own) == (0.0, 0.0)
+    assert deviation(own, own) == pytest.approx((0.0, 0.0, 0.0), abs=1e-6)
+
+
+def test_misfit_of_rounding_is_its_error_squared_and_of_wrong_scales_the_error_itself():
+    groups = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
+    step = groups.abs().amax(1, keepdim=True) / 7.5
+    rounded = (groups / step).round() * step
+    honest = deviation(rounded, groups, 128)
+    # The best factor is 1 - e^2 with a standard deviation of e / sqrt(128).
+    assert honest.misfit == pytest.approx(
+        (honest.error**4 + honest.error**2 / 128) ** 0.5, rel=0.25
+    )
+    assert honest.misfit < honest.misfit_limit / 2
+    swapped = deviation(rounded / step * step.roll(1, 0), groups, 128)
+    assert swapped.error < 0.5  # rounding could cost as much
+    assert swapped.misfit > 1.5 * swapped.misfit_limit
+
+
+def test_a_run_of_zeros_has_no_factor():
+    assert scale_misfit(torch.zeros(2, 8), torch.ones(2, 8)) == 0.0

@@ -6,18 +6,24 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from quantdraft.calibration import calibration_data  # noqa: E402
 from quantdraft.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from quantdraft.errors import CheckpointError, MissingPackageError, RecipeError  # noqa: E402
-from quantdraft.proof import claims_but_not_quantized, prove  # noqa: E402
-from quantdraft.quantization import apply  # noqa: E402
+from quantdraft.proof import prove  # noqa: E402
+from quantdraft.quantization import _staged_source, apply  # noqa: E402
+from quantdraft.quantizers import QuantizationJob  # noqa: E402
+from quantdraft.quantizers import llmcompressor as llmcompressor_backend  # noqa: E402
+from quantdraft.quantizers.config_groups import quantization_config  # noqa: E402
 from quantdraft.quantizers.packages import missing_packages, require_packages  # noqa: E402
 from quantdraft.recipe import Recipe, load_recipe  # noqa: E402
 from quantdraft.unpacking import read_tensor  # noqa: E402
+from quantdraft.weights import INDEX_FILE, weight_files  # noqa: E402
 from tests.conftest import Pair  # noqa: E402
 from tests.test_quantization import apply_to, write_traffic  # noqa: E402
 
@@ -76,16 +82,32 @@ def test_gptq_config_holds_no_calibration_text(gptq: Checkpoint) -> None:
     assert not {"dataset", "tokenizer"} & (gptq.quantization or {}).keys()
 
 
-def test_v1_weights_labelled_v2_are_caught(gptq: Checkpoint, tiny_pair: Pair, tmp_path) -> None:
-    """What optimum's own writer leaves: every zero point off by one."""
-    shutil.copytree(gptq.path, tmp_path / "mislabelled")
-    path = tmp_path / "mislabelled" / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"] |= {"checkpoint_format": "gptq_v2", "format": "gptq_v2"}
-    path.write_text(json.dumps(config))
-    mislabelled, source = open_checkpoint(path.parent), open_checkpoint(tiny_pair.draft)
-    with pytest.raises(CheckpointError, match=r"off to one side .* zero points are corrupt"):
-        prove(load_recipe("int4-gptq-gptqmodel"), source, mislabelled, CPU)
+def test_a_directory_of_auto_gptq_is_a_candidate_and_is_exported(
+    gptq: Checkpoint, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    """Its own names for weights and config; the same logits, and today's layout once exported."""
+    from quantdraft.engines.native import load_native
+    from quantdraft.engines.source import stored_weights
+    from quantdraft.export import export
+    from quantdraft.proof import probe_logits
+
+    old = shutil.copytree(gptq.path, tmp_path / "old")
+    (old / "quantdraft.json").unlink()
+    (old / "model.safetensors").rename(old / "gptq_model-4bit-128g.safetensors")
+    config = json.loads((old / "config.json").read_text())
+    section = config.pop("quantization_config")
+    (old / "config.json").write_text(json.dumps(config))
+    plain = {key: section[key] for key in ("bits", "group_size", "sym", "desc_act")}
+    (old / "quantize_config.json").write_text(json.dumps(plain))
+    served = tmp_path / "served"
+    export(old, "vllm", served, target=str(tiny_pair.target))
+    expected = probe_logits(gptq, CPU)
+    for directory in (old, served):
+        found = open_checkpoint(directory)
+        assert (found.quantization or {})["quant_method"] == "gptq"
+        assert torch.equal(probe_logits(found, CPU), expected)
+        assert load_native(stored_weights(found), torch.float32, CPU).is_own
+    assert (served / "model.safetensors").is_file()
 
 
 # --- bitsandbytes ---------------------------------------------------------------------------------
@@ -95,22 +117,6 @@ def test_nf4_keeps_the_head_and_reads_back(nf4: Checkpoint) -> None:
     assert nf4.tensors["model.embed_tokens.weight"].dtype == "BF16"
     assert nf4.tensors[f"{Q_PROJ}.weight"].dtype == "U8"
     assert not any(key.startswith("_load") for key in nf4.quantization or {})
-
-
-def test_swapped_scales_are_caught(nf4: Checkpoint, tiny_pair: Pair, tmp_path: Path) -> None:
-    name = f"{Q_PROJ}.weight.absmax"
-    swapped = changed(nf4, tmp_path / "swapped", name, 10 * read_tensor(nf4, name))
-    with pytest.raises(CheckpointError, match=r"q_proj.*corrupt"):
-        prove(load_recipe("nf4"), open_checkpoint(tiny_pair.draft), swapped, CPU)
-
-
-def test_dense_weights_under_a_bitsandbytes_config_are_caught(
-    nf4: Checkpoint, tiny_pair: Pair, tmp_path: Path
-) -> None:
-    shutil.copytree(tiny_pair.draft, tmp_path / "liar")
-    shutil.copyfile(nf4.path / "config.json", tmp_path / "liar" / "config.json")
-    problem = claims_but_not_quantized(open_checkpoint(tmp_path / "liar"))
-    assert "14 layers hold BF16 weights" in (problem or "")
 
 
 # --- llm-compressor -------------------------------------------------------------------------------
@@ -193,11 +199,65 @@ def test_modifier_that_does_not_exist_is_one_line(
     tiny_pair: Pair, traffic: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("llmcompressor")
-    recipe, out = verbatim({"NoModifier": {}}), tmp_path / "out"
-    with pytest.raises(RecipeError, match="NoModifier") as caught:
+    recipe, out = verbatim({"GPTQModifier": {"no_such_setting": 1}}), tmp_path / "out"
+    with pytest.raises(RecipeError, match="no_such_setting") as caught:
         apply(recipe, str(tiny_pair.draft), out, calibration=traffic, device="cpu")
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["int4", "int8-head8", "fp8-block", "mxfp4", "nvfp4a16"])
+def test_tensors_at_a_time_give_the_bytes_of_the_whole_file(
+    tiny_pair: Pair, tmp_path: Path, name: str
+) -> None:
+    """llm-compressor's own `model_free_ptq` reads a file at once, and writes the same."""
+    llmcompressor = pytest.importorskip("llmcompressor")
+    recipe, source = load_recipe(name), open_checkpoint(tiny_pair.draft)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    with _staged_source(recipe, source, tmp_path / "out") as staged:
+        llmcompressor_backend.quantize(
+            QuantizationJob(recipe, staged, ours, "cpu", (), lambda _message: None)
+        )
+        config = quantization_config(recipe)
+        llmcompressor.model_free_ptq(staged.path, theirs, config=config, device="cpu")
+    assert weight_files(ours) == weight_files(theirs)
+    for file in weight_files(ours):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+    for file in ("config.json", INDEX_FILE):
+        assert json.loads((ours / file).read_text()) == json.loads((theirs / file).read_text())
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["int4-gptq", "int8-smoothquant", "int4-gptq-gptqmodel"])
+def test_back_end_sees_the_samples_and_nothing_else(
+    tiny_pair: Pair, traffic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What reaches the embedding while a recipe is applied; the proof's own passes left out."""
+    recipe, seen = load_recipe(name), set()
+    if missing_packages(recipe.backend):
+        pytest.skip("back end absent")
+    lookup = torch.nn.functional.embedding
+
+    def recorded(ids: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if ids.device.type != "meta" and ids.shape[-1] > 1:
+            seen.update(tuple(row) for row in ids.tolist())
+        return lookup(ids, *rest, **options)
+
+    class Enough(Exception):
+        """Raised in place of the proof."""
+
+    def stop(*_: Any) -> None:
+        raise Enough
+
+    monkeypatch.setattr("torch.nn.functional.embedding", recorded)
+    monkeypatch.setattr("quantdraft.quantization.prove", stop)
+    with pytest.raises(Enough):
+        apply(recipe, str(tiny_pair.draft), tmp_path / "out", calibration=traffic, device="cpu")
+    data = calibration_data(recipe, open_checkpoint(tiny_pair.draft), traffic)
+    assert seen == set(data.samples)
 
 
 # --- packages -------------------------------------------------------------------------------------

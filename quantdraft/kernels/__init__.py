@@ -30,6 +30,7 @@ from quantdraft.kernels.cuda import (
 from quantdraft.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
 from quantdraft.kernels.dequantizing import Int8DequantizingLinear
 from quantdraft.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear, Int8FewRowsLinear
+from quantdraft.kernels.llm_int8 import LlmInt8Linear
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
@@ -41,6 +42,7 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear, Int8FewRowsLinear),
     ("cpu", "nf4"): (BitsandbytesLinear,),
     ("cpu", "fp4"): (BitsandbytesLinear,),
+    ("cpu", "llm-int8"): (LlmInt8Linear,),
     ("cuda", "dense"): (DenseLinear,),
     ("cuda", "int4"): (Int4TinygemmLinear, Int4TritonLinear),
     ("cuda", "int8"): (Int8CublasLinear, Int8TritonLinear),
@@ -49,6 +51,7 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cuda", "fp8-block"): (Fp8BlockLinear,),
     ("cuda", "nf4"): (BitsandbytesLinear,),
     ("cuda", "fp4"): (BitsandbytesLinear,),
+    ("cuda", "llm-int8"): (LlmInt8Linear,),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantdraft.errors import NoKernelError
+from quantdraft.errors import NoKernelError, is_out_of_memory
 from quantdraft.kernels import kernels_for
 from quantdraft.unpacking import Codebook, DoubleScale, Unpacked, dequantized
 
@@ -199,6 +199,8 @@ def _fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) ->
     try:
         found = kernel(x)[:, : len(values)].float()
     except Exception as error:  # a compiler, a driver or a library: each has its own kinds
+        if is_out_of_memory(error):  # that is no fault of the kernel's
+            raise
         return f"{kernel.kernel} fails at {len(x)} rows: {_first_line(error)}"
     wanted = x.float() @ values.T
     wanted = wanted if bias is None else wanted + bias[: len(values)].float()

@@ -28,7 +28,7 @@ class BitsandbytesLinear(nn.Module):
 
     def __init__(self, weight: Codebook, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self._library = _bitsandbytes(weight.name)
+        self._library = bitsandbytes_library(weight.name)
         self.out_features, self.in_features = weight.shape
         self.kernel = f"bitsandbytes_{weight.name}_{weight.integers.device.type}"
         double = weight.double
@@ -75,7 +75,14 @@ class BitsandbytesLinear(nn.Module):
         return out
 
 
-def _bitsandbytes(weight_format: str) -> ModuleType:
+def code_table(name: str) -> Tensor:
+    """The 16 values of nf4 or fp4, (16,) float32."""
+    table: Tensor = bitsandbytes_library(name).functional.get_4bit_type(name, device="cpu")
+    return table.float()
+
+
+def bitsandbytes_library(weight_format: str) -> ModuleType:
+    """The package; NoKernelError with the command that installs it where it is missing."""
     try:
         import bitsandbytes
     except ImportError as error:

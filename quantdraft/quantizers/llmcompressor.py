@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from quantdraft.quantizers.config_groups import (
 from quantdraft.quantizers.job import QuantizationJob
 from quantdraft.quantizers.packages import require_packages
 from quantdraft.quantizers.quiet import Progress, disk_errors, quiet
+from quantdraft.quantizers.rewriting import rewrite_weights
 from quantdraft.schemes import HEAD, formats_by_module, head_format
 
 # How much of the inputs' range moves into the weights; llm-compressor's own examples use it.
@@ -59,15 +61,24 @@ def _silence() -> None:
 
 
 def _data_free(job: QuantizationJob, progress: Progress) -> None:
-    """Round to nearest, one file at a time: memory for about one shard."""
-    from llmcompressor import model_free_ptq
+    """Round to nearest, as the library's `model_free_ptq` does, but a few tensors at a time.
+
+    It reads and holds a whole file, and starts every weight with random numbers; what is written is
+    the same to the byte.
+    """
+    from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
+    from llmcompressor.entrypoints.model_free.save_utils import update_config
+    from transformers.initialization import no_init_weights
 
     progress("quantizing the safetensors")
     config = quantization_config(job.recipe)
+    shutil.copyfile(job.source.path / "config.json", job.output / "config.json")
     try:
-        model_free_ptq(job.source.path, job.output, config=config, device=job.device)
+        with no_init_weights():
+            rewrite_weights(job.source, job.output, ModelFreePtqConverter(config), job.device)
     except (ValueError, NotImplementedError) as error:
         raise RecipeError(_refusal(job, error)) from error
+    update_config(job.output, config)
 
 
 def _calibrated(job: QuantizationJob, progress: Progress) -> None:
@@ -259,4 +270,7 @@ def _release_names(job: QuantizationJob) -> None:
 
 def _refusal(job: QuantizationJob, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {lines[0]}"
+    # pydantic says in its first line how many errors there are, then which.
+    num_said = 3 if "validation error" in lines[0] else 1
+    said = ": ".join(line.strip() for line in lines[:num_said])
+    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {said}"

@@ -1,4 +1,4 @@
-"""Backends kept quiet: their logs and bars hidden, a full disk told as what it is."""
+"""Libraries kept quiet: their logs and bars hidden, a full disk told as what it is."""
 
 from __future__ import annotations
 
@@ -7,12 +7,39 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 
 from quantdraft.errors import CheckpointError
 
 Progress = Callable[[str], None]
+
+# What torchao says when transformers imports it, unasked: that a library of its kernels, none of
+# which is used here, does not fit this machine, and that a call of its own is deprecated.
+TORCHAO_CHATTER = {
+    "torchao": re.compile(r"Failed to load .*_C\S*\.so\b"),
+    "torch.utils._pytree": re.compile(r"is an Enum subclass .* register_constant\(\)"),
+}
+
+
+def hush_torchao() -> None:
+    """Drop these two messages, and nothing else of either logger. Call before transformers."""
+    for name, chatter in TORCHAO_CHATTER.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(found, _Dropped) for found in logger.filters):
+            logger.addFilter(_Dropped(chatter))
+
+
+class _Dropped(logging.Filter):
+    """Keeps back the messages that match."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.pattern.search(record.getMessage()) is None
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ import torch
 from quantdraft.capture import capture
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.crosscheck import rounds_replayed
-from quantdraft.engines.vllm.client import Client, Completion, Counters, Request
+from quantdraft.engines.vllm.client import Client, Completion, Request
 from quantdraft.engines.vllm.environment import Environment, find_vllm
+from quantdraft.engines.vllm.replies import Counters
 from quantdraft.engines.vllm.run import Fleet, blamed_on, not_ready
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.models import load_model
