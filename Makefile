@@ -3,19 +3,21 @@
 # make test    every test that needs neither a GPU nor more than half a minute
 # make test-engines   the tests that need vLLM; makes its environment first, which takes minutes
 # make check   formatter, linter, type checker
+# make campaigns   kills, fuzzing, simulated verdicts, replay by size: reports/campaigns, about an hour
+# make audit   pinned dependencies against the advisory database; exit 3: it could not be reached
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 INSTALL_VLLM = $(BIN)/quantdraft engines list --json | grep -q '"version"' || $(BIN)/quantdraft engines install vllm
 
-.PHONY: setup demo test test-slow test-engines bench check clean
+.PHONY: setup demo test test-slow test-engines bench bench-long campaigns check audit clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,bitsandbytes,gptqmodel,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,bitsandbytes,gptqmodel,llamacpp,dev]'
 	touch $(STAMP)
 
 demo: setup
@@ -38,10 +40,23 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.control
 	$(BIN)/python -m tests.benchmarks.replay_vs_assisted
 
+bench-long: setup
+	$(BIN)/python -m tests.benchmarks.apply_vs_oneshot
+	$(BIN)/python -m tests.benchmarks.calibration_sources --work-dir runs/calibration --output reports/calibration
+
+campaigns: setup
+	$(BIN)/python -m tests.campaigns.faults --kills 200 --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.fuzz --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.null_calibration --output reports/campaigns
+	$(BIN)/python -m tests.benchmarks.replay_scaling --largest 100000 --output reports/campaigns
+
 check: setup
 	$(BIN)/ruff format --check quantdraft tests
 	$(BIN)/ruff check quantdraft tests
 	$(BIN)/mypy
+
+audit: setup
+	$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from quantdraft.results import AcceptanceCounts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+PROMPTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +89,24 @@ def replay_rounds(
     k always ends the round. Expected rounds are the expected visits to offset 0.
     """
     _check(prompt_ids, keeps, ks)
-    keep, num_active, order = _pack(prompt_ids, keeps, first_token_from_prefill)
     num_drafts = np.zeros((len(ks), len(keeps)))
-    accepted = np.zeros((len(ks), max(ks), len(keeps)))
-    for offsets, kept in _walk(keep, num_active, ks):
-        num_prompts = kept.shape[2]
-        num_drafts[:, :num_prompts] += offsets[:, 0]
-        accepted[:, :, :num_prompts] += kept
-    back = np.argsort(order)
+    accepted = np.zeros((len(ks), len(keeps), max(ks)))
+    for some, keep, num_active in _packs(prompt_ids, keeps, first_token_from_prefill):
+        kept_sum = np.zeros((len(ks), max(ks), len(some)))
+        drafts = np.zeros((len(ks), len(some)))
+        for offsets, kept in _walk(keep, num_active, ks):
+            num_prompts = kept.shape[2]
+            drafts[:, :num_prompts] += offsets[:, 0]
+            kept_sum[:, :, :num_prompts] += kept
+        num_drafts[:, some] = drafts
+        accepted[:, some] = kept_sum.transpose(0, 2, 1)
     lengths = np.array([len(each) for each in keeps], dtype=np.int64)
     return Replayed(
         prompt_ids=tuple(prompt_ids),
         ks=tuple(ks),
         num_tokens=np.maximum(lengths - int(first_token_from_prefill), 0),
-        num_drafts=num_drafts[:, back],
-        num_accepted_per_pos=accepted[:, :, back].transpose(0, 2, 1),
+        num_drafts=num_drafts,
+        num_accepted_per_pos=accepted,
     )
 
 
@@ -115,20 +119,21 @@ def token_acceptance(
     """
     names = [str(index) for index in range(len(keeps))]
     _check(names, keeps, [k])
-    keep, num_active, order = _pack(names, keeps, first_token_from_prefill)
-    asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
-    for token, (offsets, kept) in enumerate(_walk(keep, num_active, [k])):
-        num_prompts = kept.shape[2]
-        asked[token, :num_prompts] = offsets[0, :k].sum(axis=0)
-        kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
+    found: dict[int, TokenAcceptance] = {}
     start = int(first_token_from_prefill)
-    return tuple(
-        TokenAcceptance(
-            _unpack(asked[:, column], len(each), start),
-            _unpack(kept_sum[:, column], len(each), start),
-        )
-        for each, column in zip(keeps, np.argsort(order), strict=True)
-    )
+    for some, keep, num_active in _packs(names, keeps, first_token_from_prefill):
+        asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
+        for token, (offsets, kept) in enumerate(_walk(keep, num_active, [k])):
+            num_prompts = kept.shape[2]
+            asked[token, :num_prompts] = offsets[0, :k].sum(axis=0)
+            kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
+        for column, index in enumerate(some):
+            length = len(keeps[index])
+            found[int(index)] = TokenAcceptance(
+                _unpack(asked[:, column], length, start),
+                _unpack(kept_sum[:, column], length, start),
+            )
+    return tuple(found[index] for index in range(len(keeps)))
 
 
 def closed_form_length(alpha: float, k: int) -> float:
@@ -193,27 +198,29 @@ def _walk(keep: Floats, num_active: Ints, ks: Sequence[int]) -> Iterator[tuple[F
         np.subtract(1.0, new.sum(axis=1), out=now[:, 0])
 
 
-def _pack(
+def _packs(
     names: Sequence[str], keeps: Sequence[NDArray[np.floating]], first_token_from_prefill: bool
-) -> tuple[Floats, Ints, Ints]:
-    """Keep probabilities of the tokens in rounds as (tokens, prompts), prompts by falling length.
+) -> Iterator[tuple[Ints, Floats, Ints]]:
+    """Groups of prompts of similar length: memory holds one, whatever the number of prompts.
 
-    Also the number of prompts that have each token, (tokens,), and the prompts' order.
+    yields the prompts' indices by falling length (group,), their keep probabilities of the tokens
+    in rounds (tokens, group), and how many of them have each token (tokens,)
     """
-    inside = [np.asarray(each, np.float64)[int(first_token_from_prefill) :] for each in keeps]
-    for name, each in zip(names, inside, strict=True):
-        if not bool(np.all((each >= 0.0) & (each <= 1.0))):  # also catches NaN
-            raise UndefinedMetricError(
-                f"prompt {name!r}: a keep probability is not in [0, 1]. "
-                "The draft's logits may have overflowed; try --dtype float32."
-            )
-    lengths = np.array([len(each) for each in inside], dtype=np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    keep = np.zeros((int(lengths.max()), len(inside)))
-    for column, index in enumerate(order):
-        keep[: lengths[index], column] = inside[index]
-    num_active = (lengths[None, :] > np.arange(len(keep))[:, None]).sum(axis=1)
-    return keep, num_active, order
+    start = int(first_token_from_prefill)
+    order = np.argsort([-len(each) for each in keeps], kind="stable")
+    for first in range(0, len(order), PROMPTS_AT_ONCE):
+        some = order[first : first + PROMPTS_AT_ONCE]
+        lengths = np.array([max(len(keeps[i]) - start, 0) for i in some], dtype=np.int64)
+        keep = np.zeros((int(lengths.max()), len(some)))
+        for column, (index, length) in enumerate(zip(some, lengths, strict=True)):
+            inside = np.asarray(keeps[index], np.float64)[start:]
+            if not bool(np.all((inside >= 0.0) & (inside <= 1.0))):  # also catches NaN
+                raise UndefinedMetricError(
+                    f"prompt {names[index]!r}: a keep probability is not in [0, 1]. "
+                    "The draft's logits may have overflowed; try --dtype float32."
+                )
+            keep[:length, column] = inside
+        yield some, keep, (lengths[None, :] > np.arange(len(keep))[:, None]).sum(axis=1)
 
 
 def _unpack(column: Floats, length: int, start: int) -> Floats:

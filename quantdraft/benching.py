@@ -6,8 +6,9 @@ needed, no acceptance is measured, and nothing is decided.
 
 from __future__ import annotations
 
-import shlex
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +17,20 @@ from typing import Any, Literal
 import torch
 
 from quantdraft.arms import BASELINE, CONTROL, TARGET
-from quantdraft.benchmark import Plan, measure_grid
+from quantdraft.benchmark import Keep, Plan, measure_grid
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.engines.source import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
-from quantdraft.files import whole_directory
+from quantdraft.files import file_sha256, whole_directory
 from quantdraft.inputs import source_of
 from quantdraft.models import pick_device, resolve_model
 from quantdraft.progress import share_bar
-from quantdraft.provenance import environment, model_identity
+from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.recipe import load_recipe
-from quantdraft.report import write_bench
-from quantdraft.results import BENCH_SCHEMA_VERSION, Bench
+from quantdraft.report import BENCH_RECORD_FILE, write_bench
+from quantdraft.results import BENCH_SCHEMA_VERSION, Bench, Latency
 from quantdraft.shapes import shape_checkpoint
+from quantdraft.stages import stage
 
 DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_CONTEXT_LENGTHS = (128, 512, 2048)
@@ -76,18 +78,25 @@ def bench(settings: BenchSettings) -> tuple[Bench, Path]:
         torch.set_num_threads(settings.threads)
     contenders = contenders_of(settings)
     output = settings.output or Path(f"bench-{contenders.name}")
-    if output.exists() and not settings.force:
-        raise OutputExistsError(
-            f"output '{output}' exists. Give another --output, or --force to replace it."
-        )
-    measured = measure_bench(settings, contenders)
-    with whole_directory(output, settings.force) as staging:
-        write_bench(measured, staging)
+    partial = output.with_name(f"{output.name}.partial")
+    keep = _keep(settings, contenders, output, partial)
+    try:
+        with whole_directory(output, settings.force) as staging:
+            measured = measure_bench(settings, contenders, keep)
+            write_bench(measured, staging)
+    except OutputExistsError:  # of a run that was killed after its last act, at the earliest
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
     return measured, output
 
 
-def measure_bench(settings: BenchSettings, contenders: Contenders) -> Bench:
-    """The record, nothing written."""
+def measure_bench(
+    settings: BenchSettings,
+    contenders: Contenders,
+    keep: Keep = lambda point, measure: measure(),
+) -> Bench:
+    """The record, nothing written but what `keep` keeps."""
     device = pick_device(settings.device)
     plan = Plan(
         points=tuple((b, c) for b in settings.batch_sizes for c in settings.context_lengths),
@@ -99,7 +108,7 @@ def measure_bench(settings: BenchSettings, contenders: Contenders) -> Bench:
         mode=settings.mode,
     )
     with share_bar("bench") as progress:
-        points = measure_grid(contenders.sources, plan, progress)
+        points = measure_grid(contenders.sources, plan, progress, keep)
     return Bench(
         schema_version=BENCH_SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,6 +118,30 @@ def measure_bench(settings: BenchSettings, contenders: Contenders) -> Bench:
         points=points,
         provenance=_provenance(settings, contenders, device),
     )
+
+
+def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial: Path) -> Keep:
+    """Points that a killed run of the same command has measured, in `<output>.partial`.
+
+    Which record is to be replaced belongs to the command: the next --force measures anew.
+    """
+    record = output / BENCH_RECORD_FILE
+    inputs = {
+        "arms": {name: _identity(source) for name, source in contenders.sources.items()},
+        "shape": [settings.shape, settings.target_shape, settings.recipes],
+        "new_tokens": settings.new_tokens,
+        "seconds": settings.seconds,
+        "mode": settings.mode,
+        "threads": torch.get_num_threads(),
+        "device": str(pick_device(settings.device)),
+        "replaces": file_sha256(record) if record.is_file() else None,
+    }
+
+    def keep(point: tuple[int, int], measure: Callable[[], Latency]) -> Latency:
+        name = f"point-{point[0]}-{point[1]}"
+        return stage(partial, name, inputs, Latency, measure)
+
+    return keep
 
 
 def check_bench(settings: BenchSettings) -> None:
@@ -184,19 +217,21 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         **environment(str(device)),
-        "command": shlex.join(["quantdraft", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "settings": {key: _plain(value) for key, value in asdict(settings).items()},
         "arms": {
             name: {
                 "name": source.name,
                 "ledger": asdict(source.ledger),
-                "identity": None
-                if source.checkpoint is None
-                else model_identity(source.checkpoint),
+                "identity": _identity(source),
             }
             for name, source in contenders.sources.items()
         },
     }
+
+
+def _identity(source: WeightSource) -> dict[str, Any] | None:
+    return None if source.checkpoint is None else model_identity(source.checkpoint)
 
 
 def _plain(value: Any) -> Any:

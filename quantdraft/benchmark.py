@@ -6,10 +6,9 @@ not fit into memory or time is left out, and `Latency.undefined` says why; nothi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
@@ -33,6 +32,7 @@ from quantdraft.engines.session import Mode
 from quantdraft.engines.source import WeightSource, stored_weights
 from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS, time_interleaved
 from quantdraft.memory import peak_bytes, reset_peak
+from quantdraft.provenance import load_around, load_average
 from quantdraft.results import ArmLatency, Latency, Roofline, StepSamples
 from quantdraft.roofline import measure_roofline
 
@@ -41,6 +41,8 @@ MAX_OVERRUN = 3.0
 HEAD = "head"
 
 Progress = Callable[[float], None]
+# (batch size, context length) and how to measure there -> what was measured, now or before
+Keep = Callable[[tuple[int, int], Callable[[], Latency]], Latency]
 Key = tuple[str, int | str]  # arm, and its new tokens or HEAD
 
 
@@ -83,6 +85,7 @@ def measure_latency(
     more_points: Sequence[tuple[int, int]] = (),
     mode: Mode | Literal["auto"] = "auto",
     progress: Progress = lambda share: None,
+    keep: Keep = lambda point, measure: measure(),
 ) -> tuple[Latency, ...]:
     """Draft steps of baseline, control and candidate, and target steps of 1 and k + 1 tokens.
 
@@ -103,16 +106,20 @@ def measure_latency(
         CONTROL: stored_weights(baseline),
         TARGET: stored_weights(target),
     }
-    return measure_grid(sources, plan, progress)
+    return measure_grid(sources, plan, progress, keep)
 
 
 def measure_grid(
-    sources: Mapping[str, WeightSource], plan: Plan, progress: Progress = lambda share: None
+    sources: Mapping[str, WeightSource],
+    plan: Plan,
+    progress: Progress = lambda share: None,
+    keep: Keep = lambda point, measure: measure(),
 ) -> tuple[Latency, ...]:
     """One Latency a point of the plan, in its order; the roofline is measured once, before.
 
     sources: weights by arm. BASELINE comes before the drafts that share its float type; where
     memory ends, the arms that come last are the ones left out.
+    keep: gives back a point that an earlier run measured, or measures it; points stand alone
     """
     roofline = measure_roofline(plan.device)
     widths = {name: plan.widths if name == TARGET else (1,) for name in sources}
@@ -122,7 +129,7 @@ def measure_grid(
     in_order = sorted(set(plan.points))  # by batch: float32 wins from some batch on
     for batch_size, group in groupby(in_order, key=itemgetter(0)):
         contexts = [context for _, context in group]
-        loaded = arms.at(batch_size, contexts[0])
+        load = cache(partial(arms.at, batch_size, contexts[0]))
         for context_length in contexts:
             base = len(measured)
 
@@ -130,8 +137,17 @@ def measure_grid(
                 progress((base + part) / len(in_order))
 
             point = _Point(plan, batch_size, context_length, roofline)
-            measured[batch_size, context_length] = point.latency(loaded, arms.undefined, share)
+            where = batch_size, context_length
+            measured[where] = keep(where, partial(_measure, point, load, arms, share))
+            share(1.0)
     return tuple(measured[point] for point in plan.points)
+
+
+def _measure(
+    point: _Point, load: Callable[[], dict[str, Arm]], arms: Arms, share: Progress
+) -> Latency:
+    loaded = load()  # first: it says what could not be loaded
+    return point.latency(loaded, arms.undefined, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +162,7 @@ class _Point:
     ) -> Latency:
         """All arms at this point, in the same blocks."""
         undefined = dict(not_loaded)
-        before = _load_average()
+        before = load_average()
         opened = self._open(arms, undefined)
         too_long = self._overrun(opened)
         timed: dict[Key, StepSamples] = {}
@@ -162,7 +178,7 @@ class _Point:
             context_length=self.context_length,
             arms={n: self._arm(n, arm, timed) for n, arm in opened.items()} if timed else {},
             undefined=undefined,
-            load_average=(before, _load_average()),
+            load_average=load_around(before, load_average()),
             roofline=self.roofline,
         )
 
@@ -291,7 +307,3 @@ def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | N
         model.head(x)
 
     return product
-
-
-def _load_average() -> float:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

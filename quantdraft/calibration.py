@@ -7,7 +7,7 @@ of texts or a data set of the Hub is there to compare them with.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
 from quantdraft.files import file_sha256
 from quantdraft.prompts import json_entries
 from quantdraft.recipe import Calibration, Recipe
+from quantdraft.responses import Response
 from quantdraft.traffic import read_traffic
 
 # Texts taken from a data set before the choice: enough to choose from, little to download.
@@ -35,6 +36,21 @@ class CalibrationData:
 class _Sample:
     name: str
     token_ids: tuple[int, ...]
+
+
+class _Responses(Sequence[_Sample]):
+    """Responses as samples, made when they are asked for: large traffic stays on the disk."""
+
+    def __init__(self, responses: Sequence[Response]) -> None:
+        self.responses = responses
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __getitem__(self, at: Any) -> Any:
+        response = self.responses[at]
+        token_ids = response.prompt_token_ids + response.response_token_ids
+        return _Sample(response.prompt_id, token_ids)
 
 
 def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
@@ -64,11 +80,12 @@ def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> C
 
 def _pool(
     recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
-) -> tuple[list[_Sample], dict[str, Any]]:
+) -> tuple[Sequence[_Sample], dict[str, Any]]:
     """Everything there is to choose from, and what identifies it."""
     from quantdraft.models import load_tokenizer
 
     if settings.source == "hub":
+        _require_named(recipe, settings, path)
         return _hub(settings, load_tokenizer(source.path))
     if settings.source == "file" and path is None and settings.path is not None:
         path = Path(settings.path)
@@ -78,9 +95,7 @@ def _pool(
     if settings.source == "file":
         return _file(path, settings.column, tokenizer)
     traffic = read_traffic(path, tokenizer)
-    pool = [
-        _Sample(r.prompt_id, r.prompt_token_ids + r.response_token_ids) for r in traffic.responses
-    ]
+    pool = _Responses(traffic.responses)
     return pool, {"path": str(path), "sha256": traffic.sha256}
 
 
@@ -121,7 +136,8 @@ def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str
             f"the data set {settings.dataset!r} has no text under {settings.column!r}. "
             f"It has: {columns}."
         )
-    texts = [(f"row {i}", row[settings.column]) for i, row in enumerate(first)]
+    rows_read = [(f"row {i}", row.get(settings.column)) for i, row in enumerate(first)]
+    texts = [(name, text) for name, text in rows_read if isinstance(text, str)]
     origin = {
         "dataset": settings.dataset,
         "split": settings.split,
@@ -129,6 +145,15 @@ def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str
         "num_rows_read": len(first),
     }
     return list(_tokenized(texts, tokenizer)), origin
+
+
+def _require_named(recipe: Recipe, settings: Calibration, path: Path | None) -> None:
+    """A recipe alone reaches no network: the user names the data set too."""
+    if str(path) != settings.dataset:
+        raise RecipeError(
+            f"recipe {recipe.name!r} is calibrated on the Hub's data set {settings.dataset!r}, "
+            f"which would be downloaded: add --calibration {settings.dataset} to say yes."
+        )
 
 
 def _tokenized(texts: list[tuple[str, str]], tokenizer: Any) -> Iterator[_Sample]:

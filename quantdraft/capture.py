@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from quantdraft.checkpoint import open_checkpoint
+from quantdraft.answering import Answering, OwnTarget, ServedTarget
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
 from quantdraft.files import file_sha256
-from quantdraft.generation import Answer, generate
-from quantdraft.models import load_model, load_tokenizer, pick_device, pick_dtype, resolve_model
-from quantdraft.prompts import Prompt, encode_prompts, read_prompts
-from quantdraft.traffic import (
-    Response,
-    Sampling,
-    Traffic,
-    header_line,
-    read_traffic,
-    response_line,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """A prompt as the target sees it; `index`, its place in the prompt file, seeds its draws."""
-
-    index: int
-    prompt: Prompt
-    token_ids: tuple[int, ...]
+from quantdraft.generation import Answer
+from quantdraft.lines import chosen
+from quantdraft.locks import sole_writer
+from quantdraft.models import load_tokenizer, resolve_model
+from quantdraft.prompts import Prompt, encode_prompt, read_prompts
+from quantdraft.responses import Response
+from quantdraft.traffic import Sampling, Traffic, header_line, read_traffic, response_line
 
 
 def capture(
@@ -52,59 +41,84 @@ def capture(
     force: bool = False,
     progress: bool | None = None,
     trust_remote_code: bool = False,
+    target_url: str | None = None,
 ) -> Traffic:
     """Write the target's own responses to `prompts` to `output`, and read them back.
 
     Finished prompts are kept in `<output>.partial`; a run that is started again with the same
     settings continues after the last whole batch. Prompts that leave no room for `max_new_tokens`
-    within the target's positions are not asked: `Traffic.skipped` names them.
+    within the target's positions are not asked: `Traffic.skipped` names them. Memory holds one
+    batch, whatever the number of prompts: token ids are made again when a prompt is asked.
 
     limit: ask only the first so many prompts
-    force: replace an existing output, and discard an unfinished one
+    target_url: of a vLLM server that serves the target; `target` then gives the tokenizer alone
+    force: replace an existing output, and discard an unfinished one of other settings
     progress: show a bar on stderr; None: when stderr is a terminal
-    Raises OutputExistsError, OutputError, OptionError, TrafficError, CheckpointError.
+    Raises OutputExistsError, OutputBusyError, OutputError, OptionError, TrafficError,
+    CheckpointError, EngineError, and UndefinedMetricError where the target's logits are not finite.
     """
     _check_options(max_new_tokens, batch_size, limit)
-    _check_free(output, force)
-    asked = read_prompts(prompts)[:limit]
-    model_path, on = resolve_model(target), pick_device(device)
-    tokenizer = load_tokenizer(model_path, trust_remote_code)
-    token_ids = encode_prompts(asked, tokenizer)
-    model = load_model(model_path, pick_dtype(dtype, on), on, trust_remote_code)
-    questions, skipped = _fitting(asked, token_ids, max_new_tokens, model)
-    header = header_line(
-        sampling,
-        describe_target(target, model_path, model),
-        len(questions),
-        skipped,
-        prompts_sha256=file_sha256(prompts),
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-    )
-
-    def answer(batch: Sequence[_Question]) -> str:
-        ids = [question.token_ids for question in batch]
-        seeds = [_seed(sampling.seed, question.index) for question in batch]
-        answers = generate(model, ids, sampling, max_new_tokens, seeds)
-        return "".join(
-            _line(question, answer, tokenizer)
-            for question, answer in zip(batch, answers, strict=True)
+    with sole_writer(output):
+        _check_free(output, force)
+        asked = read_prompts(prompts)
+        if limit is not None:
+            asked = chosen(asked, range(min(limit, len(asked))))
+        path = resolve_model(target)
+        tokenizer = load_tokenizer(path, trust_remote_code)
+        speaker: Answering
+        if target_url is None:
+            speaker = OwnTarget(
+                target, path, sampling, max_new_tokens, device, dtype, trust_remote_code
+            )
+        else:
+            speaker = ServedTarget(target, path, target_url, sampling, max_new_tokens)
+        indices, skipped = _fitting(asked, tokenizer, max_new_tokens, speaker.num_positions)
+        header = header_line(
+            sampling,
+            speaker.description,
+            len(indices),
+            skipped,
+            prompts_sha256=file_sha256(prompts),
+            limit=limit,
+            max_new_tokens=max_new_tokens,
         )
 
-    _write_answers(
-        output, header, questions, answer, batch_size=batch_size, force=force, progress=progress
-    )
+        def answer(batch: Sequence[int]) -> str:
+            questions = [asked[index] for index in batch]
+            ids = [encode_prompt(question, tokenizer) for question in questions]
+            # A prompt's place in the file seeds its draws.
+            seeds = [_seed(sampling.seed, index) for index in batch]
+            answers = speaker.answers(ids, seeds)
+            return "".join(
+                _line(*each, tokenizer) for each in zip(questions, ids, answers, strict=True)
+            )
+
+        names = [asked[index].prompt_id for index in indices]
+        _write_answers(
+            output,
+            header,
+            names,
+            lambda first, last: answer(indices[first:last]),
+            batch_size=batch_size,
+            force=force,
+            progress=progress,
+        )
     return read_traffic(output)
 
 
-def describe_target(target: str, path: Path, model: Any) -> dict[str, Any]:
-    """What a traffic header says of the model: name, revision, float type, hash of the weights."""
-    return {
-        "name": target,
-        "revision": open_checkpoint(path).revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights_sha256": _weights_sha256(path),
+def has_captured(path: Path, prompts: Path, sampling: Sampling, max_new_tokens: int) -> bool:
+    """True where a traffic file was captured from these prompts in this way."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            header = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    asked = {
+        "prompts_sha256": file_sha256(prompts),
+        "sampling": asdict(sampling),
+        "max_new_tokens": max_new_tokens,
     }
+    return isinstance(header, dict) and all(header.get(key) == asked[key] for key in asked)
 
 
 def _seed(seed: int, index: int) -> int:
@@ -113,37 +127,40 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of it
 
 
-def _line(question: _Question, answer: Answer, tokenizer: Any) -> str:
+def _line(question: Prompt, token_ids: tuple[int, ...], answer: Answer, tokenizer: Any) -> str:
     response = Response(
-        prompt_id=question.prompt.prompt_id,
-        prompt_token_ids=question.token_ids,
+        prompt_id=question.prompt_id,
+        prompt_token_ids=token_ids,
         response_token_ids=answer.token_ids,
-        logprobs=answer.logprobs,
-        domain=question.prompt.domain,
+        logprobs=answer.logprobs or None,
+        domain=question.domain,
     )
-    prompt = tokenizer.decode(list(question.token_ids))
+    prompt = tokenizer.decode(list(token_ids))
     return response_line(response, prompt, tokenizer.decode(list(answer.token_ids)))
 
 
 def _write_answers(
     output: Path,
     header: str,
-    questions: Sequence[_Question],
-    answer: Callable[[Sequence[_Question]], str],
+    names: Sequence[str],
+    answer: Callable[[int, int], str],
     *,
     batch_size: int,
     force: bool,
     progress: bool | None,
 ) -> None:
-    """Append batch after batch to the partial file; rename it when it is whole."""
+    """Append batch after batch to the partial file; rename it when it is whole.
+
+    names: ids of the prompts; answer(first, last): the lines of the prompts in between
+    """
     partial = output.with_name(f"{output.name}.partial")
     with _writing(partial):
-        num_done = _resume(partial, header, len(questions), batch_size, force)
+        num_done = _resume(partial, header, names, batch_size, force)
         hidden = None if progress is None else not progress
         with (
             open(partial, "a", encoding="utf-8") as file,
             tqdm(
-                total=len(questions),
+                total=len(names),
                 initial=num_done,
                 unit="prompt",
                 desc="capture",
@@ -151,37 +168,53 @@ def _write_answers(
                 disable=hidden,
             ) as bar,
         ):
-            for start in range(num_done, len(questions), batch_size):
-                batch = questions[start : start + batch_size]
-                file.write(answer(batch))
+            for first in range(num_done, len(names), batch_size):
+                last = min(first + batch_size, len(names))
+                file.write(answer(first, last))
                 file.flush()
-                bar.update(len(batch))
+                bar.update(last - first)
             os.fsync(file.fileno())
         os.replace(partial, output)
 
 
-def _resume(partial: Path, header: str, num_questions: int, batch_size: int, force: bool) -> int:
+def _resume(partial: Path, header: str, names: Sequence[str], batch_size: int, force: bool) -> int:
     """Leave in `partial` the header and whole batches, and return how many prompts those are.
 
     Only whole batches are kept, so that a resumed run forms the batches of an uninterrupted one.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
-    lines = [] if force or not partial.exists() else partial.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if not whole:
-        partial.write_text(header, encoding="utf-8")
-        return 0
-    if whole[0] != header.encode():
-        raise OutputExistsError(
-            f"'{partial}' was begun with other settings (sampling, prompts, target or lengths). "
-            "Give the same ones to continue it, --force to start anew, or another --output."
-        )
-    num_answers = len(whole) - 1
-    num_done = (
-        num_answers if num_answers == num_questions else num_answers - num_answers % batch_size
-    )
-    os.truncate(partial, sum(len(line) for line in whole[: num_done + 1]))
+    with open(partial, "a+b") as file:
+        file.seek(0)
+        first = file.readline()
+        if first != header.encode():
+            if first.endswith(b"\n") and not force:
+                raise OutputExistsError(
+                    f"'{partial}' was begun with other settings (sampling, prompts, target or "
+                    "lengths). Give the same ones to continue it, --force to start anew, or "
+                    "another --output."
+                )
+            file.truncate(0)
+            file.write(header.encode())
+            return 0
+        ends = array("Q", [len(first)])
+        for name, line in zip(names, file, strict=False):
+            if not _is_answer(line, name):
+                break
+            ends.append(ends[-1] + len(line))
+        num_answers = len(ends) - 1
+        is_whole = num_answers == len(names)
+        num_done = num_answers if is_whole else num_answers - num_answers % batch_size
+        file.truncate(ends[num_done])
     return num_done
+
+
+def _is_answer(line: bytes, name: str) -> bool:
+    """False of a line that a kill or a full disk cut, or that a power cut filled with zeros."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and isinstance(found, dict) and found.get("prompt_id") == name
 
 
 @contextlib.contextmanager
@@ -196,25 +229,25 @@ def _writing(partial: Path) -> Iterator[None]:
 
 
 def _fitting(
-    prompts: Sequence[Prompt], token_ids: Sequence[tuple[int, ...]], max_new_tokens: int, model: Any
-) -> tuple[list[_Question], list[str]]:
-    """The prompts that leave room for an answer, and a reason for each that does not."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    prompts: Sequence[Prompt], tokenizer: Any, max_new_tokens: int, positions: int | None
+) -> tuple[array[int], list[str]]:
+    """Places of the prompts that leave room for an answer; a reason for each that does not."""
     room = sys.maxsize if positions is None else positions - max_new_tokens
-    questions, skipped = [], []
-    for index, (prompt, ids) in enumerate(zip(prompts, token_ids, strict=True)):
-        if len(ids) <= room:
-            questions.append(_Question(index, prompt, ids))
+    fitting, skipped = array("Q"), []
+    for index, prompt in enumerate(prompts):
+        length = len(encode_prompt(prompt, tokenizer))
+        if length <= room:
+            fitting.append(index)
         else:
             skipped.append(
-                f"prompt {prompt.prompt_id}: {len(ids)} tokens leave no room for {max_new_tokens} "
+                f"prompt {prompt.prompt_id}: {length} tokens leave no room for {max_new_tokens} "
                 f"more within the target's {positions} positions"
             )
-    if not questions:
+    if not fitting:
         raise TrafficError(
             f"no prompt fits. The first: {skipped[0]}. Lower --max-new-tokens, or shorten prompts."
         )
-    return questions, skipped
+    return fitting, skipped
 
 
 def _check_options(max_new_tokens: int, batch_size: int, limit: int | None) -> None:
@@ -231,15 +264,3 @@ def _check_free(output: Path, force: bool) -> None:
         raise OutputExistsError(
             f"output '{output}' exists. Give another --output, or --force to replace it."
         )
-
-
-def _weights_sha256(path: Path) -> str:
-    """One hash over the names and hashes of the safetensors files."""
-    total = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        # The Hub's cache names a large file by its SHA-256; hashing 800 GB again takes long.
-        cached = file.resolve().name
-        is_digest = len(cached) == 64 and set(cached) <= set("0123456789abcdef")
-        digest = cached if is_digest else file_sha256(file)
-        total.update(f"{file.name} {digest}\n".encode())
-    return total.hexdigest()

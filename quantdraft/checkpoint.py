@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.configs import require_config, require_manifest
+from quantdraft.documents import read_json_object
 from quantdraft.errors import CheckpointError
 from quantdraft.weights import TensorInfo, read_tensors
 
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
+ADAPTER_FILE = "adapter_config.json"  # PEFT's
 OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
 # Any one of these sets of files is a tokenizer that transformers can build.
 TOKENIZER_FILES = (
@@ -81,9 +83,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"no model directory '{path}'. Give a directory with a config.json.")
     if not (path / "config.json").is_file():
         raise CheckpointError(f"'{path}' has no config.json: it is not a model directory.")
-    config = _read_object(path / "config.json")
+    if (path / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"'{path}' holds {ADAPTER_FILE}: transformers would load the model that it names "
+            "instead of this one. Merge the adapter (merge_and_unload), or remove the file."
+        )
+    config = read_json_object(path / "config.json")
     if not config.get("quantization_config") and (old := old_quantization(path)):
         config["quantization_config"] = old
+    require_config(config, path / "config.json")
     manifest_path = path / MANIFEST_FILE
     manifest = _read_manifest(manifest_path) if manifest_path.is_file() else None
     return Checkpoint(path, config, read_tensors(path), manifest)
@@ -95,7 +103,7 @@ def old_quantization(path: Path) -> dict[str, Any]:
     Its quantize_config.json says bits and group size; newer ones have them in config.json too.
     """
     file = path / OLD_CONFIG_FILE
-    if not file.is_file() or "bits" not in (found := _read_object(file)):
+    if not file.is_file() or "bits" not in (found := read_json_object(file)):
         return {}
     return {"quant_method": "gptq", **found}
 
@@ -112,21 +120,32 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = _read_object(path)
+    manifest = read_json_object(path)
     found = manifest.get("schema_version")
     if found != MANIFEST_SCHEMA_VERSION:
         raise CheckpointError(
             f"'{path}' has schema version {found!r}; this quantdraft reads "
             f"{MANIFEST_SCHEMA_VERSION}. Run `quantdraft apply` again."
         )
+    require_manifest(manifest, path)
     return manifest
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}.") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"'{path}' is not a JSON object.")
-    return plain
+def require_own_files(directory: Path) -> None:
+    """Raise CheckpointError for a link that leads out of a directory whose files are copied.
+
+    Its tokenizer could be somebody's private key, and would be copied and published. The Hub's
+    cache links into its own `blobs`; weights may lie on another disk, and are safetensors or
+    nothing.
+    """
+    own = directory.resolve()
+    inside = [own, *([own.parent.parent] if own.parent.name == "snapshots" else [])]
+    for path in sorted(directory.iterdir()):
+        if not path.is_symlink() or path.suffix == ".safetensors":
+            continue
+        led_to = path.resolve()
+        if not any(led_to.is_relative_to(each) for each in inside):
+            raise CheckpointError(
+                f"'{path}' is a link to '{led_to}', outside the model's directory: it is not "
+                "copied. Put the file itself there."
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from quantdraft import __version__
-from quantdraft.errors import OptionError, QuantDraftError
+from quantdraft.errors import OptionError, QuantDraftError, is_out_of_memory
 
 # Waiting threads that spin take the processor from working ones, and distort every timing.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -39,7 +40,9 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except QuantDraftError as error:
             _fail(str(error))
-        except MemoryError:
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
             _fail("out of memory. Use a smaller --batch-size or a machine with more memory.")
 
 
@@ -74,33 +77,26 @@ def recipes(action: str, name: str | None, as_json: bool) -> None:
     The list says what each needs, on which devices a kernel computes in it, and which engines load
     the result.
     """
-    from quantdraft.recipe import load_recipe, recipes_dir
+    from quantdraft import catalogue
 
-    if action == "show":
-        if name is None:
-            raise OptionError("which one? `quantdraft recipes show NAME`.")
-        recipe = load_recipe(name)
-        path = recipes_dir() / f"{name}.yaml"
-        text = (path if path.is_file() else Path(name)).read_text(encoding="utf-8")
-        click.echo(recipe.model_dump_json(indent=1) if as_json else text.rstrip())
-        return
-    from quantdraft.catalogue import catalogue
-
-    entries = catalogue()
-    if as_json:
-        click.echo(json.dumps([entry.as_dict() for entry in entries], indent=1))
-        return
-    width = max(len(entry.recipe.name) for entry in entries)
-    for entry in entries:
-        for line in entry.lines(width):
-            click.echo(line)
+    if action == "list":
+        shown = catalogue.as_json() if as_json else "\n".join(catalogue.listing(_columns()))
+    elif name is None:
+        raise OptionError("which one? `quantdraft recipes show NAME`.")
+    else:
+        shown = catalogue.as_json(name) if as_json else catalogue.shown(name)
+    click.echo(shown)
 
 
 @main.command()
 @click.option("--recipe", "-r", required=True, help="A bundled name, or a path to a .yaml file.")
 @click.option("--draft", "-d", required=True, help="The full-precision draft: directory or Hub id.")
 @click.option("--output", "-o", type=DIRECTORY, help="Default: ./<draft>-<recipe>.")
-@click.option("--calibration", type=DIRECTORY, help="JSONL: traffic, or texts.")
+@click.option(
+    "--calibration",
+    type=DIRECTORY,
+    help="JSONL: traffic, or texts. Or the Hub id that the recipe names, to download it.",
+)
 @click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -171,8 +167,12 @@ def check(target: str, draft: str, k: int, as_json: bool) -> None:
 @click.option("--max-new-tokens", type=int, default=128, show_default=True)
 @click.option("--batch-size", type=int, default=8, show_default=True)
 @click.option("--limit", type=int, help="Only the first so many prompts.")
+@click.option("--target-url", help="A vLLM server with the target: then --target is its tokenizer.")
 @click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the target's own Python code. Recorded."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def capture(
     target: str,
@@ -357,7 +357,11 @@ def bench(
 @click.option("--output", "-o", type=DIRECTORY, default=Path("comparison"), show_default=True)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def compare(runs: tuple[Path, ...], output: Path, force: bool) -> None:
-    """Recipes side by side: one report of several run directories."""
+    """Recipes side by side: one report of several run directories.
+
+    \b
+    Example: quantdraft compare runs/* --output comparison
+    """
     from quantdraft.report import compare as compare_runs
 
     click.echo(compare_runs(list(runs), output, force=force))
@@ -366,9 +370,14 @@ def compare(runs: tuple[Path, ...], output: Path, force: bool) -> None:
 
 @main.command()
 @click.argument("run", type=DIRECTORY)
+@click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def report(run: Path, as_json: bool) -> None:
-    """Print a run's verdict, and write its report.md and report.html anew from the record."""
+def report(run: Path, is_opened: bool, as_json: bool) -> None:
+    """Print a run's verdict, and write its report anew from the record.
+
+    \b
+    Example: quantdraft report runs/D-int4 --open
+    """
     from quantdraft.report import render_terminal, write_report
     from quantdraft.results import read_evaluation
 
@@ -380,6 +389,8 @@ def report(run: Path, as_json: bool) -> None:
     write_report(evaluation, run_dir)
     click.echo(render_terminal(evaluation))
     click.echo(f"Report: {run_dir / 'report.html'}")
+    if is_opened:
+        click.launch(str(run_dir / "report.html"))
 
 
 @main.command()
@@ -399,13 +410,16 @@ def report(run: Path, as_json: bool) -> None:
 @click.option("--draft", type=DIRECTORY, help="llamacpp: the full-precision draft to convert.")
 @click.option("--gguf-type", help="llamacpp: f16, bf16, q8_0 or q4_0. Default: as many bits.")
 @click.option("--llamacpp", "llamacpp_dir", type=DIRECTORY, help="llamacpp: its sources.")
+@click.option("--proof/--no-proof", default=True, help="llamacpp: let its built server try it.")
 @click.option("--require-go", is_flag=True, help="Refuse anything but a go.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def export(checkpoint: Path, engine: str, output: Path, k: int | None, **options: Any) -> None:
     """A directory the engine loads, a model card with the evidence, and the exact launch line.
 
     llama.cpp loads GGUF alone: it is made from the full-precision draft by llama.cpp's own
-    converter where --llamacpp says where that is; else the commands are written.
+    converter where --llamacpp says where that is; else the commands are written. Where its server
+    is built there too (or on PATH), it loads the file and speculates with it, and the card says
+    what it counted.
     """
     from quantdraft.export import export as export_checkpoint
 
@@ -442,6 +456,139 @@ def install(name: str, directory: Path | None, force: bool) -> None:
     click.echo(f"{name} {found.version} ({found.device_type}): {found.python}")
     if directory is not None:
         click.echo(f"Use it with --vllm-python {found.python}")
+
+
+@main.command()
+@click.option("--draft", "-d", "drafts", multiple=True, required=True, help="One or more.")
+@click.option("--recipes", "-r", required=True, help="fp8,int8,int4; `ladder` stands for these.")
+@click.option("--traffic", "traffic_path", required=True, type=DIRECTORY, help="From capture.")
+@click.option("--target", "-t", help="Without it: acceptance only, and no verdict on speed.")
+@click.option("--calibration", type=DIRECTORY, help="For recipes that are calibrated.")
+@click.option("--by-domain", is_flag=True, help="One evaluation for each domain of the traffic.")
+@click.option("-k", "--num-speculative-tokens", "ks", default="1-16", show_default=True)
+@click.option("--acceptance-rule", type=click.Choice(RULES), help="Default: by the traffic.")
+@click.option("--latency-seconds", type=float, default=20.0, show_default=True, help="A run.")
+@click.option("--no-latency", is_flag=True, help="Acceptance only.")
+@click.option("--live-prompts", type=int, default=4, show_default=True, help="0: no live loop.")
+@click.option("--policy", type=DIRECTORY, help="YAML with limits of the verdict.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--dtype", default="auto", show_default=True, help="Of replay and the live loop.")
+@click.option("--threads", type=int, help="CPU threads of a job. Default: torch's own choice.")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--ray-address", help="A running cluster: auto, HOST:PORT. Default: this machine's.")
+@click.option("--cpus", type=float, help="ray: CPUs of a job. Default: --threads, or a whole node.")
+@click.option("--gpus", type=float, default=0.0, show_default=True, help="ray: GPUs of a job.")
+@click.option("--memory-gb", type=float, help="ray: memory of a job.")
+@click.option("--shared", "is_shared", is_flag=True, help="ray: all nodes see the same files.")
+@click.option("--output", "-o", type=DIRECTORY, default=Path("sweep"), show_default=True)
+@click.option("--force", is_flag=True, help="Add to a directory that holds something else.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def sweep(ks: str, recipes: str, as_json: bool, **options: Any) -> None:
+    """Every draft under every recipe, evaluated on the same traffic, and compared.
+
+    What is finished is kept by the content of its inputs: the same command goes on where it
+    stopped, and a longer list of recipes computes only what is new. Recipes that cannot be applied
+    here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; time
+    steps there only with a whole node for a job (the default).
+    """
+    from quantdraft.sweep import RECORD, SweepSettings
+    from quantdraft.sweep import sweep as run_sweep
+
+    settings = SweepSettings.of(
+        ks=parse_ks(ks), recipes=tuple(name.strip() for name in recipes.split(",")), **options
+    )
+    result = run_sweep(settings, partial(click.echo, err=as_json))
+    if as_json:
+        click.echo((settings.output / RECORD).read_text(encoding="utf-8").rstrip())
+    if len(result.failed) == len(result.cells):
+        sys.exit(1)
+
+
+@main.command()
+@click.option(
+    "--acceptance-rate",
+    "-a",
+    type=float,
+    required=True,
+    help="Accepted per token asked for, in 0..1 (alpha of the paper).",
+)
+@click.option("--draft-cost", "-c", type=float, help="A draft step over a step of the target.")
+@click.option(
+    "-k",
+    "--num-speculative-tokens",
+    "ks",
+    default="1-16",
+    show_default=True,
+    help="4, 1-8 or 2,4,8.",
+)
+@click.option("--target-config", "-t", help="A config.json, its directory, or a known shape.")
+@click.option("--draft-config", "-d", help="The same of the full-precision draft.")
+@click.option("--device", help="a100, l4, l40s, rtx-4090, h100, h200, b200, mi300x, mi325x.")
+@click.option("--context-length", type=int, default=0, show_default=True, help="Cached tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(ks: str, as_json: bool, **options: Any) -> None:
+    """Predict the speedup by k from an acceptance rate and a cost; no model is needed.
+
+    \b
+    Two numbers are enough:
+      quantdraft plan --acceptance-rate 0.75 --draft-cost 0.05
+    The cost of a pair that is not here, and what each recipe could gain, from its configs:
+      quantdraft plan -a 0.75 --target-config llama-3.1-8b --draft-config llama-3.2-1b --device h200
+
+    Everything it prints is a prediction; `quantdraft evaluate` measures.
+    """
+    from quantdraft.planning import PlanSettings, plan_lines
+    from quantdraft.planning import plan as make_plan
+
+    made = make_plan(PlanSettings(ks=parse_ks(ks), **options))
+    if as_json:
+        click.echo(json.dumps(made.as_dict(), indent=1))
+        return
+    for line in plan_lines(made):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--target", "-t", required=True, help="The target: directory or Hub id.")
+@click.option("--draft", "-d", "drafts", multiple=True, required=True, help="Give each with one.")
+@click.option("--recipe", "-r", "recipes", multiple=True, help="Each draft under it too.")
+@click.option("--traffic", "traffic_path", required=True, type=DIRECTORY, help="From capture.")
+@click.option("--calibration", type=DIRECTORY, help="For recipes that are calibrated.")
+@click.option("-k", "--num-speculative-tokens", "ks", default="1-16", show_default=True)
+@click.option("--acceptance-rule", type=click.Choice(RULES), help="Default: by the traffic.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Of the timed steps.")
+@click.option("--context-length", type=int, help="Of the timed steps. Default: the traffic's.")
+@click.option("--latency-seconds", type=float, default=10.0, show_default=True, help="A run.")
+@click.option("--no-latency", is_flag=True, help="Acceptance only: ordered by prediction.")
+@click.option("--live-prompts", type=int, default=0, show_default=True, help="Proof of a replay.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:N. Default: CUDA where there is one.")
+@click.option("--dtype", default="auto", show_default=True, help="Of replay and the live loop.")
+@click.option("--threads", type=int, help="CPU threads. Default: torch's own choice.")
+@click.option("--output", "-o", type=DIRECTORY, default=Path("selection"), show_default=True)
+@click.option("--force", is_flag=True, help="Add to a directory that holds something else.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def select(ks: str, as_json: bool, **options: Any) -> None:
+    """Choose among drafts: which one, under which recipe, at which k, for this target's traffic.
+
+    \b
+      quantdraft select --target T --draft A --draft B --recipe int4 --traffic traffic.jsonl
+
+    Drafts that do not speak the target's tokens are refused. The others are replayed on the same
+    tokens and timed, and ordered by speed over the target alone, with the reasons. A killed run
+    goes on where it stopped when the same command is given again.
+    """
+    from quantdraft.selection import SelectSettings, lines_of
+    from quantdraft.selection import select as select_draft
+
+    settings = SelectSettings.of(ks=parse_ks(ks), **options)
+    selection = select_draft(settings, partial(click.echo, err=True))
+    if as_json:
+        click.echo((settings.output / "selection.json").read_text(encoding="utf-8").rstrip())
+        return
+    click.echo(lines_of(selection))
+    click.echo(f"Report: {settings.output / 'report.html'}")
 
 
 @main.command()
@@ -507,6 +654,11 @@ def _echo_applied(checkpoint: Any) -> None:
 
     for line in applied_lines(checkpoint):
         click.echo(line)
+
+
+def _columns() -> int:
+    """How wide lines may be: the terminal, at most what is read with ease."""
+    return min(shutil.get_terminal_size((100, 24)).columns, 100)
 
 
 def _tell(step: str) -> None:

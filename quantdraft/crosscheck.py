@@ -21,8 +21,9 @@ from quantdraft.errors import EngineError
 from quantdraft.live import NEAR_TIE_LOGITS, NEAR_TIE_LOGITS_16_BIT, target_logprobs
 from quantdraft.models import load_model
 from quantdraft.replay import keep_probabilities, response_logits
+from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule, Served, ServedArm, ServedRequest
-from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.traffic import Sampling, Traffic
 from quantdraft.unpacking import rounds_activations
 
 if TYPE_CHECKING:

@@ -5,9 +5,26 @@ A message says what happened, which file or value, and what to do.
 
 from __future__ import annotations
 
+MAX_CHARACTERS = 4000
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal may show it: no control reaches it, and what is endless is cut.
+
+    Messages quote names from files of strangers, which may hold anything: controls, half surrogate
+    pairs, marks that turn the direction of writing.
+    """
+    shown = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    return shown if len(shown) <= MAX_CHARACTERS else f"{shown[: MAX_CHARACTERS - 1]}…"
+
 
 class QuantDraftError(Exception):
-    """What every error of this package derives from."""
+    """What every error of this package derives from. Its text is one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class RecipeError(QuantDraftError):
@@ -46,6 +63,10 @@ class OutputError(QuantDraftError):
     """The output could not be written; nothing of it was left behind."""
 
 
+class OutputBusyError(OutputError):
+    """Another run writes the same output at this moment."""
+
+
 class EngineError(QuantDraftError):
     """An engine that cannot be installed, started or asked, with its own reason."""
 
@@ -56,3 +77,11 @@ class MissingPackageError(QuantDraftError):
 
 class VerdictError(QuantDraftError):
     """The verdict does not allow what was asked (`export --require-go`)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True of a failed allocation; torch's on a CPU is a RuntimeError like any other."""
+    if isinstance(error, MemoryError):
+        return True
+    said = ("can't allocate memory", "Cannot allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -14,18 +13,28 @@ import torch
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import OutputExistsError
-from quantdraft.inputs import Models, Settings, check_settings, open_models, read_run_traffic, say
+from quantdraft.files import file_sha256, write_text
+from quantdraft.inputs import (
+    TRAFFIC_FILE,
+    Models,
+    Settings,
+    check_settings,
+    open_models,
+    read_run_traffic,
+    say,
+)
 from quantdraft.judgement import Measurements, judged
 from quantdraft.ledger import byte_ledger
+from quantdraft.locks import sole_writer
 from quantdraft.measuring import Measuring
-from quantdraft.models import pick_device, pick_dtype
+from quantdraft.models import pick_device, pick_dtype, speller
 from quantdraft.proof import claims_but_not_quantized
-from quantdraft.provenance import environment, model_identity
+from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
 from quantdraft.results import AcceptanceRule, Evaluation, write_evaluation
 from quantdraft.stages import STAGES_DIR
 from quantdraft.traffic import Traffic
-from quantdraft.verdict import load_policy
+from quantdraft.verdict import Policy, load_policy
 
 RECORD_FILE = "evaluation.json"
 
@@ -33,14 +42,28 @@ RECORD_FILE = "evaluation.json"
 def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
     """Measure, decide, and write the run directory; returns the record and where it lies.
 
-    Parts that a killed run with the same settings had finished are not computed again.
+    Parts that a killed run with the same settings had finished are not computed again. Raises
+    OutputExistsError for a finished run, OutputBusyError where another process writes this one.
     """
     check_settings(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device, models = pick_device(settings.device), open_models(settings)
     policy = load_policy(settings.policy)
-    run_dir = _open_run(settings, models.candidate)
+    run_dir = settings.output or Path("runs") / models.candidate.name
+    with sole_writer(run_dir, is_inside=True):
+        _begin(run_dir, settings)
+        evaluation = _measured(settings, models, device, policy, run_dir)
+        # The record comes last: where it stands, everything else does.
+        (run_dir / RECORD_FILE).unlink(missing_ok=True)
+        write_report(evaluation, run_dir)
+        write_evaluation(evaluation, run_dir / RECORD_FILE)
+    return evaluation, run_dir
+
+
+def _measured(
+    settings: Settings, models: Models, device: torch.device, policy: Policy, run_dir: Path
+) -> Evaluation:
     traffic = read_run_traffic(settings, models, run_dir)
     rule = settings.acceptance_rule or default_rule(traffic)
     say(f"{len(traffic.responses)} responses, {traffic.num_tokens} tokens, rule {rule}")
@@ -65,11 +88,9 @@ def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
         ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
+        spell=speller((models.target or models.candidate).path),
     )
-    evaluation = judged(measured, policy)
-    write_evaluation(evaluation, run_dir / RECORD_FILE)
-    write_report(evaluation, run_dir)
-    return evaluation, run_dir
+    return judged(measured, policy)
 
 
 def default_rule(traffic: Traffic) -> AcceptanceRule:
@@ -83,17 +104,27 @@ def _name(candidate: Checkpoint) -> str:
     return str(recipe.get("name") or candidate.name)
 
 
-def _open_run(settings: Settings, candidate: Checkpoint) -> Path:
-    run_dir = settings.output or Path("runs") / candidate.name
-    if (run_dir / RECORD_FILE).exists():
-        if not settings.force:
-            raise OutputExistsError(
-                f"'{run_dir}' holds a finished run. Give another --output, or --force to replace "
-                "it; `quantdraft report` shows it."
-            )
-        shutil.rmtree(run_dir / STAGES_DIR, ignore_errors=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
+def _begin(run_dir: Path, settings: Settings) -> None:
+    """Refuse a finished run; with --force drop its parts, once.
+
+    A forced run that was killed goes on with its own parts: beside them stands which record they
+    are to replace.
+    """
+    record, replaces = run_dir / RECORD_FILE, run_dir / STAGES_DIR / "replaces"
+    if not record.exists():
+        return
+    if not settings.force:
+        raise OutputExistsError(
+            f"'{run_dir}' holds a finished run. Give another --output, or --force to replace "
+            "it; `quantdraft report` shows it."
+        )
+    digest = file_sha256(record)
+    if replaces.is_file() and replaces.read_text(encoding="utf-8") == digest:
+        return
+    shutil.rmtree(run_dir / STAGES_DIR, ignore_errors=True)
+    if settings.prompts is not None:  # else it may be the traffic that was given
+        (run_dir / TRAFFIC_FILE).unlink(missing_ok=True)
+    write_text(replaces, digest)
 
 
 def _provenance(
@@ -116,7 +147,7 @@ def _provenance(
     return {
         **environment(str(device)),
         **identities,
-        "command": shlex.join(["quantdraft", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "compute_dtype": str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
         "traffic": {
             "path": str(source),

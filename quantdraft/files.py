@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
+from quantdraft import documents
 from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
+from quantdraft.locks import sole_writer
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Record = TypeVar("Record")
+_ADAPTERS: dict[type, Any] = {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,17 +32,39 @@ def write_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "w", encoding="utf-8") as file:
+        sweep_files(path)
+        with _open_locked(beside) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.replace(beside, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write '{path}': {_reason(error)}. Nothing was left behind."
         ) from error
+
+
+def _open_locked(beside: Path) -> TextIO:
+    """A new file, locked as long as it is open: `sweep_files` takes an unlocked one for dead."""
+    while True:
+        file = open(beside, "w", encoding="utf-8")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # swept between its opening and its locking
+
+
+def sweep_files(path: Path) -> None:
+    """Remove what a killed process left of this file, and nothing that one is writing."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    for found in path.parent.iterdir():
+        if not pattern.fullmatch(found.name):
+            continue
+        with contextlib.suppress(OSError), open(found, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,59 +75,120 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, kind: type[Record], schema_version: int) -> Record:
     """Read a dataclass written by `write_json`, checking its schema version and every field."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not path.is_file():
         raise CheckpointError(f"no such file: '{path}'. Give a run directory or its JSON record.")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = documents.read_json(path, is_finite=True)
     except ValueError as error:
-        raise CheckpointError(f"'{path}' is not JSON: {error}") from error
+        raise CheckpointError(f"'{path}' is not JSON that can be used: {error}.") from error
     found = plain.get("schema_version") if isinstance(plain, dict) else None
     if found != schema_version:
         raise CheckpointError(
-            f"'{path}' has schema version {found!r}; this quantdraft reads {schema_version}. "
-            "Run the command that made it again."
+            f"'{path}' has schema version {found!r}{_writer(plain)}; this quantdraft reads "
+            f"{schema_version}. Open it with the version that wrote it, or run the command that "
+            "made it again."
         )
     try:
-        return TypeAdapter(kind).validate_python(plain)
+        return _adapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"'{path}': {where}: {first['msg']}") from error
 
 
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    """Made once a kind: it takes longer than reading a record."""
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    found: TypeAdapter[Record] = _ADAPTERS[kind]
+    return found
+
+
+def _writer(plain: Any) -> str:
+    """Which version wrote a record, where it says so."""
+    place = plain if isinstance(plain, dict) else {}
+    for key in ("provenance", "versions", "quantdraft"):
+        found = place.get(key)
+        if isinstance(found, str):
+            return f" (written by quantdraft {found})"
+        place = found if isinstance(found, dict) else {}
+    return ""
+
+
 @contextlib.contextmanager
 def whole_directory(output: Path, force: bool = False) -> Iterator[Path]:
     """Yield a temporary directory that becomes `output` when the block ends without an error.
 
-    On any error the temporary directory is removed and `output` is left as it was.
+    On any error the temporary directory is removed and `output` is left as it was. The output is
+    locked while the block runs, and what a killed run left of it is removed first. Raises
+    OutputExistsError, OutputBusyError, OutputError.
     """
-    if output.exists() and not force:
-        raise OutputExistsError(
-            f"output '{output}' exists. Give another --output, or --force to replace it."
-        )
+    with sole_writer(output):
+        staging = _begin_directory(output, force)
+        try:
+            staging.chmod(0o755)
+            yield staging
+            _sync_files(staging)
+            _replace_directory(staging, output)
+        except Exception as error:
+            if not _is_of_the_disk(error):
+                raise
+            raise OutputError(
+                f"cannot write '{output}': {_reason(error)}. Nothing was left behind."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _begin_directory(output: Path, force: bool) -> Path:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        _sweep_directories(output)
+        if output.exists() and not force:
+            raise OutputExistsError(
+                f"output '{output}' exists. Give another --output, or --force to replace it."
+            )
+        return hidden_directory(output, "staging")
     except OSError as error:
         raise OutputError(f"cannot write '{output}': {_reason(error)}.") from error
-    try:
-        staging.chmod(0o755)
-        yield staging
-        _replace_directory(staging, output)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{output}': {_reason(error)}. Nothing was left behind."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def hidden_directory(output: Path, kind: Literal["staging", "source", "old"]) -> Path:
+    """A new hidden directory beside an output, removed with its next lock if nobody did before."""
+    whole = output.absolute()
+    return Path(tempfile.mkdtemp(prefix=f".{whole.name}.", suffix=f".{kind}", dir=whole.parent))
+
+
+def _sweep_directories(output: Path) -> None:
+    """Remove what killed runs left beside an output; its lock is held, so all of it is dead.
+
+    One thing is not removed but put back: the old output of a run that died between its two
+    renames.
+    """
+    whole = output.absolute()
+    pattern = re.compile(rf"\.{re.escape(whole.name)}\.[a-z0-9_]{{8}}\.(staging|source|old)")
+    for found in [path for path in whole.parent.iterdir() if pattern.fullmatch(path.name)]:
+        kept = found / whole.name
+        if found.suffix == ".old" and kept.exists() and not whole.exists():
+            os.replace(kept, whole)
+        shutil.rmtree(found, ignore_errors=True)
+
+
+def _sync_files(directory: Path) -> None:
+    """Onto the disk before the rename: else a power cut may leave the name and lose the bytes."""
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _replace_directory(staging: Path, output: Path) -> None:
     if output.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
-        os.replace(output, old / output.name)
+        old = hidden_directory(output, "old")
+        os.replace(output, old / output.absolute().name)
         os.replace(staging, output)
         shutil.rmtree(old, ignore_errors=True)
     else:
@@ -116,5 +207,11 @@ def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the res
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _is_of_the_disk(error: Exception) -> bool:
+    """True of a failed write; a library written in Rust says so by another type than OSError."""
+    said = ("No space left on device", "File too large", "Disk quota exceeded")
+    return isinstance(error, OSError) or any(words in str(error) for words in said)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantdraft.checkpoint import Checkpoint
+from quantdraft.configs import read_generation_config
+from quantdraft.errors import UndefinedMetricError
 from quantdraft.sampling import draw, processed_logprobs
 from quantdraft.traffic import Sampling
 
@@ -39,15 +42,19 @@ def generate(
 
     prompts: token ids, of any lengths; none is empty
     seeds: one for each prompt; the same seed draws the same answer in any batch
+    Raises UndefinedMetricError where the logits are not finite.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     ends = end_token_ids(model)
     tokens, mask = _left_padded(prompts, model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     is_done = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
-    cache, drawn, scores = None, [], []
+    cache: Any = None
+    drawn: list[Tensor] = []
+    scores: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits, cache = _forward(model, tokens, mask, positions, cache)
+        _require_finite(logits[~is_done], len(drawn))
         logprobs = processed_logprobs(logits, sampling)
         tokens = _choose(logits, logprobs, sampling, generators)[:, None]
         drawn.append(tokens)
@@ -63,12 +70,22 @@ def generate(
 
 def end_token_ids(model: Any) -> tuple[int, ...]:
     """Ids that end a response: the generation config's, else the config's; there may be none."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ends is None:
-        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
-    if ends is None:
-        return ()
-    return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
+    return first_token_ids(*(getattr(config, "eos_token_id", None) for config in configs))
+
+
+def stored_end_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The same of a model that is not loaded."""
+    generation = read_generation_config(checkpoint.path)
+    return first_token_ids(
+        generation.get("eos_token_id"), checkpoint.text_config.get("eos_token_id")
+    )
+
+
+def first_token_ids(*fields: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids of the first `eos_token_id` field that holds any: one id, several, or None."""
+    ids = next((field for field in fields if field is not None), ())
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def _forward(
@@ -85,6 +102,16 @@ def _forward(
         **{name: value for name, value in optional.items() if name in known},
     )
     return output.logits[:, -1], output.past_key_values
+
+
+def _require_finite(logits: Tensor, num_tokens: int) -> None:
+    """Single tokens may be ruled out by -inf; NaN, or no likeliest token, is broken arithmetic."""
+    if not bool(logits.amax(dim=-1).isfinite().all()):  # amax hands a NaN on
+        raise UndefinedMetricError(
+            f"the target's logits are not finite after {num_tokens} tokens of a response: NaN or "
+            "infinite. Its numbers overflow in this float type (try --dtype float32), or its "
+            "weights are damaged."
+        )
 
 
 def _choose(

@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from quantdraft.capture import capture
+from quantdraft.capture import capture, has_captured
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
-from quantdraft.errors import CheckpointError, OptionError, TrafficError
+from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, TrafficError
 from quantdraft.heads import require_draft_model
+from quantdraft.lines import chosen
+from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
 from quantdraft.results import AcceptanceRule
 from quantdraft.traffic import Sampling, Traffic, read_traffic
+
+TRAFFIC_FILE = "traffic.jsonl"  # what was captured for a run, in its directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Settings:
     vllm_spec: tuple[str, ...] = ()
     vllm_args: tuple[str, ...] = ()
     vllm_prompts: int | None = None
+    shared_stages: Path | None = None  # where runs of one sweep share the baseline's replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +125,17 @@ def open_models(settings: Settings) -> Models:
 def source_of(candidate: Checkpoint) -> str:
     """The full-precision draft that `apply` made a candidate from, by its manifest."""
     draft = (candidate.manifest or {}).get("draft", {})
-    if not draft:
+    if not draft or not draft.get("path"):
         raise OptionError(
             f"'{candidate.path}' does not say which draft it was made from. Give --baseline."
         )
     if Path(draft["path"]).is_dir():
         return str(draft["path"])
-    if Path(draft["name"]).is_absolute() or draft["name"].startswith("."):
-        raise CheckpointError(
-            f"the draft '{draft['path']}', from which '{candidate.path}' was made, is gone. "
-            "Give --baseline."
-        )
-    return str(draft["name"])
+    # Never from the Hub: it is the checkpoint that names the draft, not the user.
+    raise CheckpointError(
+        f"the draft '{draft['path']}', from which '{candidate.path}' was made, is gone. "
+        f"Give --baseline: its directory, or its Hub id ({draft.get('name')!r}, it says)."
+    )
 
 
 def read_run_traffic(settings: Settings, models: Models, run_dir: Path) -> Traffic:
@@ -141,10 +145,17 @@ def read_run_traffic(settings: Settings, models: Models, run_dir: Path) -> Traff
         return _usable(read_traffic(settings.traffic_path, tokenizer), models)
     assert settings.prompts is not None
     assert models.target is not None
-    path = run_dir / "traffic.jsonl"
-    if path.exists() and not settings.force:
-        return _usable(read_traffic(path), models)
+    path = run_dir / TRAFFIC_FILE
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
+    if path.exists():
+        if has_captured(path, settings.prompts, sampling, settings.max_new_tokens):
+            with sole_writer(path):  # and the lock of a capture that was killed at its end is gone
+                return _usable(read_traffic(path), models)
+        if not settings.force:
+            raise OutputExistsError(
+                f"'{path}' was captured from other prompts, or in another way. Give another "
+                "--output, --force to capture again, or it itself as --traffic."
+            )
     return _usable(
         capture(
             str(models.target.path),
@@ -172,7 +183,25 @@ def _usable(traffic: Traffic, models: Models) -> Traffic:
             )
     for reason in traffic.skipped:
         say(f"left out: {reason}")
-    return _without_calibration(traffic, models.candidate)
+    return _without_calibration(_without_repeats(traffic), models.candidate)
+
+
+def _without_repeats(traffic: Traffic) -> Traffic:
+    """Each pair of prompt and response once: its copies say nothing new, and resampling them as if
+    they did would make every interval too narrow.
+    """
+    seen: set[int] = set()
+    kept = []
+    for index, response in enumerate(traffic.responses):
+        pair = hash((response.prompt_token_ids, response.response_token_ids))
+        if pair not in seen:
+            seen.add(pair)
+            kept.append(index)
+    num_copies = len(traffic.responses) - len(kept)
+    if num_copies == 0:
+        return traffic
+    say(f"left out: {num_copies} responses that repeat another to the token")
+    return replace(traffic, responses=chosen(traffic.responses, kept))
 
 
 def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
@@ -181,13 +210,13 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
     if seen.get("sha256") != traffic.sha256:
         return traffic
     ids = set(seen["prompt_ids"])
-    kept = tuple(r for r in traffic.responses if r.prompt_id not in ids)
+    kept = [i for i, r in enumerate(traffic.responses) if r.prompt_id not in ids]
     if not kept:
         raise TrafficError(
             f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
     say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
-    return replace(traffic, responses=kept)
+    return replace(traffic, responses=chosen(traffic.responses, kept))
 
 
 def say(message: str) -> None:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from quantdraft.acceptance import Replayed, replay_rounds, token_acceptance
 from quantdraft.comparison import (
     Bootstrap,
+    Spell,
     best_k,
     compare_acceptance,
+    find_disagreements,
     slice_by_context,
     slice_by_domain,
     slice_by_position,
@@ -68,6 +70,7 @@ class Measurements:
     seed: int
     grid: tuple[Latency, ...] = ()  # further points of batch and context
     served: Served | None = None  # what a serving engine did; None: the native engine measured
+    spell: Spell | None = None  # the text of each token; None: no prompt is shown
 
 
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
@@ -88,7 +91,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
         others = zip(measured.ks, equal_k, strict=True)
         equal_k = tuple(point if k == ks[1] else other for k, other in others)
-    slices = _slices(measured, ks[1])
+    slices = _slices(measured, ks[1], bootstrap)
     alarms = _alarms(measured, acceptance[ks[1]], point, policy)
     verdict = decide(
         Evidence(
@@ -101,10 +104,6 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             num_timings=_num_timings(measured.latency),
             alarms=alarms,
             speed_undefined=_speed_undefined(measured),
-            equal_k=equal_k,
-            by_position=slices[0],
-            by_context=slices[1],
-            by_domain=slices[2],
         ),
         policy,
     )
@@ -134,6 +133,9 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             acceptance[ks[1]],
             ceiling(*measured.ledgers, measured.latency.context_length),
         ),
+        disagreements=()
+        if measured.spell is None
+        else find_disagreements(measured.traffic, measured.keeps, replayed, ks[1], measured.spell),
     )
 
 
@@ -165,16 +167,16 @@ def _best_by_length(ks: tuple[int, ...]) -> int:
 
 
 def _slices(
-    measured: Measurements, k: int
+    measured: Measurements, k: int, bootstrap: Bootstrap
 ) -> tuple[tuple[Slice, ...], tuple[Slice, ...], tuple[Slice, ...]]:
     baseline = token_acceptance(measured.keeps["baseline"], k)
     candidate = token_acceptance(measured.keeps["candidate"], k)
     responses = measured.traffic.responses
     num_prompt_tokens = [len(response.prompt_token_ids) for response in responses]
     return (
-        slice_by_position(baseline, candidate),
-        slice_by_context(baseline, candidate, num_prompt_tokens),
-        slice_by_domain(baseline, candidate, [response.domain for response in responses]),
+        slice_by_position(baseline, candidate, bootstrap),
+        slice_by_context(baseline, candidate, num_prompt_tokens, bootstrap),
+        slice_by_domain(baseline, candidate, [r.domain for r in responses], bootstrap),
     )
 
 

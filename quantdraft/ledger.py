@@ -269,9 +269,9 @@ def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
     if head is not None:
         return head.kv_bytes_per_context_token
     config = checkpoint.text_config
-    num_layers = config.get("num_hidden_layers", config.get("n_layer", 0))
-    num_heads = config.get("num_attention_heads", config.get("n_head", 0))
-    hidden_size = config.get("hidden_size", config.get("n_embd", 0))
+    num_layers = config.get("num_hidden_layers") or config.get("n_layer") or 0
+    num_heads = config.get("num_attention_heads") or config.get("n_head") or 0
+    hidden_size = config.get("hidden_size") or config.get("n_embd") or 0
     head_dim = config.get("head_dim") or (hidden_size // num_heads if num_heads else 0)
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     element_bytes = ELEMENT_BYTES[checkpoint.tensors[embedding_name(checkpoint)].dtype]

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from quantdraft.engines.native import NativeModel
 from quantdraft.engines.session import Mode, Session
 from quantdraft.replay import keep_probabilities, response_logits
+from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule
 from quantdraft.sampling import processed_logprobs
 from quantdraft.speculation import LiveRun, logit_gap, speculate
-from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.traffic import Sampling, Traffic
 from quantdraft.verification import Plan
 
 # By how much two correct kernels may differ in a logit: float32 sums of a few thousand terms, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from quantdraft.engines.native import NativeModel, borrow, load_native
 from quantdraft.engines.source import stored_weights
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.inputs import Models, Settings
+from quantdraft.keeps import keeps_on_disk
 from quantdraft.live import live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
 from quantdraft.progress import bar, share_bar
@@ -26,7 +28,7 @@ from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
 from quantdraft.served import Serve, serve
 from quantdraft.stages import stage
-from quantdraft.traffic import Sampling, Traffic
+from quantdraft.traffic import Sampling, Traffic, token_counts
 from quantdraft.unpacking import rounds_activations
 
 
@@ -47,17 +49,21 @@ class Measuring:
         return pick_dtype(self.settings.dtype, self.device)
 
     def keep(self, arm: str) -> list[NDArray[np.float64]]:
-        """Keep probabilities of every response token under one draft; one model in memory."""
-        checkpoint: Checkpoint = getattr(self.models, arm)
+        """Keep probabilities of every response token under one draft; one model in memory.
 
-        def compute() -> list[list[float]]:
-            draft = self._load(checkpoint)
-            with bar(len(self.traffic.responses), f"replay {arm}", "prompt") as progress:
-                kept = keep_probabilities(draft, self.traffic, self.rule, progress)
-            return [values.tolist() for values in kept]
-
-        kept = stage(self.run_dir, f"keep-{arm}", self._inputs(arm), list[list[float]], compute)
-        return [np.array(values) for values in kept]
+        A killed replay goes on after its last whole batch; the numbers stay on the disk.
+        """
+        responses = self.traffic.responses
+        num_tokens = token_counts(responses).response.tolist()
+        shared = self.settings.shared_stages if arm == "baseline" else None
+        inputs = self._inputs(arm) | {"prompts": [r.prompt_id for r in responses]}
+        name, where = f"keep-{arm}", shared or self.run_dir
+        with keeps_on_disk(where, name, inputs, num_tokens) as keeps:
+            if keeps.is_whole:
+                return keeps.arrays()
+            draft = self._load(getattr(self.models, arm))
+            with bar(len(responses), f"replay {arm}", "prompt") as progress:
+                return keep_probabilities(draft, self.traffic, self.rule, progress, keeps)
 
     def latency(self) -> Latency:
         """Step times of all arms at the operating point, or the reason why there are none."""
@@ -89,6 +95,10 @@ class Measuring:
             }
         )
 
+        def keep(point: tuple[int, int], measure: Callable[[], Latency]) -> Latency:
+            name = f"latency-{point[0]}-{point[1]}"
+            return stage(self.run_dir, name, inputs, Latency, measure)
+
         def compute() -> list[Latency]:
             with share_bar("latency") as progress:
                 measured = measure_latency(
@@ -103,6 +113,7 @@ class Measuring:
                     more_points=self.more_points,
                     mode=self.settings.mode,
                     progress=progress,
+                    keep=keep,
                 )
                 return list(measured)
 
@@ -261,9 +272,8 @@ class Measuring:
 
     @property
     def _context_lengths(self) -> list[int]:
-        return [
-            len(r.prompt_token_ids) + len(r.response_token_ids) // 2 for r in self.traffic.responses
-        ]
+        counts = token_counts(self.traffic.responses)
+        return [int(length) for length in counts.prompt + counts.response // 2]
 
     def _inputs(self, arm: str) -> dict[str, Any]:
         identity = model_identity(getattr(self.models, arm))

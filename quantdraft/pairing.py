@@ -7,7 +7,6 @@ acceptance collapses, and the evaluation raises an alarm.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
-from quantdraft.errors import CheckpointError, PairingError
+from quantdraft.configs import read_generation_config
+from quantdraft.errors import PairingError
 from quantdraft.vocabulary import Vocabulary, read_vocabulary
 from quantdraft.weights import FLOAT_DTYPES
 
@@ -299,11 +299,7 @@ def _read_side(path: Path) -> _Side:
 
 def _special_token_ids(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Ids by config key; the generation config's where it has them, as engines read them."""
-    file = checkpoint.path / "generation_config.json"
-    try:
-        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"'{file}' is not JSON: {error}.") from error
+    generation = read_generation_config(checkpoint.path)
     config = checkpoint.config | checkpoint.text_config
     found = {key: generation.get(key, config.get(key)) for key in _SPECIAL_TOKENS}
     return {

@@ -6,16 +6,17 @@ with `apply_chat_template` for chats.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from quantdraft.documents import parse_json, require_unicode
 from quantdraft.errors import TrafficError
+from quantdraft.lines import StoredLines, is_large, numbered_lines
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {"assistant": "assistant", "model": "assistant", "bing": "assistant", "bard": "assistant"}
@@ -34,32 +35,63 @@ class Prompt:
     domain: str = "default"
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path) -> Sequence[Prompt]:
     """Read prompts from JSON lines, a JSON array, or a ShareGPT file of either kind.
 
     An entry holds `prompt`, or chat `messages`, or ShareGPT `conversations`, and may hold `id`
     and `domain`. A chat that ends with the assistant's answer is asked without that answer; a
     ShareGPT conversation is asked up to its first answer. ShareGPT conversations in which no
-    human speaks are left out with a logged warning. Raises TrafficError with the line number.
+    human speaks are left out with a logged warning. Large files of lines stay on the disk, each
+    prompt read when it is asked for. Raises TrafficError with the line number.
     """
-    entries = list(json_entries(path))
-    prompts = [_read_entry(path, place, entry) for place, entry in entries]
-    speechless = [place for (place, _), prompt in zip(entries, prompts, strict=True) if not prompt]
+    is_stored, prompts, numbers, offsets, names = is_large(path), [], [], [], []
+    speechless, num_entries = [], 0
+    for found in located_entries(path):
+        num_entries += 1
+        prompt = _read_entry(path, found.place, found.entry)
+        if prompt is None:
+            speechless.append(found.place)
+            continue
+        names.append(prompt.prompt_id)
+        if is_stored and found.offset is not None:
+            numbers.append(found.number)
+            offsets.append(found.offset)
+        else:
+            prompts.append(prompt)
     if speechless:
         _log.warning(
             "%s: left out %d of %d conversations in which no human speaks (first: %s).",
             path,
             len(speechless),
-            len(entries),
+            num_entries,
             speechless[0],
         )
-    kept = [prompt for prompt in prompts if prompt is not None]
-    if not kept:
+    if not names:
         raise TrafficError(f"'{path}' holds no prompt. Give entries with 'prompt' or 'messages'.")
-    return [
-        replace(prompt, prompt_id=prompt_id)
-        for prompt_id, prompt in zip(unique_ids(p.prompt_id for p in kept), kept, strict=True)
-    ]
+    unique = unique_ids(names)
+    if not offsets:
+        return [replace(p, prompt_id=name) for name, p in zip(unique, prompts, strict=True)]
+    renamed = dict(zip(numbers, unique, strict=True))
+
+    def parse(number: int, entry: dict[str, Any]) -> Prompt:
+        prompt = _read_entry(path, f"line {number}", entry)
+        assert prompt is not None  # it was not, when the file was indexed
+        return replace(prompt, prompt_id=renamed[number])
+
+    return StoredLines(path, offsets, numbers, parse)
+
+
+class Located(NamedTuple):
+    """An object of a file, and where it stands."""
+
+    number: int  # of the line, or of the item of an array, from 1
+    offset: int | None  # of the line, in bytes; None in an array
+    entry: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """`line 3` of JSON lines, `item 3` of an array."""
+        return f"{'item' if self.offset is None else 'line'} {self.number}"
 
 
 def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,13 +99,32 @@ def json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises TrafficError when the file is missing, empty, not UTF-8, or an entry is no JSON object.
     """
-    text = _read_text(path)
-    if text.lstrip().startswith("["):
-        yield from _array_items(path, text)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", _parse_line(path, number, line)
+    return ((found.place, found.entry) for found in located_entries(path))
+
+
+def located_entries(path: Path) -> Iterator[Located]:
+    """The same with numbers and offsets, one at a time; an array alone is read as a whole."""
+    is_empty = True
+    try:
+        for number, offset, line in numbered_lines(path):
+            text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
+            if not text.strip():
+                continue
+            if is_empty and text.lstrip().startswith("["):
+                whole = path.read_text(encoding="utf-8-sig")
+                for item, entry in enumerate(_array_items(path, whole), start=1):
+                    yield Located(item, None, entry)
+                return
+            is_empty = False
+            yield Located(number, offset, _parse_line(path, number, text))
+    except FileNotFoundError:
+        raise TrafficError(f"no such file: '{path}'. Give a JSON lines file.") from None
+    except UnicodeDecodeError as error:
+        raise TrafficError(f"'{path}' is not UTF-8 text. Give a JSON lines file.") from error
+    except OSError as error:
+        raise TrafficError(f"'{path}' cannot be read: {error.strerror}.") from error
+    if is_empty:
+        raise TrafficError(f"'{path}' is empty. Give a file with one JSON object a line.")
 
 
 def unique_ids(ids: Iterable[str]) -> list[str]:
@@ -131,10 +182,11 @@ def encode_prompts(prompts: Iterable[Prompt], tokenizer: Any) -> list[tuple[int,
 
     Raises TrafficError when a chat has no template, or a prompt has no token at all.
     """
-    return [_encode_prompt(prompt, tokenizer) for prompt in prompts]
+    return [encode_prompt(prompt, tokenizer) for prompt in prompts]
 
 
-def _encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
+def encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of one prompt; see `encode_prompts`."""
     if prompt.messages is None:
         ids = tokenizer(prompt.text)["input_ids"]
     else:
@@ -151,6 +203,10 @@ def _encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
 def _read_entry(path: Path, place: str, entry: dict[str, Any]) -> Prompt | None:
     """The entry's prompt; None for a ShareGPT conversation in which no human speaks."""
     where = f"{path}:{place}"
+    try:
+        require_unicode(entry)
+    except ValueError as error:
+        raise TrafficError(f"{where}: {error}. Repair or remove it.") from error
     prompt_id = str(entry.get("id", entry.get("prompt_id", place.replace(" ", "-"))))
     domain = str(entry.get("domain", "default"))
     if isinstance(entry.get("prompt"), str):
@@ -191,34 +247,20 @@ def _opening(conversation: Any, where: str) -> tuple[dict[str, str], ...]:
     return tuple(opening) if any(message["role"] == "user" for message in opening) else ()
 
 
-def _read_text(path: Path) -> str:
+def _array_items(path: Path, text: str) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise TrafficError(f"no such file: '{path}'. Give a JSON lines file.") from None
-    except UnicodeDecodeError as error:
-        raise TrafficError(f"'{path}' is not UTF-8 text. Give a JSON lines file.") from error
-    except OSError as error:
-        raise TrafficError(f"'{path}' cannot be read: {error.strerror}.") from error
-    if not text.strip():
-        raise TrafficError(f"'{path}' is empty. Give a file with one JSON object a line.")
-    return text
-
-
-def _array_items(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        items = json.loads(text)
+        items = parse_json(text)
     except ValueError as error:
         raise TrafficError(f"'{path}' is not a whole JSON array: {error}.") from error
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict):
             raise TrafficError(f"{path}:item {number}: not an object but {_short(item)}.")
-        yield f"item {number}", item
+        yield item
 
 
 def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line, is_unicode=False)
     except ValueError as error:
         raise TrafficError(f"{path}:line {number}: broken JSON: {error}.") from error
     if not isinstance(entry, dict):

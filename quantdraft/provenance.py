@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ from typing import Any
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.files import file_sha256
 
+HIDDEN = "(hidden)"
+SECRET_OPTION = re.compile(r"^-.*(^|[-_])(api[-_]?key|token|password|secret)$", re.IGNORECASE)
+USER_IN_URL = re.compile(r"(://)[^/\s]*@")
+HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
+PASSED_ON = frozenset({"--vllm-args"})
 PACKAGES = (
     "quantdraft",
     "torch",
@@ -35,6 +43,23 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "device": device,
         "device_name": device_name(device),
     }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as it was given, but for what gives access: keys, tokens, users in URLs."""
+    shown, is_hidden = ["quantdraft"], False
+    for argument in arguments:
+        if is_hidden and argument in PASSED_ON:  # --vllm-args --api-key --vllm-args KEY
+            shown.append(argument)
+            continue
+        name, equals, _ = argument.rpartition("=")
+        if is_hidden:
+            argument = HIDDEN  # noqa: PLW2901
+        elif equals and SECRET_OPTION.search(name):
+            argument = f"{name}={HIDDEN}"  # noqa: PLW2901
+        is_hidden = not is_hidden and SECRET_OPTION.search(argument) is not None
+        shown.append(HUB_TOKEN.sub(HIDDEN, USER_IN_URL.sub(r"\1", argument)))
+    return shlex.join(shown)
 
 
 def package_versions() -> dict[str, str]:
@@ -65,6 +90,19 @@ def device_name(device: str | None) -> str | None:
     import torch
 
     return str(torch.cuda.get_device_name(device))
+
+
+def load_average() -> float | None:
+    """The machine's load over the last minute; None where the system does not tell it."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def load_around(before: float | None, after: float | None) -> tuple[float, float] | None:
+    """The load before and after something; None unless both are known."""
+    return None if before is None or after is None else (before, after)
 
 
 def directory_sha256(directory: Path, exclude: frozenset[str] = frozenset()) -> dict[str, str]:

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,11 @@ from quantdraft.checkpoint import (
     MANIFEST_SCHEMA_VERSION,
     Checkpoint,
     open_checkpoint,
+    require_own_files,
     require_tokenizer,
 )
 from quantdraft.errors import CheckpointError, OptionError, RecipeError
-from quantdraft.files import whole_directory, write_json
+from quantdraft.files import hidden_directory, whole_directory, write_json
 from quantdraft.heads import DraftHead, draft_head, recipe_for_head
 from quantdraft.ledger import (
     byte_ledger,
@@ -73,6 +73,7 @@ def apply(
 
     report = progress or (lambda message: None)
     source = open_checkpoint(resolve_model(draft, revision))
+    require_own_files(source.path)
     head = draft_head(source)
     if head is None:
         require_tokenizer(source)
@@ -87,7 +88,7 @@ def apply(
     torch_device = pick_device(device)
     data = calibration_data(recipe, source, calibration)
     with whole_directory(target_dir, force) as staging:
-        with _staged_source(recipe, source, staging.parent) as staged:
+        with _staged_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
         _carry_over(source, staging)
@@ -155,14 +156,14 @@ def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
 
 
 @contextmanager
-def _staged_source(recipe: Recipe, source: Checkpoint, beside: Path) -> Iterator[Checkpoint]:
+def _staged_source(recipe: Recipe, source: Checkpoint, output: Path) -> Iterator[Checkpoint]:
     """Links to what belongs to the model alone; a tied head to be quantized gets its own tensor.
 
     A draft's directory may hold more than the model (other formats, pickles); the backend must not
     see, copy or load it.
     """
-    with tempfile.TemporaryDirectory(prefix=".quantdraft.", dir=beside) as name:
-        staging = Path(name)
+    staging = hidden_directory(output, "source")
+    try:
         files = sorted({info.file for info in source.tensors.values()})
         if source.has_tied_head and recipe.lm_head != "keep" and not recipe.is_identity:
             _untie(source, staging, files)
@@ -173,6 +174,8 @@ def _staged_source(recipe: Recipe, source: Checkpoint, beside: Path) -> Iterator
         for path in _carried(source.path):  # GPTQ asks for a tokenizer
             (staging / path.name).symlink_to(path.resolve())
         yield open_checkpoint(staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _untie(source: Checkpoint, staging: Path, files: list[str]) -> None:
@@ -252,7 +255,14 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         f"{proof['largest_weight_error']:.4f} of the draft's weights "
         f"(limit {proof['weight_error_limit']}); {_about_logits(proof)}"
     )
-    if manifest["recipe"].get("kv_cache", "keep") != "keep":
+    has_cache = manifest["recipe"].get("kv_cache", "keep") != "keep"
+    if has_cache and proof["num_quantized_modules"] == 0:
+        checked = (
+            "keys and values quantized, their scales above 0; logits "
+            f"{proof['baseline_logit_distance']:.4f} from the draft's "
+            f"(limit {proof['logit_distance_limit']})"
+        )
+    elif has_cache:
         checked += "; the cache's scales are above 0"
     elif proof["num_quantized_modules"] == 0:
         checked = f"nothing quantized; {proof.get('without_logits') or _EQUAL_LOGITS}"

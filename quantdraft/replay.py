@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantdraft.errors import TrafficError
+from quantdraft.keeps import Keeps, KeepsInMemory
+from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule
 from quantdraft.sampling import processed_logprobs
-from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.traffic import Sampling, Traffic, token_counts
 
 # Logits of one pass, in floats: 2^28 is 1 GB in float32, whatever the vocabulary.
 MAX_LOGITS = 2**28
@@ -30,6 +32,7 @@ class Span(NamedTuple):
     prompt: int  # position in the traffic
     first_token: int  # of the response, when a long response comes in pieces
     logits: Tensor  # (tokens, vocab) float32
+    response: Response
 
 
 def keep_probabilities(
@@ -37,25 +40,29 @@ def keep_probabilities(
     traffic: Traffic,
     rule: AcceptanceRule,
     progress: Callable[[int], None] = lambda num_prompts: None,
+    keeps: Keeps | None = None,
 ) -> list[NDArray[np.float64]]:
     """For each prompt an array (num_response_tokens,) float64 of keep probabilities, in [0, 1].
 
     The rules are DESIGN's: `greedy` and `greedy_draft` need token ids alone; `rejection` also needs
     the target's processed log-probabilities and the sampling they came from; `exact_match` needs
     the sampling. Raises TrafficError where the traffic does not carry them.
+
+    keeps: what an earlier replay of the same has left; batches that it finished are not run again
+
+    A token whose logits are not finite has NaN: `replay_rounds` refuses it by the prompt's name.
     """
     sampling = _sampling_of(traffic, rule)
-    keep: list[NDArray[np.float64]] = [
-        np.empty(len(r.response_token_ids)) for r in traffic.responses
-    ]
-    for span in response_logits(draft, traffic.responses):
-        response = traffic.responses[span.prompt]
+    num_tokens = token_counts(traffic.responses).response.tolist()
+    keep = keeps or KeepsInMemory(num_tokens)
+    progress(sum(keep.has(prompt) for prompt in range(len(num_tokens))))
+    for span in response_logits(draft, traffic.responses, keep.has):
         last = span.first_token + len(span.logits)
-        values = _kept(span.logits, response, span.first_token, rule, sampling)
-        keep[span.prompt][span.first_token : last] = values
-        if last == len(response.response_token_ids):
+        values = _kept(span.logits, span.response, span.first_token, rule, sampling)
+        keep.put(span.prompt, span.first_token, values)
+        if last == num_tokens[span.prompt]:
             progress(1)
-    return keep
+    return keep.arrays()
 
 
 def _kept(
@@ -64,7 +71,10 @@ def _kept(
     last = first + len(logits)
     ids = torch.tensor(response.response_token_ids[first:last], device=logits.device)
     if rule in ("greedy", "greedy_draft"):
-        return (logits.argmax(-1) == ids).double().cpu().numpy()
+        likeliest = logits.max(-1)
+        # A NaN counts as the largest: its token would be "kept" or not by accident.
+        kept = torch.where(likeliest.values.isfinite(), likeliest.indices == ids, torch.nan)
+        return kept.double().cpu().numpy()
     draft = processed_logprobs(logits, sampling).gather(-1, ids[:, None])[:, 0].double()
     if rule == "exact_match":
         return draft.exp().cpu().numpy()
@@ -92,15 +102,23 @@ def _sampling_of(traffic: Traffic, rule: AcceptanceRule) -> Sampling:
 
 
 @torch.inference_mode()
-def response_logits(model: Any, responses: Sequence[Response]) -> Iterator[Span]:
+def response_logits(
+    model: Any,
+    responses: Sequence[Response],
+    is_done: Callable[[int], bool] = lambda prompt: False,
+) -> Iterator[Span]:
     """Logits that predict each response's tokens, prompt by prompt (order: by length).
 
+    Batches in which every prompt is done are left out; the others are those of a whole run.
     Padding is on the right of a causal model: a padded row's numbers are those of its own length.
     """
     device, vocab_size = model.device, model.config.get_text_config().vocab_size
     for batch in _batches(responses, vocab_size):
-        rows = [responses[i].prompt_token_ids + responses[i].response_token_ids for i in batch]
-        first = min(len(responses[i].prompt_token_ids) for i in batch) - 1
+        if all(is_done(index) for index in batch):
+            continue
+        asked = [responses[index] for index in batch]
+        rows = [each.prompt_token_ids + each.response_token_ids for each in asked]
+        first = min(len(each.prompt_token_ids) for each in asked) - 1
         # The last token predicts nothing that was emitted, so it is not read.
         width = max(len(row) for row in rows) - 1
         ids = torch.zeros((len(rows), width), dtype=torch.long)
@@ -108,7 +126,7 @@ def response_logits(model: Any, responses: Sequence[Response]) -> Iterator[Span]
             row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
         for start, logits in _pieces(model, ids.to(device), first, vocab_size):
             for row, index in enumerate(batch):
-                span = _own_part(logits[row], start, index, responses[index])
+                span = _own_part(logits[row], start, index, asked[row])
                 if span is not None:
                     yield span
 
@@ -120,7 +138,7 @@ def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Spa
     low, high = max(begin, start), min(end, start + len(logits))
     if low >= high:
         return None
-    return Span(index, low - begin, logits[low - start : high - start].float())
+    return Span(index, low - begin, logits[low - start : high - start].float(), response)
 
 
 def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tuple[int, Tensor]]:
@@ -146,14 +164,11 @@ def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tu
 
 def _batches(responses: Sequence[Response], vocab_size: int) -> Iterator[list[int]]:
     """Indices of responses of similar length, under the token and logits limits."""
-    order = sorted(
-        range(len(responses)),
-        key=lambda i: len(responses[i].prompt_token_ids) + len(responses[i].response_token_ids),
-    )
+    counts = token_counts(responses)
+    lengths = (counts.prompt + counts.response).tolist()
     batch: list[int] = []
-    for index in order:
-        length = len(responses[index].prompt_token_ids) + len(responses[index].response_token_ids)
-        size = (len(batch) + 1) * length
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        size = (len(batch) + 1) * lengths[index]
         if batch and (size > MAX_BATCH_TOKENS or size * vocab_size > MAX_LOGITS):
             yield batch
             batch = []

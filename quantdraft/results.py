@@ -1,7 +1,8 @@
 """What a measurement is. Plain data: no torch, no judgement; JSON in and out.
 
 Counts are stored and ratios derived, so two runs can be summed without error. Fractions are in
-[0, 1]; units are in the names.
+[0, 1]; units are in the names. A field with a default was added to its schema version later: a
+record without it still reads.
 """
 
 from __future__ import annotations
@@ -95,6 +96,15 @@ class Slice:
     num_tokens: int
     baseline_conditional_acceptance: float | None
     candidate_conditional_acceptance: float | None
+    # Baseline minus candidate, prompts resampled; None under MIN_PROMPTS prompts.
+    conditional_acceptance_loss: Interval | None = None
+    # What both ratios are made of, so that prompts can be resampled: one number for each of
+    # `prompts`, which stand in `Evaluation.prompts` at these indices. Empty in older records.
+    prompts: tuple[int, ...] = ()
+    baseline_asked: tuple[float, ...] = ()
+    baseline_kept: tuple[float, ...] = ()
+    candidate_asked: tuple[float, ...] = ()
+    candidate_kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,8 @@ class AcceptanceComparison:
     baseline_length: Interval
     candidate_length: Interval
     length_ratio: Interval  # candidate / baseline: under 1 = worse
+    # Of the share of rounds that kept each position, (num_speculative_tokens,); () unknown.
+    acceptance_loss_per_pos: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +366,22 @@ class PromptReplay:
 
 
 @dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A prompt on which the candidate lost much, token by token: for reading, not for counting.
+
+    A keep is the probability that the token came from the draft, given that it was asked for.
+    """
+
+    prompt_id: str
+    domain: str
+    prompt_end: str  # the last characters of the prompt
+    tokens: tuple[str, ...]  # of the response, as text; the first comes from the prefill
+    baseline_keep: tuple[float, ...]  # (tokens,)
+    candidate_keep: tuple[float, ...]
+    num_tokens_left_out: int = 0  # of a long response
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One evaluation: what was measured, what follows, and what it takes to repeat it."""
 
@@ -380,6 +408,7 @@ class Evaluation:
     served: Served | None = None  # None: no serving engine was asked
     grid: tuple[Latency, ...] = ()  # more points (batch, context) than the one of `latency`
     projection: Projection | None = None  # where the candidate's speed could not be measured
+    disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,8 @@ def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat |
     if module.rsplit(".", maxsplit=1)[-1] == HEAD and not quantization.get("lm_head"):
         return None
     group_size = quantization.get("group_size", -1)
+    if quantization.get("bits") is None:
+        raise CheckpointError("the quantization config is GPTQ's and does not say 'bits'.")
     return WeightFormat(
         num_bits=quantization["bits"],
         kind="int",

@@ -6,7 +6,6 @@ engine's counters must be; they are kept side by side, prompt by prompt.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,15 @@ from quantdraft.engines.vllm.run import (
     Answers,
     Fleet,
     ask_in_turns,
-    load_average,
     warm_up,
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
+from quantdraft.generation import stored_end_token_ids
 from quantdraft.inputs import Models, Settings, say
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
+from quantdraft.provenance import load_around, load_average
 from quantdraft.results import AcceptanceRule, Served
 from quantdraft.serving.findings import Draft
 from quantdraft.serving.vllm import check
@@ -84,8 +84,7 @@ def serve(run: Serve) -> Served:
     requests = [_request(run, index) for index in range(len(run.traffic.responses))]
     before = load_average()
     served, answers = _from_urls(run, requests) if run.settings.vllm_url else _own(run, requests)
-    after = load_average()
-    load = None if before is None or after is None else (before, after)
+    load = load_around(before, load_average())
     arms = crosschecked(run, served, answers.by_arm)
     return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
 
@@ -96,6 +95,7 @@ def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
     extra = settings.parse_pairs(run.settings.vllm_spec)
     settings.require_known_keys(extra, found)
     settings.require_possible(extra, found)
+    settings.require_loopback(run.settings.vllm_args)
     for checkpoint in (run.models.baseline, run.models.candidate):
         _require_served(checkpoint, run.target)
     answers = Answers({}, {})
@@ -196,7 +196,7 @@ def _max_model_len(run: Serve) -> int:
 def _request(run: Serve, index: int) -> Request:
     """The length of the traffic's response is asked for; where it ended by itself, so may this."""
     response = run.traffic.responses[index]
-    ends = _end_ids(run.target)
+    ends = stored_end_token_ids(run.target)
     has_ended = response.response_token_ids[-1] in ends
     return Request(
         prompt_token_ids=response.prompt_token_ids,
@@ -205,16 +205,6 @@ def _request(run: Serve, index: int) -> Request:
         seed=run.settings.seed + index,
         stop_token_ids=ends if has_ended else (),
     )
-
-
-def _end_ids(target: Checkpoint) -> tuple[int, ...]:
-    """Ids that end a response: the generation config's, else the config's."""
-    path = target.path / "generation_config.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ends = own.get("eos_token_id", target.text_config.get("eos_token_id"))
-    if ends is None:
-        return ()
-    return tuple(ends) if isinstance(ends, list) else (int(ends),)
 
 
 def _require_served(draft: Checkpoint, target: Checkpoint) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 import yaml
 
 from quantdraft.checkpoint import Checkpoint
-from quantdraft.errors import OptionError
+from quantdraft.errors import CheckpointError, OptionError
 from quantdraft.weights import SINGLE_FILE, TensorInfo
 
 SHAPES_FILE = Path(__file__).with_name("shapes.yaml")
 DTYPE = "BF16"
+# Families whose tensors are listed here, and float types as safetensors spells them.
+DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def shape_names() -> list[str]:
@@ -36,11 +39,42 @@ def shape_config(name: str) -> dict[str, Any]:
 def shape_checkpoint(name: str) -> Checkpoint:
     """A bf16 checkpoint of that shape as its files' headers would describe it; no file exists."""
     config = shape_config(name)
-    tensors = {
-        tensor: TensorInfo(DTYPE, shape, SINGLE_FILE)
-        for tensor, shape in _tensor_shapes(config).items()
+    return Checkpoint(Path(name), config, config_tensors(config, name))
+
+
+def config_tensors(config: dict[str, Any], where: str) -> dict[str, TensorInfo]:
+    """The tensors that the files of a decoder of this config list, in its own float type.
+
+    where: the file, for errors. Raises CheckpointError for another family, which may have experts
+    or shared parts that a config does not list.
+    """
+    family = config.get("model_type")
+    if family not in DECODERS:
+        raise CheckpointError(
+            f"'{where}' is of model type {family!r}: the tensors follow from the config only for "
+            f"{', '.join(sorted(DECODERS))}. Give a directory with its safetensors."
+        )
+    whole = _with_defaults(config, where)
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    stored = DTYPES.get(dtype.removeprefix("torch."), DTYPE)
+    return {
+        name: TensorInfo(stored, shape, SINGLE_FILE)
+        for name, shape in _tensor_shapes(whole).items()
     }
-    return Checkpoint(Path(name), config, tensors)
+
+
+def _with_defaults(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The config with what transformers takes for granted where a key is absent."""
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    missing = [key for key in (*needed, "vocab_size") if not config.get(key)]
+    if missing:
+        raise CheckpointError(f"'{where}' has no {missing[0]!r}: its tensors are not known.")
+    heads = config["num_attention_heads"]
+    return config | {
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
 
 
 @cache

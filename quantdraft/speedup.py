@@ -81,3 +81,12 @@ def rule_of_thumb(alpha: float, k: int, cost: float) -> float:
     Common in print, and never used in a verdict.
     """
     return closed_form_length(alpha, k) / (1 + cost)
+
+
+def operations_factor(alpha: float, k: int, operations_ratio: float = 0.0) -> float:
+    """Expected arithmetic of speculation over that of the target alone; above 1 it computes more.
+
+    (1 - alpha)(k ĉ + k + 1) / (1 - alpha^(k+1)), arXiv 2211.17192, theorem 3.11; ĉ is the draft's
+    arithmetic for a token over the target's. It is what a batch that is bound by arithmetic pays.
+    """
+    return (k * operations_ratio + k + 1) / closed_form_length(alpha, k)

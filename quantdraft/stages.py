@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quantdraft.documents import read_json
 from quantdraft.files import write_text
 
 Part = TypeVar("Part")
@@ -23,24 +25,32 @@ def stage(
     inputs: everything the part depends on, as JSON values; other inputs make it stale
     kind: its type, as pydantic understands it
     """
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter(kind)
     path = run_dir / STAGES_DIR / f"{name}.json"
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    key = key_of(inputs)
     if path.is_file():
-        kept = _read(path)
+        kept = read_kept(path)
         if kept.get("key") == key:
-            return adapter.validate_python(kept["part"])
+            # What cannot be read is not ours, and will be replaced.
+            with contextlib.suppress(ValidationError, KeyError):
+                return adapter.validate_python(kept["part"])
     part = compute()
     plain = {"key": key, "part": adapter.dump_python(part, mode="json")}
     write_text(path, json.dumps(plain, allow_nan=False))
     return part
 
 
-def _read(path: Path) -> dict[str, Any]:
+def key_of(inputs: dict[str, Any]) -> str:
+    """What stands for the inputs of a part."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """The object in a stage's file; empty where there is none, or none of ours."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # not ours: it will be replaced
+        kept = read_json(path)
+    except (ValueError, OSError):  # not ours: it will be replaced
         return {}
     return kept if isinstance(kept, dict) else {}

@@ -21,13 +21,11 @@ from quantdraft.files import write_json, write_text
 from quantdraft.inputs import Settings
 from quantdraft.jobs import ApplyJob, EvaluateJob, Job, Outcome
 from quantdraft.models import resolve_model
-from quantdraft.recipe import Recipe, load_recipe
+from quantdraft.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
 from quantdraft.report import compare
 from quantdraft.results import Evaluation, read_evaluation
 
 RECORD = "sweep.json"
-LADDER = "ladder"
-LADDER_RECIPES = ("fp8", "int8", "int4")
 
 Say = Callable[[str], None]
 
@@ -122,8 +120,11 @@ def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
 
 
 def expanded(names: Sequence[str]) -> tuple[str, ...]:
-    """Recipes by name, each once; `ladder` stands for one recipe a rung."""
-    found = [rung for name in names for rung in (LADDER_RECIPES if name == LADDER else (name,))]
+    """Recipes by name, each once; the name of a bundled sweep, `ladder`, stands for its recipes."""
+    sweeps = bundled_sweep_names()
+    found = [
+        each for name in names for each in (load_sweep(name).recipes if name in sweeps else [name])
+    ]
     return tuple(dict.fromkeys(found))
 
 

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantdraft.errors import OptionError, TrafficError
 from quantdraft.files import file_sha256, write_text
-from quantdraft.prompts import chat_text, json_entries, read_messages, unique_ids
+from quantdraft.lines import StoredLines, is_large
+from quantdraft.prompts import Located, located_entries, unique_ids
+from quantdraft.responses import Response, RoundTripError, UnusableLineError, read_response
 
 TRAFFIC_VERSION = 1
-MIN_RESPONSE_TOKENS = 2  # the first comes from the prefill: one more is needed for a round
+HEADER_KINDS: dict[str, tuple[type, ...]] = {
+    "target": (dict,),
+    "skipped": (list,),
+    "num_prompts": (int,),
+    "sampling": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +56,10 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """One prompt and what the target answered; the last token may be the end-of-sequence token."""
-
-    prompt_id: str
-    prompt_token_ids: tuple[int, ...]
-    response_token_ids: tuple[int, ...]
-    # Of each response token, after temperature, top-p and top-k; None when the log has none.
-    logprobs: tuple[float, ...] | None = None
-    domain: str = "default"
-
-
-@dataclass(frozen=True, slots=True)
 class Traffic:
     """Responses, and what is known of how they came about."""
 
-    responses: tuple[Response, ...]
+    responses: Sequence[Response]  # a tuple, or lines of a file that is too large for memory
     sampling: Sampling | None  # None: a log that does not say
     target: dict[str, Any] = field(default_factory=dict)  # name, revision, dtype, weights' sha256
     sha256: str = ""
@@ -70,15 +69,7 @@ class Traffic:
     @property
     def num_tokens(self) -> int:
         """Response tokens over all prompts."""
-        return sum(len(response.response_token_ids) for response in self.responses)
-
-
-class _UnusableLineError(Exception):
-    """A line that is left out and counted. Its message is the reason."""
-
-
-class _RoundTripError(_UnusableLineError):
-    """A text that its token ids do not spell."""
+        return int(token_counts(self.responses).response.sum())
 
 
 def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
@@ -91,30 +82,89 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
     out too; `Traffic.skipped` says which and why. Raises TrafficError, with the line number, on
     broken JSON and on lines of no known kind, on truncated captures, and when nothing is left.
     """
-    entries = list(json_entries(path))
-    has_header = "quantdraft_traffic" in entries[0][1]
-    header = _check_header(path, entries[0][1]) if has_header else {}
-    lines = entries[1:] if has_header else entries
-    _check_whole(path, header, len(lines))
-    responses: list[Response] = []
-    skipped = [str(reason) for reason in header.get("skipped", ())]
-    num_round_trip_failures = 0
-    for place, entry in lines:
+    header: dict[str, Any] = {}
+    index, num_lines, skipped, num_round_trip_failures = _Index(path, tokenizer), 0, [], 0
+    for found in located_entries(path):
+        if not header and not num_lines and "quantdraft_traffic" in found.entry:
+            header = _check_header(path, found.entry)
+            skipped = [str(reason) for reason in header.get("skipped", ())]
+            continue
+        num_lines += 1
         try:
-            responses.append(_read_response(f"{path}:{place}", place, entry, tokenizer))
-        except _UnusableLineError as reason:
-            skipped.append(f"{place}: {reason}")
-            num_round_trip_failures += isinstance(reason, _RoundTripError)
-    if not responses:
-        raise TrafficError(f"'{path}' holds no usable response. The first reason: {skipped[0]}")
+            index.add(
+                found, read_response(f"{path}:{found.place}", found.place, found.entry, tokenizer)
+            )
+        except UnusableLineError as reason:
+            skipped.append(f"{found.place}: {reason}")
+            num_round_trip_failures += isinstance(reason, RoundTripError)
+    _check_whole(path, header, num_lines)
+    if not index.names:
+        raise TrafficError(
+            f"'{path}' holds no usable response. The first reason: {skipped[0]}"
+            if skipped
+            else f"'{path}' is an empty array. Give a file with prompts and responses."
+        )
     return Traffic(
-        responses=_with_unique_ids(responses),
+        responses=index.responses(),
         sampling=_read_sampling(path, header),
         target=dict(header.get("target", {})),
         sha256=file_sha256(path),
         skipped=tuple(skipped),
         num_round_trip_failures=num_round_trip_failures,
     )
+
+
+class TokenCounts(NamedTuple):
+    """Of every response: (responses,) int64 each."""
+
+    prompt: NDArray[np.int64]
+    response: NDArray[np.int64]
+
+
+def token_counts(responses: Sequence[Response]) -> TokenCounts:
+    """How long prompts and responses are; responses on the disk are not read for it."""
+    if isinstance(responses, StoredLines):
+        return TokenCounts(*(np.array(responses.columns[n], np.int64) for n in TokenCounts._fields))
+    return TokenCounts(
+        np.array([len(each.prompt_token_ids) for each in responses], np.int64),
+        np.array([len(each.response_token_ids) for each in responses], np.int64),
+    )
+
+
+class _Index:
+    """Responses as they are read: kept, or where they stand in a file that is too large for it."""
+
+    def __init__(self, path: Path, tokenizer: Any) -> None:
+        self.path, self.tokenizer, self.is_stored = path, tokenizer, is_large(path)
+        self.names: list[str] = []
+        self.kept: list[Response] = []
+        self.numbers, self.offsets = array("Q"), array("Q")
+        self.counts = {name: array("Q") for name in TokenCounts._fields}
+
+    def add(self, found: Located, response: Response) -> None:
+        self.names.append(response.prompt_id)
+        if found.offset is None or not self.is_stored:
+            self.kept.append(response)
+            return
+        self.numbers.append(found.number)
+        self.offsets.append(found.offset)
+        self.counts["prompt"].append(len(response.prompt_token_ids))
+        self.counts["response"].append(len(response.response_token_ids))
+
+    def responses(self) -> Sequence[Response]:
+        """With unique ids."""
+        unique = unique_ids(self.names)
+        if self.kept:
+            named = zip(self.kept, unique, strict=True)
+            return tuple(replace(response, prompt_id=name) for response, name in named)
+        renamed = dict(zip(self.numbers, unique, strict=True))
+
+        def parse(number: int, entry: dict[str, Any]) -> Response:
+            place = f"line {number}"
+            response = read_response(f"{self.path}:{place}", place, entry, self.tokenizer)
+            return replace(response, prompt_id=renamed[number])
+
+        return StoredLines(self.path, self.offsets, self.numbers, parse, self.counts)
 
 
 def write_traffic(path: Path, traffic: Traffic) -> None:
@@ -161,6 +211,12 @@ def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
             f"'{path}' is traffic of version {header['quantdraft_traffic']!r}; this quantdraft "
             f"reads {TRAFFIC_VERSION}. Run `quantdraft capture` again."
         )
+    for key, kinds in HEADER_KINDS.items():
+        if key in header and not isinstance(header[key], kinds):
+            raise TrafficError(
+                f"{path}:line 1: {key!r} of the header is {type(header[key]).__name__}. "
+                "Run `quantdraft capture` again."
+            )
     return header
 
 
@@ -182,100 +238,5 @@ def _read_sampling(path: Path, header: dict[str, Any]) -> Sampling | None:
         return None
     try:
         return Sampling(**header["sampling"])
-    except (TypeError, OptionError) as error:
+    except (TypeError, OverflowError, OptionError) as error:
         raise TrafficError(f"{path}:line 1: 'sampling' cannot be used: {error}") from error
-
-
-def _read_response(where: str, place: str, entry: dict[str, Any], tokenizer: Any) -> Response:
-    prompt_ids, response_ids = _token_ids(where, entry, tokenizer)
-    if not prompt_ids:
-        raise _UnusableLineError("the prompt has no token")
-    if len(response_ids) < MIN_RESPONSE_TOKENS:
-        raise _UnusableLineError(
-            f"the response has {len(response_ids)} tokens, and {MIN_RESPONSE_TOKENS} are needed"
-        )
-    return Response(
-        prompt_id=str(entry.get("prompt_id", entry.get("id", place.replace(" ", "-")))),
-        prompt_token_ids=prompt_ids,
-        response_token_ids=response_ids,
-        logprobs=_logprobs(entry.get("logprobs"), len(response_ids)),
-        domain=str(entry.get("domain", "default")),
-    )
-
-
-def _token_ids(
-    where: str, entry: dict[str, Any], tokenizer: Any
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if "prompt_token_ids" in entry and "response_token_ids" in entry:
-        return _ids(entry, "prompt_token_ids"), _ids(entry, "response_token_ids")
-    if isinstance(entry.get("prompt"), str) and isinstance(entry.get("response"), str):
-        _require_tokenizer(where, tokenizer)
-        return _tokenize(entry["prompt"], entry["response"], tokenizer, add_special_tokens=True)
-    if "messages" in entry:
-        messages = read_messages(entry["messages"], where)
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise _UnusableLineError("the chat does not end with an assistant's turn after another")
-        _require_tokenizer(where, tokenizer)
-        prompt = chat_text(messages[:-1], tokenizer)
-        return _tokenize(prompt, messages[-1]["content"], tokenizer, add_special_tokens=False)
-    keys = ", ".join(repr(key) for key in entry) or "nothing"
-    raise TrafficError(
-        f"{where}: needs 'prompt' and 'response', or 'prompt_token_ids' and 'response_token_ids', "
-        f"or 'messages'; it has {keys}."
-    )
-
-
-def _ids(entry: dict[str, Any], name: str) -> tuple[int, ...]:
-    ids = entry[name]
-    is_list = isinstance(ids, list)
-    # bool is an int to Python, and a mistake in a log
-    if not is_list or any(type(token) is not int or token < 0 for token in ids):
-        raise _UnusableLineError(f"'{name}' is not a list of token ids")
-    return tuple(ids)
-
-
-def _require_tokenizer(where: str, tokenizer: Any) -> None:
-    if tokenizer is None:
-        raise TrafficError(
-            f"{where}: holds text, which needs the target's tokenizer. Give --target, or a log "
-            "with 'prompt_token_ids' and 'response_token_ids'."
-        )
-
-
-def _tokenize(
-    prompt: str, response: str, tokenizer: Any, add_special_tokens: bool
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of prompt and response, cut where the target began to speak.
-
-    Both are tokenized as one text where the prompt's own tokens are a prefix of it, so that
-    tokenizers which mark the start of a text do not mark the response's. Where a token would
-    span the border, they are tokenized apart, as the target saw them.
-    """
-
-    def encode(text: str, special: bool) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-    prompt_ids, both = encode(prompt, False), encode(prompt + response, False)
-    is_prefix = both[: len(prompt_ids)] == prompt_ids
-    response_ids = both[len(prompt_ids) :] if is_prefix else encode(response, False)
-    spelled = tokenizer.decode([*prompt_ids, *response_ids], clean_up_tokenization_spaces=False)
-    if spelled != prompt + response:
-        raise _RoundTripError("the tokens do not spell the text (decode(encode(text)) differs)")
-    return (encode(prompt, True) if add_special_tokens else prompt_ids), response_ids
-
-
-def _logprobs(value: Any, num_tokens: int) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    is_list = isinstance(value, list) and len(value) == num_tokens
-    # A little above 0 is rounding of a probability of 1; NaN fails the comparison.
-    if not is_list or any(type(x) not in {int, float} or not x <= 1e-3 for x in value):
-        raise _UnusableLineError("'logprobs' is not one log-probability for each response token")
-    return tuple(min(0.0, float(x)) for x in value)
-
-
-def _with_unique_ids(responses: list[Response]) -> tuple[Response, ...]:
-    names = unique_ids(response.prompt_id for response in responses)
-    return tuple(
-        replace(response, prompt_id=name) for response, name in zip(responses, names, strict=True)
-    )

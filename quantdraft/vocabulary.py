@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,21 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, framed by special tokens where the tokenizer does so."""
-        return list(self.tokenizer.encode(text).ids)
+        with _refusals("the tokenizer cannot split a text"):
+            return list(self.tokenizer.encode(text).ids)
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Whatever the library raises, as our error. A panic of it is no Exception."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{what}: {error}.") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{what}: {error}.") from error
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -32,10 +48,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"'{path}' has no tokenizer.json. Write it with "
             f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')."
         )
-    try:
+    with _refusals(f"'{file}' is no usable tokenizer"):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"'{file}' is no usable tokenizer: {error}.") from error
     return Vocabulary(
         tokens={id_: token for token, id_ in tokenizer.get_vocab(True).items()},
         added_ids=frozenset(tokenizer.get_added_tokens_decoder()),

@@ -12,6 +12,7 @@ from quantdraft.results import (
     Alarm,
     ArmLatency,
     Check,
+    Disagreement,
     Evaluation,
     Interval,
     Latency,
@@ -58,6 +59,7 @@ def acceptance(k: int) -> AcceptanceComparison:
         baseline_length=about(before.mean_acceptance_length, 0.07),
         candidate_length=about(after.mean_acceptance_length, 0.07),
         length_ratio=about(after.mean_acceptance_length / before.mean_acceptance_length, 0.01),
+        acceptance_loss_per_pos=tuple(about(0.742**j - 0.731**j, 0.012) for j in range(1, k + 1)),
     )
 
 
@@ -89,10 +91,22 @@ def speed(k_baseline: int, k_candidate: int) -> SpeedPoint:
 
 
 def slices(*parts: tuple[str, float | None, float | None]) -> tuple[Slice, ...]:
-    return tuple(Slice(name, 32, 1344, before, after) for name, before, after in parts)
+    return tuple(
+        Slice(
+            name,
+            32,
+            1344,
+            before,
+            after,
+            None if before is None or after is None else about(before - after, 0.011),
+        )
+        for name, before, after in parts
+    )
 
 
-def latency() -> Latency:
+def latency(batch_size: int = 1, slower: float = 1.0) -> Latency:
+    """At a batch whose target passes take `slower` times as long for every token verified."""
+
     def arm(name: str, dtype: str, kernel: str, size: int, **steps: float) -> ArmLatency:
         spread = [0.98 + 0.002 * at for at in range(21)]  # the middle one is 1.0
         return ArmLatency(
@@ -106,16 +120,17 @@ def latency() -> Latency:
             },
         )
 
+    target = {"m1": ALONE_MS} | {f"m{k + 1}": ALONE_MS + slower * 0.062 * k for k in KS}
     return Latency(
         engine="native",
         device="cpu",
         num_threads=2,
-        batch_size=1,
+        batch_size=batch_size,
         context_length=512,
         arms={
             "baseline": arm("baseline", "float32", "linear_float32", 13_107_200, m1=0.8125),
             "candidate": arm("candidate", "int8", "linear_dynamic", 4_194_304, m1=0.5031),
-            "target": arm("target", "float32", "linear_float32", 51_380_224, m1=5.62, m5=5.868),
+            "target": arm("target", "float32", "linear_float32", 51_380_224, **target),
         },
         load_average=(0.42, 1.08),
     )
@@ -250,6 +265,35 @@ def evaluation(name: str = "int8") -> Evaluation:
         verdict=verdict(),
         ledger=ledger(),
         provenance=provenance(name),
+    )
+
+
+def gridded() -> Evaluation:
+    """Timed at three batches too; at the largest, verifying five tokens costs as much as five."""
+    points = (latency(8, 4.0), latency(64, 200.0))
+    left_out = replace(latency(256), arms={}, undefined={"candidate": "out of memory"})
+    return replace(evaluation(), grid=(*points, left_out))
+
+
+def with_text(words: str, name: str = "int8") -> Evaluation:
+    """Everything that a user names or writes is `words`."""
+    made = evaluation(name)
+    found = Disagreement(
+        prompt_id=words,
+        domain=words,
+        prompt_end=words,
+        tokens=("a", words, "\n", "b", "c"),
+        baseline_keep=(0.0, 1.0, 1.0, 1.0, 1.0),
+        candidate_keep=(0.0, 1.0, 0.0, 1.0, 1.0),
+        num_tokens_left_out=3,
+    )
+    prompts = (replace(made.prompts[0], prompt_id=words, domain=words), *made.prompts[1:])
+    return replace(
+        made,
+        prompts=prompts,
+        by_domain=(replace(made.by_domain[0], name=words), *made.by_domain[1:]),
+        disagreements=(found, replace(found, prompt_id="prompt-01", domain="code")),
+        provenance=made.provenance | {"command": words, "baseline": _model(words, "b")},
     )
 
 

@@ -39,6 +39,7 @@ class FakeServer:
         self.accepted = [0] * K
         self.lag = 0  # replies of /metrics that still show the counters of before
         self.has_token_ids = True
+        self.max_model_len = 4096
         self.shown = ""
 
     def metrics(self) -> str:
@@ -80,10 +81,11 @@ class Handler(BaseHTTPRequestHandler):
     fake: FakeServer
 
     def do_GET(self) -> None:
+        model = {"id": "m", "max_model_len": self.fake.max_model_len}
         answers = {
             "/health": "",
             "/version": json.dumps({"version": "0.32.0"}),
-            "/v1/models": json.dumps({"data": [{"id": "m"}]}),
+            "/v1/models": json.dumps({"data": [model]}),
         }
         text = self.fake.metrics() if self.path == "/metrics" else answers[self.path]
         self.send_response(200)

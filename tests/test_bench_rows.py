@@ -74,6 +74,19 @@ def bench(*points: Latency, has_random_weights: bool = True) -> Bench:
     )
 
 
+def test_a_draft_that_is_smaller_and_slower_saves_memory_not_time():
+    slow = point()
+    slow.arms["nf4"] = arm("nf4", 40.0, 25_000_000)
+    text = " ".join(render_bench(bench(slow)).split())
+    assert (
+        "Memory, not speed: nf4 reads 4.00 times fewer bytes a step than the baseline, and its "
+        "step takes 4.00 times as long (4.00 to 4.00)." in text
+    )
+    assert "Memory, not speed: int4" not in text
+    both = " ".join(render_bench(bench(slow, point(8))).split())
+    assert "nf4 at 1 × 128 reads" in both
+
+
 def test_figures_of_a_step_are_those_of_its_time_and_bytes():
     figures = step_figures(point(), "int4")
     assert figures.ratio is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,41 @@ def test_a_record_of_another_version_is_refused(tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps({"schema_version": 99}))
     with pytest.raises(CheckpointError, match="schema version 99"):
         read_bench(tmp_path / "bench.json")
+
+
+def test_a_killed_bench_goes_on_at_the_next_point(
+    tiny_pair, candidate, tmp_path, quick, monkeypatch
+):
+    settings = BenchSettings(
+        candidates=(str(candidate),),
+        batch_sizes=(1, 2),
+        context_lengths=(32,),
+        seconds=0.1,
+        mode="eager",
+        output=tmp_path / "out",
+    )
+    real, points = benchmark._measure, []
+
+    def killed_at_the_second(*arguments):
+        if points:
+            raise KeyboardInterrupt
+        points.append(real(*arguments))
+        return points[0]
+
+    monkeypatch.setattr(benchmark, "_measure", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        bench(settings)
+    assert not (tmp_path / "out").exists()
+
+    def only_the_second(*arguments):
+        points.append(real(*arguments))
+        return points[-1]
+
+    monkeypatch.setattr(benchmark, "_measure", only_the_second)
+    measured, _ = bench(settings)
+    assert len(points) == 2
+    assert measured.points == tuple(points)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    bench(replace(settings, force=True))  # a finished one: anew
+    assert len(points) == 4

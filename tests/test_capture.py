@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from quantdraft import answering
 from quantdraft import capture as capture_module
 from quantdraft.capture import capture
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
@@ -178,7 +179,7 @@ def _killed_after(num_batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator
         return generate(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(capture_module, "generate", dying)
+        patch.setattr(answering, "generate", dying)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -201,7 +202,7 @@ def test_resumed_run_writes_the_file_of_an_uninterrupted_one(
         file.write(torn)
     asked = []
     monkeypatch.setattr(
-        capture_module, "generate", lambda *a: asked.append(len(a[1])) or generate(*a)
+        answering, "generate", lambda *a: asked.append(len(a[1])) or generate(*a)
     )
     run(target, prompts, resumed, **settings)
     assert asked == [2]

@@ -6,13 +6,14 @@ import json
 import sys
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from quantdraft.catalogue import Entry, catalogue
+from quantdraft.catalogue import Entry, as_json, catalogue, listing, shown
 from quantdraft.cli import main
-from quantdraft.recipe import bundled_recipe_names
+from quantdraft.recipe import bundled_path, bundled_recipe_names
 from quantdraft.serving.support import ENGINES, SUPPORT
 
 
@@ -51,7 +52,8 @@ def test_missing_package_is_shown_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     entry = entries()["nf4"]
     assert entry.missing_packages == ("bitsandbytes",)
-    assert any("pip install 'quantdraft[bitsandbytes]'" in line for line in entry.lines(20))
+    command = "pip install 'quantdraft[bitsandbytes]'"
+    assert any(f"not here, bitsandbytes is missing ({command})" in s for s in entry.sentences())
     assert entry.as_dict()["can_apply_here"] is False
 
 
@@ -59,9 +61,31 @@ def test_the_command_prints_the_same_as_text_and_json():
     runner = CliRunner()
     text = runner.invoke(main, ["recipes"]).stdout
     plain = json.loads(runner.invoke(main, ["recipes", "--json"]).stdout)
-    assert [entry["name"] for entry in plain] == bundled_recipe_names()
-    assert all(entry["summary"] in text for entry in plain)
-    assert "kernels: " in text
+    recipes = [entry["name"] for entry in plain if entry["kind"] == "recipe"]
+    assert (recipes, plain[-1]["kind"]) == (bundled_recipe_names(), "sweep")
+    words = " ".join(text.split())
+    assert all(entry["summary"] in words for entry in plain)
+    assert all(f"\n{entry['name']} " in f"\n{text}" for entry in plain)
+
+
+def test_no_line_is_wider_than_the_terminal():
+    for columns in (72, 100):
+        assert max(map(len, listing(columns))) <= columns
+
+
+def test_one_recipe_is_shown_with_what_each_engine_does_and_is_a_recipe_file_still():
+    text = shown("w4afp8")
+    assert yaml.safe_load(text) == yaml.safe_load(bundled_path("w4afp8").read_text())
+    assert "# vllm          in part: compute capability 9.0 and no other" in text
+    assert shown("ladder") == bundled_path("ladder").read_text().rstrip()
+
+
+def test_a_verbatim_recipe_is_shown_as_it_is(tmp_path):
+    path = tmp_path / "mine.yaml"
+    plain = {"name": "mine", "summary": "x", "backend": "llmcompressor"}
+    path.write_text(yaml.safe_dump(plain | {"modifiers": {"QuantizationModifier": {}}}))
+    assert shown(str(path)) == path.read_text().rstrip()
+    assert json.loads(as_json(str(path)))["modifiers"] == {"QuantizationModifier": {}}
 
 
 def test_no_engine_is_misspelt_in_the_table():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from quantdraft import measuring
 from quantdraft.capture import capture
-from quantdraft.errors import OptionError, OutputExistsError, PairingError
+from quantdraft.errors import OptionError, OutputBusyError, OutputExistsError, PairingError
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings
+from quantdraft.locks import sole_writer
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
@@ -64,7 +66,7 @@ def test_a_run_leaves_a_whole_record_and_its_views(settings):
     assert {"report.md", "report.html"} <= {path.name for path in run_dir.iterdir()}
     assert evaluation.verdict.decision in {"go", "no-go", "inconclusive"}
     assert set(evaluation.latency.arms) == {"baseline", "candidate", "control", "target"}
-    assert "int4pack_cpu" in evaluation.latency.arms["candidate"].kernels
+    assert any(name.startswith("int4") for name in evaluation.latency.arms["candidate"].kernels)
     assert [check.num_divergent for check in evaluation.live] == [0, 0]
     for live in evaluation.live:
         assert live.num_drafts_live == live.num_drafts_replayed
@@ -156,6 +158,64 @@ def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
     monkeypatch.setattr(measuring, "keep_probabilities", no_replay)
     evaluation, _ = evaluate(settings)
     assert evaluation.acceptance
+
+
+def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record_till_its_end(
+    settings, monkeypatch
+):
+    quick = replace(settings, no_latency=True, live_prompts=0)
+    evaluate(quick)
+    record = settings.output / "evaluation.json"
+    old = record.read_bytes()
+    forced = replace(quick, force=True)
+    replays = []
+    real = measuring.keep_probabilities
+    monkeypatch.setattr(
+        measuring, "keep_probabilities", lambda *a, **o: replays.append(1) or real(*a, **o)
+    )
+    with monkeypatch.context() as patch:
+
+        def killed(_):
+            raise KeyboardInterrupt
+
+        patch.setattr(measuring.Measuring, "has_identical_logits", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(forced)
+    assert len(replays) == 2  # measured anew, although the old parts were there
+    assert record.read_bytes() == old
+    evaluate(forced)
+    assert len(replays) == 2
+    assert record.read_bytes() != old
+    evaluate(forced)  # a finished run again: anew
+    assert len(replays) == 4
+
+
+def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny_pair, tmp_path):
+    run = replace(
+        settings,
+        traffic_path=None,
+        prompts=tiny_pair.prompts,
+        max_new_tokens=8,
+        no_latency=True,
+        live_prompts=0,
+    )
+    evaluate(run)
+    (run.output / "evaluation.json").unlink()  # as if it had been killed at its end
+    others = tmp_path / "others.jsonl"
+    others.write_text(tiny_pair.prompts.read_text() + '{"prompt": "one more"}\n')
+    for change in ({"prompts": others}, {"max_new_tokens": 9}, {"temperature": 0.5}):
+        with pytest.raises(OutputExistsError, match="captured from other prompts"):
+            evaluate(replace(run, **change))
+    evaluation, _ = evaluate(replace(run, prompts=others, force=True))
+    assert len(evaluation.prompts) == 13
+
+
+def test_two_runs_in_one_directory_exclude_each_other(settings):
+    with (
+        sole_writer(settings.output, is_inside=True),
+        pytest.raises(OutputBusyError, match=f"process {os.getpid()}"),
+    ):
+        evaluate(settings)
 
 
 def test_a_finished_run_is_not_overwritten(settings):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
 from quantdraft.files import read_json, whole_directory, write_text
-from quantdraft.results import Interval
+from quantdraft.report import render_terminal
+from quantdraft.results import Interval, read_bench, read_evaluation
 
 
 def test_a_directory_appears_only_when_its_block_ends(tmp_path):
@@ -58,7 +60,25 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_record_of_another_schema_is_refused(tmp_path):
-    (tmp_path / "r.json").write_text('{"schema_version": 99}')
-    with pytest.raises(CheckpointError, match="schema version 99"):
+@pytest.mark.parametrize(
+    ("provenance", "who"),
+    [
+        ('{"versions": {"quantdraft": "0.0.7"}}', r" \(written by quantdraft 0\.0\.7\)"),
+        ("{}", ""),
+        ("3", ""),
+    ],
+)
+def test_a_record_of_another_schema_says_who_wrote_it(tmp_path, provenance, who):
+    (tmp_path / "r.json").write_text(f'{{"schema_version": 99, "provenance": {provenance}}}')
+    with pytest.raises(
+        CheckpointError, match=rf"schema version 99{who}; .* reads 1\. Open it with"
+    ):
         read_json(tmp_path / "r.json", Interval, 1)
+
+
+def test_records_of_the_first_release_open():
+    old = Path(__file__).parent / "records"
+    evaluation = read_evaluation(old / "evaluation-0.1.0.json")
+    assert evaluation.verdict.decision == "go"
+    assert "go" in render_terminal(evaluation, is_whole=True)
+    assert read_bench(old / "bench-0.1.0.json").points[0].arms["baseline"].steps[1].samples_ms

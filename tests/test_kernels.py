@@ -20,6 +20,7 @@ from quantdraft.kernels.dequantizing import (
     Int8DequantizingLinear,
     paired_halves,
 )
+from quantdraft.kernels.llm_int8 import LlmInt8Linear
 from quantdraft.kernels.sealed import _products
 from quantdraft.unpacking import Codebook, Unpacked, dequantized
 
@@ -161,6 +162,27 @@ def test_a_kernel_compiles_to_the_same_product(kernel):
 def test_bitsandbytes_weights_equal_the_dequantized_product(name, is_double):
     weight = stored_by_bitsandbytes(name, is_double)
     assert error_of(BitsandbytesLinear, weight) < 1e-5
+
+
+@pytest.mark.parametrize("has_outlier", [False, True])
+def test_llm_int8_is_the_rounded_product_and_keeps_columns_with_outliers(has_outlier):
+    pytest.importorskip("bitsandbytes")
+    from quantdraft.activations import rounded_inputs
+    from quantdraft.formats import SCHEMES
+
+    weight = random_integers(8, IN)._replace(group_size=None)
+    x = torch.randn(3, IN, generator=torch.Generator().manual_seed(3))
+    x[1, 5] = 50.0 if has_outlier else 0.0
+    wanted = rounded_inputs(x, SCHEMES["LLM_INT8"], None) @ dequantized(weight).T
+    found = LlmInt8Linear(weight, None, torch.float32)(x)
+    # Both round inputs alike; the library's own type is float16, 2^-11 a value.
+    assert float((found - wanted).norm() / wanted.norm()) < 2e-3
+
+
+def test_llm_int8_without_its_package_names_the_command(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(NoKernelError, match=r"LLM.int8.*pip install 'quantdraft\[bitsandbytes\]'"):
+        LlmInt8Linear(random_integers(8, IN), None, torch.float32)
 
 
 def stored_by_bitsandbytes(name: str, is_double: bool) -> Codebook:

@@ -16,14 +16,18 @@ ROOT = Path(quantdraft.__file__).parent
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 DATA = {"errors", "files", "recipe", "weights", "checkpoint", "traffic", "results", "provenance"}
 DATA |= {"formats", "prompts", "schemes", "ledger", "stages", "progress", "shapes"}
-DATA |= {"promises", "heads"}
+DATA |= {"promises", "heads", "documents", "configs"}
+DATA |= {"locks", "lines", "keeps", "responses", "domains"}
 JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"}
+JUDGE |= {"advice", "planning"}
 MACHINE = {"models", "cache", "sampling", "generation", "replay", "speculation", "live", "latency"}
 MACHINE |= {"benchmark", "kernels", "engines", "unpacking", "pairing", "vocabulary", "proof"}
 MACHINE |= {"verification", "roofline", "memory", "arms"}
-MACHINE |= {"activations", "fidelity", "microscaling", "head_proof"}
+MACHINE |= {"activations", "fidelity", "microscaling", "head_proof", "on_demand"}
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
-TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching"}
+TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching", "answering"}
+TOP |= {"sweep", "jobs", "executors"}
+TOP |= {"selection"}
 
 
 def part_of(path: Path) -> str:

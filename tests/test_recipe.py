@@ -6,7 +6,13 @@ import pytest
 import yaml
 
 from quantdraft.errors import RecipeError
-from quantdraft.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.recipe import (
+    Recipe,
+    bundled_recipe_names,
+    bundled_sweep_names,
+    load_recipe,
+    load_sweep,
+)
 
 CALIBRATION = {"source": "traffic"}
 
@@ -53,6 +59,25 @@ def test_modifiers_stand_for_scheme_and_method(tmp_path):
     assert recipe.moves_scales
     assert not recipe.is_identity
     assert recipe.head_levers == ("keep",)
+
+
+def test_the_ladder_is_a_sweep_of_recipes_that_exist_and_need_no_data():
+    assert bundled_sweep_names() == ["ladder"]
+    ladder = load_sweep("ladder")
+    assert ladder.recipes == ("fp8", "int8", "int4")
+    assert not any(load_recipe(name).needs_calibration for name in ladder.recipes)
+
+
+def test_a_sweep_is_no_recipe_and_the_error_says_how_to_run_it():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("ladder")
+    assert "a sweep over the recipes fp8, int8, int4" in str(caught.value)
+    assert "quantdraft sweep --recipes ladder" in str(caught.value)
+
+
+def test_an_unknown_name_lists_recipes_and_sweeps():
+    with pytest.raises(RecipeError, match=r"no recipe 'fp9'\. Bundled: .*int4.*ladder"):
+        load_recipe("fp9")
 
 
 def test_bundled_recipes_are_those_that_the_guide_lists():

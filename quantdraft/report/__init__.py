@@ -1,4 +1,4 @@
-"""An evaluation as Markdown, self-contained HTML and terminal text: views of one JSON record."""
+"""An evaluation as rows in JSON, Markdown, one HTML page and terminal text: views of one record."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 
 from quantdraft.errors import OutputExistsError
 from quantdraft.files import write_json, write_text
-from quantdraft.report import html, markdown, terminal
+from quantdraft.report import drawing, html, markdown, terminal
 from quantdraft.report.bench_rows import bench_document
 from quantdraft.report.blocks import Document
 from quantdraft.report.comparison import comparison
+from quantdraft.report.plain import plain
 from quantdraft.report.rows import document
 from quantdraft.results import Bench, Evaluation, read_evaluation
 
 RECORD_FILE = "evaluation.json"
+ROWS_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
 HTML_FILE = "report.html"
 BENCH_RECORD_FILE = "bench.json"
@@ -22,8 +24,8 @@ BENCH_MARKDOWN_FILE = "bench.md"
 
 
 def write_report(evaluation: Evaluation, run_dir: Path) -> None:
-    """Write report.md and report.html beside the record, each whole or not at all."""
-    _write_pages(document(evaluation), run_dir)
+    """Write report.json, report.md with its figures, and report.html beside the record."""
+    write_document(document(evaluation), run_dir)
 
 
 def render_terminal(evaluation: Evaluation, is_whole: bool = True) -> str:
@@ -43,11 +45,11 @@ def render_bench(bench: Bench) -> str:
 
 
 def write_comparison(evaluations: Sequence[Evaluation], output_dir: Path) -> None:
-    """Write report.md and report.html of several recipes side by side.
+    """Write the same files for several recipes side by side.
 
     Raises PairingError when the runs differ in traffic, acceptance rule, target or baseline.
     """
-    _write_pages(comparison(evaluations), output_dir)
+    write_document(comparison(evaluations), output_dir)
 
 
 def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> str:
@@ -58,10 +60,17 @@ def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> str:
         )
     records = [run / RECORD_FILE if run.is_dir() else run for run in runs]
     built = comparison([read_evaluation(record) for record in records])
-    _write_pages(built, output)
+    write_document(built, output)
     return terminal.render(built)
 
 
-def _write_pages(built: Document, output_dir: Path) -> None:
+def write_document(built: Document, output_dir: Path) -> None:
+    """Write report.json, report.md, its figures and report.html, each whole or not at all."""
+    for old in (output_dir / markdown.FIGURES_DIR).glob("*.svg"):
+        old.unlink()
+    for chart in built.charts:
+        path = output_dir / markdown.FIGURES_DIR / f"{chart.name}.svg"
+        write_text(path, drawing.svg_file(chart.spec, chart.title))
+    write_json(output_dir / ROWS_FILE, plain(built))
     write_text(output_dir / MARKDOWN_FILE, markdown.render(built))
     write_text(output_dir / HTML_FILE, html.render(built))

@@ -1,88 +1,129 @@
-"""Acceptance: by position in the round, by k, and by part of the traffic."""
+"""Acceptance: by position in the round and by part of the traffic; the live loop's proof."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
-from quantdraft.report.blocks import (
-    Bars,
-    Block,
-    Bullets,
-    Dumbbell,
-    Lines,
-    Paragraph,
-    Section,
-    Series,
-    Table,
-)
-from quantdraft.report.headline import at_k
+from quantdraft.comparison import MIN_PROMPTS
+from quantdraft.comparison.plane import acceptance_at
+from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
+from quantdraft.report.charts.acceptance import losses, position_bars
 from quantdraft.report.wording import (
     UNDEFINED,
     change_points,
     compared,
     count,
+    metric,
     percent,
+    undefined,
     valued,
 )
-from quantdraft.results import AcceptanceCounts, Evaluation, LiveCheck, PromptReplay, Slice
-
-NUM_WORST_PROMPTS = 10
+from quantdraft.results import (
+    AcceptanceComparison,
+    AcceptanceCounts,
+    Evaluation,
+    Interval,
+    LiveCheck,
+    Slice,
+)
 
 
 def acceptance_section(evaluation: Evaluation) -> Section:
-    """Acceptance per position at the operating point's k, and τ for every k."""
+    """Per position, and the loss as a paired difference: by position, response, context, domain."""
     k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance = at_k(evaluation, k)
+    acceptance = acceptance_at(evaluation, k)
     if acceptance is None:
         text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
-        return Section("Acceptance", (Paragraph(text), length_chart(evaluation)))
-    return Section(
-        "Acceptance",
+        return Section("Acceptance", (Paragraph(text),))
+    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
+    blocks.append(Paragraph(early_or_late(evaluation.by_position)))
+    for name, title, slices in (
+        ("response", "Part of the response", evaluation.by_position),
+        ("context", "Context length", evaluation.by_context),
+        ("domain", "Domain", evaluation.by_domain),
+    ):
+        if slices:
+            blocks += slice_blocks(name, title, slices)
+    return Section("Acceptance", tuple(blocks))
+
+
+def _sums_table(acceptance: AcceptanceComparison) -> Table:
+    before, after = acceptance.baseline, acceptance.candidate
+    return Table(
+        (f"At k = {acceptance.num_speculative_tokens}", "Baseline", "Candidate"),
         (
-            position_chart(acceptance.baseline, acceptance.candidate, k),
-            length_chart(evaluation),
-            Table(
-                ("At k = " + str(k), "Baseline", "Candidate"),
-                (
-                    (
-                        "Acceptance rate (95 % interval)",
-                        valued(acceptance.baseline_rate, "rate"),
-                        valued(acceptance.candidate_rate, "rate"),
-                    ),
-                    (
-                        "Rounds",
-                        count(acceptance.baseline.num_drafts),
-                        count(acceptance.candidate.num_drafts),
-                    ),
-                    (
-                        "Accepted draft tokens",
-                        count(acceptance.baseline.num_accepted_tokens),
-                        count(acceptance.candidate.num_accepted_tokens),
-                    ),
-                ),
-                numeric=frozenset({1, 2}),
+            (
+                "Acceptance rate (95 % interval)",
+                valued(acceptance.baseline_rate, "rate"),
+                valued(acceptance.candidate_rate, "rate"),
             ),
-            Paragraph(
-                "Acceptance rate loss, baseline minus candidate: "
-                + valued(acceptance.acceptance_rate_loss, "loss")
-                + "."
+            ("Rounds", count(before.num_drafts), count(after.num_drafts)),
+            (
+                "Accepted draft tokens",
+                count(before.num_accepted_tokens),
+                count(after.num_accepted_tokens),
             ),
-            position_table(acceptance.baseline, acceptance.candidate),
+            ("Lost, baseline minus candidate", "", valued(acceptance.acceptance_rate_loss, "loss")),
         ),
+        numeric=frozenset({1, 2}),
     )
 
 
-def position_chart(baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int) -> Bars:
+def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
+    before, after = acceptance.baseline, acceptance.candidate
+    chart = position_chart(before, after, acceptance.num_speculative_tokens)
+    if not acceptance.acceptance_loss_per_pos:
+        return [chart]
+    positions = zip(
+        acceptance.acceptance_loss_per_pos, _per_position(before), _per_position(after), strict=True
+    )
+    parts = [
+        (f"position {at}", ends, kept_before, kept_after)
+        for at, (ends, kept_before, kept_after) in enumerate(positions, 1)
+    ]
+    described = "Share of rounds that kept the position, baseline minus candidate, 95 % intervals."
+    return [chart, loss_chart("position", "Lost per position", described, parts)]
+
+
+def loss_chart(
+    name: str, title: str, description: str, parts: Sequence[tuple[str, Interval, float, float]]
+) -> Chart:
+    """Paired losses with intervals. parts: name, loss, baseline, candidate."""
+    rows = [
+        {
+            "part": part,
+            "value": 100 * ends.value,
+            "low": 100 * ends.low,
+            "high": 100 * ends.high,
+            "shown": valued(ends, "loss"),
+            "arms": f"{percent(before)} → {percent(after)}",
+        }
+        for part, ends, before, after in parts
+    ]
+    cells = tuple((str(r["part"]), str(r["arms"]), str(r["shown"])) for r in rows)
+    return Chart(
+        name=f"loss-by-{name}",
+        title=title,
+        description=description,
+        spec=losses(rows, name),
+        data=Table((name, "Baseline → candidate", "Lost"), cells, frozenset({1, 2})),
+    )
+
+
+def position_chart(baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int) -> Chart:
     """Share of rounds that kept each position, both arms."""
-    return Bars(
-        title="Acceptance per position",
+    rows = [
+        {"position": str(at), "arm": arm, "value": value, "shown": percent(value)}
+        for arm, counts in (("baseline", baseline), ("candidate", candidate))
+        for at, value in enumerate(_per_position(counts), 1)
+    ]
+    return Chart(
+        name="acceptance-per-position",
+        title="Kept per position",
         description=f"Share of rounds in which the position was accepted, k = {k}.",
-        groups=tuple(str(position) for position in range(1, k + 1)),
-        series=(
-            ("baseline", "baseline", _per_position(baseline)),
-            ("candidate", "candidate", _per_position(candidate)),
-        ),
-        x_title="position in the round",
+        spec=position_bars(rows),
+        data=position_table(baseline, candidate),
     )
 
 
@@ -125,45 +166,6 @@ def _if_reached(counts: AcceptanceCounts) -> list[float | None]:
     return [kept / reached if reached else None for reached, kept in pairwise(came)]
 
 
-def length_chart(evaluation: Evaluation) -> Lines:
-    """τ by k, both arms, each arm's best k ringed."""
-    rows = evaluation.acceptance
-    best = evaluation.best_k
-    return Lines(
-        title="Mean acceptance length τ, by k",
-        description="Tokens emitted a round, bonus included. Rings mark each arm's best k.",
-        series=(
-            Series(
-                "baseline",
-                tuple((float(r.num_speculative_tokens), r.baseline_length.value) for r in rows),
-                "baseline",
-                marked_x=best.get("baseline"),
-            ),
-            Series(
-                "candidate",
-                tuple((float(r.num_speculative_tokens), r.candidate_length.value) for r in rows),
-                "candidate",
-                marked_x=best.get("candidate"),
-            ),
-        ),
-        x_title="k, tokens proposed a round",
-        unit="",
-    )
-
-
-def parts_section(evaluation: Evaluation) -> Section:
-    """Where rejections fall: in the response, by context length, by domain."""
-    blocks: list[Block] = [Paragraph(early_or_late(evaluation.by_position))]
-    for title, slices in (
-        ("Part of the response", evaluation.by_position),
-        ("Context length", evaluation.by_context),
-        ("Domain", evaluation.by_domain),
-    ):
-        if slices:
-            blocks.append(slice_table(title, slices))
-    return Section("Where rejections fall", tuple(blocks))
-
-
 def early_or_late(slices: tuple[Slice, ...]) -> str:
     """Whether the candidate is rejected more at the start of the responses or at their end."""
     if len(slices) < 2:
@@ -184,37 +186,54 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
     )
 
 
+def slice_blocks(name: str, title: str, slices: tuple[Slice, ...]) -> list[Block]:
+    """The paired loss of every part as a picture, and one row a part. Kept / asked for."""
+    parts = [
+        (
+            part.name,
+            part.conditional_acceptance_loss,
+            part.baseline_conditional_acceptance,
+            part.candidate_conditional_acceptance,
+        )
+        for part in slices
+        if part.conditional_acceptance_loss is not None
+        and part.baseline_conditional_acceptance is not None
+        and part.candidate_conditional_acceptance is not None
+    ]
+    described = "Of the tokens asked for, baseline minus candidate; 95 % intervals."
+    shown: list[Block] = [slice_table(title, slices)]
+    if parts:
+        shown.insert(0, loss_chart(name, f"Lost by {title.lower()}", described, parts))
+    return shown
+
+
 def slice_table(title: str, slices: tuple[Slice, ...]) -> Table:
-    """One row a part; both arms on one scale. Conditional acceptance: kept / asked for."""
+    """One row a part. Conditional acceptance: kept / asked for."""
     return Table(
-        columns=(title, "Prompts", "Tokens", "Baseline", "Candidate", "Difference"),
+        columns=(title, "Prompts", "Tokens", "Baseline", "Candidate", "Lost (95 % interval)"),
         rows=tuple(_slice_row(part) for part in slices),
         numeric=frozenset(range(1, 6)),
-        marks=tuple(_dumbbell(part) for part in slices),
-        mark_title="○ baseline, ● candidate",
     )
 
 
 def _slice_row(part: Slice) -> tuple[str, ...]:
-    before, after = part.baseline_conditional_acceptance, part.candidate_conditional_acceptance
-    difference = after - before if before is not None and after is not None else None
     return (
         part.name,
         count(part.num_prompts),
         count(part.num_tokens),
-        percent(before),
-        percent(after),
-        change_points(difference),
+        percent(part.baseline_conditional_acceptance),
+        percent(part.candidate_conditional_acceptance),
+        _lost(part),
     )
 
 
-def _dumbbell(part: Slice) -> Dumbbell | None:
-    if (
-        part.baseline_conditional_acceptance is None
-        or part.candidate_conditional_acceptance is None
-    ):
-        return None
-    return Dumbbell(part.baseline_conditional_acceptance, part.candidate_conditional_acceptance)
+def _lost(part: Slice) -> str:
+    before, after = part.baseline_conditional_acceptance, part.candidate_conditional_acceptance
+    if before is None or after is None:
+        return undefined("no token was asked for")
+    if part.conditional_acceptance_loss is None:
+        return f"{metric(before - after, 'loss')} (no interval under {MIN_PROMPTS} prompts)"
+    return valued(part.conditional_acceptance_loss, "loss")
 
 
 def live_section(evaluation: Evaluation) -> Section:
@@ -261,43 +280,4 @@ def _live_row(check: LiveCheck) -> tuple[str, ...]:
         count(check.num_identical_texts),
         count(check.num_near_ties),
         count(check.num_divergent),
-    )
-
-
-def prompts_section(evaluation: Evaluation) -> Section:
-    """The prompts on which the candidate needed most rounds beyond the baseline's."""
-    k = evaluation.operating_point.candidate_num_speculative_tokens
-    ks = evaluation.num_speculative_tokens
-    if k not in ks or not evaluation.prompts:
-        return Section("Prompts", (Bullets(("No prompt was replayed at this k.",)),), True)
-    at = ks.index(k)
-    worst = sorted(evaluation.prompts, key=lambda prompt: -_extra_rounds(prompt, at))
-    return Section(
-        "Prompts",
-        (
-            Table(
-                columns=("Prompt", "Domain", "Tokens", "Rounds, baseline", "Rounds, candidate"),
-                rows=tuple(_prompt_row(prompt, at) for prompt in worst[:NUM_WORST_PROMPTS]),
-                numeric=frozenset({2, 3, 4}),
-                caption=(
-                    f"The {min(NUM_WORST_PROMPTS, len(worst))} of {len(worst)} prompts on which "
-                    f"the candidate lost most, k = {k}. The record has all of them."
-                ),
-            ),
-        ),
-        is_detail=True,
-    )
-
-
-def _extra_rounds(prompt: PromptReplay, at: int) -> float:
-    return prompt.candidate_num_drafts[at] - prompt.baseline_num_drafts[at]
-
-
-def _prompt_row(prompt: PromptReplay, at: int) -> tuple[str, ...]:
-    return (
-        prompt.prompt_id,
-        prompt.domain,
-        count(prompt.num_tokens),
-        count(prompt.baseline_num_drafts[at]),
-        count(prompt.candidate_num_drafts[at]),
     )

@@ -12,6 +12,7 @@ from quantdraft.comparison import step_figures
 from quantdraft.report.blocks import Block, Document, Paragraph, Section, Table
 from quantdraft.report.wording import (
     UNDEFINED,
+    memory_not_speed,
     num_bytes,
     percent,
     significant,
@@ -53,7 +54,10 @@ def bench_document(bench: Bench) -> Document:
     """The whole table, first screen first."""
     lead: list[Block] = [Paragraph(RANDOM_WEIGHTS)] if bench.has_random_weights else []
     sections = [
-        Section("Draft step, one new token", draft_blocks(bench.points)),
+        Section(
+            "Draft step, one new token",
+            (*draft_blocks(bench.points), *map(Paragraph, memory_alone(bench.points))),
+        ),
         Section("Target step by new tokens", target_blocks(bench.points)),
         Section("What computes", (arms_table(bench.points),)),
         *roofline_sections(bench.points),
@@ -84,6 +88,18 @@ def draft_blocks(points: Sequence[Latency], caption: str = LIMITS) -> tuple[Bloc
             caption=caption,
         ),
     )
+
+
+def memory_alone(points: Sequence[Latency]) -> list[str]:
+    """A sentence for each draft and point where fewer bytes made a slower step."""
+    said = []
+    for point in points:
+        where = "" if len(points) == 1 else f" at {point.batch_size} × {point.context_length}"
+        for name in point.arms:
+            if name not in {TARGET, "baseline", "control"}:
+                found = step_figures(point, name)
+                said.append(memory_not_speed(f"{name}{where}", found.ratio, found.byte_ratio))
+    return [sentence for sentence in said if sentence is not None]
 
 
 def _draft_rows(point: Latency) -> list[tuple[str, ...]]:
@@ -213,9 +229,9 @@ def _conditions(bench: Bench) -> str:
         return "No point was measured."
     first = bench.points[0]
     loads = [load for point in bench.points if point.load_average for load in point.load_average]
-    load = f", load average up to {max(loads):.2f}" if loads else ""
+    load = f"load average up to {max(loads):.2f}" if loads else "load average not known"
     return (
-        f"{title_of(first.engine)} engine on {first.device}, {first.num_threads} threads{load}; "
+        f"{title_of(first.engine)} engine on {first.device}, {first.num_threads} threads, {load}; "
         "arms timed in turns, in shuffled blocks"
     )
 

@@ -1,16 +1,18 @@
 """What a report is made of: sections of text, tables, equations and charts. Plain data.
 
-A report is built once (`rows`, `comparison`) and shown three ways (`markdown`, `html`,
-`terminal`). Table cells are finished words; chart values are numbers, in the unit of their axis.
+A report is built once (`rows`, `comparison`) and shown four ways (`markdown`, `html`,
+`terminal`, and as `report.json`). Table cells are finished words; a picture is a specification.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Tone = Literal["good", "bad", "doubt", "plain"]
 Arm = Literal["baseline", "candidate", "control", "plain"]
+# Of a proposed token; a token after a rejection, or the bonus token, was never proposed.
+TokenFate = Literal["accepted", "rejected", "not proposed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +55,12 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """An interval against its limit, drawn beside a table row where there is room to draw."""
-
-    value: float
-    low: float
-    high: float
-    limit: float | None
-    tone: Tone
-
-
-@dataclass(frozen=True, slots=True)
-class Dumbbell:
-    """Two arms' values of one row, drawn on the scale that all rows of the table share."""
-
-    baseline: float
-    candidate: float
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
-    """Finished cells. `marks` has one drawing (or None) a row, or is empty."""
+    """Finished cells."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()  # columns aligned at the right
-    marks: tuple[Span | Dumbbell | None, ...] = ()
-    mark_title: str = ""
     tones: tuple[Tone, ...] = ()  # one a row, or empty
     tone_column: int = 0  # the column that the tones colour
     caption: str = ""
@@ -105,58 +86,45 @@ class Equations:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Points of one arm or recipe; `marked_x` is the point to ring (the best k)."""
+class Chart:
+    """A picture: its Vega-Lite specification, what it shows in words, and its numbers."""
 
-    name: str
-    points: tuple[tuple[float, float], ...]  # (x, y)
-    arm: Arm = "plain"
-    ends: tuple[tuple[float, float], ...] = ()  # (low, high) of each point, or empty
-    marked_x: float | None = None
+    name: str  # of its file, and on the page; unique in a document
+    title: str
+    description: str
+    spec: dict[str, Any]
+    data: Table
+    is_wide: bool = False  # takes the page's whole width
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
-    """Grouped bars: one group a label, one bar a series; fractions are shown as percent."""
+class Passage:
+    """One response, token by token, as each arm would have kept it."""
 
     title: str
-    description: str
-    groups: tuple[str, ...]
-    series: tuple[tuple[str, Arm, tuple[float, ...]], ...]
-    x_title: str
+    domain: str
+    note: str
+    before: str  # the end of the prompt
+    tokens: tuple[str, ...]
+    arms: tuple[tuple[str, tuple[TokenFate, ...]], ...]  # (name, fate of every token)
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """Lines over k; `reference` is a level worth comparing with, e.g. 1 for no gain."""
+class Passages:
+    """Responses to read, side by side; `legend` says what the marks mean."""
 
-    title: str
-    description: str
-    series: tuple[Series, ...]
-    x_title: str
-    unit: str  # after every y tick: "×", "" …
-    reference: float | None = None
-    reference_name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Forest:
-    """One interval a row, with limit lines: which recipes clear the limit, and by how much."""
-
-    title: str
-    description: str
-    rows: tuple[tuple[str, Span | None, str], ...]  # name, interval, what to print beside it
-    limits: tuple[tuple[float, str], ...]  # (level, name)
+    items: tuple[Passage, ...]
+    legend: str
 
 
 Block = (
-    Paragraph | Bullets | Notice | Figures | Table | Equations | Bars | Lines | Forest
+    Paragraph | Bullets | Notice | Figures | Table | Equations | Chart | Passages
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled part. `is_detail`: for the pages, too long for a terminal."""
+    """A titled part. `is_detail`: folded on the pages, left out in a terminal."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -170,11 +138,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """The answer in one word, and why in one sentence."""
+    """The answer in one word, the number it rests on, and why in one sentence."""
 
     word: str
     why: str
     tone: Tone
+    number: str = ""
+    measure: str = ""  # of what, with its interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +157,9 @@ class Document:
     lead: tuple[Block, ...]
     sections: tuple[Section, ...]
     footer: str = ""
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """Every picture, in the order of the page."""
+        blocks = (*self.lead, *(block for section in self.sections for block in section.blocks))
+        return tuple(block for block in blocks if isinstance(block, Chart))

@@ -30,12 +30,14 @@ def model_card(
     notes: tuple[str, ...],
     warnings: tuple[str, ...],
     gguf_type: str | None = None,
+    seen: tuple[str, ...] = (),
 ) -> str:
     """README.md with YAML front matter.
 
     launch: the exact command or script
     target: its name, revision and precision, in Markdown
     gguf_type: of a GGUF file made from the full-precision draft, whatever the recipe made of it
+    seen: what the engine itself was seen to do with it
     """
     recipe = (manifest or {}).get("recipe") or {}
     what = (
@@ -51,6 +53,7 @@ def model_card(
         f"## Serve it with {engine}",
         f"```{'python' if engine == 'transformers' else 'sh'}\n{launch.strip()}\n```",
         *(["\n".join(f"- {escape(note)}" for note in notes)] if notes else []),
+        *(["## Seen in the engine", "\n".join(f"- {escape(s)}" for s in seen)] if seen else []),
         *(["## Warnings", "\n".join(f"- {escape(w)}" for w in warnings)] if warnings else []),
         *([_evidence(evaluation)] if evaluation else []),
         f"Made for the target {target} by quantdraft; beside another revision or precision it is "

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from quantdraft.comparison import Pair, all_pairs
 from quantdraft.errors import OptionError, PairingError
 from quantdraft.report.blocks import (
+    Banner,
     Block,
     Bullets,
     Document,
-    Forest,
-    Lines,
     Notice,
     Paragraph,
     Section,
-    Series,
-    Span,
-    Table,
 )
-from quantdraft.report.headline import TONES, at_k, model_name, sentence
-from quantdraft.report.wording import (
-    UNDEFINED,
-    length,
-    milliseconds,
-    num_bytes,
-    times,
-    valued,
+from quantdraft.report.headline import model_name, sentence
+from quantdraft.report.plane_rows import plane_chart
+from quantdraft.report.recipes_charts import forest_chart, lengths_chart, pareto_chart
+from quantdraft.report.recipes_rows import (
+    acceptance_table,
+    common_k,
+    length_table,
+    pairs_table,
+    speed_table,
 )
+from quantdraft.report.wording import interval, times
 from quantdraft.results import Evaluation
-from quantdraft.verdict.checks import OVER_BASELINE
-
-DEFAULT_LIMIT = 1.02
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:
@@ -43,20 +40,92 @@ def comparison(evaluations: Sequence[Evaluation]) -> Document:
     if not evaluations:
         raise OptionError("there is no run to compare. Give at least one run directory.")
     require_same_question(evaluations)
-    ordered = sorted(evaluations, key=_speed_order)
-    first = ordered[0]
+    ordered = sorted(_with_own_names(evaluations), key=_speed_order)
+    k = common_k(ordered)
+    pairs = all_pairs(ordered, k)
     return Document(
         title=f"{len(ordered)} recipes side by side",
-        subtitle=_subtitle(first),
-        banner=None,
-        lead=(*_conditions_differ(ordered), Paragraph(_answer(ordered)), forest(ordered)),
+        subtitle=_subtitle(ordered[0]),
+        banner=_banner(ordered, pairs),
+        lead=(*_conditions_differ(ordered), forest_chart(ordered), speed_table(ordered)),
         sections=(
-            Section("Recipes", (speed_table(ordered), acceptance_table(ordered))),
-            Section("Acceptance length by k", (length_chart(ordered), length_table(ordered))),
+            _pareto_section(ordered, k),
+            Section("Recipes", (acceptance_table(ordered, k),)),
+            *_pairs_section(pairs, k),
+            *_plane_section(ordered),
+            Section("Tokens a round by k", (lengths_chart(ordered), length_table(ordered))),
             Section("Verdicts", (Bullets(tuple(_verdict(e) for e in ordered)),)),
         ),
         footer="Every number comes from the runs' evaluation.json.",
     )
+
+
+def _with_own_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The second run of a name is `name (2)`: one recipe of several drafts, say."""
+    seen: dict[str, int] = {}
+    named = []
+    for evaluation in evaluations:
+        seen[evaluation.name] = number = seen.get(evaluation.name, 0) + 1
+        own = evaluation.name if number == 1 else f"{evaluation.name} ({number})"
+        named.append(replace(evaluation, name=own))
+    return named
+
+
+def _banner(ordered: Sequence[Evaluation], pairs: Sequence[Pair]) -> Banner:
+    """The recommended recipe: of those with a go, the fastest."""
+    counts = ", ".join(
+        f"{sum(e.verdict.decision == decision for e in ordered)} {decision}"
+        for decision in ("go", "no-go", "inconclusive")
+    )
+    go = [evaluation for evaluation in ordered if evaluation.verdict.decision == "go"]
+    if not go:
+        is_settled = all(e.verdict.decision == "no-go" for e in ordered)
+        until = "" if is_settled else " until a doubt is settled"
+        why = f"No recipe earns a go ({counts}). Serve the full-precision draft{until}."
+        return Banner("NONE", why, "bad" if is_settled else "doubt", "0", f"of {len(ordered)} go")
+    best = go[0]
+    speed = best.operating_point.speedup_over_baseline
+    return Banner(
+        best.name,
+        f"Recommended: the fastest of the recipes with a go ({counts}). {_rivals(best, go, pairs)}",
+        "good",
+        times(speed.value if speed else None),
+        f"times the baseline draft's speed, 95 % interval {interval(speed, 'speedup')}",
+    )
+
+
+def _rivals(best: Evaluation, go: Sequence[Evaluation], pairs: Sequence[Pair]) -> str:
+    """Recipes with a go from which the recommended one is not told apart."""
+    others = {evaluation.name for evaluation in go[1:]}
+    close = [
+        ({pair.one, pair.other} - {best.name}).pop()
+        for pair in pairs
+        if best.name in (pair.one, pair.other) and not pair.is_different
+    ]
+    rivals = [name for name in close if name in others]
+    if not rivals:
+        return "No other go is as fast." if others else "It is the only one."
+    return f"Not told apart from it: {', '.join(rivals)}."
+
+
+def _pareto_section(ordered: Sequence[Evaluation], k: int | None) -> Section:
+    chart = pareto_chart(ordered, k)
+    missing = [e.name for e in ordered if e.operating_point.candidate_draft_step_ms is None]
+    blocks: list[Block] = [] if chart is None else [chart]
+    if missing:
+        blocks.append(
+            Paragraph(f"Not in the picture, their draft step is undefined: {', '.join(missing)}.")
+        )
+    return Section("Acceptance against draft latency", tuple(blocks))
+
+
+def _pairs_section(pairs: Sequence[Pair], k: int | None) -> tuple[Section, ...]:
+    return (Section("Which recipes really differ", (pairs_table(pairs, k),)),) if pairs else ()
+
+
+def _plane_section(ordered: Sequence[Evaluation]) -> tuple[Section, ...]:
+    chart = plane_chart(ordered)
+    return () if chart is None else (Section("Break-even", (chart,)),)
 
 
 def require_same_question(evaluations: Sequence[Evaluation]) -> None:
@@ -128,167 +197,9 @@ def _subtitle(evaluation: Evaluation) -> str:
     )
 
 
-def _answer(ordered: Sequence[Evaluation]) -> str:
-    go = [evaluation for evaluation in ordered if evaluation.verdict.decision == "go"]
-    counts = ", ".join(
-        f"{sum(e.verdict.decision == decision for e in ordered)} {decision}"
-        for decision in ("go", "no-go", "inconclusive")
-    )
-    if not go:
-        return f"No recipe earns a go ({counts})."
-    speed = valued(go[0].operating_point.speedup_over_baseline, "speedup")
-    return f"Fastest recipe with a go: {go[0].name}, {speed} over the baseline draft ({counts})."
-
-
 def _speed_order(evaluation: Evaluation) -> tuple[bool, float, str]:
     speedup = evaluation.operating_point.speedup_over_baseline
     return speedup is None, -speedup.value if speedup else 0.0, evaluation.name
-
-
-def speed_table(ordered: Sequence[Evaluation]) -> Table:
-    """What each recipe gains, and the decision."""
-    columns = (
-        "Recipe",
-        "Decision",
-        "Speedup over baseline",
-        "Speedup over AR",
-        "Draft step",
-        "Draft latency saving",
-        "Best k",
-    )
-    return Table(
-        columns=columns,
-        rows=tuple(_speed_row(evaluation) for evaluation in ordered),
-        numeric=frozenset(range(2, 7)),
-        tone_column=1,
-        tones=tuple(TONES[evaluation.verdict.decision] for evaluation in ordered),
-        caption="At each run's operating point. AR: autoregressive, the target alone.",
-    )
-
-
-def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
-    point = evaluation.operating_point
-    best = evaluation.best_k.get("candidate")
-    return (
-        evaluation.name,
-        evaluation.verdict.decision,
-        valued(point.speedup_over_baseline, "speedup"),
-        valued(point.speedup_over_autoregressive, "speedup"),
-        milliseconds(point.candidate_draft_step_ms),
-        valued(point.draft_latency_saving, "saving"),
-        str(best) if best is not None else UNDEFINED,
-    )
-
-
-def common_k(ordered: Sequence[Evaluation]) -> int | None:
-    """The k nearest to 4 that every run replayed: rates at different k do not compare."""
-    shared = set.intersection(*(set(each.num_speculative_tokens) for each in ordered))
-    return min(shared, key=lambda k: (abs(k - 4), k)) if shared else None
-
-
-def acceptance_table(ordered: Sequence[Evaluation]) -> Table:
-    """What each recipe costs in acceptance, at one k for all, and what it reads."""
-    k = common_k(ordered)
-    columns = ("Recipe", "Acceptance rate", "Loss", "τ", "Bytes per step", "Ceiling")
-    return Table(
-        columns=columns,
-        rows=tuple(_acceptance_row(evaluation, k) for evaluation in ordered),
-        numeric=frozenset(range(1, 6)),
-        caption=(
-            f"Acceptance {'has no common k' if k is None else f'at k = {k} for all'}. "
-            "Loss: baseline minus candidate acceptance rate. Ceiling: baseline bytes over "
-            "candidate bytes of a draft step."
-        ),
-    )
-
-
-def _acceptance_row(evaluation: Evaluation, k: int | None) -> tuple[str, ...]:
-    ledger = evaluation.ledger
-    return (
-        evaluation.name,
-        *_acceptance_cells(evaluation, k),
-        num_bytes((ledger.get("candidate") or {}).get("step_bytes")),
-        times(ledger.get("ceiling")),
-    )
-
-
-def _acceptance_cells(evaluation: Evaluation, k: int | None) -> tuple[str, str, str]:
-    acceptance = None if k is None else at_k(evaluation, k)
-    if acceptance is None:
-        return UNDEFINED, UNDEFINED, UNDEFINED
-    return (
-        valued(acceptance.candidate_rate, "rate"),
-        valued(acceptance.acceptance_rate_loss, "loss"),
-        length(acceptance.candidate_length.value),
-    )
-
-
-def forest(ordered: Sequence[Evaluation]) -> Forest:
-    """Speedup over the baseline draft, one interval a recipe, against 1 and the verdict's limit."""
-    rows = []
-    for evaluation in ordered:
-        ends = evaluation.operating_point.speedup_over_baseline
-        tone = TONES[evaluation.verdict.decision]
-        span = Span(ends.value, ends.low, ends.high, None, tone) if ends else None
-        ends_words = valued(ends, "speedup")
-        rows.append((evaluation.name, span, ends_words))
-    limit = _limit(ordered)
-    return Forest(
-        title="Speedup over the baseline draft",
-        description=(
-            "95 % intervals at each run's operating point; "
-            "coloured by verdict: green go, red no-go, amber inconclusive."
-        ),
-        rows=tuple(rows),
-        limits=((1.0, "no gain"), (limit, f"go from {limit:.2f}×")),
-    )
-
-
-def _limit(evaluations: Sequence[Evaluation]) -> float:
-    """The limit that the verdicts themselves used."""
-    checks = (check for evaluation in evaluations for check in evaluation.verdict.checks)
-    limits = (c.limit for c in checks if c.name == OVER_BASELINE and c.limit is not None)
-    return next(limits, DEFAULT_LIMIT)
-
-
-def length_chart(ordered: Sequence[Evaluation]) -> Lines:
-    """τ by k: the baseline once, then every recipe."""
-    baseline = tuple(
-        (float(row.num_speculative_tokens), row.baseline_length.value)
-        for row in ordered[0].acceptance
-    )
-    series = [Series("baseline", baseline, "baseline", marked_x=ordered[0].best_k.get("baseline"))]
-    for evaluation in ordered:
-        points = tuple(
-            (float(row.num_speculative_tokens), row.candidate_length.value)
-            for row in evaluation.acceptance
-        )
-        best = evaluation.best_k.get("candidate")
-        series.append(Series(evaluation.name, points, marked_x=best))
-    return Lines(
-        title="Mean acceptance length τ, by k",
-        description="Tokens emitted a round, bonus included. Rings mark the best k.",
-        series=tuple(series),
-        x_title="k, tokens proposed a round",
-        unit="",
-    )
-
-
-def length_table(ordered: Sequence[Evaluation]) -> Table:
-    """The chart's numbers: one row a k, one column a recipe."""
-    ks = sorted({k for evaluation in ordered for k in evaluation.num_speculative_tokens})
-    return Table(
-        columns=("k", "baseline", *(evaluation.name for evaluation in ordered)),
-        rows=tuple((str(k), *_lengths(ordered, k)) for k in ks),
-        numeric=frozenset(range(1, len(ordered) + 2)),
-    )
-
-
-def _lengths(ordered: Sequence[Evaluation], k: int) -> tuple[str, ...]:
-    found = [at_k(evaluation, k) for evaluation in ordered]
-    baselines = [row.baseline_length.value for row in found if row]
-    baseline = length(baselines[0]) if baselines else UNDEFINED
-    return baseline, *(length(row.candidate_length.value) if row else UNDEFINED for row in found)
 
 
 def _verdict(evaluation: Evaluation) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Span, Table, Tone
+from quantdraft.comparison.plane import acceptance_at
+from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
+from quantdraft.report.turning import turning_points
 from quantdraft.report.wording import (
     UNDEFINED,
     interval,
@@ -17,7 +19,7 @@ from quantdraft.report.wording import (
     significant,
     title_of,
 )
-from quantdraft.results import AcceptanceComparison, Check, Evaluation, Verdict
+from quantdraft.results import Check, Evaluation, Verdict
 
 TONES: dict[str, Tone] = {
     "go": "good",
@@ -30,9 +32,17 @@ TONES: dict[str, Tone] = {
 }
 
 
-def banner(verdict: Verdict) -> Banner:
-    """The decision in capitals and the one sentence that explains it."""
-    return Banner(verdict.decision.upper(), sentence(verdict), TONES[verdict.decision])
+def banner(evaluation: Evaluation) -> Banner:
+    """The decision in capitals, the speedup with its interval, and the sentence that explains."""
+    verdict, speedup = evaluation.verdict, evaluation.operating_point.speedup_over_baseline
+    measure = "times the baseline draft's speed"
+    number = UNDEFINED
+    if speedup is not None:
+        number = metric(speedup.value, "speedup")
+        measure += f", 95 % interval {interval(speedup, 'speedup')}"
+    return Banner(
+        verdict.decision.upper(), sentence(verdict), TONES[verdict.decision], number, measure
+    )
 
 
 def sentence(verdict: Verdict) -> str:
@@ -50,6 +60,9 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
         blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
     if verdict.to_settle:
         blocks.append(Notice("What would settle it", (verdict.to_settle,), "doubt"))
+    change = turning_points(evaluation)
+    if change:
+        blocks.append(Notice("What would change the answer", change, "plain"))
     return (*blocks, figures(evaluation), checks_table(verdict.checks))
 
 
@@ -60,8 +73,6 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
         columns=("Check", "Role", "Observed", "95 % interval", "Limit", "Result"),
         rows=tuple(_check_row(check) for check in ordered),
         numeric=frozenset({2, 3, 4}),
-        marks=tuple(_span(check) for check in ordered),
-        mark_title="Interval and limit",
         tones=tuple(TONES[check.result] for check in ordered),
         tone_column=5,
     )
@@ -83,13 +94,6 @@ def _check_row(check: Check) -> tuple[str, ...]:
 def _absent(check: Check) -> str:
     """Undefined where a number was wanted; a dash where the check has none."""
     return UNDEFINED if check.result == "undefined" else "—"
-
-
-def _span(check: Check) -> Span | None:
-    ends = check.observed
-    if ends is None:
-        return None
-    return Span(ends.value, ends.low, ends.high, check.limit, TONES[check.result])
 
 
 def figures(evaluation: Evaluation) -> Figures:
@@ -118,8 +122,8 @@ def figures(evaluation: Evaluation) -> Figures:
 
 def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
     point = evaluation.operating_point
-    before = at_k(evaluation, point.baseline_num_speculative_tokens)
-    after = at_k(evaluation, point.candidate_num_speculative_tokens)
+    before = acceptance_at(evaluation, point.baseline_num_speculative_tokens)
+    after = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
     if before is None or after is None:
         return (Figure("Acceptance rate", UNDEFINED, "not replayed at this k"),)
     rates = before.baseline_rate.value, after.candidate_rate.value
@@ -167,12 +171,6 @@ def _ks(evaluation: Evaluation) -> str:
         point.candidate_num_speculative_tokens,
     )
     return f"k = {candidate}" if baseline == candidate else f"k = {baseline} → {candidate}"
-
-
-def at_k(evaluation: Evaluation, k: int) -> AcceptanceComparison | None:
-    """The acceptance of both arms at k, or None where that k was not replayed."""
-    found = (row for row in evaluation.acceptance if row.num_speculative_tokens == k)
-    return next(found, None)
 
 
 def missing_speed(evaluation: Evaluation) -> str:

@@ -1,43 +1,87 @@
-"""A report as one self-contained HTML page: no scripts, nothing loaded, light and dark."""
+"""A report as one self-contained HTML page: nothing is loaded, light and dark, readable on paper.
+
+Pictures are SVG in the page. Scripts, all inside it, put interactive ones in their place; a policy
+in the page's head lets no other script run and nothing be fetched.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import re
 from html import escape
 from pathlib import Path
 
-from quantdraft.report import charts
+from quantdraft.report import drawing, palette
 from quantdraft.report.blocks import (
     Banner,
-    Bars,
     Block,
     Bullets,
+    Chart,
     Document,
     Equation,
     Equations,
     Figures,
-    Forest,
-    Lines,
     Notice,
     Paragraph,
+    Passage,
+    Passages,
     Section,
     Table,
+    TokenFate,
 )
+from quantdraft.report.safety import shown_text
 from quantdraft.report.wording import NUMBER_AND_UNIT
 
 STYLE = Path(__file__).parent / "style.css"
+SCRIPT = Path(__file__).parent / "page.js"
+# JSON inside a script element: nothing in it may close the element or open a comment.
+IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+CODE = re.compile(r"`([^`<>]+)`")
 WIDE = 6  # columns from which a table takes the whole width of the page
 
 
 def render(document: Document) -> str:
     """The whole page."""
+    body = (
+        f"{_first_screen(document)}\n<main>\n{_sections(document.sections)}\n</main>\n"
+        f"<footer>{words(document.footer)}</footer>"
+    )
+    scripts = (drawing.scripts(), SCRIPT.read_text(encoding="utf-8")) if _has_charts(body) else ()
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{_policy(scripts)}\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{_page_title(document)}</title>\n"
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        f"{_first_screen(document)}\n<main>\n{_sections(document.sections)}\n</main>\n"
-        f"<footer>{words(document.footer)}</footer>\n</body>\n</html>\n"
+        f"<style>\n{_style()}</style>\n</head>\n<body>\n{body}\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
+    )
+
+
+def _has_charts(body: str) -> bool:
+    return '<figure class="chart' in body
+
+
+def _policy(scripts: tuple[str, ...]) -> str:
+    """Only these scripts run, by their hashes; no text in the page can bring another."""
+    hashes = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes) or "'none'"
+    rules = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
+
+
+def _style() -> str:
+    light, dark = palette.variables(palette.LIGHT), palette.variables(palette.DARK)
+    return (
+        f":root {{ {light} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f"{palette.page_rules()}\n{STYLE.read_text(encoding='utf-8')}"
     )
 
 
@@ -64,6 +108,7 @@ def _banner(banner: Banner | None) -> str:
         return ""
     return (
         f'<div class="verdict {banner.tone}"><p class="word">{words(banner.word)}</p>'
+        f'<p class="number"><strong>{words(banner.number)}</strong> {words(banner.measure)}</p>'
         f'<p class="why">{words(banner.why)}</p></div>'
     )
 
@@ -87,7 +132,7 @@ def _blocks(blocks: tuple[Block, ...]) -> str:
     parts: list[str] = []
     row: list[str] = []
     for block in blocks:
-        if isinstance(block, Bars | Lines):
+        if isinstance(block, Chart) and not block.is_wide:
             row.append(_block(block))
             continue
         parts += [_row(row), _block(block)]
@@ -113,12 +158,10 @@ def _block(block: Block) -> str:
             text = _table(block)
         case Equations():
             text = _equations(block)
-        case Bars():
-            text = _figure(block, charts.bars(block))
-        case Lines():
-            text = _figure(block, charts.lines(block))
-        case Forest():
-            text = _figure(block, charts.forest(block))
+        case Chart():
+            text = _chart(block)
+        case Passages():
+            text = _passages(block)
     return text
 
 
@@ -144,37 +187,70 @@ def _figures(block: Figures) -> str:
     return f'<dl class="figures">{items}</dl>'
 
 
-def _figure(chart: Bars | Lines | Forest, drawn: str) -> str:
-    if not drawn:
-        return ""
+def _chart(chart: Chart) -> str:
+    """The drawn picture, its specification for the scripts, and its numbers."""
+    spec = json.dumps(chart.spec, sort_keys=True).translate(IN_SCRIPT)
+    spoken = escape(shown_text(f"{chart.title}. {chart.description}"))
     return (
-        f"<figure><figcaption><strong>{words(chart.title)}</strong> "
-        f"{words(chart.description)}</figcaption>{drawn}</figure>"
+        f'<figure class="chart{" wide" if chart.is_wide else ""}" id="chart-{chart.name}">'
+        f"<figcaption><strong>{words(chart.title)}</strong> {words(chart.description)}"
+        '</figcaption><div class="controls"></div>'
+        f'<div class="picture" role="img" aria-label="{spoken}">'
+        f"{drawing.svg(chart.spec)}</div>"
+        f'<script type="application/json">{spec}</script>'
+        f'<details><summary>Numbers<span class="away"> of {words(chart.title)}</span>'
+        f"</summary>{_table(chart.data)}</details></figure>"
+    )
+
+
+def _passages(block: Passages) -> str:
+    items = "\n".join(_passage(item) for item in block.items)
+    return (
+        f'<div class="passages"><p class="caption">{words(block.legend)}</p>'
+        f'<div class="controls"></div>{items}</div>'
+    )
+
+
+def _passage(passage: Passage) -> str:
+    arms = "".join(
+        f"<div><h4>{words(name)}</h4>"
+        f'<p class="tokens" dir="auto">{_tokens(passage.tokens, fates)}</p></div>'
+        for name, fates in passage.arms
+    )
+    return (
+        f'<article class="passage" data-domain="{escape(shown_text(passage.domain))}">'
+        f"<h3><bdi>{words(passage.title)}</bdi></h3>"
+        f'<p class="caption"><bdi>{words(passage.domain)}</bdi> · {words(passage.note)}</p>'
+        f'<p class="before" dir="auto">{words(passage.before)}</p>'
+        f'<div class="arms">{arms}</div></article>'
+    )
+
+
+def _tokens(tokens: tuple[str, ...], fates: tuple[TokenFate, ...]) -> str:
+    """Every token with its fate as its element, so that it is told apart without colours too."""
+    element = {"accepted": "ins", "rejected": "del", "not proposed": "span"}
+    pairs = zip(tokens, fates, strict=True)
+    return "".join(
+        f"<{element[fate]}>{escape(shown_text(token))}</{element[fate]}>" for token, fate in pairs
     )
 
 
 def _table(table: Table) -> str:
-    marks = table.marks if any(table.marks) else ()
     titles = [
         f'<th scope="col"{_align(at, table)}>{words(title)}</th>'
         for at, title in enumerate(table.columns)
     ]
-    if marks:
-        titles.append(f'<th scope="col" class="drawn">{words(table.mark_title)}</th>')
     width = ' class="wide"' if len(titles) >= WIDE else ""
-    rows = "\n".join(_table_row(table, at, bool(marks)) for at in range(len(table.rows)))
+    rows = "\n".join(_table_row(table, at) for at in range(len(table.rows)))
     caption = f'<p class="caption">{words(table.caption)}</p>' if table.caption else ""
     return (
-        f'<div class="scroll"><table{width}><thead><tr>{"".join(titles)}</tr></thead>'
-        f"<tbody>\n{rows}\n</tbody></table></div>{caption}"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="table, scrolls sideways">'
+        f"<table{width}><thead><tr>{''.join(titles)}</tr></thead><tbody>\n{rows}\n</tbody></table></div>{caption}"
     )
 
 
-def _table_row(table: Table, at: int, has_marks: bool) -> str:
-    row = table.rows[at]
-    cells = [_cell(table, at, column, text) for column, text in enumerate(row)]
-    if has_marks:
-        cells.append(f'<td class="drawn">{charts.mark(table.marks[at], table.marks)}</td>')
+def _table_row(table: Table, at: int) -> str:
+    cells = (_cell(table, at, column, text) for column, text in enumerate(table.rows[at]))
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -206,5 +282,6 @@ def _equation(equation: Equation) -> str:
 
 
 def words(text: str) -> str:
-    """Text made safe for HTML, with numbers tied to their units."""
-    return NUMBER_AND_UNIT.sub("\u00a0", escape(text))
+    """Text made safe for HTML, with numbers tied to their units and `code` marked as such."""
+    tied = NUMBER_AND_UNIT.sub("\u00a0", escape(shown_text(text)))
+    return CODE.sub(r"<code>\1</code>", tied)

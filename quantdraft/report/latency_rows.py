@@ -16,6 +16,8 @@ from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.wording import (
     UNDEFINED,
     count,
+    load_words,
+    memory_not_speed,
     num_bytes,
     percent,
     significant,
@@ -66,12 +68,15 @@ def _saving_and_limit(evaluation: Evaluation) -> str:
     latency, saving = evaluation.latency, evaluation.operating_point.draft_latency_saving
     if "candidate" not in latency.arms or saving is None:
         return "The candidate's draft step was not timed; these are the other arms'."
-    byte_ratio = step_figures(latency, "candidate").byte_ratio
+    figures = step_figures(latency, "candidate")
+    byte_ratio = figures.byte_ratio
     limit = percent(1 - 1 / byte_ratio) if byte_ratio else UNDEFINED
-    return (
+    said = (
         f"Saving of a draft step over the baseline's: {valued(saving, 'saving')}. Its bytes alone "
         f"would save {limit}."
     )
+    memory_alone = memory_not_speed("the candidate", figures.ratio, byte_ratio)
+    return f"{said} {memory_alone}" if memory_alone else said
 
 
 def _latency_table(rows: list[tuple[str, ...]]) -> Table:
@@ -119,11 +124,8 @@ def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
 
 def _conditions(evaluation: Evaluation) -> str:
     latency = evaluation.latency
-    load = latency.load_average
     words = (
         f"{title_of(latency.engine)} engine on {latency.device}, {latency.num_threads} threads, "
         f"batch {latency.batch_size}, context {latency.context_length}."
     )
-    if load is None:
-        return words
-    return f"{words} Load average {load[0]:.2f} before, {load[1]:.2f} after."
+    return f"{words} {load_words(latency.load_average)}"

@@ -1,29 +1,36 @@
-"""A report as Markdown: what a pull request or a model card can show. Charts are left to HTML."""
+"""A report as Markdown: what a pull request can show, with the pictures as files beside it."""
 
 from __future__ import annotations
 
 from quantdraft.report.blocks import (
-    Bars,
     Block,
     Bullets,
+    Chart,
     Document,
     Equation,
     Equations,
     Figures,
-    Forest,
-    Lines,
     Notice,
     Paragraph,
+    Passage,
+    Passages,
     Section,
     Table,
+    TokenFate,
 )
+from quantdraft.report.safety import shown_text
+
+FIGURES_DIR = "figures"
+FATE_MARKS: dict[TokenFate, str] = {"accepted": "█", "rejected": "×", "not proposed": "·"}
 
 
 def render(document: Document) -> str:
     """The whole report."""
-    parts = [f"# {document.title}"]
+    parts = [f"# {escape(document.title)}"]
     if document.banner:
-        parts += [f"## {document.banner.word}", f"**{escape(document.banner.why)}**"]
+        banner = document.banner
+        parts += [f"## {banner.word}", f"**{escape(banner.why)}**"]
+        parts.append(f"**{escape(banner.number)}** {escape(banner.measure)}")
     parts.append(escape(document.subtitle))
     parts += [text for block in document.lead if (text := render_block(block))]
     parts += [text for section in document.sections for text in render_section(section)]
@@ -36,13 +43,13 @@ def render_section(section: Section) -> list[str]:
     """A section's heading and blocks, each a paragraph of its own."""
     blocks = [text for block in section.blocks if (text := render_block(block))]
     if section.is_detail:
-        summary = f"<details><summary>{section.title}</summary>"
+        summary = f"<details><summary>{escape(section.title)}</summary>"
         return [summary, *blocks, "</details>"]
     return [f"## {section.title}", *blocks]
 
 
 def render_block(block: Block) -> str:
-    """One block; empty for a chart, whose numbers are in the table beside it."""
+    """One block; a picture is a link to its file, its numbers folded below."""
     match block:
         case Paragraph():
             text = escape(block.text)
@@ -57,9 +64,33 @@ def render_block(block: Block) -> str:
             text = table(block)
         case Equations():
             text = _equations(block)
-        case Bars() | Lines() | Forest():
-            text = ""
+        case Chart():
+            text = _chart(block)
+        case Passages():
+            text = "\n\n".join((escape(block.legend), *(_passage(item) for item in block.items)))
     return text
+
+
+def _chart(chart: Chart) -> str:
+    shown = escape(f"{chart.title}. {chart.description}").replace("]", "\\]")
+    return (
+        f"**{escape(chart.title)}.** {escape(chart.description)}\n\n"
+        f"![{shown}]({FIGURES_DIR}/{chart.name}.svg)\n\n"
+        f"<details><summary>Numbers</summary>\n\n{table(chart.data)}\n\n</details>"
+    )
+
+
+def _passage(passage: Passage) -> str:
+    """Tokens as they stand, and under a heading of each arm one mark a token."""
+    fates = "\n".join(
+        f"{name:<10} " + "".join(FATE_MARKS[fate] for fate in marks) for name, marks in passage.arms
+    )
+    text = shown_text("".join(passage.tokens)).replace("`", "ˋ")
+    return (
+        f"<details><summary>{escape(passage.title)} ({escape(passage.domain)}): "
+        f"{escape(passage.note)}</summary>\n\n```text\n{text}\n```\n\n"
+        f"```text\n{fates}\n```\n\n</details>"
+    )
 
 
 def _bullets(items: tuple[str, ...]) -> str:
@@ -93,7 +124,7 @@ def table(block: Table) -> str:
 
 def escape(text: str) -> str:
     """Keep a text on its line and its marks from being read as Markdown."""
-    flat = " ".join(text.split())
+    flat = " ".join(shown_text(text).split())
     for mark in ("\\", "|", "<", "*", "`"):
         flat = flat.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
     return flat

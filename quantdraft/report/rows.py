@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from quantdraft.report import headline
-from quantdraft.report.acceptance_rows import (
-    acceptance_section,
-    live_section,
-    parts_section,
-    prompts_section,
-)
+from quantdraft.report.acceptance_rows import acceptance_section, live_section
 from quantdraft.report.blocks import Bullets, Document, Section
+from quantdraft.report.diagnosis_rows import diagnosis_sections
+from quantdraft.report.grid_rows import grid_section
 from quantdraft.report.latency_rows import latency_section
+from quantdraft.report.plane_rows import plane_section
+from quantdraft.report.reading_rows import reading_section
 from quantdraft.report.record_rows import ledger_section, provenance_section
+from quantdraft.report.round_rows import time_section
 from quantdraft.report.served_rows import served_sections
 from quantdraft.report.speed_rows import noise_section, speed_section
 from quantdraft.report.wording import title_of
@@ -19,23 +19,26 @@ from quantdraft.results import Evaluation
 
 
 def document(evaluation: Evaluation) -> Document:
-    """The whole report of one evaluation, first screen first."""
+    """The whole report of one evaluation: the answer, why, and then the evidence."""
     return Document(
         title=evaluation.name,
         subtitle=headline.subtitle(evaluation),
-        banner=headline.banner(evaluation.verdict),
+        banner=headline.banner(evaluation),
         lead=headline.lead(evaluation),
         sections=(
             *advice_section(evaluation),
+            *diagnosis_sections(evaluation),
             speed_section(evaluation),
-            *served_sections(evaluation),
-            noise_section(evaluation),
+            time_section(evaluation),
             acceptance_section(evaluation),
-            parts_section(evaluation),
-            latency_section(evaluation),
-            live_section(evaluation),
+            plane_section(evaluation),
+            grid_section(evaluation),
             ledger_section(evaluation),
-            prompts_section(evaluation),
+            reading_section(evaluation),
+            noise_section(evaluation),
+            *served_sections(evaluation),
+            live_section(evaluation),
+            latency_section(evaluation),
             provenance_section(evaluation),
         ),
         footer=_footer(evaluation),

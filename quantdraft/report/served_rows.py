@@ -6,7 +6,15 @@ from statistics import median
 
 from quantdraft.comparison.served import mean_acceptance_length, pace, served_prompts
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
-from quantdraft.report.wording import UNDEFINED, count, length, significant, title_of, undefined
+from quantdraft.report.wording import (
+    UNDEFINED,
+    count,
+    length,
+    load_words,
+    significant,
+    title_of,
+    undefined,
+)
 from quantdraft.results import Evaluation, Served, ServedArm
 
 ORDER = ("autoregressive", "baseline", "candidate", "control")
@@ -120,10 +128,7 @@ def _conditions(served: Served) -> str:
     if served.speculative:
         given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())
         words += f" Own settings: {given}."
-    if served.load_average is not None:
-        before, after = served.load_average
-        words += f" Load average {before:.2f} before, {after:.2f} after."
-    return words
+    return f"{words} {load_words(served.load_average)}"
 
 
 def _arms(served: Served) -> list[ServedArm]:

@@ -1,23 +1,22 @@
-"""The speed equation with the measured numbers filled in, speed over k, and the noise floor."""
+"""Speed over k, the speed equation with the measured numbers filled in, and the noise floor."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from quantdraft.report.bench_rows import (
-    bare_ms,
-)
+from quantdraft.comparison.plane import acceptance_at
+from quantdraft.report.bench_rows import bare_ms
 from quantdraft.report.blocks import (
     Block,
+    Chart,
     Equation,
     Equations,
-    Lines,
     Paragraph,
     Section,
-    Series,
     Table,
 )
-from quantdraft.report.headline import at_k, missing_speed
+from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
+from quantdraft.report.headline import missing_speed
 from quantdraft.report.wording import (
     UNDEFINED,
     compared,
@@ -36,14 +35,17 @@ DIGITS = 4
 
 
 def speed_section(evaluation: Evaluation) -> Section:
-    """How the milliseconds per token come about, for each arm, and where they break even."""
-    # A serving engine shows no steps to fill the equation with; its own section has its speeds.
-    blocks: list[Block] = [] if evaluation.served else [equations(evaluation)]
-    blocks.append(Paragraph(break_even(evaluation)))
-    if evaluation.projection is not None:
-        blocks.append(Paragraph(projection(evaluation.projection)))
-    blocks += [chart for chart in (gain_chart(evaluation), speed_chart(evaluation)) if chart]
-    return Section("Speed", (*blocks, Paragraph(_best_k(evaluation)), k_table(evaluation)))
+    """Speedup and tokens a round against k, each arm's best k marked, and both arms' numbers."""
+    blocks: list[Block] = [Paragraph(_best_k(evaluation))]
+    chart = speed_chart(evaluation)
+    if chart is None:
+        why = undefined(missing_speed(evaluation))
+        blocks.append(Paragraph(f"Speedup against k: {why}. Acceptance by k was measured:"))
+    else:
+        blocks.append(chart)
+    if evaluation.acceptance:
+        blocks.append(length_chart(evaluation))
+    return Section("Speedup against k", (*blocks, k_table(evaluation)))
 
 
 def equations(evaluation: Evaluation) -> Equations:
@@ -64,7 +66,7 @@ def _equation(evaluation: Evaluation, arm: Literal["baseline", "candidate"]) -> 
     k = getattr(point, f"{arm}_num_speculative_tokens")
     step = _term(getattr(point, f"{arm}_draft_step_ms"))
     verify = _term(getattr(point, f"{arm}_verify_step_ms"))
-    acceptance = at_k(evaluation, k)
+    acceptance = acceptance_at(evaluation, k)
     tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
     result = _per_token(getattr(point, f"{arm}_ms_per_token"))
     return Equation(arm, f"{k} · {step} + {verify}", tau, result, arm)
@@ -81,7 +83,7 @@ def _per_token(value: float | None) -> str:
 def break_even(evaluation: Evaluation) -> str:
     """What the candidate would have to reach, and what it reached."""
     point = evaluation.operating_point
-    observed = at_k(evaluation, point.candidate_num_speculative_tokens)
+    observed = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
     if point.break_even_length is None or observed is None:
         return f"Break-even acceptance: {undefined(missing_speed(evaluation))}."
     tau = observed.candidate_length.value
@@ -140,7 +142,7 @@ def k_table(evaluation: Evaluation) -> Table:
 
 
 def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
-    acceptance = at_k(evaluation, k)
+    acceptance = acceptance_at(evaluation, k)
     taus = (
         (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
         if acceptance
@@ -161,57 +163,61 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
     )
 
 
-def gain_chart(evaluation: Evaluation) -> Lines | None:
-    """Speedup over the baseline draft at equal k, with intervals; None where not measured."""
-    points = [point for point in evaluation.equal_k if point.speedup_over_baseline]
-    ends = [point.speedup_over_baseline for point in points if point.speedup_over_baseline]
-    ks = [float(point.candidate_num_speculative_tokens) for point in points]
-    if not ends:
+def speed_chart(evaluation: Evaluation) -> Chart | None:
+    """Speedup over the target alone, by k, with bands; None where it was not measured."""
+    arms = {
+        "baseline": _over_autoregressive(evaluation, "baseline_speedup_over_autoregressive"),
+        "candidate": _over_autoregressive(evaluation, "speedup_over_autoregressive"),
+    }
+    if not any(arms.values()):
         return None
-    series = Series(
-        "candidate",
-        tuple((k, end.value) for k, end in zip(ks, ends, strict=True)),
-        "candidate",
-        tuple((end.low, end.high) for end in ends),
-    )
-    return Lines(
-        title="Speedup over the baseline draft, at equal k",
-        description="Bars are 95 % intervals.",
-        series=(series,),
-        x_title="k, tokens proposed a round",
-        unit="×",
-        reference=1.0,
-        reference_name="baseline draft",
+    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    return Chart(
+        name="speedup-by-k",
+        title="Speedup over the target alone, by k",
+        description="Bands are 95 % intervals, rings mark each arm's best k.",
+        spec=curves(rows, "speedup over autoregressive", reference=(1.0, "target alone")),
+        data=_curve_table(arms, "Speedup"),
     )
 
 
-def speed_chart(evaluation: Evaluation) -> Lines | None:
-    """Speedup over the target alone, by k; None where it was not measured."""
-    baseline = _speed_points(evaluation, "baseline_speedup_over_autoregressive")
-    candidate = _speed_points(evaluation, "speedup_over_autoregressive")
-    if not baseline and not candidate:
-        return None
-    best = evaluation.best_k
-    return Lines(
-        title="Speedup over autoregressive, by k",
-        description="Rings mark each arm's best k.",
-        series=(
-            Series("baseline", baseline, "baseline", marked_x=best.get("baseline")),
-            Series("candidate", candidate, "candidate", marked_x=best.get("candidate")),
-        ),
-        x_title="k, tokens proposed a round",
-        unit="×",
-        reference=1.0,
-        reference_name="target alone",
-    )
-
-
-def _speed_points(evaluation: Evaluation, field: str) -> tuple[tuple[float, float], ...]:
+def _over_autoregressive(evaluation: Evaluation, field: str) -> list[CurvePoint]:
     found = (
-        (float(point.candidate_num_speculative_tokens), getattr(point, field))
+        (point.candidate_num_speculative_tokens, getattr(point, field))
         for point in evaluation.equal_k
     )
-    return tuple((k, ends.value) for k, ends in found if ends is not None)
+    return [
+        (k, ends.value, ends.low, ends.high, valued(ends, "speedup"))
+        for k, ends in found
+        if ends is not None
+    ]
+
+
+def length_chart(evaluation: Evaluation) -> Chart:
+    """τ by k, both arms, with bands."""
+    arms = {
+        arm: [
+            (row.num_speculative_tokens, ends.value, ends.low, ends.high, valued(ends, "length"))
+            for row in evaluation.acceptance
+            for ends in (getattr(row, f"{arm}_length"),)
+        ]
+        for arm in ("baseline", "candidate")
+    }
+    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    return Chart(
+        name="length-by-k",
+        title="Tokens a round τ, by k",
+        description="Mean acceptance length, bonus token included, with 95 % intervals.",
+        spec=curves(rows, "tokens a round"),
+        data=_curve_table(arms, "τ"),
+    )
+
+
+def _curve_table(arms: dict[str, list[CurvePoint]], measure: str) -> Table:
+    rows = tuple(
+        (arm, str(point[0]), point[-1]) for arm, points in arms.items() for point in points
+    )
+    return Table(("Draft", "k", f"{measure} (95 % interval)"), rows, frozenset({1, 2}))
 
 
 def noise_section(evaluation: Evaluation) -> Section:

@@ -6,16 +6,15 @@ import textwrap
 
 from quantdraft.report.blocks import (
     Banner,
-    Bars,
     Block,
     Bullets,
+    Chart,
     Document,
     Equations,
     Figures,
-    Forest,
-    Lines,
     Notice,
     Paragraph,
+    Passages,
     Section,
     Table,
 )
@@ -66,11 +65,11 @@ def _block(block: Block) -> str:
                 )
             )
         case Table():
-            text = table(block)
+            text = _stacked(block) if _is_prose(block) else table(block)
         case Equations():
             lines = (block.formula, *block.lines)
             text = "\n".join(equation_line(line) for line in lines)
-        case Bars() | Lines() | Forest():
+        case Chart() | Passages():
             text = ""
     return text
 
@@ -82,6 +81,26 @@ def table(block: Table) -> str:
     lines = [_line(row, widths, block.numeric) for row in cells]
     if any(block.columns):
         lines.insert(1, "─" * len("  ".join("─" * width for width in widths)))
+    caption = [_wrap(block.caption)] if block.caption else []
+    return "\n".join(lines + caption)
+
+
+def _is_prose(block: Table) -> bool:
+    """True where a cell is a sentence that no column has room for."""
+    return any(len(cell) > WIDTH // 2 for row in block.rows for cell in row)
+
+
+def _stacked(block: Table) -> str:
+    """Each row as a paragraph: its first cell, then every other under its column's name.
+
+    What the tones colour, a word of judgement, comes before all of it.
+    """
+    lines = []
+    for row in block.rows:
+        named = list(zip(block.columns, row, strict=True))
+        judged = f"{named.pop(block.tone_column)[1]}: " if block.tones and block.tone_column else ""
+        said = [f"{title.lower()}: {cell}" if title else cell for title, cell in named[1:] if cell]
+        lines.append(_wrap(f"{judged}{row[0]}; " + "; ".join(said), "• "))
     caption = [_wrap(block.caption)] if block.caption else []
     return "\n".join(lines + caption)
 

@@ -74,7 +74,7 @@ def num_bytes(value: float | None) -> str:
 
 
 def metric_unit(name: str) -> str:
-    """The unit of a metric by its name: 'times', 'points', 'percent', 'ms' or 'plain'."""
+    """The unit of a metric by its name: 'times', 'points', 'percent', 'length', 'ms' or 'plain'."""
     words = name.lower().replace("_", " ")
     if "speedup" in words or "ratio" in words:
         return "times"
@@ -82,6 +82,8 @@ def metric_unit(name: str) -> str:
         return "points"
     if "rate" in words or "acceptance" in words or "saving" in words:
         return "percent"
+    if "length" in words:
+        return "length"
     return "ms" if words.endswith(" ms") else "plain"
 
 
@@ -95,6 +97,7 @@ def metric(value: float | None, name: str) -> str:
         "percent": percent,
         "ms": milliseconds,
         "plain": significant,
+        "length": length,
     }
     return formats[metric_unit(name)](value)
 
@@ -112,6 +115,28 @@ def valued(ends: Interval | None, name: str) -> str:
     if ends is None:
         return UNDEFINED
     return f"{metric(ends.value, name)} ({interval(ends, name)})"
+
+
+def memory_not_speed(name: str, ratio: Interval | None, byte_ratio: float | None) -> str | None:
+    """What to say of a draft that reads fewer bytes a step and is slower; None of any other.
+
+    ratio, byte_ratio: time and bytes of the baseline's step over this draft's
+    """
+    if ratio is None or byte_ratio is None or byte_ratio <= 1 or ratio.high >= 1:
+        return None
+    slower = f"{significant(1 / ratio.value)} times as long"
+    ends = f"{significant(1 / ratio.high)} to {significant(1 / ratio.low)}"
+    return (
+        f"Memory, not speed: {name} reads {significant(byte_ratio)} times fewer bytes a step than "
+        f"the baseline, and its step takes {slower} ({ends})."
+    )
+
+
+def load_words(load: tuple[float, float] | None) -> str:
+    """The machine's load before and after a timing, or that nobody knows it."""
+    if load is None:
+        return "Load average not known: the system does not tell it."
+    return f"Load average {load[0]:.2f} before, {load[1]:.2f} after."
 
 
 def title_of(name: str) -> str:

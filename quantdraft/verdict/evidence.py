@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quantdraft.results import AcceptanceComparison, Alarm, Slice, SpeedPoint
+from quantdraft.results import AcceptanceComparison, Alarm, SpeedPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,6 @@ class Evidence:
     num_timings: int  # blocks, as many samples of each step
     alarms: tuple[Alarm, ...] = ()
     speed_undefined: str | None = None  # why speed was not measured, when it was not
-    equal_k: tuple[SpeedPoint, ...] = ()
-    by_position: tuple[Slice, ...] = ()
-    by_context: tuple[Slice, ...] = ()
-    by_domain: tuple[Slice, ...] = ()
 
     @property
     def is_speed_measured(self) -> bool:

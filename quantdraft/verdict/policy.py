@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantdraft.documents import read_yaml
 from quantdraft.errors import OptionError
 
 
@@ -44,7 +44,7 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         return Policy.model_validate(changes)
     except ValidationError as error:
         where = "policy" if path is None else str(path)
-        problems = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(": ".join([*map(str, e["loc"][:1]), e["msg"]]) for e in error.errors())
         raise OptionError(
             f"{where}: {problems}. Limits: {', '.join(Policy.model_fields)}."
         ) from error
@@ -52,13 +52,11 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = read_yaml(path)
     except FileNotFoundError:
         raise OptionError(f"no policy file '{path}'.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(
-            f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path}: cannot be read as YAML: {error}") from error
     if plain is None:
         return {}
     if not isinstance(plain, dict):

@@ -1,0 +1,87 @@
+"""One writer to an output: a lock that its holder's death sets free.
+
+The lock is the kernel's, on an open file (`flock`), and ends with the process whatever ends it.
+What stands in the file, a process id and a host, is for the message alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantdraft.errors import OutputBusyError, OutputError
+
+
+@contextlib.contextmanager
+def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
+    """Hold the lock of an output for the length of the block.
+
+    is_inside: the lock lies in the output, a directory that is filled in place; else beside it,
+        as it must for an output that appears by being renamed
+    Raises OutputBusyError, with the process id, where another run writes there.
+    """
+    lock = lock_path(output, is_inside=is_inside)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquired(lock, output)
+    except OSError as error:
+        raise OutputError(f"cannot write '{output}': {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever waits for this file finds that it is gone, and makes
+        # another (`_acquired`).
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold a copy of it
+        os.close(descriptor)
+
+
+def lock_path(output: Path, *, is_inside: bool = False) -> Path:
+    """Where an output's lock lies. Two names of one directory (links) have one lock."""
+    whole = output.resolve()
+    return whole / ".lock" if is_inside else whole.parent / f".{whole.name}.lock"
+
+
+def _acquired(lock: Path, output: Path) -> int:
+    """A descriptor that holds the lock of the file that stands at `lock` now."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise OutputBusyError(
+                f"output '{output}' is being written by {_named(holder)}. Wait until it ends, or "
+                "give another --output."
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if is_at(descriptor, lock):
+            with contextlib.suppress(OSError):  # a full disk costs the message, not the lock
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def is_at(descriptor: int, lock: Path) -> bool:
+    """False when the holder before us removed the file between our opening and locking it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _named(holder: str) -> str:
+    """`4711 gpu-box` as "process 4711", with the host where it is another one."""
+    pid, _, host = holder.partition(" ")
+    if not pid.isdigit():  # it has not written its name yet
+        return "another process"
+    return f"process {pid}" if host in ("", socket.gethostname()) else f"process {pid} on {host}"

@@ -1,0 +1,114 @@
+"""The verdict at every timed batch and context, and where speculation stops paying."""
+
+from __future__ import annotations
+
+from quantdraft.comparison import GridPoint, grid_points, stops_paying_at
+from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, Table
+from quantdraft.report.charts.planes import verdict_map
+from quantdraft.report.charts.style import Row
+from quantdraft.report.headline import missing_speed
+from quantdraft.report.turning import speed_limit
+from quantdraft.report.wording import UNDEFINED, times, undefined, valued
+from quantdraft.results import Evaluation
+from quantdraft.verdict.checks import result_of
+
+TITLE = "Batch and context"
+HOW = (
+    "Only one batch and one context were timed. For the map: `quantdraft evaluate … "
+    "--batch-sizes 1,4,16,64 --context-lengths 512,2048`."
+)
+
+
+def grid_section(evaluation: Evaluation) -> Section:
+    """The map where several points were timed; else what is missing and how to measure it."""
+    if evaluation.served is not None:
+        text = "the engine was asked one request at a time. The native engine times batches"
+        return Section(TITLE, (Paragraph(f"The verdict by batch: {undefined(text)}."),))
+    points = grid_points(evaluation)
+    if not points:
+        why = undefined(missing_speed(evaluation))
+        return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
+    blocks: list[Block] = [_map(evaluation, points)]
+    if len(points) == 1:
+        blocks = [Paragraph(HOW)]
+    blocks.append(Bullets(tuple(_stopping(points))))
+    return Section(TITLE, tuple(blocks))
+
+
+def _map(evaluation: Evaluation, points: tuple[GridPoint, ...]) -> Chart:
+    rows = [_row(evaluation, point) for point in points]
+    return Chart(
+        name="verdict-map",
+        title="Verdict by batch and context",
+        description=(
+            "The two speed checks of the verdict at every timed point, each arm at its best k "
+            "there; the number is the speedup over the baseline draft. Alarms count everywhere."
+        ),
+        spec=verdict_map(rows),
+        data=Table(
+            ("Batch", "Context", "Verdict", "Over the baseline draft", "Over the target", "Why"),
+            tuple(
+                (
+                    str(row["batch"]),
+                    str(row["context"]),
+                    str(row["verdict"]),
+                    str(row["over_baseline"]),
+                    str(row["over_autoregressive"]),
+                    str(row["why"]) or "—",
+                )
+                for row in rows
+            ),
+            frozenset({0, 1, 3, 4}),
+        ),
+        is_wide=True,
+    )
+
+
+def _row(evaluation: Evaluation, point: GridPoint) -> Row:
+    speed = point.speed
+    over_baseline = speed.speedup_over_baseline if speed else None
+    over_target = speed.speedup_over_autoregressive if speed else None
+    return {
+        "batch": point.batch_size,
+        "context": point.context_length,
+        "verdict": _verdict(evaluation, point),
+        "shown": times(over_baseline.value) if over_baseline else UNDEFINED,
+        "over_baseline": valued(over_baseline, "speedup"),
+        "over_autoregressive": valued(over_target, "speedup"),
+        "why": point.reason,
+    }
+
+
+def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
+    """By the speed checks there, and those of the run that hold everywhere."""
+    if point.speed is None:
+        return "undefined"
+    results = {
+        result_of(point.speed.speedup_over_baseline, ">=", speed_limit(evaluation)),
+        result_of(point.speed.speedup_over_autoregressive, ">", 1.0),
+    }
+    others = {
+        check.result
+        for check in evaluation.verdict.checks
+        if check.kind == "decides" and check.observed is None and check.limit is None
+    }
+    if "fail" in results | others:
+        return "no-go"
+    return "go" if results | others <= {"pass"} else "inconclusive"
+
+
+def _stopping(points: tuple[GridPoint, ...]) -> list[str]:
+    """One line a context."""
+    largest: dict[int, int] = {}
+    for point in points:
+        if point.speed is not None:
+            batch = largest.get(point.context_length, 0)
+            largest[point.context_length] = max(batch, point.batch_size)
+    return [
+        f"Context {context}: speculation stops paying at batch {batch}."
+        if batch is not None
+        else f"Context {context}: no timed batch at which speculation surely stops paying "
+        f"(timed up to batch {largest[context]})."
+        for context, batch in stops_paying_at(points).items()
+        if context in largest
+    ] or ["No point has a speed."]

@@ -1,0 +1,207 @@
+"""Hostile files by the hundred thousand: each is read, or refused in one line.
+
+    python -m tests.campaigns.fuzz [--inputs N] [--seed S] [--only FORMAT] [--output DIR]
+
+Input number i of a format is made from (seed, format, i) alone, so a finding can be made again.
+A crash is any exception that is no QuantDraftError, a message of several lines, or a read of more
+than SECONDS_PER_INPUT. The last line is JSON: inputs, accepted, refused and crashes, in all and by
+format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from quantdraft.errors import QuantDraftError
+from quantdraft.files import write_json, write_text
+from tests.campaigns.findings import findings_lines
+
+SECONDS_PER_INPUT = 10.0
+MEMORY_BYTES = 8 << 30  # beyond what the process has already: an input that asks for more crashes
+
+
+class TooSlowError(BaseException):
+    """A read that does not end. Not an Exception: nothing may swallow it."""
+
+
+@dataclass
+class Tally:
+    """What became of one format's inputs."""
+
+    name: str
+    inputs: int = 0
+    accepted: int = 0
+    refused: int = 0
+    crashes: int = 0
+    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)  # first words of refusals
+    findings: dict[str, str] = field(default_factory=dict)  # where -> the first input and what
+
+
+def fuzz(num_inputs: int, seed: int = 0, only: str | None = None) -> Iterator[Tally]:
+    """Read about `num_inputs` hostile files, as many of each format but of slow ones."""
+    from tests.campaigns.formats import formats
+
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory(dir=_memory_disk()) as name, _bounded():
+        known = [each for each in formats(Path(name)) if only in {None, each.name}]
+        total = sum(each.share for each in known)
+        for each in known:
+            yield _fuzzed(each, math.ceil(num_inputs * each.share / total), seed)
+
+
+def _fuzzed(each: Any, num_inputs: int, seed: int) -> Tally:
+    tally, started = Tally(each.name), time.perf_counter()
+    original = each.file.read_bytes() if each.file.is_file() else None
+    for number in range(num_inputs):
+        chance = random.Random(f"{seed}:{each.name}:{number}")
+        content = each.mutate(chance.choice(each.seeds), each.seeds, chance)
+        each.file.write_bytes(content)
+        tally.inputs += 1
+        _read(each, tally, number, content)
+    if original is not None:
+        each.file.write_bytes(original)
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def _read(each: Any, tally: Tally, number: int, content: bytes) -> None:
+    from tests.campaigns.hostile import is_one_line
+
+    signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_INPUT)
+    try:
+        each.read()
+        tally.accepted += 1
+    except QuantDraftError as error:
+        if is_one_line(error):
+            tally.refused += 1
+            tally.reasons[type(error).__name__] += 1
+        else:
+            _found(tally, number, content, error, "a message of several lines")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a library is no Exception
+        _found(tally, number, content, error, type(error).__name__)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _found(tally: Tally, number: int, content: bytes, error: BaseException, kind: str) -> None:
+    tally.crashes += 1
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/quantdraft/" in frame.filename] or list(frames)
+    last = own[-1] if own else None
+    where = f"{Path(last.filename).name}:{last.lineno} {last.name}" if last else "nowhere"
+    shown = f"input {number}: {str(error)[:200]!r} from {content[:300]!r}"
+    tally.findings.setdefault(f"{kind} at {where}", shown)
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Endless reads and endless memory become exceptions."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TooSlowError(f"more than {SECONDS_PER_INPUT} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _memory_disk() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def summary(tallies: list[Tally], seed: int) -> dict[str, Any]:
+    """Totals, and the same by format."""
+    keys = ("inputs", "accepted", "refused", "crashes")
+    totals = {key: sum(getattr(tally, key) for tally in tallies) for key in keys}
+    by_format = {t.name: {key: getattr(t, key) for key in keys} for t in tallies}
+    return {**totals, "seed": seed, "by_format": by_format}
+
+
+def main() -> int:
+    """Run, print a line a format and every finding, then the summary; 1 where there is one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=120_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one format by its name")
+    parser.add_argument("--output", type=Path, help="where fuzz.json and fuzz.md go")
+    given = parser.parse_args()
+    tallies = []
+    for tally in fuzz(given.inputs, given.seed, given.only):
+        tallies.append(tally)
+        print(_line(tally), flush=True)
+        for where, what in tally.findings.items():
+            print(f"    {where}\n        {what}", flush=True)
+    total = summary(tallies, given.seed)
+    if given.output is not None:
+        _write(given.output, total, tallies)
+    print(json.dumps(total))
+    return 1 if total["crashes"] else 0
+
+
+def _line(tally: Tally) -> str:
+    rate = tally.inputs / max(tally.seconds, 1e-9)
+    return (
+        f"{tally.name:<36} {tally.inputs:>6} inputs, {tally.accepted:>6} accepted, "
+        f"{tally.refused:>6} refused, {tally.crashes:>4} crashes, {rate:,.0f} a second"
+    )
+
+
+def _write(output: Path, total: dict[str, Any], tallies: list[Tally]) -> None:
+    details = [{**vars(tally), "reasons": dict(tally.reasons)} for tally in tallies]
+    plain = {**total, "tallies": details}
+    write_json(output / "fuzz.json", plain)
+    rows = [
+        f"| {t.name} | {t.inputs:,} | {t.accepted:,} | {t.refused:,} | {t.crashes} | "
+        f"{t.inputs / max(t.seconds, 1e-9):,.0f} |"
+        for t in tallies
+    ]
+    head = "| format | inputs | accepted | refused in one line | crashes | a second |"
+    text = "\n".join(
+        [
+            "# Hostile files",
+            "",
+            f"`python -m tests.campaigns.fuzz --inputs {total['inputs']} --seed {total['seed']}`: "
+            f"{total['inputs']:,} inputs, {total['accepted']:,} accepted, {total['refused']:,} "
+            f"refused in one line, {total['crashes']} crashes.",
+            "",
+            head,
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "A crash is any exception but a QuantDraftError, a message of several lines, or more "
+            f"than {SECONDS_PER_INPUT:g} s. A few of evaluation.json are drawn as a report too.",
+            "",
+            *findings_lines(),
+        ]
+    )
+    write_text(output / "fuzz.md", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Short versions of the campaigns; the long ones are in reports/campaigns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.campaigns import null_calibration, simulated
+from tests.campaigns.simulated import make_world, with_speedup
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "commands", ["capture", pytest.param("apply,evaluate,bench", marks=pytest.mark.slow)]
+)
+def test_six_kills_lose_nothing(commands: str) -> None:
+    arguments = ["--kills", "6", "--seed", "1", "--commands", commands]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.campaigns.faults", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"kills": 6, "lost": 0, "half_written": 0, "wrong": 0}
+
+
+@pytest.fixture(scope="module")
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def few(module_patch: pytest.MonkeyPatch) -> None:
+    """A population that is made at once."""
+    module_patch.setattr(simulated, "POPULATION", 2000)
+    module_patch.setattr(simulated, "NUM_BLOCKS", 20_000)
+
+
+@pytest.fixture(scope="module")
+def module_patch():  # type: ignore[no-untyped-def]
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_equal_drafts_are_hardly_ever_a_go(few: None, rng: np.random.Generator) -> None:
+    world = make_world(rng, null_calibration.EQUAL)
+    assert world.speedup == pytest.approx(1, abs=0.005)
+    decisions = [each.decision for each in null_calibration.many(world, 16, 80, rng)]
+    allowed = 80 * 0.05 + 4 * np.sqrt(80 * 0.05 * 0.95)
+    assert decisions.count("go") <= allowed
+
+
+def test_a_large_gain_on_many_prompts_is_a_go(few: None, rng: np.random.Generator) -> None:
+    world = with_speedup(make_world(rng, null_calibration.WORSE), 1.15)
+    assert world.speedup == pytest.approx(1.15, abs=1e-3)
+    decisions = [each.decision for each in null_calibration.many(world, 64, 20, rng)]
+    # The true gain is 13 points above the limit, and the interval is some 3 points wide.
+    assert decisions.count("go") >= 19

@@ -1,0 +1,47 @@
+"""The published examples: what this code makes of their records is what is published."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from quantdraft.report import write_comparison, write_report
+from quantdraft.results import read_evaluation
+
+EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
+RUNS = sorted(path.parent for path in EXAMPLES.glob("*/evaluation.json"))
+
+
+def text_of(page: Path) -> str:
+    """A page without its pictures and scripts: they depend on fonts and on the library's build."""
+    html = re.sub(r"<script.*?</script>|<svg.*?</svg>", "", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"'sha256-[^']+'", "", html)
+
+
+def assert_same(made: Path, published: Path) -> None:
+    """Rows with their specifications, Markdown, and the page's text; pictures by their names."""
+    rows = [json.loads((path / "report.json").read_text()) for path in (made, published)]
+    assert rows[0] == rows[1]
+    assert (made / "report.md").read_text() == (published / "report.md").read_text()
+    assert text_of(made / "report.html") == text_of(published / "report.html")
+    names = [
+        sorted(each.name for each in (path / "figures").iterdir()) for path in (made, published)
+    ]
+    assert names[0] == names[1]
+
+
+def test_there_is_an_example_of_every_answer() -> None:
+    found = {read_evaluation(run / "evaluation.json").verdict.decision for run in RUNS}
+    assert found >= {"no-go", "inconclusive"}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_a_published_report_is_what_its_record_gives(run: Path, tmp_path: Path) -> None:
+    write_report(read_evaluation(run / "evaluation.json"), tmp_path)
+    assert_same(tmp_path, run)
+
+
+def test_the_published_comparison_is_what_the_records_give(tmp_path: Path) -> None:
+    write_comparison([read_evaluation(run / "evaluation.json") for run in RUNS], tmp_path)
+    assert_same(tmp_path, EXAMPLES / "comparison")
