@@ -17,7 +17,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,bitsandbytes,gptqmodel,llamacpp,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[llmcompressor,bitsandbytes,gptqmodel,llamacpp,ray,dev]'
 	touch $(STAMP)
 
 demo: setup
@@ -49,6 +49,7 @@ campaigns: setup
 	$(BIN)/python -m tests.campaigns.fuzz --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.null_calibration --output reports/campaigns
 	$(BIN)/python -m tests.benchmarks.replay_scaling --largest 100000 --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.ray_sweep --output reports/campaigns
 
 check: setup
 	$(BIN)/ruff format --check quantdraft tests

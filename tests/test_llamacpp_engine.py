@@ -406,4 +406,4 @@ def test_llamacpp_leaves_a_draft_of_another_vocabulary_unused_and_we_say_so(llam
     found = load_and_speculate(target, draft, llamacpp=llamacpp, max_tokens=4)
     assert found.loaded is False
     assert "proposed no draft token" in found.error
-    assert "speculat" in found.error
+    assert "vocabs are not compatible" in found.error
