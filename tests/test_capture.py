@@ -201,9 +201,7 @@ def test_resumed_run_writes_the_file_of_an_uninterrupted_one(
     with open(partial, "a") as file:
         file.write(torn)
     asked = []
-    monkeypatch.setattr(
-        answering, "generate", lambda *a: asked.append(len(a[1])) or generate(*a)
-    )
+    monkeypatch.setattr(answering, "generate", lambda *a: asked.append(len(a[1])) or generate(*a))
     run(target, prompts, resumed, **settings)
     assert asked == [2]
     assert resumed.read_bytes() == whole.read_bytes()

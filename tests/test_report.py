@@ -214,8 +214,8 @@ def test_comparison_sorts_by_speedup_and_undefined_comes_last(tmp_path: Path) ->
     markdown = (tmp_path / "report.md").read_text()
     found = [markdown.index(f"| {name} |") for name in ("fast", "slow", "fp8")]
     assert found == sorted(found)
-    assert cells(markdown, "fast")[2] == "1.200× (1.190× to 1.210×)"
-    assert cells(markdown, "fp8")[1:3] == ["inconclusive", "undefined"]
+    assert cells(markdown, "fast")[1:3] == ["1.200× (1.190× to 1.210×)", "go"]
+    assert cells(markdown, "fp8")[1:3] == ["undefined", "inconclusive"]
     assert markdown.splitlines()[2] == "## fast"
     assert "Recommended: the fastest of the recipes with a go (2 go, 0 no-go, 1" in markdown
     assert "draft step is undefined: fp8." in markdown

@@ -76,13 +76,13 @@ def test_bands_hold_the_intervals_of_the_record() -> None:
     for point in made.equal_k:
         ends = point.speedup_over_autoregressive
         assert ends is not None
-        (row,) = [
-            row
+        drawn = {
+            (row["value"], row["low"], row["high"])
             for row in rows
             if row.get("name") == "candidate" and row["k"] == point.candidate_num_speculative_tokens
-        ]
-        assert (row["value"], row["low"], row["high"]) == (ends.value, ends.low, ends.high)
-    assert [r["k"] for r in rows if r.get("best") and r["name"] == "candidate"] == [5]
+        }
+        assert drawn == {(ends.value, ends.low, ends.high)}
+    assert {r["k"] for r in rows if r.get("best") and r["name"] == "candidate"} == {5}
 
 
 def test_a_round_is_its_steps_and_its_verification() -> None:
@@ -103,7 +103,8 @@ def test_a_round_is_its_steps_and_its_verification() -> None:
 def test_the_map_shows_every_point_and_where_speculation_stops_paying() -> None:
     section = next(s for s in document(gridded()).sections if s.title == "Batch and context")
     cells = {row["batch"]: row["verdict"] for row in values(section.blocks[0].spec)}  # type: ignore[union-attr]
-    assert cells == {1: "go", 8: "go", 64: "no-go", 256: "undefined"}
+    # At 1 and 8 the intervals, 1.007 to 1.073 and 0.988 to 1.053, hold the policy's 1.02.
+    assert cells == {1: "inconclusive", 8: "inconclusive", 64: "no-go", 256: "undefined"}
     assert "stops paying at batch 64" in str(section.blocks[1])
 
 
@@ -172,9 +173,11 @@ def test_rows_hold_everything_the_page_shows(tmp_path: Path) -> None:
 def test_hostile_words_are_text_in_every_view(tmp_path: Path) -> None:
     write_report(with_text(HOSTILE, HOSTILE), tmp_path)
     page = (tmp_path / "report.html").read_text()
+    code = re.compile(r"^```text\n.*?^```", re.S | re.M)
+    outside_code = code.sub("", (tmp_path / "report.md").read_text())
     for opening in ("<script>alert", "<img src=x"):
         assert opening not in page
-        assert opening not in (tmp_path / "report.md").read_text()
+        assert opening not in outside_code
     assert not re.search(r"[\x00\x1b\u202e]", page + (tmp_path / "report.md").read_text())
     scripts = re.findall(r"<script>", page)
     assert len(scripts) == 2  # the library's and the page's own
@@ -203,7 +206,9 @@ def test_the_policy_allows_only_the_pages_own_scripts() -> None:
     assert policy.count("sha256-") == 2
     assert "unsafe-eval" not in policy
     assert "'unsafe-inline'" not in policy.partition("style-src")[0]
-    assert page.count("https://vega.github.io/schema") == len(document(evaluation()).charts)
+    assert page.count('"$schema": "https://vega.github.io/schema') == len(
+        document(evaluation()).charts
+    )
 
 
 def test_the_page_reads_without_scripts() -> None:

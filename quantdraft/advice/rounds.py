@@ -40,6 +40,8 @@ def k_too_high_or_low(
 
 def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> Interval | None:
     """ms per token of the candidate at k over those at its best k; None where one was not timed."""
+    if not evaluation.prompts:
+        return None
     candidate = replayed_of(evaluation, "candidate")
     twice = _with_candidate_twice(evaluation.latency)
     point = speed_point(

@@ -32,8 +32,10 @@ def replayed_of(evaluation: Evaluation, arm: str) -> Replayed:
     The record keeps a prompt's accepted tokens as one sum: they all stand at the first position.
     """
     prompts = evaluation.prompts
+    shape = len(prompts), len(evaluation.num_speculative_tokens)
     num_drafts = np.array([getattr(prompt, f"{arm}_num_drafts") for prompt in prompts])
     accepted = np.array([getattr(prompt, f"{arm}_num_accepted") for prompt in prompts])
+    num_drafts, accepted = num_drafts.reshape(shape), accepted.reshape(shape)
     return Replayed(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
         ks=evaluation.num_speculative_tokens,

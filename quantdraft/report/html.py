@@ -87,7 +87,7 @@ def _style() -> str:
 
 def _page_title(document: Document) -> str:
     verdict = f"{document.banner.word}: " if document.banner else ""
-    return escape(f"{verdict}{document.title} · quantdraft")
+    return escape(shown_text(f"{verdict}{document.title} · quantdraft"))
 
 
 def _first_screen(document: Document) -> str:
@@ -268,7 +268,10 @@ def _align(column: int, table: Table) -> str:
 
 def _equations(block: Equations) -> str:
     lines = "".join(_equation(line) for line in block.lines)
-    return f'<div class="equations">{_equation(block.formula)}{lines}</div>'
+    return (
+        '<div class="equations" tabindex="0" role="group" aria-label="equations, scroll sideways">'
+        f"{_equation(block.formula)}{lines}</div>"
+    )
 
 
 def _equation(equation: Equation) -> str:

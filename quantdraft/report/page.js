@@ -20,6 +20,8 @@
         bind: figure.querySelector(".controls"),
         tooltip: { theme: "page" },
       });
+      // The frame around it has the words, a table the numbers: the marks say nothing by themselves.
+      place.querySelector("svg").setAttribute("aria-hidden", "true");
       [...drawn.children].filter((each) => each !== place).forEach((each) => each.remove());
       figure.dataset.live = "yes";
       return true;

@@ -1,0 +1,75 @@
+"""The documentation: its worked examples run, and every command it names exists as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from quantdraft import cli
+from quantdraft.quantization import apply
+from quantdraft.recipe import load_recipe
+from tests.conftest import Pair
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every `quantdraft …` line in a block without a language, with its page."""
+    return [
+        (page.name, line.removeprefix("$ ").split("#")[0].strip())
+        for page in PAGES
+        for block in blocks(page, "")
+        for line in block.splitlines()
+        if line.removeprefix("$ ").startswith("quantdraft ")
+    ]
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_a_command_of_the_documentation_parses(page, line):
+    words = [word for word in shlex.split(line)[1:] if word != "…"]
+    command: click.Command = cli.main
+    while isinstance(command, click.Group) and words:
+        name = words.pop(0)
+        assert name in command.commands, f"{page}: no command {name!r}"
+        command = command.commands[name]
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    given = {word.split("=")[0] for word in words if re.match(r"-{1,2}[a-zA-Z]", word)}
+    assert given <= known, f"{page}: {line}"
+
+
+def test_there_are_commands_to_test():
+    assert len(commands()) > 20
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_recipe_of_the_guide_can_be_applied(tiny_pair: Pair, tmp_path):
+    (text,) = blocks(ROOT / "docs" / "extending.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    made = apply(recipe, str(tiny_pair.draft), tmp_path / "out")
+    packed = [name for name in made.tensors if name.endswith("weight_packed")]
+    assert packed
+    assert all(".layers.1." in name for name in packed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_the_documentation_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m (tests\.[\w.]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    for path in re.findall(r"`((?:quantdraft|tests|recipes)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
