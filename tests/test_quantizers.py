@@ -280,3 +280,18 @@ def test_missing_package_names_recipe_and_extra(
     command = f"pip install 'quantdraft[{extra}]'"
     assert str(caught.value) == f"recipe {recipe!r} needs the package {package!r}: {command}"
     assert package in missing_packages(load_recipe(recipe).backend)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_groups", "targets"),
+    [
+        ("int8", 1, ["Linear"]),
+        ("int8-head8", 1, ["Linear", r"re:(.*\.)?lm_head$"]),
+        ("int4-head8", 2, ["Linear"]),
+    ],
+)
+def test_a_quantized_head_is_targeted_by_name(name: str, num_groups: int, targets: list[str]):
+    """vLLM looks a head's scheme up by its name: 'Linear' does not cover it."""
+    groups = quantization_config(load_recipe(name)).config_groups
+    assert len(groups) == num_groups
+    assert groups["group_0"].targets == targets

@@ -27,12 +27,14 @@ def quantization_config(recipe: Recipe) -> Any:
         # First, because the first group that matches a tensor wins.
         groups["head"] = scheme(head, HEAD_TARGET)
     if body is not None:
-        groups["group_0"] = scheme(body, "Linear")
+        # To vLLM a head is no Linear: it finds the head's scheme by its name alone.
+        named = [HEAD_TARGET] if head == body else []
+        groups["group_0"] = scheme(body, "Linear", *named)
     return QuantizationConfig(config_groups=groups, ignore=ignored_names(recipe))
 
 
-def scheme(fmt: WeightFormat, target: str) -> Any:
-    """One format for the modules that `target` names, as a QuantizationScheme."""
+def scheme(fmt: WeightFormat, *targets: str) -> Any:
+    """One format for the modules that `targets` name, as a QuantizationScheme."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     strategy = "block" if fmt.block else "group" if fmt.group_size else "channel"
@@ -47,7 +49,10 @@ def scheme(fmt: WeightFormat, target: str) -> Any:
         **_scale_dtype(fmt),
     )
     return QuantizationScheme(
-        targets=[target], weights=weights, input_activations=_input_args(fmt), format=fmt.layout
+        targets=list(targets),
+        weights=weights,
+        input_activations=_input_args(fmt),
+        format=fmt.layout,
     )
 
 
