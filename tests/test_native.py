@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from quantdraft.checkpoint import open_checkpoint
+from quantdraft.engines import native
 from quantdraft.engines.native import load_native
 from quantdraft.engines.session import Session
 from quantdraft.engines.source import stored_weights
@@ -60,3 +63,20 @@ def test_fp8_on_a_cpu_has_no_kernel_and_says_so(tiny_pair, tmp_path):
     apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
     with pytest.raises(NoKernelError, match="no cpu kernel computes in fp8"):
         load_native(stored_weights(open_checkpoint(tmp_path / "fp8")), torch.float32, CPU)
+
+
+def test_a_quantized_cache_has_no_native_kernel_and_the_reason_says_so(
+    tiny_pair, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_pair.draft, tmp_path / "kv")
+    config = json.loads((tmp_path / "kv" / "config.json").read_text())
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "kv_cache_scheme": cache,
+        "config_groups": {},
+    }
+    (tmp_path / "kv" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(native, "claims_but_not_quantized", lambda checkpoint: None)
+    with pytest.raises(NoKernelError, match="no quantized cache of keys and values"):
+        load_native(stored_weights(open_checkpoint(tmp_path / "kv")), torch.float32, CPU)

@@ -62,7 +62,12 @@ def test_live_rounds_equal_replayed_rounds_prompt_by_prompt(models, greedy, k):
     assert 0.1 < np.mean(np.concatenate(keep)) < 0.9
 
 
-@pytest.mark.parametrize("rule", ["greedy_draft", "rejection", "exact_match"])
+SLOW_RULES = [
+    pytest.param(rule, marks=pytest.mark.slow) for rule in ("greedy_draft", "exact_match")
+]
+
+
+@pytest.mark.parametrize("rule", ["rejection", *SLOW_RULES])
 def test_drawn_rounds_agree_with_replay_of_the_loops_own_text(models, sampled, rule):
     target, draft = models
     many = Traffic(sampled.responses * 5, sampled.sampling)

@@ -356,6 +356,7 @@ def test_the_hubs_own_links_and_weights_elsewhere_are_followed(tmp_path):
 # Network
 
 
+@pytest.mark.slow
 def test_local_models_are_checked_and_quantized_without_a_network(tiny_pair: Pair, tmp_path):
     target, draft = ("--target", str(tiny_pair.target)), ("--draft", str(tiny_pair.draft))
     out, run, served = (str(tmp_path / name) for name in ("out", "run", "served"))

@@ -86,6 +86,8 @@ def load_native(
         false_claim = claims_but_not_quantized(checkpoint)
         if false_claim is not None:
             raise NoKernelError(false_claim)
+        if (checkpoint.quantization or {}).get("kv_cache_scheme"):
+            raise NoKernelError("the native engine has no quantized cache of keys and values")
         if checkpoint.quantization is not None and not source.formats:
             method = checkpoint.quantization.get("quant_method")
             raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
