@@ -16,9 +16,8 @@ from tests.campaigns.simulated import make_world, with_speedup
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    "commands", ["capture", pytest.param("apply,evaluate,bench", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("commands", ["capture", "apply,evaluate,bench"])
 def test_six_kills_lose_nothing(commands: str) -> None:
     arguments = ["--kills", "6", "--seed", "1", "--commands", commands]
     done = subprocess.run(

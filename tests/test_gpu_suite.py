@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_dry_run_measures_every_arm_that_has_a_kernel_and_resumes(tmp_path):
     command = [
         sys.executable,

@@ -99,6 +99,7 @@ def test_one_missing_speed_makes_the_whole_order_a_prediction() -> None:
     assert basis_of(pair[:1]) == "measured"
 
 
+@pytest.mark.slow
 def test_equal_drafts_are_told_apart_no_oftener_than_the_interval_promises() -> None:
     """Two drafts of one distribution over prompts, 120 runs: 5 % and four standard errors."""
     rng, num_runs, told = np.random.default_rng(1), 120, 0
