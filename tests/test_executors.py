@@ -8,7 +8,7 @@ import pytest
 
 from quantdraft.errors import OptionError
 from quantdraft.executors import parcels
-from quantdraft.executors.parcels import Parcel, packed, unpacked_parcel
+from quantdraft.executors.parcels import Parcel, packed, unpacked_once, unpacked_parcel
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -58,3 +58,17 @@ def test_what_is_too_large_to_send_belongs_on_a_shared_disk(directory, monkeypat
     monkeypatch.setattr(parcels, "MAX_BYTES", 200)
     with pytest.raises(OptionError, match="--shared"):
         packed(directory)
+
+
+def test_what_another_worker_brought_meanwhile_stays(tmp_path):
+    place = tmp_path / "cache" / "d"
+
+    def overtaken() -> Parcel:
+        place.mkdir(parents=True)
+        (place / "a").write_bytes(b"first")
+        return Parcel({"a": b"second"})
+
+    assert unpacked_once(overtaken, place) == place
+    assert (place / "a").read_bytes() == b"first"
+    assert unpacked_once(lambda: pytest.fail("it is there already"), place) == place
+    assert [p.name for p in place.parent.iterdir()] == ["d"]

@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -44,18 +46,38 @@ def packed(path: Path) -> Parcel:
 
 def unpacked_parcel(parcel: Parcel, place: Path) -> None:
     """Write a parcel to `place`, whole or not at all; what is there already is replaced."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        for name, content in parcel.files.items():
-            file = staging / "content" if not name else staging / "content" / _inside(name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+    with _staged(parcel, place) as content:
         if place.is_dir():
             shutil.rmtree(place)
-        os.replace(staging / "content", place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.replace(content, place)
+
+
+def unpacked_once(parcel: Callable[[], Parcel], place: Path) -> Path:
+    """A place that holds a parcel; it is fetched only where nobody has brought it there before.
+
+    Of several workers who bring it at once the first one's stays: others may be reading it.
+    """
+    if not place.exists():
+        with _staged(parcel(), place) as content:
+            try:
+                content.rename(place)
+            except OSError:
+                if not place.exists():
+                    raise
+    return place
+
+
+@contextmanager
+def _staged(parcel: Parcel, place: Path) -> Iterator[Path]:
+    """The parcel's files beside `place`; what is not moved away is removed again."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as staging:
+        content = Path(staging) / "content"
+        for name, data in parcel.files.items():
+            file = content / _inside(name) if name else content
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        yield content
 
 
 def _name(file: Path, root: Path) -> str:

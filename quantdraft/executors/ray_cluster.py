@@ -12,12 +12,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quantdraft import __version__
 from quantdraft.errors import MissingPackageError, OptionError
-from quantdraft.executors.parcels import Parcel, packed, unpacked_parcel
+from quantdraft.executors.parcels import Parcel, packed, unpacked_once, unpacked_parcel
 from quantdraft.jobs import Job, Outcome, is_done, mark_done, perform, require_same_version
 
 MAX_RETRIES = 3  # of a job whose worker or node was lost
@@ -157,9 +158,12 @@ def _worked(
         return Outcome(job.name, after.error), None
     if order.is_shared:
         return perform(job, _here, Path(order.logs) / f"{job.name}.log"), None
-    places = {sent.path: _placed(sent, ref) for sent, ref in order.inputs}
+    places = {
+        sent.path: _placed(sent.digest, sent.path, partial(_fetched, ref))
+        for sent, ref in order.inputs
+    }
     if order.made is not None and output is not None:
-        places[order.made] = _unpacked_once(output, order.made)
+        places[order.made] = _placed(output.digest, order.made, lambda: output)
     with tempfile.TemporaryDirectory(prefix=f"{CACHE_NAME}-") as home:
         places[job.output] = Path(home) / job.output.name
 
@@ -173,21 +177,16 @@ def _worked(
         return outcome, made
 
 
-def _placed(sent: Sent, ref: Any) -> Path:
-    """An input on this node; it is fetched unless another job brought it here before."""
+def _placed(digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
+    """What lies at `path` for the one who asks, on this node."""
+    return unpacked_once(parcel, _cache() / digest[:32] / path.name)
+
+
+def _fetched(ref: Any) -> Parcel:
     import ray
 
-    place = _cache() / sent.digest[:32] / sent.path.name
-    if not place.exists():
-        unpacked_parcel(ray.get(ref), place)
-    return place
-
-
-def _unpacked_once(parcel: Parcel, path: Path) -> Path:
-    place = _cache() / parcel.digest[:32] / path.name
-    if not place.exists():
-        unpacked_parcel(parcel, place)
-    return place
+    parcel: Parcel = ray.get(ref)
+    return parcel
 
 
 def _here(path: Path) -> Path:
