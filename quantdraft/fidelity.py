@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantdraft.checkpoint import Checkpoint
@@ -95,12 +96,51 @@ def weight_errors(
     """
     from quantdraft.unpacking import dequantized, quantized_modules, stored_weights
 
-    errors, formats = {}, quantized_modules(candidate)
-    for module, weight in stored_weights(candidate):
-        own, found = source_weight(source, module), dequantized(weight)
-        reference = rescaled(own, found) if moves_scales else own
-        errors[module] = deviation(found, reference, _weights_a_scale(formats[module], found))
-    return errors
+    formats = quantized_modules(candidate)
+    return {
+        module: weight_error(source, module, formats[module], dequantized(weight), moves_scales)
+        for module, weight in stored_weights(candidate)
+    }
+
+
+def weight_error(
+    source: Checkpoint, module: str, fmt: WeightFormat, found: Tensor, moves_scales: bool = False
+) -> Deviation:
+    """How far one module's dequantized weight, (out, in) float32, is from the draft's own."""
+    own = source_weight(source, module)
+    reference = rescaled(own, found) if moves_scales else own
+    return deviation(found, reference, _weights_a_scale(fmt, found))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """A candidate's weights as we dequantize them, each measured when it is first read.
+
+    Reading and dequantizing is most of the work, so the pass that multiplies by a weight is also
+    the one that compares it with the draft's.
+    """
+
+    source: Checkpoint
+    candidate: Checkpoint
+    formats: Mapping[str, WeightFormat]
+    moves_scales: bool
+    errors: dict[str, Deviation] = field(default_factory=dict)
+
+    def weight(self, module: str) -> Tensor:
+        """(out, in) float32."""
+        from quantdraft.unpacking import dequantized, stored_weight
+
+        fmt = self.formats[module]
+        found = dequantized(stored_weight(self.candidate, module, fmt))
+        if module not in self.errors:
+            self.errors[module] = weight_error(self.source, module, fmt, found, self.moves_scales)
+        return found
+
+    def all_errors(self) -> dict[str, Deviation]:
+        """Of every module, also of those that no pass has reached, in the checkpoint's order."""
+        for module in self.formats.keys() - self.errors.keys():
+            self.weight(module)
+        return {module: self.errors[module] for module in self.formats}
 
 
 def _weights_a_scale(fmt: WeightFormat, weight: Tensor) -> int:

@@ -15,11 +15,11 @@ from quantdraft import head_proof
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import CheckpointError
 from quantdraft.fidelity import (
+    StoredWeights,
     changed_tensor,
     error_limit,
     require_small,
     unquantized_names,
-    weight_errors,
 )
 from quantdraft.heads import DraftHead, draft_head
 from quantdraft.promises import require_promised_tensors
@@ -37,7 +37,7 @@ READ_METHODS: Mapping[str, tuple[str, ...]] = {
     "gptq": (".scales",),
     "bitsandbytes": (".absmax", ".SCB"),
 }
-NUM_PROBES, PROBE_LENGTH, PROBE_SEED = 2, 32, 0
+NUM_PROBES, PROBE_LENGTH, PROBE_SEED = 2, 8, 0
 
 # Largest relative distance between the loaded model's logits and those of the baseline carrying our
 # dequantized weights (and, where the scheme quantizes inputs, our own rounding of them).
@@ -162,10 +162,11 @@ def _quantized_proof(
     from quantdraft.unpacking import quantized_modules
 
     formats = quantized_modules(candidate)
-    errors = weight_errors(source, candidate, recipe.moves_scales)
-    require_small(errors, formats)
     _require_usable_scales(candidate)
-    baseline, reference = _reference_logits(source, candidate, device)
+    stored = StoredWeights(source, candidate, formats, recipe.moves_scales)
+    baseline, reference = _reference_logits(stored, device)
+    errors = stored.all_errors()
+    require_small(errors, formats)
     logits = probe_logits(candidate, device)
     if torch.equal(logits, baseline):
         raise CheckpointError(
@@ -236,34 +237,32 @@ def logit_distance(logits: Tensor, reference: Tensor) -> float:
     return float((logits - reference).norm() / reference.norm())
 
 
-def _reference_logits(
-    source: Checkpoint, candidate: Checkpoint, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _reference_logits(stored: StoredWeights, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits of the draft as it is, and with every stored weight in place of its own.
 
     Quantized weights are dequantized here, from the stored numbers.
     """
     from quantdraft.on_demand import load_on_demand, take_tensors
 
-    model = load_on_demand(source, device)
-    baseline = _logits(model, source)
-    take_tensors(model, candidate, unquantized_names(candidate))  # norms: AWQ changes them
-    _take_quantized_weights(model, candidate)
-    return baseline, _logits(model, source)
+    model = load_on_demand(stored.source, device)
+    baseline = _logits(model, stored.source)
+    # Norms: AWQ changes them.
+    take_tensors(model, stored.candidate, unquantized_names(stored.candidate))
+    _take_quantized_weights(model, stored)
+    return baseline, _logits(model, stored.source)
 
 
-def _take_quantized_weights(model: Any, candidate: Checkpoint) -> None:
+def _take_quantized_weights(model: Any, stored: StoredWeights) -> None:
     from quantdraft.on_demand import provide
-    from quantdraft.unpacking import dequantized, quantized_modules, stored_weight
 
     def read(name: str) -> list[Tensor]:
-        return [dequantized(stored_weight(candidate, name, formats[name]))]
+        return [stored.weight(name)]
 
-    formats = quantized_modules(candidate)
-    for name, fmt in formats.items():
+    for name, fmt in stored.formats.items():
         module = model.get_submodule(name)
         provide(module, partial(read, name))
-        module.register_forward_pre_hook(_input_rounding(fmt, _static_scale(candidate, name)))
+        scale = _static_scale(stored.candidate, name)
+        module.register_forward_pre_hook(_input_rounding(fmt, scale))
 
 
 def _static_scale(candidate: Checkpoint, module: str) -> Tensor | None:

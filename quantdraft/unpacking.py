@@ -204,11 +204,12 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     if 8 % num_bits:
         raise CheckpointError(f"weights of {num_bits} bits are not read: use 4 or 8.")
     octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
-    shifts = range(0, 8, num_bits)
-    fields = torch.stack([(octets >> shift) & (2**num_bits - 1) for shift in shifts], dim=-1)
-    columns = fields.flatten(1)[:, :num_columns]
+    if num_bits == 4:  # the two halves of a byte become two bytes of a word, in order
+        words = octets.to(torch.int16)
+        words |= words << 4
+        octets = words.bitwise_and_(0x0F0F).view(torch.uint8)
     # Below 0 a byte wraps around: read as signed, it is the difference.
-    signed: Tensor = (columns - 2 ** (num_bits - 1)).view(torch.int8)
+    signed: Tensor = octets[:, :num_columns].sub(2 ** (num_bits - 1)).view(torch.int8)
     return signed
 
 
@@ -216,11 +217,12 @@ def dequantized(weight: Unpacked | Codebook) -> Tensor:
     """The weight that the integers and scales stand for, (out, in) float32."""
     if isinstance(weight, Codebook):
         return _dequantized_codebook(weight)
-    rows, columns = weight.integers.shape
-    values = weight.integers.float()
+    values = weight.integers.to(torch.float32, copy=True)
     if weight.zero_point is not None:
-        values = values - _spread(weight.zero_point.float(), rows, columns, weight)
-    values = values * _spread(weight.scale.float(), rows, columns, weight)
+        runs, zeros = _by_scale(values, weight.zero_point.float(), weight)
+        runs -= zeros
+    runs, scales = _by_scale(values, weight.scale.float(), weight)
+    runs *= scales
     if weight.column_order is None:
         return values
     return torch.empty_like(values).index_copy_(1, weight.column_order, values)
@@ -335,17 +337,18 @@ def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
             yield file.get_slice(name)[start : start + ROWS_AT_ONCE]
 
 
-def _spread(per_scale: Tensor, rows: int, columns: int, weight: Unpacked) -> Tensor:
-    """One value per scale, repeated to one per weight: (out, in)."""
+def _by_scale(values: Tensor, per_scale: Tensor, weight: Unpacked) -> tuple[Tensor, Tensor]:
+    """A view of the (out, in) values, and a value per scale in a shape that meets it."""
+    rows, columns = values.shape
     if weight.block is not None:
         height, width = weight.block
         tall = per_scale.repeat_interleave(height, 0)[:rows]
-        return tall.repeat_interleave(width, 1)[:, :columns]
+        return values, tall.repeat_interleave(width, 1)[:, :columns]
     if weight.group_size is None:
-        return per_scale.expand(rows, columns)
-    # Copies rows of scales; `repeat_interleave` looks each one up, ten times as long.
-    wide = per_scale.unsqueeze(-1).expand(*per_scale.shape, weight.group_size)
-    return wide.reshape(len(per_scale), -1)[:, :columns]
+        return values, per_scale
+    if columns == per_scale.shape[1] * weight.group_size:
+        return values.view(rows, -1, weight.group_size), per_scale.unsqueeze(-1)
+    return values, per_scale.repeat_interleave(weight.group_size, 1)[:, :columns]
 
 
 def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -1,12 +1,15 @@
-"""Trains the embedded pair: a tokenizer, a target, and a draft distilled from that target.
+"""Trains the embedded models: a tokenizer, a target, and drafts distilled from that target.
 
     python -m quantdraft.reference.train tokenizer --work-dir W
     python -m quantdraft.reference.train target --work-dir W
     python -m quantdraft.reference.train responses --work-dir W
     python -m quantdraft.reference.train draft --work-dir W
+    python -m quantdraft.reference.train draft-shallow --work-dir W
+    python -m quantdraft.reference.train draft-library --work-dir W
 
-The draft learns on text of two kinds: a quarter is the corpus, and three quarters the target's own
-greedy responses to beginnings of the corpus, which is what it will be asked to imitate.
+A draft learns on text of two kinds: a quarter is the corpus, and three quarters the target's own
+greedy responses to beginnings of the corpus, which is what it will be asked to imitate. What one
+draft does otherwise than the others is in LESSONS.
 
 Seeded, resumable (a killed run goes on from its last checkpoint) and device-agnostic: bf16 autocast
 where the hardware multiplies bf16, float32 elsewhere. Raising or lowering `--tokens` of a running
@@ -28,40 +31,20 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quantdraft.reference.corpus import corpus_hash, read_corpus
+from quantdraft.reference.lessons import LESSONS, VOCAB_SIZE, model_config, taught_domains
 from quantdraft.reference.muon import orthogonalized_step
 
-VOCAB_SIZE = 4096
 END_OF_TEXT = "<|endoftext|>"
 SEQUENCE_LENGTH = 512
 SEQUENCES_PER_STEP = 12
-DEPTH = {"target": 8, "draft": 2}
-# The draft starts from these layers of the target, and from its embedding: what it must imitate.
-DRAFT_STARTS_FROM = (0, 7)
 MUON_LR, ADAM_LR = 0.02, 3e-3
 WARMUP_STEPS = 40
 NUM_RESPONSES, RESPONSE_PROMPT_LENGTH, RESPONSE_BATCH = 1024, 160, 64
 DECAY_SHARE = 0.4
 SAVE_EVERY_S = 120.0
-
-
-def model_config(depth: int) -> LlamaConfig:
-    """Llama, hidden 256: every width a multiple of 128, so that INT4 g128 and FP8 blocks fit."""
-    return LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
 
 
 def train_tokenizer(work_dir: Path) -> None:
@@ -94,9 +77,12 @@ def train_tokenizer(work_dir: Path) -> None:
 def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
     sources = read_corpus()
     parts: dict[str, list[int]] = {"train": [], "held_out": []}
+    parts |= {f"train-{domain}": [] for domain in taught_domains()}
     for source in sources:
-        ids = tokenizer(source.text)["input_ids"]
-        parts["held_out" if source.is_held_out else "train"] += [0, *ids]
+        ids = [0, *tokenizer(source.text)["input_ids"]]
+        parts["held_out" if source.is_held_out else "train"] += ids
+        if not source.is_held_out and source.domain in taught_domains():
+            parts[f"train-{source.domain}"] += ids
     for name, ids in parts.items():
         np.save(work_dir / f"{name}.npy", np.array(ids, dtype=np.uint16), allow_pickle=False)
     summary = {
@@ -138,18 +124,20 @@ class TrainingRun:
     def __init__(self, name: str, work_dir: Path, max_tokens: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.name, self.work_dir, self.device = name, work_dir, device
-        self.model = LlamaForCausalLM(model_config(DEPTH[name])).to(device)
+        self.model = LlamaForCausalLM(model_config(name)).to(device)
         self.teacher = None if name == "target" else load_trained("target", work_dir, device)
         if self.teacher is not None:
-            _start_from(self.model, self.teacher)
+            _start_from(self.model, self.teacher, LESSONS[name].starts_from)
         self.stacks = _matrices_by_shape(self.model)
         in_stacks = {id(p) for stack in self.stacks for p in stack}
         rest = [p for p in self.model.parameters() if id(p) not in in_stacks]
         self.adam = torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
         self.momenta = [torch.zeros((len(s), *s[0].shape), device=device) for s in self.stacks]
-        self.tokens = np.load(work_dir / "train.npy", allow_pickle=False)
+        domain = None if name == "target" else LESSONS[name].domain
+        part = "train" if domain is None else f"train-{domain}"
+        self.tokens = np.load(work_dir / f"{part}.npy", allow_pickle=False)
         self.responses = None
-        if self.teacher is not None:
+        if self.teacher is not None and domain is None:
             self.responses = np.load(work_dir / "responses.npy", allow_pickle=False)
         self.num_steps = max_tokens // (SEQUENCE_LENGTH * SEQUENCES_PER_STEP)
         self.step = 0
@@ -293,7 +281,7 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
 
 def load_trained(name: str, work_dir: Path, device: torch.device) -> LlamaForCausalLM:
     """A model of the pair as its last state in `work_dir` has it, float32, in eval mode."""
-    model = LlamaForCausalLM(model_config(DEPTH[name]))
+    model = LlamaForCausalLM(model_config(name))
     state = load_file(work_dir / f"{name}-state.safetensors")
     model.load_state_dict(
         {k[6:]: v for k, v in state.items() if k.startswith("model.")}, strict=False
@@ -301,10 +289,10 @@ def load_trained(name: str, work_dir: Path, device: torch.device) -> LlamaForCau
     return model.to(device).eval()
 
 
-def _start_from(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> None:
+def _start_from(draft: LlamaForCausalLM, target: LlamaForCausalLM, layers: tuple[int, ...]) -> None:
     draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())
     draft.model.norm.load_state_dict(target.model.norm.state_dict())
-    for layer, source in zip(draft.model.layers, DRAFT_STARTS_FROM, strict=True):
+    for layer, source in zip(draft.model.layers, layers, strict=True):
         layer.load_state_dict(target.model.layers[source].state_dict())
 
 
@@ -313,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["tokenizer", "target", "responses", "draft"])
+    parser.add_argument("what", choices=["tokenizer", "target", "responses", *LESSONS])
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=9_000_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
