@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 demo: setup
 	$(BIN)/quantdraft demo --output demo-run --force
 
+# Two processes of one thread each: torch's own threads gain little on models this small.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not engine"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not engine"
 
 test-slow: setup
 	$(INSTALL_VLLM)
