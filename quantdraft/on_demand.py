@@ -6,6 +6,7 @@ whatever makes a model fast. What is neither a plain Linear nor a plain Embeddin
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
     What compressed-tensors packed is unpacked by compressed-tensors, layer by layer; of the other
     quantization libraries the model is loaded as ever, in float32.
     """
+    gc.collect()  # hooks and what they refer to are cycles: an earlier model is still there
     if (checkpoint.quantization or {}).get("quant_method") not in (None, "compressed-tensors"):
         return load_model(checkpoint.path, torch.float32, device)
     model = load_model(checkpoint.path, _stored_dtype(checkpoint), device, is_unpacked=False)

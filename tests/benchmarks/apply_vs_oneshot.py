@@ -7,9 +7,11 @@ Random weights in the shape of Qwen2.5-0.5B, bf16, with the embedded pair's toke
 a process of its own, imports included; both write a loadable directory; the sides take turns.
 Scheme W4A16 on both. GPTQ sees the same token ids, and computes in float32 on both sides: bfloat16,
 which oneshot would take, is slower on a CPU without instructions for it. `apply` includes its
-proof, and the line says how long that took. Peak memory is the child's ru_maxrss; pages of the
-files that it maps count. Runs are kept in FILE, so that sides can be measured in calls of their
-own: ratios are of the medians of all that it holds. The last line is one JSON object.
+proof, and the line says how long that took. Processor seconds stand beside the clock's: on a
+machine that does other work too, they are what can be compared. Peak memory is the child's
+ru_maxrss; pages of the files that it maps count. Runs are kept in FILE, so that sides can be
+measured in calls of their own: ratios are of the medians of all that it holds. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -137,6 +139,7 @@ def run(side: str, recipe: str, model: Path, work_dir: Path) -> dict[str, Any]:
         "side": side,
         "recipe": recipe,
         "seconds": seconds,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
         "written_bytes": sum(path.stat().st_size for path in output.glob("*.safetensors")),
         **json.loads(said.read_text()),
@@ -154,10 +157,12 @@ def ratios(runs: list[dict[str, Any]], recipe: str) -> dict[str, float]:
         return {}
     proof_s, name = median("apply", "proof_s"), NAMES[recipe]
     seconds = {side: median(side, "seconds") for side in SIDES}
+    cpu = {side: median(side, "cpu_s") for side in SIDES}
     peaks = {side: median(side, "peak_bytes") for side in SIDES}
     return {
         f"{name}_time_ratio": seconds["apply"] / seconds["oneshot"],
         f"{name}_time_ratio_without_proof": (seconds["apply"] - proof_s) / seconds["oneshot"],
+        f"{name}_cpu_time_ratio": cpu["apply"] / cpu["oneshot"],
         f"{name}_memory_ratio": peaks["apply"] / peaks["oneshot"],
         f"{name}_apply_s": seconds["apply"],
         f"{name}_oneshot_s": seconds["oneshot"],
