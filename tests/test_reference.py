@@ -17,6 +17,7 @@ from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
 from quantdraft.reference import pair_dir
 from quantdraft.reference.corpus import HELD_OUT_SHARE, is_held_out, read_corpus
+from quantdraft.reference.lessons import LESSONS
 from quantdraft.replay import keep_probabilities
 from quantdraft.traffic import Sampling, Traffic
 from tests.test_evaluation import damage_scales
@@ -61,12 +62,26 @@ def test_the_draft_is_accepted_and_a_damaged_one_is_not(traffic, tmp_path):
     figures = json.loads((pair_dir() / "figures.json").read_text())
     assert rate >= 0.60
     # float32 near-ties may fall otherwise on another machine: 64 texts may part at a few of them
-    assert rate == pytest.approx(figures["acceptance_rate"], abs=0.02)
+    assert rate == pytest.approx(figures["drafts"]["draft"]["acceptance_rate"], abs=0.02)
 
     apply(load_recipe("int4"), str(draft), tmp_path / "int4")
     assert rate - acceptance_rate(tmp_path / "int4", traffic) < 0.06
     damage_scales(tmp_path / "int4")
     assert rate - acceptance_rate(tmp_path / "int4", traffic) >= 0.10
+
+
+def test_the_other_drafts_are_what_their_card_says(traffic):
+    figures = json.loads((pair_dir() / "figures.json").read_text())["drafts"]
+    assert figures.keys() == LESSONS.keys()
+    for name in LESSONS.keys() - {"draft"}:
+        draft = pair_dir() / name
+        checkpoint = open_checkpoint(draft)
+        require_tokenizer(checkpoint)
+        assert is_compatible(check_pairing(pair_dir() / "target", draft))
+        assert checkpoint.config["training_domain"] == LESSONS[name].stated_domain
+        rate = acceptance_rate(draft, traffic)
+        assert rate == pytest.approx(figures[name]["acceptance_rate"], abs=0.02)
+        assert rate < figures["draft"]["acceptance_rate"]  # what makes it a choice
 
 
 def test_prompts_come_from_files_that_training_never_sees():

@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from quantdraft.capture import capture
 from quantdraft.files import write_text
 from quantdraft.models import load_model
 from quantdraft.reference.corpus import SourceFile, read_corpus
+from quantdraft.reference.lessons import LESSONS
 from quantdraft.reference.train import SEQUENCE_LENGTH, load_trained
 from quantdraft.replay import keep_probabilities
-from quantdraft.traffic import Sampling
+from quantdraft.traffic import Sampling, Traffic
 
 NUM_PROMPTS = 64
 MIN_PROMPT_CHARS, MAX_PROMPT_CHARS = 160, 640
@@ -31,10 +33,12 @@ MAX_PROMPTS_PER_FILE = 6
 
 
 def publish_models(work_dir: Path, output: Path) -> None:
-    """Write `target/` and `draft/`: weights in bf16, config, tokenizer, generation config."""
+    """Write every model's directory: weights in bf16, config, tokenizer, generation config."""
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
-    for name in ("target", "draft"):
+    for name in ("target", *LESSONS):
         model = load_trained(name, work_dir, torch.device("cpu")).to(torch.bfloat16)
+        if name in LESSONS:
+            model.config.training_domain = LESSONS[name].stated_domain
         model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
         model.save_pretrained(output / name)
         tokenizer.save_pretrained(output / name)
@@ -88,11 +92,10 @@ def perplexity(model: nn.Module, tokens: NDArray[np.uint16], num_windows: int = 
     return float(np.exp(np.mean(losses)))
 
 
-def measure(work_dir: Path, output: Path) -> dict[str, float]:
-    """Perplexities, and the draft's acceptance on the held-out prompts: greedy, k = 4."""
-    cpu = torch.device("cpu")
+def measure(work_dir: Path, output: Path) -> dict[str, Any]:
+    """Perplexities, and the drafts' acceptance on the held-out prompts: greedy, k = 4."""
     held_out = np.load(work_dir / "held_out.npy", allow_pickle=False)
-    models = {name: load_model(output / name, torch.float32, cpu) for name in ("target", "draft")}
+    target = load_model(output / "target", torch.float32, torch.device("cpu"))
     traffic = capture(
         str(output / "target"),
         output / "prompts.jsonl",
@@ -102,16 +105,31 @@ def measure(work_dir: Path, output: Path) -> dict[str, float]:
         batch_size=16,
         force=True,
     )
-    keep = keep_probabilities(models["draft"], traffic, "greedy")
-    counts = replay_rounds([r.prompt_id for r in traffic.responses], keep, [4]).counts(4)
     return {
-        "target_perplexity": perplexity(models["target"], held_out),
-        "draft_perplexity": perplexity(models["draft"], held_out),
+        "num_target_parameters": target.num_parameters(),
+        "target_perplexity": perplexity(target, held_out),
+        "num_response_tokens": sum(len(r.response_token_ids) for r in traffic.responses),
+        "drafts": {name: _measured(output / name, traffic, held_out) for name in LESSONS},
+    }
+
+
+def _measured(path: Path, traffic: Traffic, held_out: NDArray[np.uint16]) -> dict[str, Any]:
+    draft = load_model(path, torch.float32, torch.device("cpu"))
+    keep = keep_probabilities(draft, traffic, "greedy")
+    ids = [response.prompt_id for response in traffic.responses]
+    counts = replay_rounds(ids, keep, [4]).counts(4)
+    domains = {response.prompt_id: str(response.domain) for response in traffic.responses}
+    by_domain = {}
+    for domain in sorted(set(domains.values())):
+        at = [i for i, prompt_id in enumerate(ids) if domains[prompt_id] == domain]
+        some = replay_rounds([ids[i] for i in at], [keep[i] for i in at], [4]).counts(4)
+        by_domain[domain] = some.acceptance_rate
+    return {
+        "num_parameters": draft.num_parameters(),
+        "perplexity": perplexity(draft, held_out),
         "acceptance_rate": counts.acceptance_rate,
+        "acceptance_rate_by_domain": by_domain,
         "mean_acceptance_length": counts.mean_acceptance_length,
-        "num_response_tokens": counts.num_tokens,
-        "num_target_parameters": float(models["target"].num_parameters()),
-        "num_draft_parameters": float(models["draft"].num_parameters()),
     }
 
 
