@@ -16,11 +16,12 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
+from quantdraft.engines.fused import fused_fault
 from quantdraft.engines.native import NativeModel, load_native
 from quantdraft.engines.session import Mode, modes
 from quantdraft.engines.source import WeightSource
 from quantdraft.engines.stepper import Stepper
-from quantdraft.errors import UndefinedMetricError
+from quantdraft.errors import OptionError, UndefinedMetricError
 from quantdraft.latency import synchronize, time_interleaved
 from quantdraft.memory import available_bytes
 
@@ -104,17 +105,18 @@ class Arms:
         dtypes = [self._settled[name]] if name in self._settled else float_types(self.device)
         loaded = self._load(name, dtypes)
         width = max(self.widths[name])
-        arms = {
+        safe = {
             dtype: Arm(native, modes(native, self.device)[0], source)
             for dtype, native in loaded.items()
         }
+        if self._way is None:  # before the float types, which are to be tried as steps will run
+            self._settle_mode([*safe.values()][-1], batch_size, context_length)
+        arms = {dtype: self._run_as_settled(arm) for dtype, arm in safe.items()}
         best = faster(arms, batch_size, context_length, width, self.device)
         if best is torch.float32:  # it gains with every row more
             self._settled[name] = best
         self._drop(name, keep=best)
-        if self._way is None:
-            self._settle_mode(arms[best], batch_size, context_length)
-        return self._run_as_settled(arms[best])
+        return arms[best]
 
     def _run_as_settled(self, arm: Arm) -> Arm:
         """Models on borrowed modules run in one way alone."""
@@ -127,6 +129,8 @@ class Arms:
     def _settle_mode(self, arm: Arm, batch_size: int, context_length: int) -> None:
         """Once, on the baseline, for all: arms that ran in different ways could not be compared."""
         known = modes(arm.native, self.device)
+        if self.mode == "fused" and arm.native.is_own and self.mode not in known:
+            raise OptionError(f"--mode fused: {fused_fault(arm.native.model)}")
         if self.mode != "auto":
             self._way = self.mode, {}
         elif len(known) == 1:

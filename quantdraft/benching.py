@@ -51,7 +51,7 @@ class BenchSettings:
     context_lengths: tuple[int, ...] = DEFAULT_CONTEXT_LENGTHS
     new_tokens: tuple[int, ...] = DEFAULT_WIDTHS
     seconds: float = 20.0
-    mode: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    mode: Literal["auto", "eager", "fused", "compiled", "graph"] = "auto"
     threads: int | None = None
     device: str | None = None
     output: Path | None = None

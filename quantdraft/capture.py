@@ -13,15 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from quantdraft.answering import Answering, OwnTarget, ServedTarget
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
-from quantdraft.files import file_sha256
+from quantdraft.files import file_sha256, require_apart
 from quantdraft.generation import Answer
 from quantdraft.lines import chosen
 from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
+from quantdraft.progress import bar
 from quantdraft.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.responses import Response
 from quantdraft.traffic import Sampling, Traffic, header_line, read_traffic, response_line
@@ -39,7 +38,6 @@ def capture(
     dtype: str = "auto",
     limit: int | None = None,
     force: bool = False,
-    progress: bool | None = None,
     trust_remote_code: bool = False,
     target_url: str | None = None,
 ) -> Traffic:
@@ -53,11 +51,11 @@ def capture(
     limit: ask only the first so many prompts
     target_url: of a vLLM server that serves the target; `target` then gives the tokenizer alone
     force: replace an existing output, and discard an unfinished one of other settings
-    progress: show a bar on stderr; None: when stderr is a terminal
     Raises OutputExistsError, OutputBusyError, OutputError, OptionError, TrafficError,
     CheckpointError, EngineError, and UndefinedMetricError where the target's logits are not finite.
     """
     _check_options(max_new_tokens, batch_size, limit)
+    require_apart(output, prompts, "the file of prompts")
     with sole_writer(output):
         _check_free(output, force)
         asked = read_prompts(prompts)
@@ -101,7 +99,6 @@ def capture(
             lambda first, last: answer(indices[first:last]),
             batch_size=batch_size,
             force=force,
-            progress=progress,
         )
     return read_traffic(output)
 
@@ -147,7 +144,6 @@ def _write_answers(
     *,
     batch_size: int,
     force: bool,
-    progress: bool | None,
 ) -> None:
     """Append batch after batch to the partial file; rename it when it is whole.
 
@@ -156,23 +152,15 @@ def _write_answers(
     partial = output.with_name(f"{output.name}.partial")
     with _writing(partial):
         num_done = _resume(partial, header, names, batch_size, force)
-        hidden = None if progress is None else not progress
         with (
             open(partial, "a", encoding="utf-8") as file,
-            tqdm(
-                total=len(names),
-                initial=num_done,
-                unit="prompt",
-                desc="capture",
-                file=sys.stderr,
-                disable=hidden,
-            ) as bar,
+            bar(len(names), "ask the target", "prompt", num_done) as told,
         ):
             for first in range(num_done, len(names), batch_size):
                 last = min(first + batch_size, len(names))
                 file.write(answer(first, last))
                 file.flush()
-                bar.update(last - first)
+                told(last - first)
             os.fsync(file.fileno())
         os.replace(partial, output)
 

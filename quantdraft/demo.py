@@ -19,10 +19,12 @@ from quantdraft.reference import pair_dir
 from quantdraft.report import compare
 from quantdraft.report.headline import sentence
 from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.selection import SelectSettings, lines_of, select
 from quantdraft.traffic import Sampling
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
+DRAFTS, SELECT_RECIPE = ("draft", "draft-shallow", "draft-library"), "int4"
 NUM_TOKENS = 128
 LATENCY_SECONDS = 5.0
 LIVE_PROMPTS = 2
@@ -65,9 +67,12 @@ def demo(
     say("")
     say(compare(runs, output / "comparison", force=True))
     evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
+    say("")
+    _select(output, target, traffic["prompts"], say)
     _export_best(evaluations, output, target, say)
     say("")
     say(f"Report:     {output / 'comparison' / 'report.html'}")
+    say(f"Choice:     {output / 'selection' / 'report.html'}")
     say(f"One recipe: {runs[-1] / 'report.html'} (beside it: evaluation.json, the record)")
     say(f"Took {time.monotonic() - started:.0f} s.")
     return evaluations
@@ -118,6 +123,26 @@ def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: 
         latency_seconds=LATENCY_SECONDS,
         live_prompts=LIVE_PROMPTS,
     )
+
+
+def _select(output: Path, target: str, traffic: Path, say: Say) -> None:
+    """Which of the embedded drafts: one is shallower, one has seen another part of the corpus."""
+    say(f"Choosing among {len(DRAFTS)} drafts, as they are and in {SELECT_RECIPE}:")
+    found = select(
+        SelectSettings.of(
+            target=target,
+            drafts=tuple(str(_pair() / name) for name in DRAFTS),
+            recipes=(SELECT_RECIPE,),
+            traffic_path=traffic,
+            output=output / "selection",
+            ks=KS,
+            latency_seconds=LATENCY_SECONDS,
+            live_prompts=0,
+        ),
+        lambda line: say(f"  {line}"),
+    )
+    say(lines_of(found))
+    say("")
 
 
 def _line(evaluation: Evaluation) -> str:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from quantdraft.errors import CheckpointError
+from quantdraft.errors import CheckpointError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 MAX_DEPTH = 64  # configs in the wild nest five deep
 MAX_BITS = 64  # of an integer in a record: larger ones are no count, and no float
@@ -102,6 +105,31 @@ def require_unicode(value: Any) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half a surrogate pair, which is no character") from None
+
+
+def all_problems(error: ValidationError, kind: type[BaseModel]) -> str:
+    """What is wrong with a document of a schema, and the nearest name for one that it lacks."""
+    return "; ".join(_problem(item, kind) for item in error.errors())
+
+
+def _problem(item: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    said = f"{where}: {item['msg']}" if where else str(item["msg"])
+    if item["type"] == "extra_forbidden":
+        return f"{said}.{nearest(str(item['loc'][-1]), _keys(kind))}"
+    if item["type"] == "literal_error":
+        known = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
+        return f"{said}.{nearest(str(item['input']), known)}"
+    return said
+
+
+def _keys(kind: type[BaseModel]) -> Iterator[str]:
+    """Every key of a schema and of the schemas in it."""
+    for name, field in kind.model_fields.items():
+        yield name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                yield from _keys(inner)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

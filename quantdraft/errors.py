@@ -5,7 +5,11 @@ A message says what happened, which file or value, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 MAX_CHARACTERS = 4000
+MIN_HEAD, HEAD_CUTOFF = 4, 0.8
 
 
 def one_line(text: str) -> str:
@@ -18,6 +22,46 @@ def one_line(text: str) -> str:
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
     return shown if len(shown) <= MAX_CHARACTERS else f"{shown[: MAX_CHARACTERS - 1]}…"
+
+
+def nearest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """` Did you mean 'int4'?` where a known name is near to the one given, else nothing.
+
+    The one place where names are suggested; it stands behind the sentence that refuses `given`.
+    """
+    near = _nearest(given, known, cutoff)
+    return "" if near is None else f" Did you mean {near!r}?"
+
+
+def nearest_path(given: Path) -> str:
+    """The same for a file or directory that is not there, among what lies beside it."""
+    if given.exists():  # and is something else than was wanted
+        return ""
+    try:
+        beside = list(given.absolute().parent.iterdir())
+    except OSError:
+        return ""
+    # By stems: equal endings, as of most files of a directory, make no name near another.
+    beside.sort(key=lambda path: path.suffix == given.suffix)
+    by_stem = {path.stem: path.name for path in beside}
+    near = _nearest(given.stem, by_stem, 0.6)
+    return "" if near is None else f" Did you mean {str(given.with_name(by_stem[near]))!r}?"
+
+
+def _nearest(given: str, known: Iterable[str], cutoff: float) -> str | None:
+    from difflib import get_close_matches
+
+    key, by_key = _key(given), {_key(name): name for name in known}
+    near = get_close_matches(key, by_key, n=1, cutoff=cutoff)
+    if not near and len(key) >= MIN_HEAD:  # the beginning of a long name
+        heads = {name[: len(key) + 1]: name for name in reversed(by_key)}
+        near = [heads[head] for head in get_close_matches(key, heads, n=1, cutoff=HEAD_CUTOFF)]
+    return by_key[near[0]] if near else None
+
+
+def _key(name: str) -> str:
+    """Case and the kind of separator are not what tells names apart."""
+    return name.lower().replace("_", "-").replace(" ", "-")
 
 
 class QuantDraftError(Exception):
@@ -77,6 +121,13 @@ class MissingPackageError(QuantDraftError):
 
 class VerdictError(QuantDraftError):
     """The verdict does not allow what was asked (`export --require-go`)."""
+
+
+def disk_reason(error: Exception) -> str:
+    """Why a file could not be written, in the words of the system or clearer ones."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "a file stands where a directory is needed"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

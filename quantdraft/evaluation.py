@@ -13,7 +13,7 @@ import torch
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import OutputExistsError
-from quantdraft.files import file_sha256, write_text
+from quantdraft.files import file_sha256, require_outside, write_text
 from quantdraft.inputs import (
     TRAFFIC_FILE,
     Models,
@@ -28,6 +28,7 @@ from quantdraft.ledger import byte_ledger
 from quantdraft.locks import sole_writer
 from quantdraft.measuring import Measuring
 from quantdraft.models import pick_device, pick_dtype, speller
+from quantdraft.progress import step
 from quantdraft.proof import claims_but_not_quantized
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
@@ -51,12 +52,16 @@ def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
     device, models = pick_device(settings.device), open_models(settings)
     policy = load_policy(settings.policy)
     run_dir = settings.output or Path("runs") / models.candidate.name
+    for model in (models.candidate, models.baseline, models.target):
+        if model is not None:
+            require_outside(run_dir, model.path, "a model")
     with sole_writer(run_dir, is_inside=True):
         _begin(run_dir, settings)
         evaluation = _measured(settings, models, device, policy, run_dir)
         # The record comes last: where it stands, everything else does.
         (run_dir / RECORD_FILE).unlink(missing_ok=True)
-        write_report(evaluation, run_dir)
+        with step("write the report"):
+            write_report(evaluation, run_dir)
         write_evaluation(evaluation, run_dir / RECORD_FILE)
     return evaluation, run_dir
 
@@ -90,7 +95,8 @@ def _measured(
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
     )
-    return judged(measured, policy)
+    with step("judge"):
+        return judged(measured, policy)
 
 
 def default_rule(traffic: Traffic) -> AcceptanceRule:

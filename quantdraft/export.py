@@ -17,7 +17,7 @@ from quantdraft.checkpoint import (
     require_tokenizer,
 )
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
-from quantdraft.files import whole_directory, write_text
+from quantdraft.files import require_apart, whole_directory, write_text
 from quantdraft.heads import draft_head
 from quantdraft.report.card import model_card
 from quantdraft.results import Evaluation
@@ -89,8 +89,9 @@ def export(
     name = engine_name(engine)
     checkpoint = open_checkpoint(checkpoint_dir)
     require_own_files(checkpoint_dir)
-    if output.resolve() == checkpoint_dir.resolve():
-        raise OptionError(f"--output '{output}' is the checkpoint itself. Give another directory.")
+    require_apart(output, checkpoint_dir, "the checkpoint")
+    if run is not None:
+        require_apart(output, run, "the run")
     head = draft_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)

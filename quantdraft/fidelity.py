@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,6 +125,7 @@ class StoredWeights:
     formats: Mapping[str, WeightFormat]
     moves_scales: bool
     errors: dict[str, Deviation] = field(default_factory=dict)
+    told: Callable[[float], None] = lambda num_modules: None  # as each is measured
 
     def weight(self, module: str) -> Tensor:
         """(out, in) float32."""
@@ -134,6 +135,7 @@ class StoredWeights:
         found = dequantized(stored_weight(self.candidate, module, fmt))
         if module not in self.errors:
             self.errors[module] = weight_error(self.source, module, fmt, found, self.moves_scales)
+            self.told(1)
         return found
 
     def all_errors(self) -> dict[str, Deviation]:

@@ -10,14 +10,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from quantdraft import documents
-from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
+from quantdraft.errors import (
+    CheckpointError,
+    OptionError,
+    OutputError,
+    OutputExistsError,
+    disk_reason,
+    nearest_path,
+)
 from quantdraft.locks import sole_writer
 
 if TYPE_CHECKING:
@@ -29,20 +37,26 @@ _ADAPTERS: dict[type, Any] = {}
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one."""
+    _write(path, [text])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_files(path)
         with _open_locked(beside) as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
             os.replace(beside, path)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):  # what JSON has not: a bug
+            raise
         raise OutputError(
-            f"cannot write '{path}': {_reason(error)}. Nothing was left behind."
+            f"cannot write '{path}': {disk_reason(error)}. Nothing was left behind."
         ) from error
 
 
@@ -68,9 +82,18 @@ def sweep_files(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a dataclass or plain value as JSON, whole or not at all."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    """Write a dataclass or plain value as JSON, whole or not at all.
+
+    Piece by piece: neither a copy of a large record nor its whole text is ever in memory.
+    """
+    encoder = json.JSONEncoder(indent=1, allow_nan=False, default=_fields_of)
+    _write(path, chain(encoder.iterencode(value), ["\n"]))
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    if not is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+    return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def read_json(path: Path, kind: type[Record], schema_version: int) -> Record:
@@ -78,7 +101,10 @@ def read_json(path: Path, kind: type[Record], schema_version: int) -> Record:
     from pydantic import ValidationError
 
     if not path.is_file():
-        raise CheckpointError(f"no such file: '{path}'. Give a run directory or its JSON record.")
+        hint = nearest_path(path if path.parent.is_dir() else path.parent)
+        raise CheckpointError(
+            f"no such file: '{path}'.{hint} Give a run directory or its JSON record."
+        )
     try:
         plain = documents.read_json(path, is_finite=True)
     except ValueError as error:
@@ -119,6 +145,26 @@ def _writer(plain: Any) -> str:
     return ""
 
 
+def require_apart(output: Path, given: Path, what: str) -> None:
+    """Raise OptionError where what is to be written and what is read lie in one another.
+
+    The output is replaced as a whole, with `--force` also one that is there: never what it is
+    made from, nor a directory with that in it.
+    """
+    require_outside(output, given, what)
+    if given.resolve().is_relative_to(output.resolve()):
+        raise OptionError(f"--output '{output}' holds {what}, '{given}'. Give another place.")
+
+
+def require_outside(output: Path, given: Path, what: str) -> None:
+    """Raise OptionError where something is to be written into what is read."""
+    written, read = output.resolve(), given.resolve()
+    if written == read:
+        raise OptionError(f"--output '{output}' is {what} itself. Give another place.")
+    if written.is_relative_to(read):
+        raise OptionError(f"--output '{output}' lies inside {what}, '{given}'. Give another place.")
+
+
 @contextlib.contextmanager
 def whole_directory(output: Path, force: bool = False) -> Iterator[Path]:
     """Yield a temporary directory that becomes `output` when the block ends without an error.
@@ -135,10 +181,10 @@ def whole_directory(output: Path, force: bool = False) -> Iterator[Path]:
             _sync_files(staging)
             _replace_directory(staging, output)
         except Exception as error:
-            if not _is_of_the_disk(error):
+            if not is_of_the_disk(error):
                 raise
             raise OutputError(
-                f"cannot write '{output}': {_reason(error)}. Nothing was left behind."
+                f"cannot write '{output}': {disk_reason(error)}. Nothing was left behind."
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -153,7 +199,7 @@ def _begin_directory(output: Path, force: bool) -> Path:
             )
         return hidden_directory(output, "staging")
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {_reason(error)}.") from error
+        raise OutputError(f"cannot write '{output}': {disk_reason(error)}.") from error
 
 
 def hidden_directory(output: Path, kind: Literal["staging", "source", "old"]) -> Path:
@@ -207,11 +253,7 @@ def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the res
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_of_the_disk(error: Exception) -> bool:
+def is_of_the_disk(error: Exception) -> bool:
     """True of a failed write; a library written in Rust says so by another type than OSError."""
     said = ("No space left on device", "File too large", "Disk quota exceeded")
     return isinstance(error, OSError) or any(words in str(error) for words in said)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

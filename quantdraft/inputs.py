@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from quantdraft.capture import capture, has_captured
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, TrafficError
@@ -15,8 +17,9 @@ from quantdraft.lines import chosen
 from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
+from quantdraft.progress import aside
 from quantdraft.results import AcceptanceRule
-from quantdraft.traffic import Sampling, Traffic, read_traffic
+from quantdraft.traffic import Sampling, Traffic, read_traffic, token_counts
 
 TRAFFIC_FILE = "traffic.jsonl"  # what was captured for a run, in its directory
 
@@ -43,7 +46,7 @@ class Settings:
     batch_sizes: tuple[int, ...] | None = None  # timed too, with every one of context_lengths
     context_lengths: tuple[int, ...] | None = None
     latency_seconds: float = 20.0
-    mode: Literal["auto", "eager", "compiled", "graph"] = "auto"
+    mode: Literal["auto", "eager", "fused", "compiled", "graph"] = "auto"
     no_latency: bool = False
     live_prompts: int = 4
     policy: Path | None = None
@@ -119,7 +122,20 @@ def open_models(settings: Settings) -> Models:
     if settings.target is not None:
         target = open_checkpoint(resolve_model(settings.target))
         require_compatible(target.path, candidate.path)
-    return Models(target, baseline, candidate)
+    models = Models(target, baseline, candidate)
+    _require_positions(settings, models)
+    return models
+
+
+def _require_positions(settings: Settings, models: Models) -> None:
+    """Raise OptionError for a context to time that a model cannot hold."""
+    asked = max((settings.context_length or 0, *(settings.context_lengths or ())))
+    for model in (models.candidate, models.target):
+        positions = None if model is None else _num_positions(model)
+        if model is not None and positions is not None and asked >= positions:
+            raise OptionError(
+                f"--context-length {asked} is too long: '{model.name}' has {positions} positions."
+            )
 
 
 def source_of(candidate: Checkpoint) -> str:
@@ -183,7 +199,41 @@ def _usable(traffic: Traffic, models: Models) -> Traffic:
             )
     for reason in traffic.skipped:
         say(f"left out: {reason}")
-    return _without_calibration(_without_repeats(traffic), models.candidate)
+    fitting = _without_overlong(traffic, models)
+    return _without_calibration(_without_repeats(fitting), models.candidate)
+
+
+def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
+    """Beyond its positions no engine runs a model: what it would predict there is no measurement.
+
+    Raises TrafficError where nothing fits.
+    """
+    limits = [
+        (positions, model.name)
+        for model in (models.candidate, models.target)
+        if model is not None and (positions := _num_positions(model)) is not None
+    ]
+    if not limits:
+        return traffic
+    limit, name = min(limits)
+    counts = token_counts(traffic.responses)
+    kept = np.flatnonzero(counts.prompt + counts.response <= limit).tolist()
+    num_overlong = len(traffic.responses) - len(kept)
+    if num_overlong == 0:
+        return traffic
+    words = f"longer, with their prompts, than the {limit} positions of '{name}'"
+    if not kept:
+        raise TrafficError(f"all responses are {words}. Give shorter ones.")
+    say(f"left out: {num_overlong} responses {words}")
+    return replace(traffic, responses=chosen(traffic.responses, kept))
+
+
+def _num_positions(model: Checkpoint) -> int | None:
+    """By the config, stretched as far as it says; None where it does not say."""
+    config = model.text_config
+    positions, stretch = config.get("max_position_embeddings"), config.get("rope_scaling") or {}
+    factor = stretch.get("factor", 1) if isinstance(stretch, dict) else 1
+    return None if positions is None else int(positions * max(float(factor or 1), 1.0))
 
 
 def _without_repeats(traffic: Traffic) -> Traffic:
@@ -221,4 +271,5 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
 
 def say(message: str) -> None:
     """Tell the user on stderr what stands in no record."""
-    print(message, file=sys.stderr)
+    with aside():
+        print(message, file=sys.stderr)

@@ -1,7 +1,8 @@
 """One cell of a sweep as work that any machine can do: quantize a draft, or evaluate a candidate.
 
-A job reads files and directories and writes one directory. What it has written is kept under a key
-of everything it depends on, so that nothing is computed twice and nothing stale is taken for new.
+A job reads files and directories and writes one directory. Beside it stands a key of everything it
+depends on, from before the work begins: what a killed job has finished is gone on with, nothing is
+computed twice, and nothing stale is taken for new.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantdraft import __version__
-from quantdraft.errors import QuantDraftError
-from quantdraft.files import file_sha256, write_text
+from quantdraft.errors import OutputError, QuantDraftError
+from quantdraft.files import file_sha256, is_of_the_disk, write_text
 from quantdraft.inputs import Settings
+from quantdraft.locks import lock_path, sole_writer
 from quantdraft.provenance import directory_sha256, package_versions
 from quantdraft.recipe import Recipe
+from quantdraft.report import RECORD_FILE
 
 Places = Callable[[Path], Path]  # where a path of the one who asks lies on the machine that works
 
@@ -46,11 +50,16 @@ class ApplyJob:
         """What decides its output besides its inputs' content, as JSON values."""
         return {"recipe": self.recipe.model_dump(mode="json"), "draft": _if_hub(self.draft)}
 
+    def is_whole(self, at: Places) -> bool:
+        """True when its output is there; a candidate appears at once."""
+        return at(self.output).is_dir()
+
     def work(self, at: Places) -> None:
         """Make the candidate; raises a QuantDraftError and leaves nothing where that fails."""
         from quantdraft.quantization import apply
 
-        calibration = None if self.calibration is None else at(self.calibration)
+        given = self.calibration  # a file, or an id of the Hub
+        calibration = None if given is None else Path(_placed(str(given), at))
         output, draft = at(self.output), _placed(self.draft, at)
         apply(self.recipe, draft, output, calibration=calibration, device=self.device, force=True)
 
@@ -78,6 +87,10 @@ class EvaluateJob:
         timing = ("no_latency", "latency_seconds", "live_prompts", "threads", "mode")
         given = {name: getattr(s, name) for name in names + timing}
         return given | {"models": [_if_hub(m) for m in (s.candidate, s.target, s.baseline)]}
+
+    def is_whole(self, at: Places) -> bool:
+        """True when its output is there; of a run the record comes last."""
+        return (at(self.output) / RECORD_FILE).is_file()
 
     def work(self, at: Places) -> None:
         """Evaluate; a run that was cut short is continued."""
@@ -114,28 +127,64 @@ def perform(job: Job, at: Places, log: Path) -> Outcome:
     """Do a job unless its output is there already; an error of ours becomes its outcome.
 
     log: what the job says on the way goes there, not to the terminal
+    Raises OutputError where the disk refuses: that is no fault of this job, and others would meet
+    it too.
     """
-    if is_done(job, at):
-        return Outcome(job.name, was_done=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    if (before := done_before(job, at)) is not None:
+        return before
+    begin(job, at)
     try:
-        with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        with _talking_to(log):
             job.work(at)
+    except OutputError:
+        raise
     except QuantDraftError as error:
         return Outcome(job.name, str(error))
-    mark_done(job, at)
     return Outcome(job.name)
+
+
+def done_before(job: Job, at: Places) -> Outcome | None:
+    """The outcome of a job whose output is there; None where there is something to do."""
+    if not is_done(job, at):
+        return None
+    _clear_lock(job, at)
+    return Outcome(job.name, was_done=True)
 
 
 def is_done(job: Job, at: Places) -> bool:
     """True when the output is there, made from what the inputs hold now."""
-    output = at(job.output)
-    return output.is_dir() and _kept_key(output) == job_key(job, at)
+    return job.is_whole(at) and _kept_key(at(job.output)) == job_key(job, at)
 
 
-def mark_done(job: Job, at: Places) -> None:
-    """Keep beside the output what it was made from."""
-    write_text(_key_file(at(job.output)), json.dumps({"key": job_key(job, at)}))
+def begin(job: Job, at: Places) -> None:
+    """Say beside the output what it is made from; what stands there of something else goes."""
+    output, key = at(job.output), job_key(job, at)
+    if _kept_key(output) == key:  # begun before, and killed
+        return
+    if output.exists():
+        shutil.rmtree(output)
+    write_text(_key_file(output), json.dumps({"key": key}))
+
+
+def _clear_lock(job: Job, at: Places) -> None:
+    """Of one that was killed after its last act: whoever holds the lock removes it at the end."""
+    is_inside = isinstance(job, EvaluateJob)
+    if lock_path(at(job.output), is_inside=is_inside).exists():
+        with contextlib.suppress(OutputError), sole_writer(at(job.output), is_inside=is_inside):
+            pass
+
+
+@contextlib.contextmanager
+def _talking_to(log: Path) -> Iterator[None]:
+    """What is said on stderr goes to the end of a file."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            yield
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
+        raise OutputError(f"cannot write '{log}': {error.strerror or error}.") from error
 
 
 def job_key(job: Job, at: Places) -> str:

@@ -22,6 +22,7 @@ from quantdraft.comparison import (
     speed_point,
 )
 from quantdraft.comparison.projection import project_speed
+from quantdraft.comparison.resampling import prompt_weights
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
 from quantdraft.ledger import Ledger, ceiling, ledger_summary
 from quantdraft.results import (
@@ -75,6 +76,13 @@ class Measurements:
 
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
     """The record, verdict included."""
+    try:
+        return _judged(measured, policy)
+    finally:
+        prompt_weights.cache_clear()  # 2 kB a prompt, which the report has better use for
+
+
+def _judged(measured: Measurements, policy: Policy) -> Evaluation:
     replayed = {arm: _replayed(measured, arm) for arm in ("baseline", "candidate")}
     bootstrap = Bootstrap(seed=measured.seed)
     acceptance = {
@@ -230,20 +238,28 @@ def _speed_undefined(measured: Measurements) -> str | None:
 
 
 def _prompts(measured: Measurements, replayed: Mapping[str, Replayed]) -> tuple[PromptReplay, ...]:
+    """A row a prompt. Equal whole numbers, all that greedy rounds are, share one object."""
     baseline, candidate = replayed["baseline"], replayed["candidate"]
     accepted = {
         arm: np.array([each.num_accepted(k) for k in measured.ks]) for arm, each in replayed.items()
     }
+    known: dict[float, float] = {}
+
+    def numbers(values: NDArray[np.float64]) -> tuple[float, ...]:
+        return tuple(
+            known.setdefault(each, each) if each.is_integer() else each for each in values.tolist()
+        )
+
     return tuple(
         PromptReplay(
             prompt_id=response.prompt_id,
             domain=response.domain,
             num_prompt_tokens=len(response.prompt_token_ids),
             num_tokens=int(baseline.num_tokens[i]),
-            baseline_num_drafts=tuple(baseline.num_drafts[:, i].tolist()),
-            candidate_num_drafts=tuple(candidate.num_drafts[:, i].tolist()),
-            baseline_num_accepted=tuple(accepted["baseline"][:, i].tolist()),
-            candidate_num_accepted=tuple(accepted["candidate"][:, i].tolist()),
+            baseline_num_drafts=numbers(baseline.num_drafts[:, i]),
+            candidate_num_drafts=numbers(candidate.num_drafts[:, i]),
+            baseline_num_accepted=numbers(accepted["baseline"][:, i]),
+            candidate_num_accepted=numbers(accepted["candidate"][:, i]),
         )
         for i, response in enumerate(measured.traffic.responses)
     )

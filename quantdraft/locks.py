@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantdraft.errors import OutputBusyError, OutputError
+from quantdraft.errors import OutputBusyError, OutputError, disk_reason
 
 
 @contextlib.contextmanager
@@ -22,14 +22,15 @@ def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
 
     is_inside: the lock lies in the output, a directory that is filled in place; else beside it,
         as it must for an output that appears by being renamed
+    Directories that this makes, and in which nothing was written, are gone at the end.
     Raises OutputBusyError, with the process id, where another run writes there.
     """
     lock = lock_path(output, is_inside=is_inside)
+    made = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(lock, output)
     except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error.strerror or error}.") from error
+        raise OutputError(f"cannot write '{output}': {disk_reason(error)}.") from error
     try:
         yield
     finally:
@@ -37,6 +38,9 @@ def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
         # another (`_acquired`).
         with contextlib.suppress(OSError):
             lock.unlink()
+        for directory in made:
+            with contextlib.suppress(OSError):  # something is in it
+                directory.rmdir()
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold a copy of it
         os.close(descriptor)
 
@@ -50,7 +54,11 @@ def lock_path(output: Path, *, is_inside: bool = False) -> Path:
 def _acquired(lock: Path, output: Path) -> int:
     """A descriptor that holds the lock of the file that stands at `lock` now."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # the holder before us removed the directory that it had made
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

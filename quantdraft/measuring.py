@@ -15,6 +15,7 @@ from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.benchmark import measure_latency
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.native import NativeModel, borrow, load_native
+from quantdraft.engines.session import live_mode
 from quantdraft.engines.source import stored_weights
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.inputs import Models, Settings
@@ -203,6 +204,7 @@ class Measuring:
                 num_speculative_tokens=k,
                 rule=self.rule,
                 seed=self.settings.seed,
+                mode=live_mode(self.device),
                 progress=progress,
             )
         is_drawn = not sampling.is_greedy

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoint import old_quantization
-from quantdraft.errors import CheckpointError, MissingPackageError, OptionError
+from quantdraft.errors import (
+    CheckpointError,
+    MissingPackageError,
+    OptionError,
+    nearest,
+    nearest_path,
+)
 from quantdraft.quantizers.quiet import hush_torchao
 from quantdraft.weights import INDEX_FILE, SINGLE_FILE, weight_files
 
@@ -29,7 +35,8 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.exists()
     if looks_local:
         raise CheckpointError(
-            f"no model directory '{model}'. Give a directory or a Hub id 'owner/name'."
+            f"no model directory '{model}'{' (it is a file)' if path.is_file() else ''}."
+            f"{nearest_path(path)} Give a directory or a Hub id 'owner/name'."
         )
     from huggingface_hub import snapshot_download
 
@@ -55,7 +62,10 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"--device {name!r} is not a device. Use cpu, cuda or cuda:N.") from error
+        hint = nearest(name, ("cpu", "cuda"))
+        raise OptionError(
+            f"--device {name!r} is not a device.{hint} Use cpu, cuda or cuda:N."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: this machine has no CUDA device. Use --device cpu.")
     return device
@@ -70,7 +80,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
-        raise OptionError(f"--dtype {name!r} is unknown. Use auto, {', '.join(DTYPES)}.")
+        hint = nearest(name, ("auto", *DTYPES))
+        raise OptionError(f"--dtype {name!r} is unknown.{hint} Use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ from quantdraft.ledger import (
 from quantdraft.models import resolve_model
 from quantdraft.pairing import Finding, check_pairing, is_compatible
 from quantdraft.recipe import bundled_recipe_names, load_recipe
+from quantdraft.report import terminal
+from quantdraft.report.blocks import Table
+from quantdraft.report.screen import here
+from quantdraft.report.wording import UNDEFINED, num_bytes, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,12 @@ class Preflight:
 
     def lines(self) -> list[str]:
         """What the terminal shows: a line a finding, a line a recipe, then the answer."""
-        shown = [f"{finding.level:<7} {finding.message}" for finding in self.findings]
+        screen = here()
+        shown = [screen.listed(f.message, f"{f.level:<7} ") for f in self.findings]
         if self.outlooks:
-            shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:"]
-            width = max(len(outlook.recipe) for outlook in self.outlooks)
-            for each in self.outlooks:
-                text = each.reason if each.summary is None else each.summary["sentence"]
-                shown.append(f"  {each.recipe:<{width}}  {text}")
-            shown += _head_line(self.outlooks)
+            shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
+            shown += [terminal.table(_outlook_table(self.outlooks))]
+            shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
         answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
         return [*shown, "", f"Target and draft are {answer}."]
 
@@ -100,9 +103,40 @@ def _outlooks(target: Checkpoint, draft: Checkpoint, k: int) -> tuple[RecipeOutl
     return tuple(outlooks)
 
 
-def _head_line(outlooks: tuple[RecipeOutlook, ...]) -> list[str]:
-    """The head's advice under the recipe that leaves the fewest bytes for the rest: INT4's."""
-    for outlook in outlooks:
-        if outlook.recipe == "int4" and outlook.summary is not None:
-            return [f"  {outlook.summary['head_advice']}"]
-    return []
+def _outlook_table(outlooks: tuple[RecipeOutlook, ...]) -> Table:
+    rows = [_row(each.recipe, each.summary) for each in outlooks if each.summary is not None]
+    return Table(
+        ("Recipe", "Step", "Becomes", "Step at most", "Overall at most", "Can pay"),
+        tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def _row(recipe: str, summary: dict[str, Any]) -> tuple[str, ...]:
+    largest = summary["largest_speedup"]
+    return (
+        recipe,
+        num_bytes(summary["baseline"]["step_bytes"]),
+        num_bytes(summary["candidate"]["step_bytes"]),
+        times(summary["ceiling"]),
+        UNDEFINED if largest is None else times(largest),
+        "yes" if summary["can_pay"] else "no",
+    )
+
+
+def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
+    """What the columns mean, what cannot be applied, and what quantizing the head would add."""
+    known = [each.summary for each in outlooks if each.summary is not None]
+    ratio = known[0]["cost_ratio"] if known else None
+    at = "" if ratio is None else f" (c = {ratio:.3f}, by their bytes)"
+    yield (
+        "Step: the bytes that a draft step reads, before and after, so how much faster it gets at "
+        f"most. Overall: with the target's step{at}."
+    )
+    yield from (f"{each.recipe}: {each.reason}" for each in outlooks if each.reason is not None)
+    # Of the recipe that leaves the fewest bytes for the rest.
+    yield from (
+        each.summary["head_advice"]
+        for each in outlooks
+        if each.recipe == "int4" and each.summary is not None
+    )

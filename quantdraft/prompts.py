@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantdraft.documents import parse_json, require_unicode
-from quantdraft.errors import TrafficError
+from quantdraft.errors import TrafficError, nearest, nearest_path
 from quantdraft.lines import StoredLines, is_large, numbered_lines
 
+PROMPT_KEYS = ("prompt", "messages", "conversations")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant"}
 _ROLES |= {"assistant": "assistant", "model": "assistant", "bing": "assistant", "bard": "assistant"}
 _ROLES |= {"system": "system"}
@@ -118,7 +119,8 @@ def located_entries(path: Path) -> Iterator[Located]:
             is_empty = False
             yield Located(number, offset, _parse_line(path, number, text))
     except FileNotFoundError:
-        raise TrafficError(f"no such file: '{path}'. Give a JSON lines file.") from None
+        hint = nearest_path(path)
+        raise TrafficError(f"no such file: '{path}'.{hint} Give a JSON lines file.") from None
     except UnicodeDecodeError as error:
         raise TrafficError(f"'{path}' is not UTF-8 text. Give a JSON lines file.") from error
     except OSError as error:
@@ -220,7 +222,11 @@ def _read_entry(path: Path, place: str, entry: dict[str, Any]) -> Prompt | None:
         opening = _opening(entry["conversations"], where)
         return Prompt(prompt_id, messages=opening, domain=domain) if opening else None
     keys = ", ".join(repr(key) for key in entry) or "nothing"
-    raise TrafficError(f"{where}: needs 'prompt' or 'messages' or 'conversations'; it has {keys}.")
+    hints = [hint for key in entry if (hint := nearest(key, PROMPT_KEYS, cutoff=0.8))]
+    raise TrafficError(
+        f"{where}: needs 'prompt' or 'messages' or 'conversations'; it has {keys}."
+        f"{hints[0] if hints else ''}"
+    )
 
 
 def _asked(messages: tuple[dict[str, str], ...], where: str) -> tuple[dict[str, str], ...]:

@@ -22,6 +22,7 @@ from quantdraft.fidelity import (
     unquantized_names,
 )
 from quantdraft.heads import DraftHead, draft_head
+from quantdraft.progress import bar
 from quantdraft.promises import require_promised_tensors
 from quantdraft.recipe import Recipe
 from quantdraft.schemes import KV_SCALES, WeightFormat, linear_modules, stored_format
@@ -163,9 +164,10 @@ def _quantized_proof(
 
     formats = quantized_modules(candidate)
     _require_usable_scales(candidate)
-    stored = StoredWeights(source, candidate, formats, recipe.moves_scales)
-    baseline, reference = _reference_logits(stored, device)
-    errors = stored.all_errors()
+    with bar(len(formats), "check against the draft", "layer") as told:
+        stored = StoredWeights(source, candidate, formats, recipe.moves_scales, told=told)
+        baseline, reference = _reference_logits(stored, device)
+        errors = stored.all_errors()
     require_small(errors, formats)
     logits = probe_logits(candidate, device)
     if torch.equal(logits, baseline):

@@ -20,8 +20,8 @@ from quantdraft.checkpoint import (
     require_own_files,
     require_tokenizer,
 )
-from quantdraft.errors import CheckpointError, OptionError, RecipeError
-from quantdraft.files import hidden_directory, whole_directory, write_json
+from quantdraft.errors import CheckpointError, RecipeError
+from quantdraft.files import hidden_directory, require_apart, whole_directory, write_json
 from quantdraft.heads import DraftHead, draft_head, recipe_for_head
 from quantdraft.ledger import (
     byte_ledger,
@@ -83,8 +83,9 @@ def apply(
     if head is not None and announce is not None:
         announce(_outlook(recipe, source, head))
     target_dir = output or Path(f"{source.name}-{recipe.name}")
-    if target_dir.resolve() == source.path.resolve():
-        raise OptionError(f"--output '{target_dir}' is the draft itself. Give another directory.")
+    require_apart(target_dir, source.path, "the draft")
+    if calibration is not None:
+        require_apart(target_dir, calibration, "what it is calibrated on")
     torch_device = pick_device(device)
     data = calibration_data(recipe, source, calibration)
     with whole_directory(target_dir, force) as staging:

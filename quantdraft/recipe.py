@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quantdraft.documents import read_yaml
-from quantdraft.errors import RecipeError
+from quantdraft.documents import all_problems, read_yaml
+from quantdraft.errors import RecipeError, nearest, nearest_path
 
 Backend = Literal["none", "llmcompressor", "bitsandbytes", "gptqmodel"]
 Method = Literal["none", "rtn", "gptq", "awq", "autoround", "smoothquant"]
@@ -237,8 +237,11 @@ def bundled_path(name: str) -> Path:
     for path in (recipes_dir() / f"{name}.yaml", recipes_dir() / "sweeps" / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join([*bundled_recipe_names(), *bundled_sweep_names()])
-    raise RecipeError(f"no recipe {name!r}. Bundled: {names}. Or give a path to a .yaml file.")
+    names = [*bundled_recipe_names(), *bundled_sweep_names()]
+    raise RecipeError(
+        f"no recipe {name!r}.{nearest(name, names)} Bundled: {', '.join(names)}. "
+        "Or give a path to a .yaml file."
+    )
 
 
 _Read = TypeVar("_Read", Recipe, Sweep)
@@ -248,7 +251,7 @@ def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
     try:
         plain = read_yaml(path)
     except FileNotFoundError:
-        raise RecipeError(f"no recipe file '{shown}'.") from None
+        raise RecipeError(f"no recipe file '{shown}'.{nearest_path(path)}") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{shown}: cannot be read as YAML: {error}") from error
     if not isinstance(plain, dict):
@@ -258,15 +261,7 @@ def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
     try:
         recipe = kind.model_validate(plain)
     except ValidationError as error:
-        raise RecipeError(_all_problems(shown, error)) from error
+        raise RecipeError(f"{shown}: {all_problems(error, kind)}") from error
     if recipe.name != path.stem:
         raise RecipeError(f"{shown}: name {recipe.name!r} differs from the file's, {path.stem!r}.")
     return recipe
-
-
-def _all_problems(shown: str, error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        problems.append(f"{where}: {item['msg']}" if where else str(item["msg"]))
-    return f"{shown}: " + "; ".join(problems)

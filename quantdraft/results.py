@@ -151,7 +151,7 @@ class ArmLatency:
     # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
     # included. CPU: the same of the whole process's resident set, which never falls.
     peak_memory_bytes: int | None = None
-    mode: str = "eager"  # "eager" | "compiled" | "graph"
+    mode: str = "eager"  # "eager" | "fused" | "compiled" | "graph"
     # What decided the mode: ms of a step of the baseline's first layer, run each way.
     mode_trial_ms: dict[str, float] = field(default_factory=dict)
     runtime: str = "transformers modules"  # "native decoder" | "transformers modules"

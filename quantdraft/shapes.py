@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from quantdraft.checkpoint import Checkpoint
-from quantdraft.errors import CheckpointError, OptionError
+from quantdraft.errors import CheckpointError, OptionError, nearest
 from quantdraft.weights import SINGLE_FILE, TensorInfo
 
 SHAPES_FILE = Path(__file__).with_name("shapes.yaml")
@@ -32,7 +32,8 @@ def shape_config(name: str) -> dict[str, Any]:
     """The config.json of a published model, what decides its shape; OptionError lists the names."""
     shapes = _shapes()
     if name not in shapes:
-        raise OptionError(f"no shape {name!r}. There are: {', '.join(shapes)}.")
+        hint = nearest(name, shapes)
+        raise OptionError(f"no shape {name!r}.{hint} There are: {', '.join(shapes)}.")
     return dict(shapes[name])
 
 

@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tqdm import tqdm
-
-from quantdraft.domains import split_by_domain
-from quantdraft.errors import OptionError, OutputExistsError
+from quantdraft.errors import OptionError, OutputExistsError, TrafficError
 from quantdraft.evaluation import RECORD_FILE
 from quantdraft.executors.local import run_local
 from quantdraft.executors.ray_cluster import Resources, run_on_ray
 from quantdraft.files import write_json, write_text
-from quantdraft.inputs import Settings
-from quantdraft.jobs import ApplyJob, EvaluateJob, Job, Outcome
+from quantdraft.grid import (
+    Cell,
+    SweepSettings,
+    calibrates_on_traffic,
+    expanded,
+    grid,
+    with_absolute_paths,
+)
+from quantdraft.jobs import ApplyJob, Job, Outcome
+from quantdraft.locks import sole_writer
 from quantdraft.models import resolve_model
-from quantdraft.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
+from quantdraft.progress import bar
+from quantdraft.recipe import load_recipe
 from quantdraft.report import compare
 from quantdraft.results import Evaluation, read_evaluation
 
 RECORD = "sweep.json"
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSettings:
-    """What the user asked for; names and defaults are the command line's."""
-
-    drafts: tuple[str, ...]
-    recipes: tuple[str, ...]
-    traffic_path: Path
-    output: Path
-    evaluation: Settings  # its candidate, baseline, traffic and output are each cell's own
-    calibration: Path | None = None
-    by_domain: bool = False
-    executor: Literal["local", "ray"] = "local"
-    ray_address: str | None = None
-    cpus: float | None = None
-    gpus: float = 0.0
-    memory_gb: float | None = None
-    is_shared: bool = False
-    force: bool = False
-
-    @classmethod
-    def of(cls, **options: Any) -> SweepSettings:
-        """From the command line's names: what is not a sweep's own belongs to its evaluations."""
-        own = {each.name for each in fields(cls)} & set(options)
-        others = {name: value for name, value in options.items() if name not in own}
-        evaluation = Settings(candidate="", **others)
-        return cls(evaluation=evaluation, **{name: options[name] for name in own})
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One draft under one recipe on one part of the traffic."""
-
-    draft: str
-    recipe: str
-    domain: str | None  # None: the whole traffic
-    traffic: Path
-    job: str  # the evaluation's name
-    run_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +48,17 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
 
     Cells that an earlier sweep into the same output finished, from the same inputs and versions,
     are not computed again. Writes `sweep.json` and one comparison (with `by_domain` one a domain).
-    Raises OptionError, OutputExistsError, and what reading the inputs raises.
+    Raises OptionError, OutputExistsError, OutputBusyError, OutputError where the disk refuses, and
+    what reading the inputs raises.
     """
     _check(settings)
-    _open_output(settings)
-    cells, jobs = grid(settings)
+    with sole_writer(settings.output, is_inside=True):
+        _open_output(settings)
+        return _swept(settings, say)
+
+
+def _swept(settings: SweepSettings, say: Say) -> SweepResult:
+    cells, jobs = grid(settings if settings.executor == "local" else with_absolute_paths(settings))
     say(f"{len(cells)} evaluations, {len(jobs) - len(cells)} candidates to make: {settings.output}")
     outcomes = _run(settings, jobs)
     failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
@@ -99,33 +70,6 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
         say(compare(runs, directory, force=True))
         say(f"Report: {directory / 'report.html'}")
     return result
-
-
-def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
-    """The cells, and their jobs: a candidate's comes before the evaluations that need it."""
-    recipes = [load_recipe(name) for name in expanded(settings.recipes)]
-    parts = _parts(settings)
-    cells: list[Cell] = []
-    jobs: list[Job] = []
-    for draft, name in zip(settings.drafts, _names(settings.drafts), strict=True):
-        local = str(resolve_model(draft))
-        for recipe in recipes:
-            made = _apply_job(settings, recipe, local, f"{name}-{recipe.name}")
-            jobs.append(made)
-            for domain, traffic in parts.items():
-                job = _evaluate_job(settings, made, local, domain, traffic, name)
-                jobs.append(job)
-                cells.append(Cell(draft, recipe.name, domain, traffic, job.name, job.output))
-    return cells, jobs
-
-
-def expanded(names: Sequence[str]) -> tuple[str, ...]:
-    """Recipes by name, each once; the name of a bundled sweep, `ladder`, stands for its recipes."""
-    sweeps = bundled_sweep_names()
-    found = [
-        each for name in names for each in (load_sweep(name).recipes if name in sweeps else [name])
-    ]
-    return tuple(dict.fromkeys(found))
 
 
 def record(result: SweepResult) -> dict[str, Any]:
@@ -151,12 +95,7 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
 def _check(settings: SweepSettings) -> None:
     if not settings.drafts or not settings.recipes:
         raise OptionError("a sweep needs at least one --draft and one of --recipes.")
-    calibration = settings.calibration
-    if (
-        settings.by_domain
-        and calibration
-        and calibration.resolve() == settings.traffic_path.resolve()
-    ):
+    if settings.by_domain and calibrates_on_traffic(settings):
         raise OptionError(
             "--by-domain evaluates on all of the traffic: calibrate on another file, or recipes "
             "are judged on what they were calibrated with."
@@ -165,6 +104,17 @@ def _check(settings: SweepSettings) -> None:
     given = [name for name, value in only_ray.items() if value]
     if settings.executor == "local" and given:
         raise OptionError(f"{given[0]} needs --executor ray.")
+    _check_inputs(settings)
+
+
+def _check_inputs(settings: SweepSettings) -> None:
+    """What a wrong name would make of every cell is one error, before anything is written."""
+    for recipe in expanded(settings.recipes):
+        load_recipe(recipe)
+    for draft in settings.drafts:
+        resolve_model(draft)
+    if not settings.traffic_path.is_file():
+        raise TrafficError(f"no such file: '{settings.traffic_path}'. Give traffic from `capture`.")
 
 
 def _open_output(settings: SweepSettings) -> None:
@@ -172,7 +122,9 @@ def _open_output(settings: SweepSettings) -> None:
     path, wanted = settings.output / "settings.json", _identity(settings)
     if settings.output.exists() and not settings.force:
         known = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if known != wanted and any(settings.output.iterdir()):
+        # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
+        shown = [path for path in settings.output.iterdir() if not path.name.startswith(".")]
+        if known != wanted and shown:
             raise OutputExistsError(
                 f"'{settings.output}' holds something else than this sweep. Give another --output, "
                 "or --force to add to it."
@@ -184,57 +136,6 @@ def _identity(settings: SweepSettings) -> str:
     """The grid as text; who computes it is no part of it."""
     parts = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
     return json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
-
-
-def _parts(settings: SweepSettings) -> dict[str | None, Path]:
-    """The traffic, whole or by domain: one file each."""
-    if not settings.by_domain:
-        return {None: settings.traffic_path}
-    parts = split_by_domain(settings.traffic_path, settings.output / "traffic")
-    return dict(parts.items())
-
-
-def _names(drafts: Sequence[str]) -> list[str]:
-    """A short name for each draft, no two alike."""
-    names = [Path(draft).name for draft in drafts]
-    return [
-        name if names.count(name) == 1 else f"{name}-{number}"
-        for number, name in enumerate(names, 1)
-    ]
-
-
-def _apply_job(settings: SweepSettings, recipe: Recipe, draft: str, name: str) -> ApplyJob:
-    return ApplyJob(
-        name=f"apply-{name}",
-        recipe=recipe,
-        draft=draft,
-        calibration=settings.calibration,
-        output=settings.output / "candidates" / name,
-        device=settings.evaluation.device,
-    )
-
-
-def _evaluate_job(
-    settings: SweepSettings,
-    made: ApplyJob,
-    draft: str,
-    domain: str | None,
-    traffic: Path,
-    draft_name: str,
-) -> EvaluateJob:
-    whole = made.name.removeprefix("apply-")
-    name = whole if domain is None else f"{whole}-{traffic.stem}"
-    part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
-    output = settings.output / "runs" / name
-    own = replace(
-        settings.evaluation,
-        candidate=str(made.output),
-        baseline=draft,
-        traffic_path=traffic,
-        output=output,
-        shared_stages=settings.output / "shared" / part,
-    )
-    return EvaluateJob(name, own, output, made.name)
 
 
 def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
@@ -263,13 +164,10 @@ def _resources(settings: SweepSettings) -> Resources:
 @contextmanager
 def _job_bar(total: int) -> Iterator[Callable[[Outcome], None]]:
     """One bar for the whole sweep, whatever the jobs themselves would show."""
-    with tqdm(total=total, desc="sweep", unit="job", disable=not sys.stderr.isatty()) as shown:
+    with bar(total, "sweep", "job") as advance:
 
-        def told(outcome: Outcome) -> None:
-            shown.set_postfix_str(
-                outcome.name if outcome.error is None else f"{outcome.name} failed"
-            )
-            shown.update()
+        def told(_outcome: Outcome) -> None:
+            advance(1)
 
         yield told
 

@@ -159,6 +159,9 @@ def test_the_record_reads_back_as_it_was_written(tmp_path):
     write_bench(made, tmp_path)
     assert read_bench(tmp_path / "bench.json") == made
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").startswith("# Step times of llama")
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert "<h1>Step times of llama" in page
+    assert "<script" not in page  # it has no pictures, so nothing runs in it
 
 
 def test_an_evaluation_shows_the_limit_beside_the_measured_saving():

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.campaigns import null_calibration, simulated
+from tests.campaigns.fault_record import Tally, as_record, with_others, write_record
 from tests.campaigns.simulated import make_world, with_speedup
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("commands", ["capture", "apply,evaluate,bench"])
+@pytest.mark.parametrize("commands", ["capture", "apply,evaluate,bench", "sweep"])
 def test_six_kills_lose_nothing(commands: str) -> None:
     arguments = ["--kills", "6", "--seed", "1", "--commands", commands]
     done = subprocess.run(
@@ -30,6 +33,28 @@ def test_six_kills_lose_nothing(commands: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {"kills": 6, "lost": 0, "half_written": 0, "wrong": 0}
+
+
+def found_by(kills: dict[tuple[str, str], int], lost: list[str]) -> dict[str, Any]:
+    tally = Tally(kills=Counter(kills), lost=lost)
+    return as_record(tally, seed=3, commands=sorted({name for name, _ in kills}))
+
+
+def test_campaigns_of_other_commands_are_kept_and_those_of_the_same_replaced(
+    tmp_path: Path,
+) -> None:
+    first = found_by({("capture", "SIGKILL"): 2, ("bench", "full disk"): 1}, ["one"])
+    write_record(first, tmp_path)
+    both = with_others(found_by({("sweep", "SIGINT"): 4}, []), tmp_path)
+    assert (both["kills"], both["lost"]) == (7, 1)
+    write_record(both, tmp_path)
+    page = (tmp_path / "faults.md").read_text()
+    for campaign in both["campaigns"]:
+        assert f"{campaign['date']}: `{campaign['line']}`" in page
+    assert "| sweep | 0 | 0 | 4 | 0 | 0 | 4 |" in page
+    assert "| all | 2 | 0 | 4 | 1 | 0 | 7 |" in page
+    again = with_others(found_by({("bench", "SIGKILL"): 1, ("capture", "SIGINT"): 1}, []), tmp_path)
+    assert (again["kills"], again["lost"], len(again["campaigns"])) == (6, 0, 2)
 
 
 @pytest.fixture(scope="module")

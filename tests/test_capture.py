@@ -75,7 +75,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def run(target: Path, prompts: Path, output: Path, **settings: Any) -> Traffic:
     settings = {"sampling": GREEDY, "max_new_tokens": 24, "dtype": "float32"} | settings
-    return capture(str(target), prompts, output, device="cpu", progress=False, **settings)
+    return capture(str(target), prompts, output, device="cpu", **settings)
 
 
 def test_greedy_tokens_are_those_of_transformers_own_unbatched_generation(

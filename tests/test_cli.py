@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from quantdraft.cli import main, parse_ks
+from quantdraft.cli.values import parse_names
 from quantdraft.errors import OptionError
 from tests.conftest import Pair, save_tokenizer
 
@@ -35,7 +36,8 @@ def apply(pair: Pair, tmp_path: Path, recipe: object = "int8", draft: object = N
 
 def test_an_unknown_recipe_lists_the_bundled_ones(tiny_pair, tmp_path):
     message = one_line(apply(tiny_pair, tmp_path, "fp9"))
-    assert message.startswith("Error: no recipe 'fp9'. Bundled: ")
+    assert message.startswith("Error: no recipe 'fp9'. Did you mean ")
+    assert " Bundled: " in message
     assert "int4-gptq" in message
 
 
@@ -132,7 +134,7 @@ def test_ks_are_numbers_ranges_or_lists(text, ks):
     assert parse_ks(text) == ks
 
 
-@pytest.mark.parametrize("text", ["", "x", "3-1", "1-17", "-4", "1-2-3"])
+@pytest.mark.parametrize("text", ["", "x", "3-1", "1-17", "-4", "1-2-3", "²", "1-99999999999"])
 def test_unreadable_ks_are_refused(text):
     with pytest.raises(OptionError):
         parse_ks(text)
@@ -154,8 +156,76 @@ def test_recipes_are_listed_and_shown():
     }
 
 
-def test_every_command_explains_itself():
-    for command in main.commands:
-        result = run(command, "--help")
-        assert result.exit_code == 0
-        assert len(result.stdout.splitlines()) > 5
+def test_nothing_is_written_over_what_it_is_made_from(tiny_pair, tmp_path):
+    draft, prompts = tmp_path / "drafts" / "D", tmp_path / "prompts.jsonl"
+    shutil.copytree(tiny_pair.draft, draft)
+    shutil.copyfile(tiny_pair.prompts, prompts)
+    made = ("apply", "--recipe", "int8", "--draft", draft, "--force", "--output")
+    assert "is the draft itself" in one_line(run(*made, draft))
+    assert "lies inside the draft" in one_line(run(*made, draft / "int8"))
+    assert "holds the draft" in one_line(run(*made, draft.parent))
+    asked = ("capture", "-t", tiny_pair.target, "--force", "-p", prompts, "-o")
+    assert "is the file of prompts itself" in one_line(run(*asked, prompts))
+    served = ("export", draft, "-e", "vllm", "-t", tiny_pair.target, "--force", "-o")
+    assert "lies inside the checkpoint" in one_line(run(*served, draft / "served"))
+    judged = ("evaluate", draft, "--baseline", tiny_pair.draft, "--traffic", prompts, "-o")
+    assert "is a model itself" in one_line(run(*judged, draft))
+    assert prompts.read_bytes() == tiny_pair.prompts.read_bytes()
+    assert sorted(p.name for p in draft.iterdir()) == sorted(
+        p.name for p in tiny_pair.draft.iterdir()
+    )
+
+
+def test_a_file_where_a_directory_is_needed(tiny_pair, tmp_path):
+    (tmp_path / "file").write_text("x")
+    made = run("apply", "-r", "int8", "-d", tiny_pair.draft, "-o", tmp_path / "file" / "out")
+    assert "a file stands where a directory is needed" in one_line(made)
+    assert "(it is a file)" in one_line(
+        run("check", "-t", tmp_path / "file", "-d", tiny_pair.draft)
+    )
+
+
+def test_what_no_recipe_would_use_is_refused(tiny_pair, tmp_path):
+    given = ("-r", "int8", "-d", tiny_pair.draft, "-o", tmp_path / "out", "--calibration", "x")
+    assert "is not calibrated. Leave out --calibration." in one_line(run("apply", *given))
+    assert "takes no name" in one_line(run("recipes", "list", "int4"))
+
+
+def test_a_context_longer_than_the_models_positions(tiny_pair, tmp_path):
+    given = ("--baseline", tiny_pair.draft, "--traffic", "x", "-o", tmp_path / "out")
+    result = run("evaluate", tiny_pair.draft, *given, "--context-length", "512")
+    assert "has 512 positions" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--latency-seconds", "0"),
+        ("--latency-seconds", "nan"),
+        ("--latency-seconds", "inf"),
+        ("--live-prompts", "-1"),
+        ("--threads", "0"),
+        ("--seed", "-1"),
+    ],
+)
+def test_numbers_out_of_range(option, value):
+    result = run("evaluate", "D", "--traffic", "x", option, value)
+    assert result.exit_code == 2
+    assert one_line(result).startswith(f"Error: {option}: {value} ")
+
+
+def test_names_between_commas():
+    assert parse_names("int4, ,fp8,") == ("int4", "fp8")
+    assert parse_names(None) == parse_names(" , ") == ()
+    said = one_line(run("sweep", "-d", "D", "-r", ",", "--traffic", "x"))
+    assert "at least one --draft and one of --recipes" in said
+
+
+def test_a_file_that_may_not_be_read_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch):
+    def refused(_path):
+        raise PermissionError(errno.EACCES, "Permission denied", "/secret.json")
+
+    monkeypatch.setattr("quantdraft.results.read_evaluation", refused)
+    assert one_line(run("report", "x")) == "Error: '/secret.json': permission denied."
+    monkeypatch.setattr("quantdraft.results.read_evaluation", lambda _path: 1 / 0)
+    assert isinstance(run("report", "x").exception, ZeroDivisionError)

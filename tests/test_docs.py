@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from quantdraft import cli
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
+from quantdraft.report.glossary import WORDS
 from tests.conftest import Pair
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,27 @@ def test_a_command_of_the_documentation_parses(page, line):
     known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
     given = {word.split("=")[0] for word in words if re.match(r"-{1,2}[a-zA-Z]", word)}
     assert given <= known, f"{page}: {line}"
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = page[page.index("## A worked example") : page.index("## Install")]
+    (tmp_path / "quantdraft").symlink_to(ROOT / "quantdraft")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```\n(.*?)^```", example, re.S | re.M)
+    for line in block.splitlines():
+        result = CliRunner().invoke(cli.main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    assert (tmp_path / "runs" / "int4" / "report.html").is_file()
+    assert (tmp_path / "comparison" / "figures" / "speedups.svg").is_file()
+
+
+def test_the_words_of_the_readme_are_those_of_the_reports():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = page[page.index("## Words") : page.index("## Read on")]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.M)
+    assert [row for row in rows if row != ("word", "meaning")] == list(WORDS)
 
 
 def test_there_are_commands_to_test():

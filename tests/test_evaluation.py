@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from quantdraft import measuring
 from quantdraft.capture import capture
-from quantdraft.errors import OptionError, OutputBusyError, OutputExistsError, PairingError
+from quantdraft.errors import (
+    OptionError,
+    OutputBusyError,
+    OutputExistsError,
+    PairingError,
+    TrafficError,
+)
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings
 from quantdraft.locks import sole_writer
@@ -216,6 +222,17 @@ def test_two_runs_in_one_directory_exclude_each_other(settings):
         pytest.raises(OutputBusyError, match=f"process {os.getpid()}"),
     ):
         evaluate(settings)
+
+
+@pytest.mark.parametrize(
+    "line", ["not JSON", '{"prompt_token_ids": [1], "response_token_ids": []}']
+)
+def test_refused_traffic_leaves_no_directory(settings, tmp_path, line):
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    given = replace(settings, traffic_path=tmp_path / "bad.jsonl", output=tmp_path / "runs" / "one")
+    with pytest.raises(TrafficError):
+        evaluate(given)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_run_is_not_overwritten(settings):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from quantdraft.errors import OptionError
-from quantdraft.executors import parcels
+from quantdraft.engines.process import free_port
+from quantdraft.errors import CheckpointError, OptionError, OutputError
+from quantdraft.executors import parcels, ray_session
+from quantdraft.executors.own_directory import own_directory
 from quantdraft.executors.parcels import Parcel, packed, unpacked_once, unpacked_parcel
 
 
@@ -60,6 +63,35 @@ def test_what_is_too_large_to_send_belongs_on_a_shared_disk(directory, monkeypat
         packed(directory)
 
 
+def test_a_link_out_of_a_directory_is_not_sent(directory, tmp_path):
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    (directory / "inner" / "LICENSE").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(CheckpointError, match="outside the model's directory"):
+        packed(directory)
+
+
+def test_an_own_directory_is_entered_by_its_user_alone(tmp_path):
+    place = own_directory(tmp_path / "cache")
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert own_directory(place) == place
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "open", "another's"])
+def test_a_directory_that_others_could_fill_is_refused(tmp_path, kind, monkeypatch):
+    place = tmp_path / "cache"
+    if kind == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "theirs")
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir(mode=0o755 if kind == "open" else 0o700)
+    if kind == "another's":
+        monkeypatch.setattr(os, "getuid", lambda: place.stat().st_uid + 1)
+    with pytest.raises(OutputError, match="this user alone can enter"):
+        own_directory(place)
+
+
 def test_what_another_worker_brought_meanwhile_stays(tmp_path):
     place = tmp_path / "cache" / "d"
 
@@ -72,3 +104,18 @@ def test_what_another_worker_brought_meanwhile_stays(tmp_path):
     assert (place / "a").read_bytes() == b"first"
     assert unpacked_once(lambda: pytest.fail("it is there already"), place) == place
     assert [p.name for p in place.parent.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}"])
+def test_a_cluster_that_does_not_answer_is_one_line(address):
+    at = address.format(free_port())
+    with pytest.raises(OptionError, match="no Ray cluster answers"), ray_session.ray_session(at):
+        pass
+
+
+def test_a_long_temporary_path_leaves_room_for_sockets(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_session.tempfile, "gettempdir", lambda: str(tmp_path))
+    place = Path(ray_session._private_directory())
+    assert len(str(place)) <= len("/tmp/quantdraft-ray-12345678")
+    assert place.stat().st_mode & 0o777 == 0o700
+    place.rmdir()

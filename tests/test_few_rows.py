@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantdraft.kernels import few_rows
 from quantdraft.kernels.few_rows import (
     Bf16FewRowsLinear,
     Int4FewRowsLinear,
     Int8FewRowsLinear,
     compiled_library,
 )
+from quantdraft.kernels.operations import Program
 from quantdraft.unpacking import Unpacked, dequantized
 
 try:
@@ -118,13 +118,24 @@ def test_the_dtype_of_the_input_is_the_outputs():
     assert module(torch.ones(1, IN, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_without_a_compiler_the_reason_is_said(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(few_rows.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="no C compiler"):
-        few_rows._built()
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(ValueError, match="the C compiler failed"):
-        few_rows._built()
-    assert not list((tmp_path / "quantdraft").glob("*.so"))
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("kind", ["int4", "int4 in order", "int8", "bf16"])
+def test_a_kernel_as_an_operation_computes_what_it_computes(rows, has_bias, kind):
+    generator = torch.Generator().manual_seed(rows)
+    bias = torch.randn(37, generator=generator) if has_bias else None
+    if kind == "bf16":
+        weight = torch.randn(37, IN, generator=generator).to(torch.bfloat16)
+        module = Bf16FewRowsLinear(weight, bias, torch.float32)
+    elif kind == "int8":
+        module = Int8FewRowsLinear(random_weight(8, None, False, out=37), bias, torch.float32)
+    else:
+        order = torch.randperm(IN, generator=generator) if kind == "int4 in order" else None
+        packed = random_weight(4, 64, True, out=37)._replace(column_order=order)
+        module = Int4FewRowsLinear(packed, bias, torch.float32)
+    x, out = torch.randn(rows, IN, generator=generator), torch.empty(rows, 37)
+    program = Program([module.as_operation(x, out, lambda n: torch.empty(n, dtype=torch.uint8))])
+    for _ in range(2):
+        program.run()
+        assert torch.equal(out, module(x))
+        x.mul_(-3.0)  # it reads its input anew in every run

@@ -225,3 +225,12 @@ def test_every_cpu_format_gets_a_module_that_is_right(fmt, dtype):
 def test_a_format_without_a_kernel_is_undefined():
     with pytest.raises(NoKernelError, match="no cpu kernel computes in fp8"):
         fastest_linear(WEIGHT, None, "fp8", torch.float32, CPU, (1,))
+
+
+def test_a_kernel_that_is_an_operation_is_timed_as_one(monkeypatch):
+    """The fused mode calls no `forward` of it, so its cost is no part of the trial."""
+    if operations_fault() is not None:
+        pytest.skip(f"not offered on this machine: {operations_fault()}")
+    kernel = Bf16FewRowsLinear(torch.ones(4, 16, dtype=torch.bfloat16), None, torch.float32)
+    monkeypatch.setattr(kernel, "forward", None)
+    assert choice._timed(kernel, torch.ones(2, 16))() > 0

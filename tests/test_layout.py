@@ -26,7 +26,7 @@ MACHINE |= {"verification", "roofline", "memory", "arms"}
 MACHINE |= {"activations", "fidelity", "microscaling", "head_proof", "on_demand"}
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
 TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching", "answering"}
-TOP |= {"sweep", "jobs", "executors"}
+TOP |= {"sweep", "grid", "jobs", "executors"}
 TOP |= {"selection"}
 
 

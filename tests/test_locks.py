@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantdraft.errors import OutputBusyError, OutputError
+from quantdraft.errors import OutputBusyError, OutputError, TrafficError
 from quantdraft.files import whole_directory, write_text
 from quantdraft.locks import lock_path, sole_writer
 
@@ -73,13 +73,30 @@ def test_a_link_to_a_directory_has_the_directorys_lock(tmp_path):
         pass
 
 
-def test_never_two_at_once_in_a_crowd(tmp_path):
-    output, inside, most, turns = tmp_path / "run", [0], [0], [0]
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_refused_run_leaves_no_directory_that_it_made(tmp_path, is_inside):
+    with pytest.raises(TrafficError), sole_writer(tmp_path / "a" / "run", is_inside=is_inside):
+        raise TrafficError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_or_holds_something_stays(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with sole_writer(tmp_path / "empty", is_inside=True):
+        pass
+    with sole_writer(tmp_path / "run", is_inside=True):
+        (tmp_path / "run" / "part").write_text("kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "run"]
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_never_two_at_once_in_a_crowd(tmp_path, is_inside):
+    output, inside, most, turns = tmp_path / "a" / "run", [0], [0], [0]
 
     def work() -> None:
         while turns[0] < 200:
             try:
-                with sole_writer(output):
+                with sole_writer(output, is_inside=is_inside):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     turns[0] += 1
@@ -93,7 +110,8 @@ def test_never_two_at_once_in_a_crowd(tmp_path):
     for thread in crowd:
         thread.join()
     assert most == [1]
-    assert list(tmp_path.iterdir()) == []
+    # Of a directory that one of them made, another may have been the last user.
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):

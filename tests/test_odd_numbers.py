@@ -125,9 +125,33 @@ def test_identical_responses_count_once(capsys):
 
 
 def test_ids_beyond_the_drafts_vocabulary_are_refused_by_the_name_of_the_prompt():
-    candidate = SimpleNamespace(text_config={"vocab_size": 8}, manifest=None)
+    candidate = SimpleNamespace(text_config={"vocab_size": 8}, manifest=None, name="draft")
     with pytest.raises(TrafficError, match=r"prompt 'p1' has token id 8, but .* ends at 7"):
         _usable(counting_up(2, length=5), SimpleNamespace(candidate=candidate))
+
+
+def with_positions(number: int | None, **more: object) -> SimpleNamespace:
+    config = {"vocab_size": VOCAB, "max_position_embeddings": number, **more}
+    return SimpleNamespace(text_config=config, manifest=None, name="draft")
+
+
+def test_responses_beyond_the_models_positions_are_left_out_and_said(capsys):
+    traffic = counting_up(4)  # with their prompts 8, 9, 10 and 11 tokens
+    short = SimpleNamespace(candidate=with_positions(9), target=with_positions(64))
+    assert _usable(traffic, short).responses == traffic.responses[:2]
+    said = "left out: 2 responses longer, with their prompts, than the 9 positions of 'draft'"
+    assert said in capsys.readouterr().err
+    with pytest.raises(TrafficError, match="all responses are longer"):
+        _usable(traffic, SimpleNamespace(candidate=with_positions(7), target=None))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [with_positions(11), with_positions(None), with_positions(6, rope_scaling={"factor": 2.0})],
+)
+def test_responses_within_the_models_positions_stay(model):
+    traffic = counting_up(4)
+    assert _usable(traffic, SimpleNamespace(candidate=model, target=None)) is traffic
 
 
 def test_prompts_in_every_script_survive_the_tokenizer(tiny_pair):

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -364,6 +366,40 @@ def test_interruption_leaves_nothing(
     with pytest.raises(type(error)):
         apply_to(draft, "int4-head4", tmp_path / "out", traffic)
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED_IN_ITS_PROOF = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from quantdraft import quantization
+from quantdraft.recipe import load_recipe
+torch.set_num_threads(int(sys.argv[4]))
+quantization.prove = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+draft, output, traffic = sys.argv[1:4]
+quantization.apply(
+    load_recipe("int4-gptq"), draft, Path(output), calibration=Path(traffic), device="cpu"
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_calibration_starts_over_and_gives_the_undisturbed_runs_bytes(
+    applied: Applied, draft: Path, traffic: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    given = [str(draft), str(tmp_path / "out"), str(traffic), str(torch.get_num_threads())]
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_ITS_PROOF, *given], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+    assert len(list(tmp_path.glob(".out.*.staging"))) == 1, "the calibration was over"
+    again = apply_to(draft, "int4-gptq", tmp_path / "out", traffic)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    undisturbed = applied("int4-gptq")
+    assert again.manifest == undisturbed.manifest
+    for path in undisturbed.path.iterdir():
+        assert file_sha256(again.path / path.name) == file_sha256(path)
 
 
 def test_failed_proof_keeps_the_old_output(

@@ -89,15 +89,17 @@ def test_markdown_numbers_come_from_the_record(tmp_path: Path) -> None:
     markdown, _ = pages(evaluation(), tmp_path)
     row, point = acceptance(4), speed(4, 4)
     assert point.speedup_over_baseline is not None
-    shown = cells(markdown, "Speedup over baseline")
-    assert shown[1] == times(point.speedup_over_baseline.value)
+    assert f"**{times(point.speedup_over_baseline.value)}**" in markdown
+    assert point.control_speedup is not None
+    noise = cells(markdown, "Control, baseline against itself")
+    assert noise[1:] == ["1.001×", "0.993× to 1.009×"]
 
     deciding = markdown.splitlines()
     check = next(line for line in deciding if "| decides |" in line)
     assert times(point.speedup_over_baseline.low) in check
     assert times(point.speedup_over_baseline.high) in check
+    assert "| pass |" in check
     assert "≥ 1.020×" in check
-    assert check.endswith("| pass |")
 
     tau = row.candidate_length.value
     assert point.candidate_ms_per_token is not None
@@ -124,8 +126,16 @@ def test_latency_shows_the_median_and_its_kernels(tmp_path: Path) -> None:
     row = cells(markdown[markdown.index("## Latency") :], "candidate")
     # The factors of the 21 samples are symmetric about 1, so the median is the step itself.
     assert row[1:3] == ["1", "0.503"]
-    assert row[4:8] == ["21", "int8", "linear_dynamic", "4.19 MB"]
-    assert row[8] == f"{significant(4_194_304 / 0.5031 / 1e6)} GB/s"
+    assert row[4:] == ["21", f"{significant(4_194_304 / 0.5031 / 1e6)} GB/s"]
+    row = cells(markdown[markdown.index("| Arm | Kernels |") :], "candidate")
+    assert row == [
+        "candidate",
+        "linear_dynamic",
+        "int8",
+        "eager",
+        "transformers modules",
+        "4.19 MB",
+    ]
 
 
 def test_first_lines_hold_the_verdict(tmp_path: Path) -> None:
@@ -144,7 +154,8 @@ def test_first_screen_says_what_decided_and_what_would_settle(tmp_path: Path) ->
     _, html = pages(unmeasured(), tmp_path)
     header = html.partition("</header>")[0]
     assert "a GPU of compute capability" in header
-    assert "Speedup over baseline" in header
+    assert "Speedup over the baseline draft" in header
+    assert header.count(WHY_UNDEFINED) == 1  # once, beside the check that has no number
     _, html = pages(alarmed(), tmp_path)
     assert "acceptance-collapsed" in html.partition("</header>")[0]
     assert 'role="alert"' in html.partition("</header>")[0]
@@ -152,17 +163,18 @@ def test_first_screen_says_what_decided_and_what_would_settle(tmp_path: Path) ->
 
 def test_undefined_stays_undefined_with_its_reason(tmp_path: Path) -> None:
     markdown, _ = pages(unmeasured(), tmp_path)
-    for label in ("Speedup over baseline", "Speedup over autoregressive", "Draft step"):
+    for label in ("Speedup over autoregressive", "Draft step"):
         row = cells(markdown, label)
-        assert row[1] == "undefined"
-        assert WHY_UNDEFINED in row[2]
+        assert row[1:] == ["undefined", "not measured here"]
+    row = cells(markdown, "Speedup over the baseline draft")
+    assert row[2] == f"undefined: {WHY_UNDEFINED}"
     assert f"| candidate | undefined: {WHY_UNDEFINED} |" in markdown
     assert "(4 · undefined + undefined) / 2.942 = undefined" in markdown
     assert f"Break-even acceptance: undefined: candidate: {WHY_UNDEFINED}" in markdown
     assert "candidate undefined" in markdown  # the best k
     absent = ["undefined", "undefined", "undefined: no token was asked for"]
     assert cells(markdown, "empty")[3:] == absent  # a domain without proposals
-    assert cells(markdown, "Largest speedup")[1] == "undefined"
+    assert cells(markdown, "Largest speedup over the baseline")[1] == "undefined"
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path: Path) -> None:

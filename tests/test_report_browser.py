@@ -3,13 +3,18 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantdraft.report import write_comparison, write_report
+from quantdraft.report import write_comparison, write_document, write_report
+from quantdraft.results import PromptReplay
+from quantdraft.selection.record import Selection
+from quantdraft.selection.rows import selection_document
 from tests.example_evaluation import alarmed, evaluation, gridded, unmeasured, with_text
+from tests.test_selection import DEEP, contender, selection_of
 
 CHROMIUM = next(
     (
@@ -41,7 +46,27 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, each in made.items():
         write_report(each, root / name)
     write_comparison([evaluation("one"), evaluation("two"), unmeasured()], root / "compare")
-    return {name: root / name / "report.html" for name in (*made, "compare")}
+    write_document(selection_document(choice()), root / "select")
+    return {name: root / name / "report.html" for name in (*made, "compare", "select")}
+
+
+def choice() -> Selection:
+    """Two drafts, one under two recipes, on prompts of two domains."""
+    made = (
+        contender("deep", 0.8, 1.0, traits=DEEP),
+        contender("small", 0.7, 0.5),
+        contender("small", 0.69, 0.4, recipe="int4"),
+    )
+    halves = [
+        replace(one, run=replace(one.run, prompts=in_two_domains(one.run.prompts))) for one in made
+    ]
+    return selection_of(*halves)
+
+
+def in_two_domains(prompts: tuple[PromptReplay, ...]) -> tuple[PromptReplay, ...]:
+    return tuple(
+        replace(prompt, domain="prose" if at % 2 else "code") for at, prompt in enumerate(prompts)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +84,7 @@ def opened(browser: Any, path: Path, *, width: int = 1440, scheme: str = "light"
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
     )
+    context.set_default_timeout(120_000)  # a loaded machine is no failure
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -78,6 +104,8 @@ def opened(browser: Any, path: Path, *, width: int = 1440, scheme: str = "light"
         ("inconclusive", NARROW),
         ("hostile", NARROW),
         ("compare", NARROW),
+        ("select", WIDE),
+        ("select", NARROW),
     ],
 )
 def test_every_picture_is_drawn_and_nothing_sticks_out(
@@ -85,7 +113,7 @@ def test_every_picture_is_drawn_and_nothing_sticks_out(
 ) -> None:
     page = opened(browser, pages[name], width=width)
     figures = page.locator("figure.chart")
-    assert figures.count() >= 4
+    assert figures.count() >= 3
     for at in range(figures.count()):
         figure = figures.nth(at)
         assert figure.get_attribute("data-live") == "yes"
@@ -152,7 +180,8 @@ def test_a_click_in_the_legend_shows_one_recipe(browser: Any, pages: dict[str, P
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme"), [("go", "light"), ("inconclusive", "dark"), ("compare", "light")]
+    ("name", "scheme"),
+    [("go", "light"), ("inconclusive", "dark"), ("compare", "light"), ("select", "dark")],
 )
 def test_axe_finds_no_serious_violation(
     browser: Any, pages: dict[str, Path], name: str, scheme: str
@@ -181,3 +210,21 @@ def test_paper_shows_the_pictures_in_light_colours(browser: Any, pages: dict[str
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_paper_unfolds_what_is_folded_and_draws_for_its_width(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    page = opened(browser, pages["go"])
+    wide = "document.querySelector('#chart-break-even svg').getBoundingClientRect().width"
+    on_screen = page.evaluate(wide)
+    seen = {}
+    for event in ("beforeprint", "afterprint"):
+        page.evaluate(f"window.dispatchEvent(new Event('{event}'))")
+        page.wait_for_timeout(300)
+        is_open = "[...document.querySelectorAll('main > details')].map((each) => each.open)"
+        seen[event] = page.evaluate(is_open), page.evaluate(wide)
+    assert set(seen["beforeprint"][0]) == {True}
+    assert seen["beforeprint"][1] == 694  # A4 between its margins
+    assert set(seen["afterprint"][0]) == {False}
+    assert seen["afterprint"][1] == on_screen > 694

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quantdraft.comparison import grid_points
 from quantdraft.report import drawing, write_comparison, write_report
 from quantdraft.report.blocks import Chart
 from quantdraft.report.comparison import comparison
@@ -56,6 +57,7 @@ def test_every_part_of_the_report_is_drawn_where_it_was_measured() -> None:
         "loss-by-domain",
         "break-even",
         "verdict-map",
+        "paying-by-batch",
         "byte-ledger",
         "prompts",
     ]
@@ -105,7 +107,22 @@ def test_the_map_shows_every_point_and_where_speculation_stops_paying() -> None:
     cells = {row["batch"]: row["verdict"] for row in values(section.blocks[0].spec)}  # type: ignore[union-attr]
     # At 1 and 8 the intervals, 1.007 to 1.073 and 0.988 to 1.053, hold the policy's 1.02.
     assert cells == {1: "inconclusive", 8: "inconclusive", 64: "no-go", 256: "undefined"}
-    assert "stops paying at batch 64" in str(section.blocks[1])
+    assert "stops paying at batch 64" in str(section.blocks[2])
+    here = [row["batch"] for row in values(section.blocks[0].spec) if row["is_here"]]  # type: ignore[union-attr]
+    assert here == [1]
+
+
+def test_the_better_draft_by_batch_is_the_one_that_is_compared_with_the_target() -> None:
+    drawn = values(charts(gridded())["paying-by-batch"].spec)
+    rows = {row["batch"]: row for row in drawn if "batch" in row}
+    assert list(rows) == [1, 8, 64]  # 256 was not timed
+    speeds = {point.batch_size: point.speed for point in grid_points(gridded())}
+    for batch, row in rows.items():
+        speed = speeds[batch]
+        assert speed is not None
+        arms = speed.speedup_over_autoregressive, speed.baseline_speedup_over_autoregressive
+        assert row["value"] == max(ends.value for ends in arms if ends is not None)
+    assert "paying-by-batch" not in charts(evaluation())
 
 
 def test_an_alarm_holds_at_every_point_of_the_map() -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from quantdraft.report import write_comparison, write_report
+from quantdraft.errors import OptionError
+from quantdraft.files import read_json
+from quantdraft.report import write_comparison, write_document, write_report
 from quantdraft.results import read_evaluation
+from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.selection.rows import selection_document
+from tests.examples import EXAMPLES, draw, take
 
-EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 RUNS = sorted(path.parent for path in EXAMPLES.glob("*/evaluation.json"))
 
 
@@ -45,3 +49,23 @@ def test_a_published_report_is_what_its_record_gives(run: Path, tmp_path: Path) 
 def test_the_published_comparison_is_what_the_records_give(tmp_path: Path) -> None:
     write_comparison([read_evaluation(run / "evaluation.json") for run in RUNS], tmp_path)
     assert_same(tmp_path, EXAMPLES / "comparison")
+
+
+CHOICES = sorted(path.parent for path in EXAMPLES.glob("*/selection.json"))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
+def test_a_published_choice_is_what_its_record_gives(choice: Path, tmp_path: Path) -> None:
+    selection = read_json(choice / "selection.json", Selection, SELECTION_SCHEMA_VERSION)
+    write_document(selection_document(selection), tmp_path)
+    assert_same(tmp_path, choice)
+
+
+def test_the_examples_are_taken_and_drawn_as_the_commands_do(tmp_path: Path) -> None:
+    for run in RUNS[:2]:
+        assert take(run, tmp_path).read_bytes() == (run / "evaluation.json").read_bytes()
+    drawn = draw(tmp_path)
+    assert [path.name for path in drawn] == [*(run.name for run in RUNS[:2]), "comparison"]
+    assert all((path / "report.html").is_file() for path in drawn)
+    with pytest.raises(OptionError, match=r"neither evaluation\.json nor selection\.json"):
+        take(tmp_path, tmp_path)

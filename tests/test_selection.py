@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from click.testing import CliRunner
 from quantdraft.capture import capture
 from quantdraft.cli import main
 from quantdraft.errors import OptionError
+from quantdraft.locks import sole_writer
+from quantdraft.report import write_document
+from quantdraft.report.blocks import Chart
 from quantdraft.results import Alarm, Evaluation, Latency, PromptReplay
 from quantdraft.selection import Contender, Traits, rank
 from quantdraft.selection.ranking import basis_of
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.selection.rows import answer, lines_of
+from quantdraft.selection.rows import answer, banner, lines_of, selection_document
 from quantdraft.traffic import Sampling
 from tests.conftest import Pair, save_noisy, save_tokenizer
 from tests.example_evaluation import evaluation, rounds
 from tests.test_advice import timed
+from tests.test_report_charts import values
 
 NUM_TOKENS = 126
 KS = evaluation().num_speculative_tokens
@@ -130,9 +135,9 @@ def test_the_answer_names_draft_recipe_and_k() -> None:
     text = answer(made)
     assert text.startswith("Take a with the recipe int4, at k = ")
     assert "cannot tell" not in text
-    page = lines_of(made)
-    assert "layers 6 for 2" in page
-    assert "training domain not stated for code" in page
+    page = " ".join(lines_of(made).split())
+    assert "layers 6 against 2" in page
+    assert "training domain not stated against code" in page
 
 
 def test_an_answer_that_the_intervals_do_not_bear_says_so() -> None:
@@ -146,6 +151,71 @@ def test_an_answer_that_the_intervals_do_not_bear_says_so() -> None:
 def test_a_choice_of_which_none_pays_says_serve_without() -> None:
     made = selection_of(contender("a", 0.2, 9.0), contender("b", 0.1, 9.0))
     assert answer(made).startswith("None of these pays")
+
+
+def drawn(made: Selection) -> dict[str, Chart]:
+    return {chart.name: chart for chart in selection_document(made).charts}
+
+
+def rows_of(chart: Chart) -> list[dict[str, Any]]:
+    """Every data row of its specification."""
+    return values(chart.spec)
+
+
+def test_the_plane_puts_every_row_at_its_measured_cost_and_acceptance() -> None:
+    """A draft step of 2 ms beside a target's of 10 ms is c = 0.2, without noise in its interval."""
+    made = selection_of(contender("a", 0.8, 2.0), contender("b", 0.6, 0.5, recipe="int4"))
+    rows = {row["name"]: row for row in rows_of(drawn(made)["kept-for-cost"])}
+    assert [rows["a"][key] for key in ("x", "x_low", "x_high")] == pytest.approx([0.2] * 3)
+    assert rows["b + int4"]["x"] == pytest.approx(0.05)
+    assert rows["a"]["y"] == pytest.approx(rounds(0.8, 4).acceptance_rate)
+    assert [row["standing"] for row in rows.values()].count("recommended") == 1
+    assert rows["b + int4"]["recipe"] == "int4"
+
+
+def test_a_prediction_is_drawn_as_one() -> None:
+    untimed = replace(timed(1, 1.0, 10.0, 0.0), arms={}, undefined={"baseline": "no kernel"})
+    made = selection_of(contender("a", 0.7, 1.0), contender("b", 0.7, 1.0, latency=untimed))
+    pictures = drawn(made)
+    assert "a prediction" in pictures["kept-for-cost"].description
+    assert {row["x"] for row in rows_of(pictures["kept-for-cost"])} == {0.1}  # 100 of 1000 bytes
+    speeds = [row for row in rows_of(pictures["speeds"]) if "predicted" in row]
+    assert {row["value"] for row in speeds} == {None}
+    assert banner(made).tone == "doubt"
+
+
+def test_acceptance_by_domain_is_that_of_the_domains_prompts() -> None:
+    """Half of the prompts are code at 0.9, half prose at 0.5: each domain has its own rate."""
+    half = contender("half", [0.9] * 12 + [0.5] * 12, 1.0)
+    prompts = tuple(
+        replace(prompt, domain="code" if at < 12 else "prose")
+        for at, prompt in enumerate(half.run.prompts)
+    )
+    made = selection_of(replace(half, run=replace(half.run, prompts=prompts)))
+    rows = {row["domain"]: row for row in rows_of(drawn(made)["rates-by-domain"])}
+    for name, alpha in (("code", 0.9), ("prose", 0.5)):
+        assert rows[name]["value"] == pytest.approx(rounds(alpha, 4).acceptance_rate)
+        assert rows[name]["num_prompts"] == 12
+    assert "rates-by-domain" not in drawn(selection_of(contender("a", 0.8, 1.0)))
+
+
+def test_the_banner_is_sure_only_where_every_other_is_slower() -> None:
+    sure = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 1.0))
+    assert (banner(sure).word, banner(sure).tone) == ("a", "good")
+    none = selection_of(contender("a", 0.2, 9.0), contender("b", 0.1, 9.0))
+    assert (banner(none).word, banner(none).tone) == ("NONE", "bad")
+
+
+def test_the_pages_and_pictures_of_a_choice_are_written(tmp_path: Path) -> None:
+    name = "</script><script>alert(1)</script>"
+    made = selection_of(contender(name, 0.8, 1.0), contender("b", 0.6, 1.0, recipe="int8"))
+    write_document(selection_document(made), tmp_path)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "speeds.svg",
+        "kept-for-cost.svg",
+    }
+    assert "figures/kept-for-cost.svg" in (tmp_path / "report.md").read_text()
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 
 def test_an_alarm_stands_beside_its_row() -> None:
@@ -203,6 +273,17 @@ def test_a_choice_refuses_another_vocabulary_ranks_the_rest_and_is_not_done_twic
     code, _, _ = choose(*given)
     assert code == 0
     assert [path.stat().st_mtime_ns for path in runs] == before
+
+
+def test_two_choices_into_one_directory_exclude_each_other(
+    tiny_pair: Pair, traffic: Path, tmp_path: Path
+) -> None:
+    given = ["--target", tiny_pair.target, "--traffic", traffic, "-o", tmp_path / "out"]
+    given += ["--draft", tiny_pair.draft, "--recipe", "int8", "--no-latency"]
+    with sole_writer(tmp_path / "out", is_inside=True):
+        code, _, told = choose(*given)
+    assert code == 1
+    assert "is being written by process" in told
 
 
 def test_wrong_input_is_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,23 @@ import pytest
 from quantdraft import jobs, sweep
 from quantdraft.capture import capture
 from quantdraft.domains import split_by_domain
-from quantdraft.errors import OptionError, OutputExistsError, TrafficError
+from quantdraft.errors import (
+    OptionError,
+    OutputBusyError,
+    OutputError,
+    OutputExistsError,
+    QuantDraftError,
+    TrafficError,
+)
 from quantdraft.evaluation import evaluate
+from quantdraft.executors.local import run_local
+from quantdraft.grid import SweepSettings, expanded, grid, with_absolute_paths
 from quantdraft.inputs import Settings
 from quantdraft.jobs import ApplyJob, EvaluateJob, is_done
+from quantdraft.locks import sole_writer
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
 from quantdraft.results import read_evaluation
-from quantdraft.sweep import SweepSettings, expanded, grid
 from quantdraft.traffic import Sampling, read_traffic
 from tests.conftest import Pair
 
@@ -159,6 +169,44 @@ def test_the_baseline_is_replayed_once_a_draft(settings, monkeypatch):
     assert len(replayed) == 1 + len(settings.recipes)
 
 
+def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
+    settings, tiny_pair, tmp_path, monkeypatch
+):
+    (tmp_path / "t.jsonl").write_bytes(settings.traffic_path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "draft").symlink_to(tiny_pair.draft)
+    given = replace(
+        settings,
+        drafts=("draft",),
+        recipes=("int4-gptq",),
+        traffic_path=Path("t.jsonl"),
+        output=Path("out"),
+        calibration=Path("owner/texts"),
+        executor="ray",
+        evaluation=replace(settings.evaluation, target="owner/model"),
+    )
+    _, (made, judged) = grid(with_absolute_paths(given))
+    assert (made.draft, made.output) == (
+        str(tmp_path / "draft"),
+        tmp_path / "out" / "candidates" / "draft-int4-gptq",
+    )
+    assert made.calibration == Path("owner/texts")
+    assert judged.settings.traffic_path == tmp_path / "t.jsonl"
+    assert (judged.settings.target, judged.settings.baseline) == ("owner/model", made.draft)
+
+
+def test_recipes_that_leave_prompts_out_share_a_replay_of_their_own(settings):
+    """Else one recipe's replay of the baseline would replace another's, and back."""
+    given = replace(settings, calibration=settings.traffic_path)
+    names = ("int8", "int4-gptq", "int4", "int8-gptq")
+    _, found = grid(replace(given, recipes=names))
+    shared = {
+        name: next(j for j in found if j.name == f"draft-{name}").settings.shared_stages
+        for name in names
+    }
+    assert shared["int8"] == shared["int4"] != shared["int4-gptq"] == shared["int8-gptq"]
+
+
 def test_each_domain_is_judged_on_its_own_responses(settings):
     sweep.sweep(replace(settings, recipes=("int8",), by_domain=True))
     runs = settings.output / "runs"
@@ -193,6 +241,109 @@ def test_domains_that_come_to_one_name_are_refused(tmp_path):
     log.write_text("".join(json.dumps(line | {"domain": d}) + "\n" for d in ("a b", "a/b")))
     with pytest.raises(TrafficError, match="two domains come to one file name"):
         split_by_domain(log, tmp_path)
+
+
+def test_a_job_that_was_killed_before_its_sweep_heard_of_it_is_done(settings, monkeypatch):
+    """Killed after the output's last file, and before anything else."""
+    alone = replace(settings, recipes=("int8",))
+    sweep.sweep(alone)
+    _, (made, judged) = grid(alone)
+    for job in (made, judged):
+        monkeypatch.setattr(type(job), "work", lambda job, at: pytest.fail("done already"))
+    (settings.output / "sweep.json").unlink()
+    sweep.sweep(alone)
+    assert (settings.output / "sweep.json").is_file()
+
+
+@pytest.mark.parametrize("dies", ["apply", "evaluate"])
+def test_a_job_that_was_killed_midway_is_not_done_and_keeps_its_parts(settings, dies, monkeypatch):
+    alone = replace(settings, recipes=("int8",))
+    _, (made, judged) = grid(alone)
+    victim = made if dies == "apply" else judged
+    real = type(victim).work
+
+    def half(job, at):
+        job.output.mkdir(parents=True)
+        if job is made:  # its candidate appears at once: what a kill leaves is hidden
+            job.output.rename(job.output.with_name(f".{job.output.name}.abcdefgh.staging"))
+        else:
+            (job.output / "part").write_text("kept")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(victim), "work", half)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([made, judged], settings)
+    assert not is_done(victim, here)
+    monkeypatch.setattr(type(victim), "work", real)
+    run_jobs([made, judged], settings)
+    assert is_done(victim, here)
+    assert (judged.output / "part").exists() == (dies == "evaluate")
+    assert not list(made.output.parent.glob(".*"))
+
+
+def run_jobs(jobs, settings):
+    return run_local(jobs, settings.output / "logs", lambda outcome: None)
+
+
+def test_what_stood_there_of_other_inputs_goes_before_the_work_begins(settings):
+    _, (made, judged) = grid(replace(settings, recipes=("int8",)))
+    run_jobs([made, judged], settings)
+    _, (_, other) = grid(
+        replace(settings, recipes=("int8",), evaluation=replace(settings.evaluation, ks=(1,)))
+    )
+    assert (other.output / "evaluation.json").is_file()
+    jobs.begin(other, here)
+    assert not other.output.exists()
+
+
+def test_a_full_disk_ends_the_sweep_and_is_no_failure_of_a_recipe(settings, monkeypatch):
+    def full(job, at):
+        raise OutputError("cannot write 'x': No space left on device.")
+
+    monkeypatch.setattr(ApplyJob, "work", full)
+    with pytest.raises(OutputError, match="No space left"):
+        sweep.sweep(settings)
+    assert not (settings.output / "sweep.json").exists()
+
+
+def test_a_log_that_the_disk_refuses_is_one_line(settings, monkeypatch):
+    def full(job, at):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ApplyJob, "work", full)
+    with pytest.raises(OutputError, match=r"cannot write '.*apply-draft-int8\.log': No space left"):
+        sweep.sweep(settings)
+
+
+def test_two_sweeps_into_one_directory_exclude_each_other(settings):
+    with (
+        sole_writer(settings.output, is_inside=True),
+        pytest.raises(OutputBusyError, match="being written by process"),
+    ):
+        sweep.sweep(settings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"recipes": ("int8", "fp9")}, {"drafts": ("./none",)}, {"traffic_path": Path("none.jsonl")}],
+)
+def test_a_wrong_name_is_told_before_anything_is_written(settings, wrong):
+    with pytest.raises(QuantDraftError):
+        sweep.sweep(replace(settings, **wrong))
+    assert not settings.output.exists()
+
+
+def test_a_sweep_that_was_killed_at_its_first_write_goes_on(settings, monkeypatch):
+    def die(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", die)
+        with pytest.raises(MemoryError):
+            sweep.sweep(settings)
+    assert [path.name[0] for path in settings.output.iterdir()] == ["."]
+    sweep.sweep(replace(settings, recipes=("int8",)))
+    assert not list(settings.output.glob(".*"))
 
 
 def test_another_sweeps_directory_needs_force(settings):

@@ -1,8 +1,9 @@
 """Is the draft right often enough? Judged per token asked for, which does not depend on k.
 
-Accepted / proposed falls with k whatever the draft: at k = 8 a draft that is right 80 times in 100
-has a rate of 0.42. So the bands of the practitioners' rule are held against the independent
-acceptance per token that gives the measured length (Leviathan et al.'s α).
+Accepted / proposed, the acceptance rate, falls with k whatever the draft: at k = 8 a draft that is
+right 80 times in 100 has a rate of 0.42. So the bands of the practitioners' rule are held against
+α, the independent acceptance per token that gives the measured length (Leviathan et al.). The
+verdict's checks hold the acceptance rate itself; every line here says which of the two it shows.
 """
 
 from __future__ import annotations
@@ -79,15 +80,23 @@ def _below(
         state=state,
         finding=finding,
         seen=(
-            f"{percent_of(alpha)} accepted per token asked for at k = {k}, the baseline "
-            f"{percent_of(baseline)}"
+            f"α = {percent_of(alpha)} at k = {k}, the baseline's {percent_of(baseline)} "
+            f"({_not_the_rate(acceptance)})"
         ),
-        limit=f"below {100 * limit:.0f} %",
+        limit=f"α below {100 * limit:.0f} %",
         source=PRACTITIONERS,
         action=action,
         command=command,
         observed=alpha,
         threshold=limit,
+    )
+
+
+def _not_the_rate(acceptance: AcceptanceComparison) -> str:
+    """α and the rate of the verdict's checks are two numbers; a reader sees which is which."""
+    return (
+        "α: acceptance per token asked for; accepted / proposed is "
+        f"{100 * acceptance.candidate_rate.value:.1f} %"
     )
 
 
@@ -129,10 +138,10 @@ def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, .
             state="found" if found else "cannot tell",
             finding="the draft's pass is too dear",
             seen=(
-                f"{percent_of(alpha)} accepted per token asked for at k = {k}, and "
+                f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
                 f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
             ),
-            limit=f"above {100 * HIGH_ALPHA:.0f} % without a speedup over {limit:.2f} ×",
+            limit=f"α above {100 * HIGH_ALPHA:.0f} % without a speedup over {limit:.2f} ×",
             source=PRACTITIONERS,
             action="a smaller draft, fewer bits or a lower k; better acceptance can hardly help"
             if found

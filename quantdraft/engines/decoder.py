@@ -36,6 +36,7 @@ class DecoderShape:
     num_kv_heads: int
     head_dim: int
     hidden_size: int
+    intermediate_size: int
     vocab_size: int
     norm_eps: float
 
@@ -49,6 +50,7 @@ class DecoderShape:
             head_dim=getattr(config, "head_dim", None)
             or config.hidden_size // config.num_attention_heads,
             hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
             vocab_size=config.vocab_size,
             norm_eps=config.rms_norm_eps,
         )
@@ -84,10 +86,12 @@ class KVCache:
         batch_size: int,
         num_slots: int,
         turns: tuple[Tensor, Tensor],
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """dtype: of the entries; None: that of the turns."""
         self.cos, self.sin = turns
         size = (shape.num_layers, batch_size, 2 * shape.num_kv_heads, num_slots, shape.head_dim)
-        self.entries = torch.zeros(size, dtype=self.cos.dtype, device=self.cos.device)
+        self.entries = torch.zeros(size, dtype=dtype or self.cos.dtype, device=self.cos.device)
         self.batch_size, self.num_slots = batch_size, num_slots
 
     @property

@@ -57,7 +57,9 @@ class NativeModel:
     @property
     def is_exact(self) -> bool:
         """True where every product is a float32 sum, so that near-ties fall as in a replay."""
-        return all(part in EXACT_KERNELS for kernel in self.kernels for part in kernel.split("+"))
+        return self.dtype == torch.float32 and all(
+            part in EXACT_KERNELS for kernel in self.kernels for part in kernel.split("+")
+        )
 
     @property
     def is_own(self) -> bool:

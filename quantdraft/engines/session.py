@@ -1,8 +1,9 @@
-"""A model decoding a fixed batch: its cache, and its functions run eagerly, compiled or as graphs.
+"""A model decoding a fixed batch: its cache, and its functions in one of four modes.
 
-A CUDA graph replays what was recorded, so its inputs live in fixed buffers and attention reads a
-fixed number of cache slots: graphs are kept per function, shape and number of slots, and the slots
-come in steps. On a CPU each layer may be compiled instead.
+Eager: operation by operation. Fused, on a CPU: as lists of C calls. Compiled, on a CPU: each layer
+by torch's compiler. Graph, on a GPU: replayed as recorded, so inputs live in fixed buffers and
+attention reads a fixed number of cache slots: graphs are kept per function, shape and number of
+slots, and the slots come in steps.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from quantdraft.engines.borrowed import BorrowedRows
 from quantdraft.engines.decoder import KVCache
+from quantdraft.engines.fused import FusedDecoder, fused_fault
 from quantdraft.engines.native import NativeModel
+from quantdraft.kernels.operations import operations_fault
 
-Mode = Literal["eager", "compiled", "graph"]
+Mode = Literal["eager", "fused", "compiled", "graph"]
 Function = Callable[..., Any]
 # Slots that a recorded or compiled step attends to, in steps of so many.
-SLOT_STEP = {"eager": 1, "compiled": 64, "graph": 256}
+SLOT_STEP = {"eager": 1, "fused": 1, "compiled": 64, "graph": 256}
 
 
 class Session:
@@ -40,8 +43,12 @@ class Session:
         self.slot_step = SLOT_STEP[mode] if native.is_own else 1
         self.rows: BorrowedRows | None = None
         self.cache: KVCache | None = None
+        self._fused: FusedDecoder | None = None
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
-        if native.is_own:
+        if native.is_own and mode == "fused" and fused_fault(native.model) is None:
+            self._fused = FusedDecoder(native.model, batch_size, num_slots, native.dtype)
+            self.cache = self._fused.cache
+        elif native.is_own:
             num_slots = self.num_live(num_slots)
             turns = native.model.rotary(num_slots, native.dtype)
             self.cache = KVCache(native.model.shape, batch_size, num_slots, turns)
@@ -71,6 +78,8 @@ class Session:
         """Logits, (batch, n, vocab): see `Decoder.forward`."""
         if self.rows is not None:
             return self.rows.forward(token_ids, positions, at)
+        if self._fused is not None:
+            return self._fused.forward(token_ids, positions, at)
         logits: Tensor = self.native.model(
             self.cache, token_ids, positions, num_live, at, sees_all, self._layers
         )
@@ -118,7 +127,14 @@ def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
     """The ways this model can run here; the first is the safe one."""
     if not native.is_own:
         return ("eager",)
-    return ("graph",) if device.type == "cuda" else ("eager", "compiled")
+    if device.type == "cuda":
+        return ("graph",)
+    return ("eager", "compiled") if fused_fault(native.model) else ("eager", "fused", "compiled")
+
+
+def live_mode(device: torch.device) -> Mode:
+    """How short texts are decoded: to record or to compile would take longer than they do."""
+    return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
 
 
 def _layers(native: NativeModel, mode: Mode) -> Sequence[Any]:

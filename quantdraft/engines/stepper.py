@@ -37,6 +37,7 @@ class Stepper:
         shape = (batch_size, num_slots)
         tokens = torch.randint(self.session.vocab_size, shape, generator=generator)
         self.tokens = tokens.to(self.session.device)
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
         if self.session.cache is None:
             self._prefill()
         else:
@@ -45,18 +46,23 @@ class Stepper:
     @torch.inference_mode()
     def step(self, num_tokens: int) -> None:
         """A pass over `num_tokens` new tokens of every row, its argmax, and back to the context."""
-        start, session = self.context_length, self.session
-        end = start + num_tokens
-        num_live = session.num_live(end)
+        session = self.session
+        num_live = session.num_live(self.context_length + num_tokens)
         # A lone token with nothing padded behind it needs no mask.
         sees_all = num_tokens == session.slot_step == 1
 
         def run(token_ids: Tensor, positions: Tensor) -> Tensor:
             return session.forward(token_ids, positions, num_live, None, sees_all).argmax(-1)
 
-        session.call(
-            ("step", num_tokens), run, self.tokens[:, start:end], self._positions(start, end)
-        )
+        session.call(("step", num_tokens), run, *self._new(num_tokens))
+
+    def _new(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The tokens behind the context and their positions, (batch, num_tokens) each."""
+        if num_tokens not in self._inputs:
+            start, end = self.context_length, self.context_length + num_tokens
+            positions = self._positions(start, end).contiguous()
+            self._inputs[num_tokens] = self.tokens[:, start:end].contiguous(), positions
+        return self._inputs[num_tokens]
 
     @torch.inference_mode()
     def _prefill(self) -> None:

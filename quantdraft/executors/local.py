@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantdraft.jobs import Job, Outcome, perform
+from quantdraft.progress import step
 
 Told = Callable[[Outcome], None]
 
@@ -18,7 +19,8 @@ def run_local(jobs: Sequence[Job], logs: Path, told: Told) -> dict[str, Outcome]
         if failed is not None and failed.error is not None:
             outcome = Outcome(job.name, failed.error)
         else:
-            outcome = perform(job, lambda path: path, logs / f"{job.name}.log")
+            with step(job.name):
+                outcome = perform(job, lambda path: path, logs / f"{job.name}.log")
         outcomes[job.name] = outcome
         told(outcome)
     return outcomes

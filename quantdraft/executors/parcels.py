@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from quantdraft.checkpoint import require_own_files
 from quantdraft.errors import OptionError
 
 MAX_BYTES = 32 * 2**30  # of one parcel: more than that belongs on a shared disk
@@ -33,7 +34,13 @@ class Parcel:
 
 
 def packed(path: Path) -> Parcel:
-    """Read a file or a whole directory; OptionError where that is too large to send."""
+    """Read a file or a whole directory; OptionError where that is too large to send.
+
+    Raises CheckpointError for a link that leads out of the directory: sent, it would be a file like
+    any other.
+    """
+    for directory in [p for p in (path, *path.rglob("*")) if p.is_dir()]:
+        require_own_files(directory)
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     num_bytes = sum(file.stat().st_size for file in found)
     if num_bytes > MAX_BYTES:

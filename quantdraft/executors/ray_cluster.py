@@ -1,14 +1,15 @@
 """Jobs on a Ray cluster: every node's processors and GPUs, with lost workers' jobs done again.
 
 Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
-come back as results. With one, jobs read and write where the one who asks does.
+come back as results. With one, jobs read and write where the one who asks does: so they do in a
+cluster of this machine alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft import __version__
-from quantdraft.errors import MissingPackageError, OptionError
+from quantdraft.errors import OptionError, OutputError
+from quantdraft.executors.own_directory import own_directory
 from quantdraft.executors.parcels import Parcel, packed, unpacked_once, unpacked_parcel
-from quantdraft.jobs import Job, Outcome, is_done, mark_done, perform, require_same_version
+from quantdraft.executors.ray_session import ray_session
+from quantdraft.files import write_text
+from quantdraft.jobs import (
+    Job,
+    Outcome,
+    Places,
+    begin,
+    done_before,
+    perform,
+    require_same_version,
+)
 
 MAX_RETRIES = 3  # of a job whose worker or node was lost
-CACHE_NAME = "quantdraft-ray"
+CACHE_FILE = "ray-cache"  # in the sweep's directory: the name of its directory on every node
 
 Told = Callable[[Outcome], None]
 
@@ -59,16 +71,16 @@ def run_on_ray(
         this machine alone, for as long as the sweep takes
     Raises MissingPackageError without Ray, OptionError where no such cluster answers.
     """
-    ray = _connected(address)
-    try:
+    with ray_session(address) as ray:
         resources = _with_cpus(ray, resources)
         _require_room(ray, resources)
-        crew = _Crew(ray, resources, logs, is_shared)
+        crew = _Crew(ray, resources, logs, is_shared or address is None)
         for job in jobs:
             crew.send(job)
-        return crew.gathered(told)
-    finally:
-        ray.shutdown()
+        outcomes = crew.gathered(told)
+        if all(outcome.error is None for outcome in outcomes.values()):
+            crew.clear_nodes()
+        return outcomes
 
 
 class _Crew:
@@ -85,6 +97,7 @@ class _Crew:
         if resources.memory_bytes is not None:
             options["memory"] = resources.memory_bytes
         self.task = ray.remote(**options)(_worked)
+        self.cache = "" if is_shared else _cache_name(logs.parent / CACHE_FILE)
         self.inputs: dict[Path, tuple[Sent, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.results: dict[str, tuple[Any, Any]] = {}  # outcome and output, by the job's name
@@ -93,13 +106,14 @@ class _Crew:
     def send(self, job: Job) -> None:
         """Submit a job; its inputs go to the object store once, another job's output directly."""
         needed = self.results.get(job.needs or "")
-        if needed is None and is_done(job, _here):
-            self.outcomes[job.name] = Outcome(job.name, was_done=True)
+        before = done_before(job, _here) if needed is None else None
+        if before is not None:
+            self.outcomes[job.name] = before
             return
         made = None if needed is None or job.needs is None else self.jobs[job.needs].output
         inputs = [self._put(path) for path in job.inputs if path != made]
         after, output = needed or (None, None)
-        order = Order(job, tuple(inputs), made, str(self.logs), self.is_shared, __version__)
+        order = Order(job, tuple(inputs), made, str(self.logs), self.cache, __version__)
         self.jobs[job.name] = job
         self.results[job.name] = tuple(self.task.remote(order, after, output))
 
@@ -115,17 +129,35 @@ class _Crew:
             told(self.outcomes[name])
         return self.outcomes
 
+    def clear_nodes(self) -> None:
+        """Remove what the sweep kept on the nodes; a node that is gone has taken it along."""
+        if self.is_shared:
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = self.ray.remote(num_cpus=0, max_retries=0)(_cleared)
+        nodes = [node["NodeID"] for node in self.ray.nodes() if node["Alive"]]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        sent = [task.options(scheduling_strategy=place).remote(self.cache) for place in places]
+        self.ray.wait(sent, num_returns=len(sent), timeout=60)
+        (self.logs.parent / CACHE_FILE).unlink(missing_ok=True)
+
     def _outcome(self, name: str) -> Outcome:
         told, output = self.results[name]
         try:
             outcome: Outcome = self.ray.get(told)
             if outcome.error is None and not self.is_shared:
+                begin(self.jobs[name], _here)
                 unpacked_parcel(self.ray.get(output), self.jobs[name].output)
-                mark_done(self.jobs[name], _here)
         except self.ray.exceptions.RayError as error:
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            return Outcome(name, f"its worker failed: {words[-1][:200]}")
+            return Outcome(name, f"its worker failed: {self._reason(error)}")
         return outcome
+
+    def _reason(self, error: Exception) -> str:
+        """In one line: of a traceback the last, of what Ray itself says the first."""
+        words = str(error).strip().splitlines() or [""]
+        is_traceback = isinstance(error, self.ray.exceptions.RayTaskError)
+        return f"{type(error).__name__}: {words[-1 if is_traceback else 0]}"[:300]
 
     def _put(self, path: Path) -> tuple[Sent, Any]:
         if self.is_shared:
@@ -144,7 +176,7 @@ class Order:
     inputs: tuple[tuple[Sent, Any], ...]
     made: Path | None  # the path of the output of the job it needs, which comes as a value
     logs: str
-    is_shared: bool
+    cache: str  # the directory's name on every node; empty: the disk is shared
     version: str
 
 
@@ -156,30 +188,43 @@ def _worked(
     require_same_version(order.version)
     if after is not None and after.error is not None:
         return Outcome(job.name, after.error), None
-    if order.is_shared:
-        return perform(job, _here, Path(order.logs) / f"{job.name}.log"), None
+    if not order.cache:
+        return _performed(job, _here, Path(order.logs) / f"{job.name}.log"), None
+    try:
+        cache = own_directory(Path(tempfile.gettempdir()) / order.cache)
+    except OutputError as error:
+        return Outcome(job.name, str(error)), None
     places = {
-        sent.path: _placed(sent.digest, sent.path, partial(_fetched, ref))
+        sent.path: _placed(cache, sent.digest, sent.path, partial(_fetched, ref))
         for sent, ref in order.inputs
     }
     if order.made is not None and output is not None:
-        places[order.made] = _placed(output.digest, order.made, lambda: output)
-    with tempfile.TemporaryDirectory(prefix=f"{CACHE_NAME}-") as home:
-        places[job.output] = Path(home) / job.output.name
+        places[order.made] = _placed(cache, output.digest, order.made, lambda: output)
 
-        def at(path: Path) -> Path:
-            # What is no input, such as shared stages, stays on the node.
-            kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-            return places.get(path) or _cache() / kept / path.name
+    def at(path: Path) -> Path:
+        # What is no input stays on the node: stages, and the output until it is whole.
+        kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        return places.get(path) or cache / kept / path.name
 
-        outcome = perform(job, at, Path(home) / "job.log")
-        made = packed(places[job.output]) if outcome.error is None else None
-        return outcome, made
+    outcome = _performed(job, at, at(Path(order.logs)) / f"{job.name}.log")
+    if outcome.error is not None:
+        return outcome, None
+    made = packed(at(job.output))
+    shutil.rmtree(at(job.output).parent)
+    return outcome, made
 
 
-def _placed(digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
+def _performed(job: Job, at: Places, log: Path) -> Outcome:
+    """A worker's disk is not the others': what it refuses is this job's outcome alone."""
+    try:
+        return perform(job, at, log)
+    except OutputError as error:
+        return Outcome(job.name, str(error))
+
+
+def _placed(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
     """What lies at `path` for the one who asks, on this node."""
-    return unpacked_once(parcel, _cache() / digest[:32] / path.name)
+    return unpacked_once(parcel, cache / digest[:32] / path.name)
 
 
 def _fetched(ref: Any) -> Parcel:
@@ -193,31 +238,15 @@ def _here(path: Path) -> Path:
     return path
 
 
-def _cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"{CACHE_NAME}-cache-{os.getuid()}"
+def _cache_name(path: Path) -> str:
+    """A name that nobody can guess; the same for a sweep that goes on."""
+    if not path.is_file():
+        write_text(path, f"quantdraft-ray-{secrets.token_hex(16)}")
+    return path.read_text(encoding="utf-8")
 
 
-def _connected(address: str | None) -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError(
-            "--executor ray needs Ray. Install quantdraft[ray], or use --executor local."
-        ) from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise OptionError(
-            f"no Ray cluster answers at --ray-address {address!r}. Start one (`ray start --head`), "
-            "or leave the option out for one of this machine alone."
-        ) from error
-    return ray
+def _cleared(cache: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir()) / cache, ignore_errors=True)
 
 
 def _with_cpus(ray: Any, resources: Resources) -> Resources:

@@ -11,26 +11,10 @@
  * weights as its 16-bit words have half-bytes: in 64 weights the lowest half-bytes of 16 words are
  * the first 16 weights, and so on; in 32, the low halves of 16 bytes are the first 16.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
+#include "vectors.h"
 
 #define MAX_ROWS 4
-#define LANES 8
 #define AHEAD 1024  /* bytes: what is fetched while the weights before it are multiplied */
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE float total(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
-
-INLINE float largest_of(__m256 v) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
 
 INLINE __m256i at(const void *place) { return _mm256_loadu_si256((const __m256i *)place); }
 

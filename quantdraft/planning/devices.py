@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from quantdraft.errors import OptionError
+from quantdraft.errors import OptionError, nearest
 
 DEVICES_FILE = Path(__file__).with_name("devices.yaml")
 
@@ -42,8 +41,7 @@ def load_device(name: str) -> Device:
     wanted = name.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-")
     if wanted in devices:
         return devices[wanted]
-    near = difflib.get_close_matches(wanted, devices, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = nearest(wanted, devices, cutoff=0.5)  # the names are short
     raise OptionError(f"no device {name!r}.{hint} There are: {', '.join(devices)}.")
 
 

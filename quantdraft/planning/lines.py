@@ -1,15 +1,16 @@
-"""A plan as lines of at most 100 columns."""
+"""A plan as lines: as wide as the terminal, or at most 100 columns."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from quantdraft.planning.curve import Curve, CurvePoint
 from quantdraft.planning.plan import Plan
 from quantdraft.planning.prediction import Prediction, RecipePrediction
+from quantdraft.report import terminal
+from quantdraft.report.blocks import Table
+from quantdraft.report.screen import here
 
-WIDTH = 100
 UNDEFINED = "none"
 MIN_LOSS = 0.0005  # under it the points round to nothing
 CURVE_COLUMNS = ("k", "tokens a round", "speedup", "rule of thumb", "arithmetic", "pays from", "")
@@ -25,7 +26,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _curve(curve: Curve) -> Iterator[str]:
-    yield (
+    yield from _wrapped(
         f"Prediction for {100 * curve.acceptance_rate:.1f} % accepted per token asked for, a draft "
         f"step at {curve.draft_cost:.4g} of the target's"
     )
@@ -83,7 +84,9 @@ def _pair(prediction: Prediction) -> Iterator[str]:
     yield ""
     groups = _same_bytes([row for row in prediction.recipes if row.reason is None])
     rows = [group[0] for group in groups]
-    yield from _table(PAIR_COLUMNS, [_row(row) for row in (prediction.baseline, *rows)], left={0})
+    yield from _table(
+        PAIR_COLUMNS, [_row(row) for row in (prediction.baseline, *rows)], names=frozenset({0})
+    )
     yield from _wrapped("".join(_also(group) for group in groups).strip())
     yield ""
     yield from _wrapped(
@@ -139,23 +142,15 @@ def _row(row: RecipePrediction) -> tuple[str, ...]:
 
 
 def _table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: frozenset[int] | set[int] = frozenset(),
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], names: frozenset[int] = frozenset()
 ) -> Iterator[str]:
-    widths = [max(len(row[at]) for row in (columns, *rows)) for at in range(len(columns))]
-    for number, row in enumerate((columns, *rows)):
-        cells = [
-            cell.ljust(width) if at in left or columns[at] == "" else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
-        if number == 0:
-            yield "─" * (sum(widths) + 2 * (len(widths) - 1))
+    """names: columns of words; all others are numbers, but for what has no heading"""
+    numbers = frozenset(at for at, column in enumerate(columns) if at not in names and column != "")
+    yield from terminal.table(Table(columns, tuple(rows), numbers)).splitlines()
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return here().wrapped(text).splitlines()
 
 
 def _bytes(num_bytes: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.configs import require_config
 from quantdraft.documents import read_json_object
-from quantdraft.errors import CheckpointError, OptionError
+from quantdraft.errors import CheckpointError, OptionError, nearest, nearest_path
 from quantdraft.schemes import linear_modules, stored_format
 from quantdraft.shapes import config_tensors, shape_checkpoint, shape_names
 
@@ -32,8 +32,9 @@ def read_model(given: str, option: str) -> Checkpoint:
     file = path / CONFIG if path.is_dir() else path
     if not file.is_file():
         raise OptionError(
-            f"{option} {given!r} is no directory with a {CONFIG}, no such file, and no known shape "
-            f"({', '.join(shape_names())})."
+            f"{option} {given!r} is no directory with a {CONFIG}, no such file, and no known shape."
+            f"{nearest(given, shape_names()) or nearest_path(path)} "
+            f"Shapes: {', '.join(shape_names())}."
         )
     config = read_json_object(file)
     require_config(config, file)

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantdraft.errors import CheckpointError, RecipeError
 from quantdraft.files import write_json
+from quantdraft.progress import bar
 from quantdraft.quantizers.config_groups import (
     HEAD_TARGET,
     KV_CACHE_FP8,
@@ -95,7 +96,7 @@ def _calibrated(job: QuantizationJob, progress: Progress) -> None:
     num_tokens = sum(len(sample) for sample in job.samples)
     progress(f"calibrating on {len(job.samples)} samples, {num_tokens} tokens")
     data = {"dataset": _batches(job), "pipeline": "sequential"} if job.samples else {}
-    with _without_pinning():
+    with _without_pinning(), _counted(job):
         try:
             oneshot(
                 model=model,
@@ -204,6 +205,27 @@ def _batches(job: QuantizationJob) -> Any:
     rows = [torch.tensor([sample]) for sample in job.samples]
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
     return DataLoader(batches, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _counted(job: QuantizationJob) -> Iterator[None]:
+    """A bar over the decoder layers, and what follows them, that the library calibrates in turn."""
+    from llmcompressor.core import LifecycleCallbacks
+
+    original = LifecycleCallbacks.__dict__["sequential_epoch_end"]
+    num_layers = int(job.source.text_config.get("num_hidden_layers", 0))
+    with bar(num_layers + 1, "calibrate", "layer") as told:
+
+        def ended(cls: Any, /, modules: list[Any], **options: Any) -> Any:
+            result = original.__func__(cls, modules, **options)
+            told(1)
+            return result
+
+        LifecycleCallbacks.sequential_epoch_end = classmethod(ended)
+        try:
+            yield
+        finally:
+            LifecycleCallbacks.sequential_epoch_end = original
 
 
 @contextlib.contextmanager

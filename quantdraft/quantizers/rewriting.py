@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.files import write_json
+from quantdraft.progress import bar
 from quantdraft.weights import INDEX_FILE
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ def rewrite_weights(
 
     weight_map: dict[str, str] = {}
     total_size = 0
-    for file, groups in _groups_by_file(source, conversion).items():
-        tensors: dict[str, Tensor] = {}
-        for names in groups:
-            tensors |= _converted(source, names, conversion, device)
-        save_file(tensors, output / file)
-        weight_map |= dict.fromkeys(tensors, file)
-        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    with bar(len(source.tensors), "quantize", "tensor") as told:
+        for file, groups in _groups_by_file(source, conversion).items():
+            tensors: dict[str, Tensor] = {}
+            for names in groups:
+                tensors |= _converted(source, names, conversion, device)
+                told(len(names))
+            save_file(tensors, output / file)
+            weight_map |= dict.fromkeys(tensors, file)
+            total_size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(output / INDEX_FILE, index)
 

@@ -21,6 +21,7 @@ MARKDOWN_FILE = "report.md"
 HTML_FILE = "report.html"
 BENCH_RECORD_FILE = "bench.json"
 BENCH_MARKDOWN_FILE = "bench.md"
+BENCH_HTML_FILE = "bench.html"
 
 
 def write_report(evaluation: Evaluation, run_dir: Path) -> None:
@@ -28,15 +29,22 @@ def write_report(evaluation: Evaluation, run_dir: Path) -> None:
     write_document(document(evaluation), run_dir)
 
 
-def render_terminal(evaluation: Evaluation, is_whole: bool = True) -> str:
-    """The report as plain text, verdict first; not `is_whole`: it and the advice alone."""
-    return terminal.render(document(evaluation), is_whole)
+def render_terminal(evaluation: Evaluation) -> str:
+    """The report as text, verdict first."""
+    return terminal.render(document(evaluation))
+
+
+def render_verdict(evaluation: Evaluation) -> str:
+    """The verdict, its reason and the numbers under it: what `evaluate` prints."""
+    return terminal.brief(document(evaluation))
 
 
 def write_bench(bench: Bench, output_dir: Path) -> None:
-    """Write bench.json, the record, and bench.md, a view of it."""
+    """Write bench.json, the record, and its views bench.md and bench.html."""
     write_json(output_dir / BENCH_RECORD_FILE, bench)
-    write_text(output_dir / BENCH_MARKDOWN_FILE, markdown.render(bench_document(bench)))
+    built = bench_document(bench)
+    write_text(output_dir / BENCH_MARKDOWN_FILE, markdown.render(built))
+    write_text(output_dir / BENCH_HTML_FILE, html.render(built))
 
 
 def render_bench(bench: Bench) -> str:

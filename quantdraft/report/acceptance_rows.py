@@ -1,21 +1,25 @@
-"""Acceptance: by position in the round and by part of the traffic; the live loop's proof."""
+"""Acceptance: by position in the round and by part of the traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+from quantdraft.advice.acceptance import alpha_of
 from quantdraft.comparison import MIN_PROMPTS
 from quantdraft.comparison.plane import acceptance_at
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.acceptance import losses, position_bars
 from quantdraft.report.wording import (
+    ALPHA_NAME,
+    RATE_NAME,
     UNDEFINED,
     change_points,
     compared,
     count,
     metric,
     percent,
+    title_of,
     undefined,
     valued,
 )
@@ -24,8 +28,12 @@ from quantdraft.results import (
     AcceptanceCounts,
     Evaluation,
     Interval,
-    LiveCheck,
     Slice,
+)
+
+BOTH_RATES = (
+    "The acceptance rate counts every proposal, also those after a rejection, so it falls with k. "
+    "α counts those that were looked at: limits by rule of thumb, and `plan`, mean this one."
 )
 
 
@@ -36,27 +44,42 @@ def acceptance_section(evaluation: Evaluation) -> Section:
     if acceptance is None:
         text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
         return Section("Acceptance", (Paragraph(text),))
-    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
-    blocks.append(Paragraph(early_or_late(evaluation.by_position)))
-    for name, title, slices in (
+    parts = [
         ("response", "Part of the response", evaluation.by_position),
         ("context", "Context length", evaluation.by_context),
         ("domain", "Domain", evaluation.by_domain),
-    ):
-        if slices:
-            blocks += slice_blocks(name, title, slices)
+    ]
+    charts = [slice_chart(*part) for part in parts]
+    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
+    blocks += [chart for chart in charts if chart is not None]
+    blocks.append(Paragraph(early_or_late(evaluation.by_position)))
+    blocks += [slice_table(title, slices) for _, title, slices in parts if slices]
     return Section("Acceptance", tuple(blocks))
 
 
 def _sums_table(acceptance: AcceptanceComparison) -> Table:
-    before, after = acceptance.baseline, acceptance.candidate
+    before, after, k = (
+        acceptance.baseline,
+        acceptance.candidate,
+        acceptance.num_speculative_tokens,
+    )
     return Table(
-        (f"At k = {acceptance.num_speculative_tokens}", "Baseline", "Candidate"),
+        (f"At k = {k}", "Baseline (95 % interval)", "Candidate (95 % interval)"),
         (
             (
-                "Acceptance rate (95 % interval)",
+                title_of(RATE_NAME),
                 valued(acceptance.baseline_rate, "rate"),
                 valued(acceptance.candidate_rate, "rate"),
+            ),
+            (
+                ALPHA_NAME,
+                valued(alpha_of(acceptance.baseline_length, k), "rate"),
+                valued(alpha_of(acceptance.candidate_length, k), "rate"),
+            ),
+            (
+                "Tokens a round, τ",
+                valued(acceptance.baseline_length, "length"),
+                valued(acceptance.candidate_length, "length"),
             ),
             ("Rounds", count(before.num_drafts), count(after.num_drafts)),
             (
@@ -64,9 +87,14 @@ def _sums_table(acceptance: AcceptanceComparison) -> Table:
                 count(before.num_accepted_tokens),
                 count(after.num_accepted_tokens),
             ),
-            ("Lost, baseline minus candidate", "", valued(acceptance.acceptance_rate_loss, "loss")),
+            (
+                "Acceptance rate lost, baseline minus candidate",
+                "",
+                valued(acceptance.acceptance_rate_loss, "loss"),
+            ),
         ),
         numeric=frozenset({1, 2}),
+        caption=BOTH_RATES,
     )
 
 
@@ -186,8 +214,8 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
     )
 
 
-def slice_blocks(name: str, title: str, slices: tuple[Slice, ...]) -> list[Block]:
-    """The paired loss of every part as a picture, and one row a part. Kept / asked for."""
+def slice_chart(name: str, title: str, slices: tuple[Slice, ...]) -> Chart | None:
+    """The paired loss of every part, kept / asked for; None where no part has an interval."""
     parts = [
         (
             part.name,
@@ -200,17 +228,21 @@ def slice_blocks(name: str, title: str, slices: tuple[Slice, ...]) -> list[Block
         and part.baseline_conditional_acceptance is not None
         and part.candidate_conditional_acceptance is not None
     ]
-    described = "Of the tokens asked for, baseline minus candidate; 95 % intervals."
-    shown: list[Block] = [slice_table(title, slices)]
-    if parts:
-        shown.insert(0, loss_chart(name, f"Lost by {title.lower()}", described, parts))
-    return shown
+    described = "Kept of the tokens asked for, baseline minus candidate; 95 % intervals."
+    return loss_chart(name, f"Lost by {title.lower()}", described, parts) if parts else None
 
 
 def slice_table(title: str, slices: tuple[Slice, ...]) -> Table:
     """One row a part. Conditional acceptance: kept / asked for."""
     return Table(
-        columns=(title, "Prompts", "Tokens", "Baseline", "Candidate", "Lost (95 % interval)"),
+        columns=(
+            title,
+            "Prompts",
+            "Tokens",
+            "Baseline kept",
+            "Candidate kept",
+            "Lost (95 % interval)",
+        ),
         rows=tuple(_slice_row(part) for part in slices),
         numeric=frozenset(range(1, 6)),
     )
@@ -234,50 +266,3 @@ def _lost(part: Slice) -> str:
     if part.conditional_acceptance_loss is None:
         return f"{metric(before - after, 'loss')} (no interval under {MIN_PROMPTS} prompts)"
     return valued(part.conditional_acceptance_loss, "loss")
-
-
-def live_section(evaluation: Evaluation) -> Section:
-    """The proof: the real loop's rounds against the replayed ones."""
-    if not evaluation.live:
-        text = "The live loop was not run: the replayed counts are unproven in this record."
-        return Section("Live loop", (Paragraph(text),))
-    return Section(
-        "Live loop",
-        (
-            Paragraph(
-                "The same prompts through the propose, verify, accept loop. Greedy rounds must be "
-                "equal prompt by prompt; sampled ones agree in the mean."
-            ),
-            Table(
-                columns=(
-                    "Arm",
-                    "k",
-                    "Prompts",
-                    "Rounds, live",
-                    "Rounds, replayed",
-                    "Prompts with equal rounds",
-                    "Identical texts",
-                    "Near-ties",
-                    "Divergent",
-                ),
-                rows=tuple(_live_row(check) for check in evaluation.live),
-                numeric=frozenset(range(1, 9)),
-            ),
-        ),
-    )
-
-
-def _live_row(check: LiveCheck) -> tuple[str, ...]:
-    pairs = list(zip(check.num_drafts_live, check.num_drafts_replayed, strict=True))
-    equal = sum(abs(live - replayed) < 1e-6 for live, replayed in pairs)
-    return (
-        check.arm,
-        str(check.num_speculative_tokens),
-        count(len(check.prompt_ids)),
-        count(sum(check.num_drafts_live)),
-        count(sum(check.num_drafts_replayed)),
-        "in the mean" if check.is_expectation else f"{equal} of {len(pairs)}",
-        count(check.num_identical_texts),
-        count(check.num_near_ties),
-        count(check.num_divergent),
-    )

@@ -165,7 +165,7 @@ def arms_table(points: Sequence[Latency]) -> Table:
 def _arm_row(arm: ArmLatency) -> tuple[str, ...]:
     return (
         arm.name,
-        ", ".join(arm.kernels) or "not named",
+        ", ".join(name.replace("+", " + ") for name in arm.kernels) or "not named",
         arm.compute_dtype,
         arm.mode,
         arm.runtime,

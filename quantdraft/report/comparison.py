@@ -17,6 +17,7 @@ from quantdraft.report.blocks import (
     Paragraph,
     Section,
 )
+from quantdraft.report.glossary import words_section
 from quantdraft.report.headline import model_name, sentence
 from quantdraft.report.plane_rows import plane_chart
 from quantdraft.report.recipes_charts import forest_chart, lengths_chart, pareto_chart
@@ -55,6 +56,7 @@ def comparison(evaluations: Sequence[Evaluation]) -> Document:
             *_plane_section(ordered),
             Section("Tokens a round by k", (lengths_chart(ordered), length_table(ordered))),
             Section("Verdicts", (Bullets(tuple(_verdict(e) for e in ordered)),)),
+            words_section(),
         ),
         footer="Every number comes from the runs' evaluation.json.",
     )
@@ -90,7 +92,7 @@ def _banner(ordered: Sequence[Evaluation], pairs: Sequence[Pair]) -> Banner:
         f"Recommended: the fastest of the recipes with a go ({counts}). {_rivals(best, go, pairs)}",
         "good",
         times(speed.value if speed else None),
-        f"times the baseline draft's speed, 95 % interval {interval(speed, 'speedup')}",
+        f"of the baseline draft's speed; 95 % interval {interval(speed, 'speedup')}",
     )
 
 

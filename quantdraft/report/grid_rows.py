@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from quantdraft.comparison import GridPoint, grid_points, stops_paying_at
+from quantdraft.comparison.points import best_over_autoregressive
 from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.planes import verdict_map
+from quantdraft.report.charts.planes import paying_by_batch, verdict_map
 from quantdraft.report.charts.style import Row
 from quantdraft.report.headline import missing_speed
 from quantdraft.report.turning import speed_limit
-from quantdraft.report.wording import UNDEFINED, times, undefined, valued
-from quantdraft.results import Evaluation
+from quantdraft.report.wording import times, undefined, valued
+from quantdraft.results import Evaluation, Interval
 from quantdraft.verdict.checks import result_of
 
 TITLE = "Batch and context"
@@ -31,6 +32,8 @@ def grid_section(evaluation: Evaluation) -> Section:
     blocks: list[Block] = [_map(evaluation, points)]
     if len(points) == 1:
         blocks = [Paragraph(HOW)]
+    elif (chart := _paying(points)) is not None:
+        blocks.append(chart)
     blocks.append(Bullets(tuple(_stopping(points))))
     return Section(TITLE, tuple(blocks))
 
@@ -41,8 +44,9 @@ def _map(evaluation: Evaluation, points: tuple[GridPoint, ...]) -> Chart:
         name="verdict-map",
         title="Verdict by batch and context",
         description=(
-            "The two speed checks of the verdict at every timed point, each arm at its best k "
-            "there; the number is the speedup over the baseline draft. Alarms count everywhere."
+            "The verdict's two speed checks at every timed point, each arm at its best k there: "
+            "the candidate's speed over the baseline draft's and, after AR, over the target alone. "
+            "Outlined: the point of the verdict above. Empty: not timed. Alarms count everywhere."
         ),
         spec=verdict_map(rows),
         data=Table(
@@ -64,15 +68,24 @@ def _map(evaluation: Evaluation, points: tuple[GridPoint, ...]) -> Chart:
     )
 
 
+def place_of(evaluation: Evaluation) -> tuple[int, int]:
+    """Batch and context of the verdict's own operating point."""
+    return evaluation.latency.batch_size, evaluation.latency.context_length
+
+
 def _row(evaluation: Evaluation, point: GridPoint) -> Row:
     speed = point.speed
     over_baseline = speed.speedup_over_baseline if speed else None
     over_target = speed.speedup_over_autoregressive if speed else None
+    verdict = _verdict(evaluation, point)
     return {
         "batch": point.batch_size,
         "context": point.context_length,
-        "verdict": _verdict(evaluation, point),
-        "shown": times(over_baseline.value) if over_baseline else UNDEFINED,
+        "verdict": verdict,
+        "short": {"inconclusive": "?", "undefined": "—"}.get(verdict, verdict),
+        "shown": times(over_baseline.value) if over_baseline else "",
+        "shown_over_target": f"AR {over_target.value:.1f}×" if over_target else "",
+        "is_here": place_of(evaluation) == (point.batch_size, point.context_length),
         "over_baseline": valued(over_baseline, "speedup"),
         "over_autoregressive": valued(over_target, "speedup"),
         "why": point.reason,
@@ -97,18 +110,63 @@ def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
     return "go" if results | others <= {"pass"} else "inconclusive"
 
 
+def _paying(points: tuple[GridPoint, ...]) -> Chart | None:
+    """The better draft over the target alone, by batch; None where one batch was timed."""
+    found = [(point, ends) for point in points if (ends := best_over_autoregressive(point))]
+    rows: list[Row] = [
+        {
+            "batch": point.batch_size,
+            "context": str(point.context_length),
+            "value": ends.value,
+            "low": ends.low,
+            "high": ends.high,
+            "shown": valued(ends, "speedup"),
+            "arm": _better(point, ends),
+        }
+        for point, ends in found
+    ]
+    if len({row["batch"] for row in rows}) < 2:
+        return None
+    return Chart(
+        name="paying-by-batch",
+        title="Does speculation pay at all, by batch",
+        description="The better of the two drafts over the target alone, with 95 % intervals.",
+        spec=paying_by_batch(rows),
+        data=Table(
+            ("Batch", "Context", "Over the target alone", "By"),
+            tuple(
+                (str(row["batch"]), str(row["context"]), str(row["shown"]), str(row["arm"]))
+                for row in rows
+            ),
+            frozenset({0, 1, 2}),
+        ),
+    )
+
+
+def _better(point: GridPoint, ends: Interval) -> str:
+    is_candidate = point.speed is not None and ends == point.speed.speedup_over_autoregressive
+    return "candidate" if is_candidate else "baseline"
+
+
 def _stopping(points: tuple[GridPoint, ...]) -> list[str]:
-    """One line a context."""
+    """One line a context; one for all of them where they say the same."""
     largest: dict[int, int] = {}
     for point in points:
         if point.speed is not None:
             batch = largest.get(point.context_length, 0)
             largest[point.context_length] = max(batch, point.batch_size)
+    stops = {c: batch for c, batch in stops_paying_at(points).items() if c in largest}
+    if not stops:
+        return ["No point has a speed."]
+    if all(batch is None for batch in stops.values()):
+        upto = ", ".join(f"{largest[context]} at context {context}" for context in stops)
+        return [
+            f"At no timed batch does speculation surely stop paying (timed up to batch {upto})."
+        ]
     return [
         f"Context {context}: speculation stops paying at batch {batch}."
         if batch is not None
         else f"Context {context}: no timed batch at which speculation surely stops paying "
         f"(timed up to batch {largest[context]})."
-        for context, batch in stops_paying_at(points).items()
-        if context in largest
-    ] or ["No point has a speed."]
+        for context, batch in stops.items()
+    ]

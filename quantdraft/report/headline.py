@@ -8,6 +8,7 @@ from quantdraft.comparison.plane import acceptance_at
 from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
 from quantdraft.report.turning import turning_points
 from quantdraft.report.wording import (
+    RATE_NAME,
     UNDEFINED,
     interval,
     length,
@@ -18,9 +19,14 @@ from quantdraft.report.wording import (
     rate_change,
     significant,
     title_of,
+    undefined,
+    valued,
+    whole_sentence,
 )
 from quantdraft.results import Check, Evaluation, Verdict
 
+OPENINGS = ("for want of ", "control: ", "speculation with ", "acceptance ")
+NOT_MEASURED = "not measured here"
 TONES: dict[str, Tone] = {
     "go": "good",
     "no-go": "bad",
@@ -35,19 +41,23 @@ TONES: dict[str, Tone] = {
 def banner(evaluation: Evaluation) -> Banner:
     """The decision in capitals, the speedup with its interval, and the sentence that explains."""
     verdict, speedup = evaluation.verdict, evaluation.operating_point.speedup_over_baseline
-    measure = "times the baseline draft's speed"
-    number = UNDEFINED
+    number = measure = ""  # where it is undefined the sentence says so, and why
     if speedup is not None:
         number = metric(speedup.value, "speedup")
-        measure += f", 95 % interval {interval(speedup, 'speedup')}"
+        measure = f"of the baseline draft's speed; 95 % interval {interval(speedup, 'speedup')}"
     return Banner(
         verdict.decision.upper(), sentence(verdict), TONES[verdict.decision], number, measure
     )
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict's summary to stand beside the decision: without it, and with a full stop."""
+    """The verdict's summary to stand beside the decision: without it, and with a full stop.
+
+    A name at its start stays as it is written: `int8 is 9.9 % slower …`.
+    """
     text = verdict.summary.removeprefix(f"{verdict.decision}: ")
+    if text.startswith(OPENINGS):
+        return whole_sentence(text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
@@ -59,60 +69,68 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
         alarms = tuple(f"{alarm.code}: {alarm.message}" for alarm in verdict.alarms)
         blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
     if verdict.to_settle:
-        blocks.append(Notice("What would settle it", (verdict.to_settle,), "doubt"))
+        blocks.append(Notice("What would settle it", (whole_sentence(verdict.to_settle),), "doubt"))
     change = turning_points(evaluation)
     if change:
         blocks.append(Notice("What would change the answer", change, "plain"))
-    return (*blocks, figures(evaluation), checks_table(verdict.checks))
+    return (*blocks, _strip(evaluation), checks_table(verdict.checks, verdict.summary))
 
 
-def checks_table(checks: tuple[Check, ...]) -> Table:
-    """Every check, those that decide first."""
+def checks_table(checks: tuple[Check, ...], said: str = "") -> Table:
+    """Every check, those that decide first. said: what stands above; no reason is given twice."""
     ordered = sorted(checks, key=lambda check: check.kind != "decides")
     return Table(
-        columns=("Check", "Role", "Observed", "95 % interval", "Limit", "Result"),
-        rows=tuple(_check_row(check) for check in ordered),
-        numeric=frozenset({2, 3, 4}),
+        columns=("Check", "Result", "Observed (95 % interval)", "Limit", "Role"),
+        rows=tuple(_check_row(check, said) for check in ordered),
         tones=tuple(TONES[check.result] for check in ordered),
-        tone_column=5,
+        tone_column=1,
     )
 
 
-def _check_row(check: Check) -> tuple[str, ...]:
+def _check_row(check: Check, said: str) -> tuple[str, ...]:
     comparison = {">=": "≥", "<=": "≤", ">": ">", None: ""}[check.comparison]
     has_limit = check.limit is not None and check.comparison is not None
     return (
-        title_of(check.name),
-        check.kind,
-        metric(check.observed.value, check.name) if check.observed else _absent(check),
-        interval(check.observed, check.name) if check.observed else "—",
-        f"{comparison} {metric(check.limit, check.name)}" if has_limit else "—",
+        title_of(RATE_NAME if check.name == "acceptance rate" else check.name),
         check.result,
+        valued(check.observed, check.name) if check.observed else _absent(check, said),
+        f"{comparison} {metric(check.limit, check.name)}" if has_limit else "—",
+        check.kind,
     )
 
 
-def _absent(check: Check) -> str:
-    """Undefined where a number was wanted; a dash where the check has none."""
-    return UNDEFINED if check.result == "undefined" else "—"
+def _absent(check: Check, said: str) -> str:
+    """Undefined where a number was wanted; what was found where the check has none."""
+    if check.result != "undefined":
+        return check.reason
+    return undefined("" if check.reason in said else check.reason)
+
+
+def _strip(evaluation: Evaluation) -> Figures:
+    """The first screen's: the banner has the speedup already, so the noise stands in its place."""
+    _, *others = figures(evaluation).items
+    control = evaluation.operating_point.control_speedup
+    noise = interval(control, "speedup") if control else "the control was not timed"
+    shown = metric(control.value if control else None, "speedup")
+    return Figures((*others, Figure("Control, baseline against itself", shown, noise)))
 
 
 def figures(evaluation: Evaluation) -> Figures:
     """The five numbers that sum the evaluation up, baseline first."""
     point = evaluation.operating_point
     speedup, over_target = point.speedup_over_baseline, point.speedup_over_autoregressive
-    why = missing_speed(evaluation)
     name = "speedup"
     return Figures(
         (
             Figure(
                 "Speedup over baseline",
                 metric(speedup.value if speedup else None, name),
-                pace(speedup.value, "the baseline draft") if speedup else why,
+                pace(speedup.value, "the baseline draft") if speedup else NOT_MEASURED,
             ),
             Figure(
                 "Speedup over autoregressive",
                 metric(over_target.value if over_target else None, name),
-                pace(over_target.value, "the target alone") if over_target else why,
+                pace(over_target.value, "the target alone") if over_target else NOT_MEASURED,
             ),
             *_acceptance_figures(evaluation),
             _draft_step_figure(evaluation),
@@ -132,7 +150,7 @@ def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
         Figure(
             "Acceptance rate",
             f"{percent(rates[0])} → {percent(rates[1])}",
-            rate_change(rates[0] - rates[1]),
+            f"accepted / proposed; {rate_change(rates[0] - rates[1])}",
         ),
         Figure(
             "Tokens a round, τ",
@@ -148,7 +166,7 @@ def _draft_step_figure(evaluation: Evaluation) -> Figure:
     if evaluation.served is not None:
         return _served_figure(point.baseline_ms_per_token, point.candidate_ms_per_token)
     if before is None or after is None:
-        return Figure("Draft step", UNDEFINED, missing_speed(evaluation))
+        return Figure("Draft step", UNDEFINED, NOT_MEASURED)
     saving = point.draft_latency_saving
     value = saving.value if saving else 1 - after / before
     word = "shorter" if value > 0 else "longer"

@@ -39,6 +39,8 @@ SCRIPT = Path(__file__).parent / "page.js"
 # JSON inside a script element: nothing in it may close the element or open a comment.
 IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 CODE = re.compile(r"`([^`<>]+)`")
+# `(0.951× to 1.014×)`: a line ends before it, not within it.
+INTERVAL = re.compile(r"\([−+]?\d[\d.,]*×? to [−+]?\d[^()]{0,16}\)")
 WIDE = 6  # columns from which a table takes the whole width of the page
 
 
@@ -108,9 +110,16 @@ def _banner(banner: Banner | None) -> str:
         return ""
     return (
         f'<div class="verdict {banner.tone}"><p class="word">{words(banner.word)}</p>'
-        f'<p class="number"><strong>{words(banner.number)}</strong> {words(banner.measure)}</p>'
+        f"{_number(banner)}"
         f'<p class="why">{words(banner.why)}</p></div>'
     )
+
+
+def _number(banner: Banner) -> str:
+    if not banner.number:
+        return ""
+    number, measure = words(banner.number), words(banner.measure)
+    return f'<p class="number"><strong>{number}</strong> {measure}</p>'
 
 
 def _sections(sections: tuple[Section, ...]) -> str:
@@ -231,8 +240,14 @@ def _tokens(tokens: tuple[str, ...], fates: tuple[TokenFate, ...]) -> str:
     element = {"accepted": "ins", "rejected": "del", "not proposed": "span"}
     pairs = zip(tokens, fates, strict=True)
     return "".join(
-        f"<{element[fate]}>{escape(shown_text(token))}</{element[fate]}>" for token, fate in pairs
+        f"<{element[fate]}{_blank(token, fate)}>{escape(shown_text(token))}</{element[fate]}>"
+        for token, fate in pairs
     )
+
+
+def _blank(token: str, fate: TokenFate) -> str:
+    """A line through nothing but spaces reads as a rule: it is drawn under them."""
+    return ' class="blank"' if fate == "rejected" and not token.strip() else ""
 
 
 def _table(table: Table) -> str:
@@ -287,4 +302,5 @@ def _equation(equation: Equation) -> str:
 def words(text: str) -> str:
     """Text made safe for HTML, with numbers tied to their units and `code` marked as such."""
     tied = NUMBER_AND_UNIT.sub("\u00a0", escape(shown_text(text)))
+    tied = INTERVAL.sub(lambda found: found.group().replace(" ", "\u00a0"), tied)
     return CODE.sub(r"<code>\1</code>", tied)

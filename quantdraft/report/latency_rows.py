@@ -6,6 +6,7 @@ from statistics import median
 
 from quantdraft.comparison import step_figures
 from quantdraft.report.bench_rows import (
+    arms_table,
     bare_ms,
     draft_blocks,
     roofline_table,
@@ -18,7 +19,6 @@ from quantdraft.report.wording import (
     count,
     load_words,
     memory_not_speed,
-    num_bytes,
     percent,
     significant,
     title_of,
@@ -34,7 +34,7 @@ def latency_section(evaluation: Evaluation) -> Section:
     blocks: list[Block] = [Paragraph(_conditions(evaluation))]
     rows = [row for arm in latency.arms.values() for row in _arm_rows(arm)]
     if rows:
-        blocks.append(_latency_table(rows))
+        blocks += [_latency_table(rows), arms_table([latency])]
     blocks += _against_limits(evaluation)
     if latency.undefined:
         rows_undefined = tuple((arm, undefined(why)) for arm, why in latency.undefined.items())
@@ -87,13 +87,10 @@ def _latency_table(rows: list[tuple[str, ...]]) -> Table:
             "Median ms",
             "10–90 %",
             "Samples",
-            "Computes in",
-            "Kernels",
-            "Resident weights",
             "Weights / time",
         ),
         rows=tuple(rows),
-        numeric=frozenset({1, 2, 3, 4, 7, 8}),
+        numeric=frozenset(range(1, 6)),
         caption=(
             "Weights / time is resident bytes over the median step: "
             "compare it with the machine's memory bandwidth."
@@ -113,9 +110,6 @@ def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
                 bare_ms(middle),
                 spread(samples),
                 count(len(samples)),
-                arm.compute_dtype,
-                ", ".join(arm.kernels) or "not named",
-                num_bytes(arm.weight_bytes),
                 f"{significant(arm.weight_bytes / middle / 1e6)} GB/s" if middle else UNDEFINED,
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from quantdraft.report.blocks import (
     Block,
     Bullets,
@@ -21,6 +23,8 @@ from quantdraft.report.blocks import (
 from quantdraft.report.safety import shown_text
 
 FIGURES_DIR = "figures"
+# In code nothing is escaped, so what would need it is no code: a bar ends a cell of a table.
+CODE = re.compile(r"`([^`|<>\\*]+)`")
 FATE_MARKS: dict[TokenFate, str] = {"accepted": "█", "rejected": "×", "not proposed": "·"}
 
 
@@ -30,7 +34,8 @@ def render(document: Document) -> str:
     if document.banner:
         banner = document.banner
         parts += [f"## {banner.word}", f"**{escape(banner.why)}**"]
-        parts.append(f"**{escape(banner.number)}** {escape(banner.measure)}")
+        if banner.number:
+            parts.append(f"**{escape(banner.number)}** {escape(banner.measure)}")
     parts.append(escape(document.subtitle))
     parts += [text for block in document.lead if (text := render_block(block))]
     parts += [text for section in document.sections for text in render_section(section)]
@@ -123,8 +128,13 @@ def table(block: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Keep a text on its line and its marks from being read as Markdown."""
+    """Keep a text on its line and its marks from being read as Markdown; `code` stays code."""
     flat = " ".join(shown_text(text).split())
+    parts = CODE.split(flat)  # every second one is the inside of a pair of backticks
+    return "".join(f"`{part}`" if at % 2 else _plain(part) for at, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
     for mark in ("\\", "|", "<", "*", "`"):
-        flat = flat.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
-    return flat
+        text = text.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
+    return text

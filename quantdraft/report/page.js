@@ -2,17 +2,25 @@
 // Without scripts, and on paper, the drawn pictures stay.
 (() => {
   "use strict";
+  const NARROW = 560;
+  const PAPER = 694; // px of A4 between its margins: pictures are drawn anew for it, not shrunk
+  const views = [];
 
   async function enliven(figure) {
     const drawn = figure.querySelector(".picture");
     const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
     spec.width = "container";
+    // A legend is one row where there is room for it, else two columns.
+    if (drawn.clientWidth < NARROW) {
+      const layout = { top: { direction: "vertical", anchor: "start", margin: 6 } };
+      spec.config.legend = { ...spec.config.legend, columns: 2, layout };
+    }
     spec.autosize = { type: "fit-x", contains: "padding" };
     const place = document.createElement("div");
     place.className = "live";
     drawn.append(place);
     try {
-      await vegaEmbed(place, spec, {
+      const { view } = await vegaEmbed(place, spec, {
         renderer: "svg",
         mode: "vega-lite",
         actions: false,
@@ -24,6 +32,7 @@
       place.querySelector("svg").setAttribute("aria-hidden", "true");
       [...drawn.children].filter((each) => each !== place).forEach((each) => each.remove());
       figure.dataset.live = "yes";
+      views.push([view, place, figure.classList.contains("wide") ? PAPER : PAPER / 2 - 10]);
       return true;
     } catch (error) {
       place.remove();
@@ -47,6 +56,21 @@
     });
     block.querySelector(".controls").append(label);
   }
+
+  // Paper shows what the page has folded away; the numbers of the pictures stay in the page.
+  const folded = [...document.querySelectorAll("main > details")];
+  const opened = new Map();
+  window.addEventListener("beforeprint", () => {
+    for (const each of folded) {
+      opened.set(each, each.open);
+      each.open = true;
+    }
+    for (const [view, , width] of views) view.signal("width", width).run();
+  });
+  window.addEventListener("afterprint", () => {
+    for (const each of folded) each.open = opened.get(each);
+    for (const [view, place] of views) view.signal("width", place.clientWidth).run();
+  });
 
   document.querySelectorAll(".passages").forEach(filterPassages);
   window.reportReady = Promise.all([...document.querySelectorAll("figure.chart")].map(enliven));

@@ -58,7 +58,8 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         description=(
             f"Acceptance rate at k = {k} against one draft step, 95 % intervals. Steps are scaled "
             "to one baseline, each by its own run's paired ratio. Left and up is better; the "
-            "dashed line joins recipes that no other beats in both."
+            "dashed line joins recipes that no other beats in both. The intervals are each "
+            "recipe's own; differences are paired and narrower, see the pairs below."
         ),
         spec=pareto(rows, _front(rows)),
         data=Table(

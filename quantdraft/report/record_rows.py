@@ -19,6 +19,15 @@ from quantdraft.results import Evaluation
 
 # Keys of the ledger whose values are sentences already.
 SENTENCES = ("sentence", "head_advice")
+WORDS = {
+    "num_speculative_tokens": "k",
+    "cost_ratio": "c, draft step over target step",
+    "ceiling": "Ceiling of a draft step",
+    "largest_speedup": "Largest speedup over the baseline",
+    "min_speedup": "Speedup asked for",
+    "weight_bytes": "All weights",
+    "step_bytes": "Whole step",
+}
 # Keys of one draft that are no part of a step, but sums of parts.
 SUMS = ("step_bytes", "weight_bytes")
 KV = "kv_bytes_per_context_token"
@@ -147,6 +156,8 @@ def _number(key: str, value: float) -> str:
 
 def key_words(key: str) -> str:
     """A key as a row's title; the unit is in the value."""
+    if key in WORDS:
+        return WORDS[key]
     words = title_of(key.removesuffix("_bytes").replace("kv_bytes", "KV"))
     return words.replace("Mlp", "MLP")
 

@@ -16,6 +16,10 @@ OVERHEAD = (
     "Steps are timed one by one: what lies between them (choosing tokens, bookkeeping) is in no "
     "part. An engine's own overhead is undefined here; `--engine vllm` measures whole rounds."
 )
+SYMBOLS = (
+    "t_d: a draft step; t_v(m): a target pass over m new tokens; τ: tokens a round. All measured "
+    "above, medians in ms."
+)
 SERVED = (
     "A serving engine shows no steps, so a round is one part: its tokens times the measured time "
     "of a token. How it splits is undefined here; the native engine (`--engine native`) times it."
@@ -32,7 +36,7 @@ def time_section(evaluation: Evaluation) -> Section:
     else:
         blocks += [chart, Paragraph(SERVED if evaluation.served else OVERHEAD)]
     if not evaluation.served:
-        blocks.append(equations(evaluation))
+        blocks += [equations(evaluation), Paragraph(SYMBOLS)]
     blocks.append(Paragraph(break_even(evaluation)))
     if evaluation.projection is not None:
         blocks.append(Paragraph(projection(evaluation.projection)))

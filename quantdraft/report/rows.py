@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from quantdraft.report import headline
-from quantdraft.report.acceptance_rows import acceptance_section, live_section
+from quantdraft.report.acceptance_rows import acceptance_section
 from quantdraft.report.blocks import Bullets, Document, Section
 from quantdraft.report.diagnosis_rows import diagnosis_sections
+from quantdraft.report.evidence_rows import evidence_section
+from quantdraft.report.glossary import words_section
 from quantdraft.report.grid_rows import grid_section
 from quantdraft.report.latency_rows import latency_section
+from quantdraft.report.live_rows import live_section
 from quantdraft.report.plane_rows import plane_section
 from quantdraft.report.reading_rows import reading_section
 from quantdraft.report.record_rows import ledger_section, provenance_section
 from quantdraft.report.round_rows import time_section
 from quantdraft.report.served_rows import served_sections
 from quantdraft.report.speed_rows import noise_section, speed_section
-from quantdraft.report.wording import title_of
+from quantdraft.report.wording import whole_sentence
 from quantdraft.results import Evaluation
 
 
@@ -35,29 +38,22 @@ def document(evaluation: Evaluation) -> Document:
             grid_section(evaluation),
             ledger_section(evaluation),
             reading_section(evaluation),
+            evidence_section(evaluation),
             noise_section(evaluation),
             *served_sections(evaluation),
             live_section(evaluation),
             latency_section(evaluation),
             provenance_section(evaluation),
+            words_section(),
         ),
         footer=_footer(evaluation),
     )
 
 
 def advice_section(evaluation: Evaluation) -> tuple[Section, ...]:
-    """The verdict's advice, and why a check without a number did not pass."""
-    verdict = evaluation.verdict
-    reasons = tuple(
-        f"{title_of(check.name)}: {check.result}, {check.reason}"
-        for check in verdict.checks
-        if check.observed is None and check.result != "pass"
-    )
-    sections = (
-        Section("Checks without a number", (Bullets(reasons),)) if reasons else None,
-        Section("Advice", (Bullets(verdict.advice),)) if verdict.advice else None,
-    )
-    return tuple(section for section in sections if section)
+    """The verdict's advice, where there is any."""
+    advice = tuple(whole_sentence(line) for line in evaluation.verdict.advice)
+    return (Section("Advice", (Bullets(advice),)),) if advice else ()
 
 
 def _footer(evaluation: Evaluation) -> str:

@@ -1,9 +1,8 @@
-"""A report as plain text for a terminal, verdict first. Charts and long lists are left out."""
+"""A report as text for a terminal or a pipe, verdict first. Charts and long lists are left out."""
 
 from __future__ import annotations
 
-import textwrap
-
+from quantdraft.report import tables
 from quantdraft.report.blocks import (
     Banner,
     Block,
@@ -19,109 +18,124 @@ from quantdraft.report.blocks import (
     Table,
 )
 from quantdraft.report.markdown import equation_line
-from quantdraft.report.wording import NUMBER_AND_UNIT
+from quantdraft.report.screen import STYLES, Screen, here
+from quantdraft.report.wording import UNDEFINED
 
-WIDTH = 100
+BRIEF_LINES = 14  # of a verdict; with the line that names the report, 15
+REASON_LINES, NOTICE_LINES = 4, 3
+MIN_NOTE = 24  # columns
 
 
-def render(document: Document, is_whole: bool = True) -> str:
-    """The report at most `WIDTH` columns wide, apart from tables that need more.
-
-    is_whole: False stops after the first section, which is the advice
-    """
-    sections = document.sections if is_whole else document.sections[:1]
-    parts = [*_banner(document.banner), _wrap(f"{document.title} · {document.subtitle}")]
-    parts += [text for block in document.lead if (text := _block(block))]
-    parts += [_section(section) for section in sections if not section.is_detail]
+def render(document: Document, screen: Screen | None = None) -> str:
+    """The whole report. screen: where it is shown; without it, what stdout is now"""
+    screen = screen or here()
+    parts = [*_banner(document.banner, screen)]
+    parts.append(screen.wrapped(f"{document.title} · {document.subtitle}"))
+    parts += [text for block in document.lead if (text := _block(block, screen))]
+    shown = [each for each in document.sections if not each.is_detail]
+    parts += [text for section in shown if (text := _section(section, screen))]
     return "\n\n".join(parts) + "\n"
 
 
-def _banner(banner: Banner | None) -> list[str]:
+def brief(document: Document, screen: Screen | None = None) -> str:
+    """The verdict, why, and the numbers under it, in at most `BRIEF_LINES` lines."""
+    screen = screen or here()
+    banner = document.banner
+    lines: list[str] = []
+    if banner is not None:
+        measure = banner.measure.partition(";")[0]  # its interval stands in the reason
+        number = "" if banner.number == UNDEFINED else f"  {banner.number} {measure}"
+        lines += _cut(f"{banner.word}{number}", 1, screen, _loud(banner))
+        lines += _cut(screen.wrapped(banner.why), REASON_LINES, screen)
+    lines.append("")
+    for block in document.lead:
+        if isinstance(block, Figures):
+            lines += [line for each in _figures(block, screen) for line in _cut(each, 1, screen)]
+    for notice in [each for each in document.lead if isinstance(each, Notice)]:
+        for item in notice.items:
+            lines += _noticed(notice, item, BRIEF_LINES - len(lines), screen)
+    return "\n".join(lines[:BRIEF_LINES])
+
+
+def table(block: Table, screen: Screen | None = None) -> str:
+    """A table alone, with its caption."""
+    return tables.table(block, screen or here())
+
+
+def _banner(banner: Banner | None, screen: Screen) -> list[str]:
     if banner is None:
         return []
     spaced = " ".join(banner.word) if len(banner.word) <= 5 else banner.word
-    return [f"{spaced}\n{'═' * max(len(spaced), 8)}\n{_wrap(banner.why)}"]
+    word = screen.styled(spaced, _loud(banner))
+    return [f"{word}\n{'═' * max(len(spaced), 8)}\n{screen.wrapped(banner.why)}"]
 
 
-def _section(section: Section) -> str:
-    blocks = [text for block in section.blocks if (text := _block(block))]
-    return "\n\n".join([f"── {section.title} " + "─" * (WIDTH - len(section.title) - 4), *blocks])
+def _loud(banner: Banner) -> str:
+    return f"bold {STYLES[banner.tone]}".strip()
 
 
-def _block(block: Block) -> str:
+def _section(section: Section, screen: Screen) -> str:
+    blocks = [text for block in section.blocks if (text := _block(block, screen))]
+    if not blocks:  # charts alone
+        return ""
+    title = screen.styled(section.title, "bold")
+    rule = "─" * max(2, screen.width - len(section.title) - 4)
+    return "\n\n".join([f"── {title} {rule}", *blocks])
+
+
+def _block(block: Block, screen: Screen) -> str:
     match block:
         case Paragraph():
-            text = _wrap(block.text)
+            text = screen.wrapped(block.text)
         case Bullets():
-            text = "\n".join(_wrap(item, "• ") for item in block.items)
+            text = "\n".join(screen.wrapped(item, "• ") for item in block.items)
         case Notice():
-            text = "\n".join([f"!! {block.title}", *(_wrap(item, "   ") for item in block.items)])
+            title = screen.wrapped(block.title, "!! ")
+            title = screen.styled(title, f"bold {STYLES[block.tone]}".strip())
+            text = "\n".join([title, *(screen.wrapped(item, "   ") for item in block.items)])
         case Figures():
-            text = table(
-                Table(
-                    ("", "", ""),
-                    tuple((item.label, item.value, item.note) for item in block.items),
-                    frozenset({1}),
-                )
-            )
+            text = "\n".join(_figures(block, screen))
         case Table():
-            text = _stacked(block) if _is_prose(block) else table(block)
+            text = tables.table(block, screen)
         case Equations():
             lines = (block.formula, *block.lines)
-            text = "\n".join(equation_line(line) for line in lines)
+            said = [equation_line(line) for line in lines]
+            text = "\n".join(t if len(t) <= screen.width else screen.wrapped(t) for t in said)
         case Chart() | Passages():
             text = ""
     return text
 
 
-def table(block: Table) -> str:
-    """Columns two spaces apart; a heading only where there are words in it."""
-    cells = [block.columns, *block.rows] if any(block.columns) else list(block.rows)
-    widths = [max(len(row[column]) for row in cells) for column in range(len(block.columns))]
-    lines = [_line(row, widths, block.numeric) for row in cells]
-    if any(block.columns):
-        lines.insert(1, "─" * len("  ".join("─" * width for width in widths)))
-    caption = [_wrap(block.caption)] if block.caption else []
-    return "\n".join(lines + caption)
+def _figures(block: Figures, screen: Screen) -> list[str]:
+    """Each figure with its note beside it; below it where the terminal is narrow."""
+    widest = max((len(item.label) for item in block.items), default=0)
+    number = max((len(item.value) for item in block.items), default=0)
+    leads = [f"{item.label:<{widest}}  {item.value:>{number}}" for item in block.items]
+    notes = [item.note for item in block.items]
+    return [_noted(lead, note, screen) for lead, note in zip(leads, notes, strict=True)]
 
 
-def _is_prose(block: Table) -> bool:
-    """True where a cell is a sentence that no column has room for."""
-    return any(len(cell) > WIDTH // 2 for row in block.rows for cell in row)
+def _noted(lead: str, note: str, screen: Screen) -> str:
+    if not note:
+        return lead
+    if screen.width - len(lead) < MIN_NOTE:
+        return f"{lead}\n{screen.wrapped(note, '    ')}"
+    return screen.wrapped(note, f"{lead}  ")
 
 
-def _stacked(block: Table) -> str:
-    """Each row as a paragraph: its first cell, then every other under its column's name.
-
-    What the tones colour, a word of judgement, comes before all of it.
-    """
-    lines = []
-    for row in block.rows:
-        named = list(zip(block.columns, row, strict=True))
-        judged = f"{named.pop(block.tone_column)[1]}: " if block.tones and block.tone_column else ""
-        said = [f"{title.lower()}: {cell}" if title else cell for title, cell in named[1:] if cell]
-        lines.append(_wrap(f"{judged}{row[0]}; " + "; ".join(said), "• "))
-    caption = [_wrap(block.caption)] if block.caption else []
-    return "\n".join(lines + caption)
+def _noticed(notice: Notice, item: str, room: int, screen: Screen) -> list[str]:
+    """An alarm or a doubt, cut where it is long; anything else whole or not at all."""
+    said = screen.wrapped(f"{notice.title}: {item}", "! ")
+    if notice.tone == "plain" and len(said.splitlines()) > room:
+        return []
+    most = room if notice.tone == "plain" else min(room, NOTICE_LINES)
+    return _cut(said, most, screen, STYLES[notice.tone])
 
 
-def _line(row: tuple[str, ...], widths: list[int], numeric: frozenset[int]) -> str:
-    padded = (
-        cell.rjust(width) if column in numeric else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join(padded).rstrip()
-
-
-def _wrap(text: str, lead: str = "") -> str:
-    flat = " ".join(text.split())
-    tied = NUMBER_AND_UNIT.sub("\u00a0", flat)  # textwrap does not break there
-    filled = textwrap.fill(
-        tied,
-        WIDTH,
-        initial_indent=lead,
-        subsequent_indent=" " * len(lead),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return filled.replace("\u00a0", " ")
+def _cut(text: str, room: int, screen: Screen, style: str = "") -> list[str]:
+    """The first lines of a text, each within the width; … where something is left out."""
+    lines = text.splitlines()
+    kept = lines[: max(0, room)]
+    if kept and (len(kept) < len(lines) or len(kept[-1]) > screen.width):
+        kept[-1] = f"{kept[-1][: screen.width - 2].rsplit(' ', 1)[0].rstrip(' ,;:')} …"
+    return [screen.styled(line, style) for line in kept]

@@ -139,10 +139,21 @@ def load_words(load: tuple[float, float] | None) -> str:
     return f"Load average {load[0]:.2f} before, {load[1]:.2f} after."
 
 
+# Never under one name, for they differ: see `glossary`.
+RATE_NAME = "acceptance rate (accepted / proposed)"
+ALPHA_NAME = "α (acceptance per token asked for)"
+
+
 def title_of(name: str) -> str:
     """A record's key as words: 'acceptance_rate_loss' → 'Acceptance rate loss'."""
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]
+
+
+def whole_sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    whole = text[:1].upper() + text[1:]
+    return whole if whole.endswith((".", "!", "?")) else f"{whole}."
 
 
 def compared(value: float, reference: float, above: str, below: str, same: str) -> str:

@@ -22,6 +22,7 @@ from quantdraft.comparison.resampling import block_draws, interval_of
 from quantdraft.comparison.speeds import round_samples
 from quantdraft.errors import OptionError
 from quantdraft.results import Evaluation, Interval
+from quantdraft.selection.rates import DomainRate, rate_gap, rate_of, rates_by_domain
 from quantdraft.selection.traits import Traits
 
 Basis = Literal["measured", "predicted"]
@@ -75,6 +76,9 @@ class Ranked:
     traits: Traits
     decision: str | None  # the verdict on the recipe; None for a draft as it is
     alarms: tuple[str, ...]
+    # A draft step over a step of the target, of the same block; None where one was not timed.
+    step_cost: Interval | None = None
+    by_domain: tuple[DomainRate, ...] = ()  # at the common k
 
     @property
     def is_slower(self) -> bool | None:
@@ -183,20 +187,39 @@ def _ranked(
         num_speculative_tokens=speed.k,
         measured=_speed_interval(speed, own) if basis == "measured" else None,
         predicted=_speed_interval(predicted, own),
-        acceptance_rate=_rate(replayed, common_k, own),
+        acceptance_rate=rate_of(replayed, common_k, own),
         mean_acceptance_length=length,
         draft_step_ms=None if step is None else float(np.median(step.steps[1].samples_ms)),
         step_bytes=one.step_bytes,
         draft_cost=one.draft_cost,
         size_ratio=one.size_ratio,
         speed_ratio=None if is_first else _speed_ratio(speed, best, family),
-        acceptance_gap=None if is_first else _rate_gap(speed, best, common_k, family),
+        acceptance_gap=None if is_first else rate_gap(_replayed(best), replayed, common_k, family),
         length_ratio=length / best_length,
         round_ratio=speed.round_steps / best.round_steps,
         traits=one.traits,
         decision=None if one.recipe == "none" else run.verdict.decision,
         alarms=tuple(alarm.code for alarm in run.verdict.alarms) if one.recipe != "none" else (),
+        step_cost=_step_cost(one, own),
+        by_domain=rates_by_domain(
+            replayed, [prompt.domain for prompt in run.prompts], common_k, own
+        ),
     )
+
+
+def _step_cost(contender: Contender, bootstrap: Bootstrap) -> Interval | None:
+    """c as it was measured: the median over blocks, with the interval of resampled blocks."""
+    arms = contender.run.latency.arms
+    if contender.arm not in arms or "target" not in arms:
+        return None
+    steps, alone = arms[contender.arm].steps.get(1), arms["target"].steps.get(1)
+    if steps is None or alone is None or len(steps.samples_ms) != len(alone.samples_ms):
+        return None
+    if len(steps.samples_ms) < MIN_TIMINGS:
+        return None
+    costs = np.array(steps.samples_ms) / np.array(alone.samples_ms)
+    draws = np.median(costs[block_draws(len(costs), bootstrap)], axis=1)
+    return interval_of(float(np.median(costs)), np.asarray(draws), len(costs), bootstrap)
 
 
 def _replayed(speed: _Speed) -> Replayed:
@@ -223,18 +246,3 @@ def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:
     draws = (drawn.length / speed.round_draws) / (drawn_best.length / best.round_draws)
     size = min(_sample_size(speed), _sample_size(best))
     return interval_of(speed.value / best.value, np.asarray(draws), size, bootstrap)
-
-
-def _rate(replayed: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
-    drawn, _ = draw_lengths(replayed, replayed, k, k, bootstrap)
-    value = replayed.counts(k).acceptance_rate
-    return interval_of(value, drawn.rate, num_prompts_with_rounds(replayed), bootstrap)
-
-
-def _rate_gap(speed: _Speed, best: _Speed, k: int, bootstrap: Bootstrap) -> Interval:
-    """This row's acceptance rate minus the first row's, both at one k."""
-    first, own = _replayed(best), _replayed(speed)
-    drawn_first, drawn = draw_lengths(first, own, k, k, bootstrap)
-    value = own.counts(k).acceptance_rate - first.counts(k).acceptance_rate
-    size = num_prompts_with_rounds(own)
-    return interval_of(value, drawn.rate - drawn_first.rate, size, bootstrap)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from quantdraft.report import terminal
-from quantdraft.report.blocks import Block, Bullets, Document, Notice, Paragraph, Section, Table
+from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Section, Table
+from quantdraft.report.glossary import words_section
 from quantdraft.report.wording import (
     UNDEFINED,
+    interval,
     milliseconds,
     num_bytes,
     significant,
@@ -16,11 +17,14 @@ from quantdraft.report.wording import (
     valued,
 )
 from quantdraft.results import Interval
+from quantdraft.selection.names import name_of, short
+from quantdraft.selection.pictures import domains_chart, plane_chart, speeds_chart
 from quantdraft.selection.ranking import Ranked
 from quantdraft.selection.record import Selection
 from quantdraft.selection.traits import Traits
 
 MAX_DIFFERENCES = 4
+MAX_NAMES = 2
 
 
 def selection_document(selection: Selection) -> Document:
@@ -31,15 +35,43 @@ def selection_document(selection: Selection) -> Document:
             f"target {selection.target} · {selection.num_prompts} prompts of {selection.traffic} · "
             f"rule {selection.acceptance_rule}"
         ),
-        banner=None,
-        lead=(*_refusals(selection), Paragraph(answer(selection)), ranking_table(selection)),
+        banner=banner(selection),
+        lead=(*_refusals(selection), speeds_chart(selection), ranking_table(selection)),
         sections=(
             Section("Why this order", (Bullets(tuple(reasons(selection))),)),
-            Section("Acceptance and cost", (cost_table(selection),)),
+            Section("Acceptance and cost", (plane_chart(selection), cost_table(selection))),
+            *_domains(selection),
             Section("What the drafts are", (traits_table(selection), *_warnings(selection))),
+            words_section(),
         ),
         footer="Every number comes from the runs' evaluation.json; selection.json has all rows.",
     )
+
+
+def banner(selection: Selection) -> Banner:
+    """The draft, the recipe and the k to take; in doubt where the intervals leave it open."""
+    best, speed = selection.rows[0], _deciding(selection)
+    pays, k = speed.high > 1, best.num_speculative_tokens
+    is_sure = selection.basis == "measured" and not selection.undecided and not best.alarms
+    return Banner(
+        name_of(best, selection) if pays else "NONE",
+        answer(selection),
+        "bad" if not pays else "good" if is_sure else "doubt",
+        times(speed.value),
+        f"the target's own speed at k = {k}, {selection.basis}, "
+        f"95 % interval {interval(speed, 'speedup')}",
+    )
+
+
+def _deciding(selection: Selection) -> Interval:
+    """The first row's speed, of the kind that the order goes by."""
+    best = selection.rows[0]
+    return best.measured if best.measured and selection.basis == "measured" else best.predicted
+
+
+def _domains(selection: Selection) -> tuple[Section, ...]:
+    chart = domains_chart(selection)
+    return () if chart is None else (Section("By domain", (chart, chart.data)),)
 
 
 def lines_of(selection: Selection) -> str:
@@ -51,23 +83,29 @@ def answer(selection: Selection) -> str:
     """Which draft, which recipe, which k, and how sure."""
     best = selection.rows[0]
     recipe = "as it is" if best.recipe == "none" else f"with the recipe {best.recipe}"
-    speed = best.measured if selection.basis == "measured" else best.predicted
+    speed = _deciding(selection)
     text = (
         f"Take {best.draft} {recipe}, at k = {best.num_speculative_tokens}: "
-        f"{selection.basis} {valued(speed, 'speedup')} the target alone."
+        f"{selection.basis} at {valued(speed, 'speedup')} of the target's own speed."
     )
-    if speed is not None and speed.high <= 1:
+    if speed.high <= 1:
         text = (
             f"None of these pays: the best, {name_of(best, selection)}, is {selection.basis} at "
-            f"{valued(speed, 'speedup')} the target alone. Serve without speculation."
+            f"{valued(speed, 'speedup')} of the target's own speed. Serve without speculation."
         )
     undecided = [name_of(row, selection) for row in selection.undecided]
     if undecided:
         more = "more prompts" + (" or longer timing" if selection.basis == "measured" else "")
-        text += f" The intervals cannot tell it from {', '.join(undecided)}: {more} might."
+        text += f" The intervals cannot tell it from {_listed(undecided)}: {more} might."
     if selection.basis_reason:
         text += f" Ordered by prediction, because {selection.basis_reason}."
     return text
+
+
+def _listed(names: list[str]) -> str:
+    """The first few, and how many more."""
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:MAX_NAMES])} and {rest} more"
 
 
 def ranking_table(selection: Selection) -> Table:
@@ -197,19 +235,6 @@ def _traits_row(name: str, traits: Traits, size_ratio: float) -> tuple[str, ...]
         _number(traits.mlp_size),
         traits.training_domain or "not stated",
     )
-
-
-def short(draft: str, selection: Selection) -> str:
-    """A draft's last name where it is the only one of it, else all that the user said."""
-    names = [Path(each).name for each in {row.draft for row in selection.rows}]
-    last = Path(draft).name
-    return last if names.count(last) == 1 else draft
-
-
-def name_of(row: Ranked, selection: Selection) -> str:
-    """`draft` or `draft + recipe`."""
-    draft = short(row.draft, selection)
-    return draft if row.recipe == "none" else f"{draft} + {row.recipe}"
 
 
 def _times(ends: Interval) -> str:

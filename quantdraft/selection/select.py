@@ -13,10 +13,12 @@ from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, P
 from quantdraft.evaluation import RECORD_FILE
 from quantdraft.executors.local import run_local
 from quantdraft.files import write_json, write_text
+from quantdraft.grid import Cell, SweepSettings, grid
 from quantdraft.heads import require_draft_model
 from quantdraft.inputs import Settings
 from quantdraft.jobs import Outcome
 from quantdraft.ledger import byte_ledger
+from quantdraft.locks import sole_writer
 from quantdraft.models import resolve_model
 from quantdraft.pairing import check_pairing
 from quantdraft.progress import bar
@@ -26,7 +28,6 @@ from quantdraft.selection.ranking import Contender, basis_of, rank
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.selection.rows import selection_document
 from quantdraft.selection.traits import traits_of
-from quantdraft.sweep import Cell, SweepSettings, grid
 
 RECORD = "selection.json"
 AS_IS = "identity"  # the recipe that quantizes nothing: the draft itself
@@ -70,7 +71,7 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
     """Refuse what does not fit, measure the rest, rank it, and write selection.json and pages.
 
     What an earlier run into the same output finished is not computed again. Raises OptionError,
-    OutputExistsError, and PairingError where no draft fits.
+    OutputExistsError, OutputBusyError, and PairingError where no draft fits.
     """
     _check(settings)
     pairing = _pair(settings)
@@ -79,11 +80,12 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
     if not pairing.fitting:
         first = next(iter(pairing.refused.values()))
         raise PairingError(f"no draft fits target '{settings.target}': {first}")
-    _open_output(settings)
-    cells, outcomes = _measure(settings, tuple(pairing.fitting))
-    selection = _concluded(settings, pairing, cells, outcomes)
-    write_json(settings.output / RECORD, selection)
-    write_document(selection_document(selection), settings.output)
+    with sole_writer(settings.output, is_inside=True):
+        _open_output(settings)
+        cells, outcomes = _measure(settings, tuple(pairing.fitting))
+        selection = _concluded(settings, pairing, cells, outcomes)
+        write_json(settings.output / RECORD, selection)
+        write_document(selection_document(selection), settings.output)
     return selection
 
 
@@ -131,7 +133,8 @@ def _open_output(settings: SelectSettings) -> None:
     parts = ("target", "drafts", "recipes", "traffic_path", "calibration")
     wanted = json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
     known = path.read_text(encoding="utf-8") if path.is_file() else ""
-    is_other = settings.output.is_dir() and any(settings.output.iterdir()) and known != wanted
+    # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
+    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
     if is_other and not settings.force:
         raise OutputExistsError(
             f"'{settings.output}' holds something else than this choice. Give another --output, or "

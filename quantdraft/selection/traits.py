@@ -26,7 +26,7 @@ class Traits:
     training_domain: str | None
 
     def differences(self, other: Traits) -> list[str]:
-        """Each as `6 layers where it has 2`, this one's first."""
+        """Each as `layers 6 against 2`, this one's first."""
         words = {
             "num_layers": "layers",
             "hidden_size": "hidden size",
@@ -38,7 +38,7 @@ class Traits:
             "training_domain": "training domain",
         }
         pairs = [(word, getattr(self, key), getattr(other, key)) for key, word in words.items()]
-        return [f"{word} {_said(a)} for {_said(b)}" for word, a, b in pairs if a != b]
+        return [f"{word} {_said(a)} against {_said(b)}" for word, a, b in pairs if a != b]
 
 
 def traits_of(checkpoint: Checkpoint) -> Traits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from quantdraft.errors import OptionError
+from quantdraft.errors import OptionError, nearest
 from quantdraft.serving import llamacpp, sglang, tensorrt_llm, transformers, vllm
 from quantdraft.serving.findings import Pair
 
@@ -23,7 +23,8 @@ def engine_name(name: str) -> str:
     """The name in `ENGINES`. Raises OptionError for an engine that is not supported."""
     found = ALIASES.get(name.lower(), name.lower())
     if found not in ENGINES:
-        raise OptionError(f"--engine {name!r} is unknown. Use {', '.join(ENGINES)}.")
+        hint = nearest(name, ENGINES)
+        raise OptionError(f"--engine {name!r} is unknown.{hint} There are: {', '.join(ENGINES)}.")
     return found
 
 

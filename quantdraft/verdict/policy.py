@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantdraft.documents import read_yaml
-from quantdraft.errors import OptionError
+from quantdraft.documents import all_problems, read_yaml
+from quantdraft.errors import OptionError, nearest_path
 
 
 class Policy(BaseModel):
@@ -44,9 +44,9 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         return Policy.model_validate(changes)
     except ValidationError as error:
         where = "policy" if path is None else str(path)
-        problems = "; ".join(": ".join([*map(str, e["loc"][:1]), e["msg"]]) for e in error.errors())
         raise OptionError(
-            f"{where}: {problems}. Limits: {', '.join(Policy.model_fields)}."
+            f"{where}: {all_problems(error, Policy).rstrip('.')}. "
+            f"Limits: {', '.join(Policy.model_fields)}."
         ) from error
 
 
@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         plain = read_yaml(path)
     except FileNotFoundError:
-        raise OptionError(f"no policy file '{path}'.") from None
+        raise OptionError(f"no policy file '{path}'.{nearest_path(path)}") from None
     except (OSError, ValueError) as error:
         raise OptionError(f"{path}: cannot be read as YAML: {error}") from error
     if plain is None:

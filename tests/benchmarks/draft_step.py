@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--device")
-    parser.add_argument("--mode", default="auto", choices=["auto", "eager", "compiled"])
+    parser.add_argument("--mode", default="auto", choices=["auto", "eager", "fused", "compiled"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = BenchSettings(

@@ -23,7 +23,7 @@ import torch
 from quantdraft.capture import capture
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.engines.native import NativeModel, load_native
-from quantdraft.engines.session import Session
+from quantdraft.engines.session import Session, live_mode
 from quantdraft.engines.source import stored_weights
 from quantdraft.models import load_model
 from quantdraft.reference import pair_dir
@@ -51,7 +51,7 @@ def captured(num_prompts: int, num_tokens: int) -> Traffic:
 def live(pair: tuple[NativeModel, NativeModel], response: Response, k: int) -> tuple[int, ...]:
     """One prompt through the live loop of the native engine."""
     num_slots = len(response.prompt_token_ids) + len(response.response_token_ids) + k + 1
-    target, draft = (Session(native, 1, num_slots) for native in pair)
+    target, draft = (Session(native, 1, num_slots, live_mode(CPU)) for native in pair)
     batch = speculate(
         target,
         draft,

@@ -1,6 +1,7 @@
 """Nothing lost, nothing half written, nothing wrong: long runs are killed and go on.
 
-python -m tests.campaigns.faults --kills 200 [--seed 0] [--commands capture,evaluate] [--output DIR]
+python -m tests.campaigns.faults --kills 250 [--seed 0] [--commands capture,evaluate]
+    [--output DIR [--add]]
 
 The long-running commands run on a tiny random pair. Each is killed one to three times in a row
 (SIGKILL, SIGTERM, SIGINT, a full disk, memory that ends), at a random time or at a random write to
@@ -10,6 +11,7 @@ undisturbed run left: to the byte where nothing is timed, in all but the times e
 The last line is one JSON object: `kills`; `lost`, results that were on the disk and were computed
 again, or runs that could not go on; `half_written`, outputs that stood there unfinished, and
 leftovers beside finished ones; `wrong`, results unlike the undisturbed run's.
+With --add the table in DIR keeps its rows of other commands, and says which campaign each is from.
 """
 
 from __future__ import annotations
@@ -20,39 +22,26 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.campaigns import judging
+from tests.campaigns.fault_record import (
+    COUNTS,
+    KINDS,
+    Tally,
+    as_record,
+    fault_table,
+    with_others,
+    write_record,
+)
+from tests.campaigns.judged_sweep import sweep_command
 from tests.campaigns.judging import Command
 from tests.campaigns.warm import Ended, Fault, import_what_was_imported, run
 
-KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "out of memory")
 SIGNALS = KINDS[:3]
 MAX_KILLS_IN_A_ROW = 3
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened so far."""
-
-    kills: Counter[tuple[str, str]] = field(default_factory=Counter)  # by command and kind
-    survived: Counter[tuple[str, str]] = field(default_factory=Counter)  # strikes it ended despite
-    lost: list[str] = field(default_factory=list)
-    half_written: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    tracebacks: list[str] = field(default_factory=list)  # where one line was due
-    num_resumed: int = 0
-
-    @property
-    def complaints(self) -> list[str]:
-        """All of them, with a word for the kind."""
-        kinds = ("lost", "half_written", "wrong", "tracebacks")
-        return [f"{kind}: {each}" for kind in kinds for each in getattr(self, kind)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +57,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", default="capture,apply,evaluate,bench")
+    parser.add_argument("--commands", default="capture,apply,evaluate,bench,sweep")
     parser.add_argument("--output", type=Path, help="Write faults.json and faults.md there.")
+    parser.add_argument("--add", action="store_true", help="To the campaigns that are there.")
     options = parser.parse_args()
     names = options.commands.split(",")
     judging.import_everything(names)
     with tempfile.TemporaryDirectory(prefix="faults.") as directory:
         work_dir = Path(directory)
         judging.make_inputs(work_dir, needs_candidate=bool({"evaluate", "bench"} & set(names)))
-        commands = [c for c in judging.commands(work_dir) if c.name in names]
+        known = [*judging.commands(work_dir), sweep_command(work_dir)]
+        commands = [command for command in known if command.name in names]
         tally = campaign(commands, work_dir, options.kills, random.Random(options.seed))
-    record = as_record(tally, options.seed)
-    print(table(tally))
+    record = as_record(tally, options.seed, names)
+    if options.add:
+        record = with_others(record, options.output)
+    print(fault_table(record["campaigns"]))
     if options.output is not None:
-        write(record, tally, options.output)
-    print(json.dumps({key: record[key] for key in ("kills", "lost", "half_written", "wrong")}))
+        write_record(record, options.output)
+    print(json.dumps({key: record[key] for key in COUNTS}))
     if record["lost"] or record["half_written"] or record["wrong"]:
         sys.exit(1)
 
@@ -209,67 +202,6 @@ def _empty(work_dir: Path) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     return out
-
-
-def rows(tally: Tally) -> list[tuple[str, ...]]:
-    """By command: how often each kind struck."""
-    commands = list(dict.fromkeys(name for name, _ in tally.kills))
-    counts = np.array([[tally.kills[name, kind] for kind in KINDS] for name in commands])
-    body = [
-        (name, *map(str, line), str(line.sum()))
-        for name, line in zip(commands, counts, strict=True)
-    ]
-    return [*body, ("all", *map(str, counts.sum(axis=0)), str(counts.sum()))]
-
-
-def table(tally: Tally) -> str:
-    """The same as Markdown."""
-    head = ("command", *KINDS, "all")
-    lines = [head, ("---",) * len(head), *rows(tally)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def as_record(tally: Tally, seed: int) -> dict[str, Any]:
-    """Everything that was found."""
-    return {
-        "kills": sum(tally.kills.values()),
-        "lost": len(tally.lost),
-        "half_written": len(tally.half_written),
-        "wrong": len(tally.wrong),
-        "tracebacks": len(tally.tracebacks),
-        "ended_all_the_same": sum(tally.survived.values()),
-        "resumed": tally.num_resumed,
-        "seed": seed,
-        "by_command": {
-            name: {kind: tally.kills[name, kind] for kind in KINDS}
-            for name in dict.fromkeys(name for name, _ in tally.kills)
-        },
-        "details": {
-            "lost": tally.lost,
-            "half_written": tally.half_written,
-            "wrong": tally.wrong,
-            "tracebacks": tally.tracebacks,
-        },
-    }
-
-
-def write(record: dict[str, Any], tally: Tally, output: Path) -> None:
-    """faults.json and faults.md."""
-    from quantdraft.files import write_json, write_text
-
-    write_json(output / "faults.json", record)
-    text = (
-        "# Kills\n\n"
-        "Runs killed at random times and at random writes, started again, and compared with an\n"
-        f"undisturbed run (`python -m tests.campaigns.faults --kills {record['kills']} --seed "
-        f"{record['seed']}`).\n\n{table(tally)}\n\n"
-        f"Results lost: {record['lost']}. Outputs half written: {record['half_written']}. Results "
-        f"unlike the undisturbed run's: {record['wrong']}.\n\n"
-        f"{record['ended_all_the_same']} further strikes came too late, or too mildly, to stop the "
-        f"command. {record['resumed']} runs went on where killed ones had stopped. A traceback "
-        f"stood where one line was due {record['tracebacks']} times.\n"
-    )
-    write_text(output / "faults.md", text)
 
 
 if __name__ == "__main__":

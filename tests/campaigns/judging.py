@@ -30,6 +30,7 @@ SMALL = {
         1.0 + place for place in range(len(timers))
     ],
     "quantdraft.report.document": lambda evaluation: Document("A run", "", None, (), ()),
+    "quantdraft.report.comparison": lambda runs: Document("Some runs", "", None, (), ()),
     "quantdraft.report.drawing.scripts": str,  # drawing takes longer than all the rest
 }
 HEAVY = ("torch", "transformers", "pydantic", "safetensors.torch", "quantdraft.evaluation")
@@ -38,6 +39,7 @@ HEAVY += (
     "quantdraft.benching",
     "quantdraft.quantization",
     "quantdraft.capture",
+    "quantdraft.sweep",
     "quantdraft.cli",
 )
 FOR_APPLY = ("llmcompressor", "llmcompressor.modifiers.quantization", "llmcompressor.entrypoints")
@@ -124,6 +126,7 @@ def commands(work_dir: Path) -> list[Command]:
             complaints_of_checkpoint,
             lambda path: {},  # the library's own passes do not stop halfway: it starts anew
             checkpoint,
+            num_units=1,
         ),
         Command(
             "evaluate",
@@ -151,7 +154,7 @@ def commands(work_dir: Path) -> list[Command]:
 
 def count_units(log: Path) -> None:
     """In a child: write a line for every piece of work that is computed."""
-    from quantdraft import answering, benchmark, replay
+    from quantdraft import answering, benchmark, quantization, replay
 
     def counting(real: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -166,11 +169,12 @@ def count_units(log: Path) -> None:
     own.answers = counting(own.answers, lambda target, prompts, seeds: len(prompts))
     replay._pieces = counting(replay._pieces, lambda *rest: 1)
     benchmark._measure = counting(benchmark._measure, lambda *rest: 1)
+    quantization.apply = counting(quantization.apply, lambda *rest: 1)
 
 
 def units(kept: dict[str, Any]) -> int:
     """Pieces of work among the finished parts."""
-    counted = ("prompt", "batch", "point", "stage latency-")
+    counted = ("prompt", "batch", "point", "stage latency-", "candidate")
     return sum(name.startswith(counted) for name in kept)
 
 
@@ -229,16 +233,16 @@ def kept_of_run(path: Path) -> dict[str, Any]:
     for file in (path / "stages").glob("*.json"):
         kept[f"stage {file.stem}"] = file.read_text()
     for arm in ("baseline", "candidate"):
-        kept |= batches(path, arm)
+        kept |= batches(path, arm, path / "traffic.jsonl")
     return kept
 
 
-def batches(run_dir: Path, arm: str) -> dict[str, Any]:
+def batches(run_dir: Path, arm: str, traffic: Path) -> dict[str, Any]:
     """Batches of a replay in which every token has its number."""
     path = run_dir / "stages" / f"keep-{arm}.f64"
     if not path.with_suffix(".json").exists():
         return {}
-    responses = all_responses(run_dir / "traffic.jsonl")
+    responses = all_responses(traffic)
     values = np.fromfile(path)
     ends = np.cumsum([len(r.response_token_ids) for r in responses])
     each = np.split(values, ends[:-1])

@@ -86,8 +86,8 @@ def test_at_a_temperature_the_wheel_accepts_too_little_and_the_alarm_says_so(
 ):
     """Its temperatures are written into a copy and read from uninitialised memory.
 
-    So what it accepts is chance, at times nothing at all, seldom what it should; but a proposal that
-    is the very token it then emits was rejected, and replay of its own text shows that.
+    So what it accepts is chance, at times nothing at all, seldom what it should; but a proposal
+    that is the very token it then emits was rejected, and replay of its own text shows that.
     """
     if (vllm.version, vllm.device_type) != ("0.32.0", "cpu"):
         pytest.skip("the bug is of the CPU build of vLLM 0.32.0")

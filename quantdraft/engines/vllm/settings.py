@@ -5,7 +5,6 @@ The config's keys are those of the installed version; another is refused before 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from quantdraft.documents import parse_json
 from quantdraft.engines.vllm.environment import Environment
-from quantdraft.errors import OptionError
+from quantdraft.errors import OptionError, nearest
 from quantdraft.results import AcceptanceRule
 from quantdraft.serving.vllm import speculative_config
 
@@ -57,10 +56,9 @@ def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
     known = environment.speculative_keys
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"It knows {', '.join(known)}."
+            hint = nearest(key, known) or f" It knows {', '.join(known)}."
             raise OptionError(
-                f"vLLM {environment.version} has no speculative setting {key!r}. {hint}"
+                f"vLLM {environment.version} has no speculative setting {key!r}.{hint}"
             )
 
 

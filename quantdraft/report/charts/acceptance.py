@@ -51,7 +51,7 @@ def losses(rows: Sequence[Row], y_title: str) -> dict[str, Any]:
             alt.Tooltip("arms:N", title="baseline → candidate"),
         ],
     )
-    title = "acceptance lost, points (right: candidate worse)"
+    title = "points lost (right: candidate worse)"
     x = alt.X("low:Q", title=title, axis=alt.Axis(tickCount=NUM_TICKS))
     whisker = base.mark_rule(strokeWidth=2.5, color=LIGHT["candidate"]).encode(x=x, x2="high:Q")
     dot = base.mark_point(filled=True, size=80, color=LIGHT["candidate"], opacity=1).encode(

@@ -76,7 +76,7 @@ def ledger_bars(rows: Sequence[Row]) -> dict[str, Any]:
             color=alt.Color(
                 "part:N",
                 scale=alt.Scale(domain=parts, range=colours),
-                legend=alt.Legend(title=None, columns=4),
+                legend=alt.Legend(title=None),
             ),
             order=alt.Order("order:Q"),
             tooltip=[

@@ -136,5 +136,8 @@ def forest(rows: Sequence[Row], limits: Sequence[tuple[float, str]]) -> dict[str
         .mark_text(align="left", dx=6, color=LIGHT["quiet"], text="undefined")
         .encode(y=names, x=alt.value(0))
     )
-    rules = [level(value, text, axis="x", dash=at == 0) for at, (value, text) in enumerate(limits)]
+    rules = [
+        level(value, text, axis="x", dash=at == 0, is_before=at == 0)
+        for at, (value, text) in enumerate(limits)
+    ]
     return finish(alt.layer(*rules, whisker, dot, missing), height=34 * len(rows))

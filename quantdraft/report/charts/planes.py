@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantdraft.report.charts.style import NUM_TICKS, WIDE, Row, finish, inline, name_scale
+from quantdraft.report.charts.style import (
+    NUM_TICKS,
+    WIDE,
+    Row,
+    finish,
+    inline,
+    level,
+    name_scale,
+)
 from quantdraft.report.palette import LIGHT
 
-LOST = "acceptance lost, points (right: candidate worse)"
+LOST = "acceptance lost, points (right: worse)"
 STEP = "draft step, ms (left: faster)"
 RATE = "acceptance rate (up: better)"
+MIN_WORD_WIDTH = 100  # of a cell that has room for "inconclusive"
 VERDICT_COLOURS = {
     "go": LIGHT["good"],
     "no-go": LIGHT["bad"],
@@ -63,34 +72,35 @@ def break_even_plane(
         .encode(x=x, y=y, order="y:Q")
     )
     recipes = list(dict.fromkeys(row["name"] for row in points))
-    scale = name_scale(recipes)
-    colours = dict(zip(scale.domain, scale.range, strict=True))
-    layers = [areas, frontier]
-    for name in recipes:
-        ring = (
-            alt.Chart(inline([row for row in ellipses if row["name"] == name]))
-            .mark_line(clip=True, color=colours[name], strokeWidth=1.8, fillOpacity=0)
-            .encode(x=alt.X("x:Q", title=LOST), y=y, order="order:Q")
-        )
-        base = alt.Chart(inline([row for row in points if row["name"] == name])).encode(
+    named = alt.Color(
+        "name:N", scale=name_scale(recipes), legend=alt.Legend(title=None, symbolOpacity=1)
+    )
+    rings = (
+        alt.Chart(inline(ellipses))
+        .mark_line(clip=True, strokeWidth=1.8, fillOpacity=0)
+        .encode(x=alt.X("x:Q", title=LOST), y=y, order="order:Q", color=named)
+    )
+    dots = (
+        alt.Chart(inline(points))
+        .mark_point(filled=True, size=90, opacity=1)
+        .encode(
             x=alt.X("x:Q", title=LOST),
             y=y,
+            color=named,
             tooltip=[
                 alt.Tooltip("name:N", title="recipe"),
                 alt.Tooltip("lost:N", title="acceptance lost"),
                 alt.Tooltip("faster:N", title="draft step"),
             ],
         )
-        dot = base.mark_point(filled=True, size=90, color=colours[name], opacity=1)
-        label = base.mark_text(
-            align="left", dx=9, dy=-8, fontWeight="bold", color=colours[name], clip=True
-        ).encode(text="name:N")
-        layers += [ring, dot, label]
-    return finish(alt.layer(*layers), height=340, width=WIDE)
+    )
+    plane = alt.layer(areas, frontier)
+    drawn = alt.layer(plane, alt.layer(rings, dots)).resolve_scale(color="independent")
+    return finish(drawn, height=340, width=WIDE)
 
 
 def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
-    """batch, context, verdict, shown (the speedup), why: one cell a timed point."""
+    """batch, context, verdict, short, shown, shown_over_target, is_here, why: a cell a point."""
     import altair as alt
 
     base = alt.Chart(inline(rows)).encode(
@@ -114,13 +124,51 @@ def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
             alt.Tooltip("why:N", title="why"),
         ],
     )
-    words = base.mark_text(fontWeight="bold", fontSize=13).encode(
-        text="shown:N",
-        color=alt.condition(
-            "datum.verdict === 'undefined'", alt.value(LIGHT["quiet"]), alt.value(LIGHT["paper"])
-        ),
+    ink = alt.condition(
+        "datum.verdict === 'undefined'", alt.value(LIGHT["quiet"]), alt.value(LIGHT["paper"])
     )
-    return finish(alt.layer(cells, words), height=52 * len({row["context"] for row in rows}))
+    num_batches = len({row["batch"] for row in rows})
+    word = f"width / {num_batches} < {MIN_WORD_WIDTH} ? datum.short : datum.verdict"
+    worded = base.transform_calculate(word=word)
+    lines = [
+        worded.mark_text(fontSize=13, fontWeight="bold", dy=-17).encode(text="word:N", color=ink),
+        base.mark_text(fontSize=13, dy=1).encode(text="shown:N", color=ink),
+        base.mark_text(fontSize=12, dy=18).encode(text="shown_over_target:N", color=ink),
+    ]
+    here = base.transform_filter("datum.is_here").mark_rect(
+        cornerRadius=3, filled=False, stroke=LIGHT["ink"], strokeWidth=3
+    )
+    height = 72 * len({row["context"] for row in rows})
+    return finish(alt.layer(cells, here, *lines), height=height, width=WIDE)
+
+
+def paying_by_batch(rows: Sequence[Row]) -> dict[str, Any]:
+    """context, batch, value, low, high, shown, arm: the better draft over the target alone."""
+    import altair as alt
+
+    contexts = list(dict.fromkeys(str(row["context"]) for row in rows))
+    title = "speedup over the target alone"
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("batch:O", title="batch", axis=alt.Axis(labelAngle=0)),
+        color=alt.Color(
+            "context:N",
+            scale=name_scale(contexts),
+            legend=alt.Legend(title="context", symbolType="stroke", symbolOpacity=1),
+        ),
+        tooltip=[
+            alt.Tooltip("context:N", title="context"),
+            alt.Tooltip("batch:O", title="batch"),
+            alt.Tooltip("shown:N", title=title),
+            alt.Tooltip("arm:N", title="the better draft"),
+        ],
+    )
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
+    whisker = base.mark_rule(strokeWidth=2, opacity=0.5).encode(
+        y=alt.Y("low:Q", title=title), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2).encode(y=y)
+    dot = base.mark_point(filled=True, size=60, opacity=1).encode(y=y)
+    return finish(alt.layer(level(1.0, "target alone"), whisker, line, dot), height=250)
 
 
 def pareto(rows: Sequence[Row], front: Sequence[Row]) -> dict[str, Any]:

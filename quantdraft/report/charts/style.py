@@ -35,6 +35,7 @@ CONFIG: dict[str, Any] = {
         "titlePadding": 8,
         "labelLimit": 170,
         "labelPadding": 5,
+        "labelFlush": False,
     },
     "legend": {
         "labelColor": LIGHT["ink"],
@@ -74,18 +75,23 @@ def arm_scale() -> alt.Scale:
 
 
 def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:
-    """A colour for each name in turn; `first` has the baseline's."""
+    """A colour for each name in turn; `first` has the baseline's. Names as `inline` has them."""
     import altair as alt
 
-    others = [name for name in names if name != first]
+    others = [name for name in shown_values(list(names)) if name != first]
     colours = [LIGHT[HUES[at % len(HUES)]] for at in range(len(others))]
     if first is not None:
         others, colours = [first, *others], [LIGHT["baseline"], *colours]
     return alt.Scale(domain=others, range=colours)
 
 
-def level(value: float, text: str, *, axis: str = "y", dash: bool = True) -> Any:
-    """A rule across the picture at a level worth comparing with, and its name at its end."""
+def level(
+    value: float, text: str, *, axis: str = "y", dash: bool = True, is_before: bool = False
+) -> Any:
+    """A rule across the picture at a level worth comparing with, and its name at its end.
+
+    is_before: the name stands left of an upright rule, where another stands right of its own
+    """
     import altair as alt
 
     one = alt.Chart(inline([{}]))
@@ -95,5 +101,6 @@ def level(value: float, text: str, *, axis: str = "y", dash: bool = True) -> Any
     ).encode(**at)
     across = "x" if axis == "y" else "y"
     start: dict[str, Any] = {across: alt.value(0)}
-    name = one.mark_text(text=text, align="left", dx=4, dy=-6, color=LIGHT["quiet"])
+    side: dict[str, Any] = {"align": "right", "dx": -4} if is_before else {"align": "left", "dx": 4}
+    name = one.mark_text(text=text, **side, dy=-6, color=LIGHT["quiet"])
     return rule + name.encode(**at, **start)

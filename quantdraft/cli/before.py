@@ -1,0 +1,125 @@
+"""Commands that need no run: what there is, what fits, what could be gained."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import columns, print_json, print_lines
+from quantdraft.cli.values import (
+    Model,
+    Name,
+    Recipe,
+    gpu_names,
+    parse_ks,
+    recipe_and_sweep_names,
+    shape_names,
+)
+from quantdraft.errors import OptionError
+from quantdraft.progress import step
+
+A_CONFIG = Name("shape", shape_names, is_open=True)
+
+
+@click.command(
+    cls=Command,
+    short_help="What can be done to a draft, and with what here.",
+    example="quantdraft recipes show int4",
+)
+@click.argument("action", required=False, type=Name("action", lambda: ("list", "show")))
+@click.argument("name", required=False, type=Recipe("recipe", recipe_and_sweep_names, is_open=True))
+@options.as_json()
+def recipes(action: str | None, name: str | None, as_json: bool) -> None:
+    """List the bundled recipes, or show one: `quantdraft recipes show int4`.
+
+    The list says what each needs, on which devices a kernel computes in it, and which engines load
+    the result.
+    """
+    with step("recipes"):
+        from quantdraft import catalogue
+
+        if action != "show" and name is not None:
+            raise OptionError(f"`list` takes no name. `quantdraft recipes show {name}`.")
+        if action != "show":
+            shown = catalogue.as_json() if as_json else "\n".join(catalogue.listing(columns()))
+        elif name is None:
+            raise OptionError("which one? `quantdraft recipes show NAME`.")
+        else:
+            shown = catalogue.as_json(name) if as_json else catalogue.shown(name)
+    click.echo(shown)
+
+
+@click.command(
+    cls=Command,
+    short_help="Do target and draft fit, and can it pay at all?",
+    example="quantdraft check --target T --draft D",
+)
+@options.target(required=True)
+@click.option("--draft", "-d", type=Model(), required=True, help=options.A_DRAFT)
+@click.option("-k", "--num-speculative-tokens", "k", type=int, default=4, show_default=True)
+@options.as_json()
+def check(target: str, draft: str, k: int, as_json: bool) -> None:
+    """Do target and draft fit, and how much could quantizing the draft gain at most?
+
+    Exit code 0: compatible; 1: not. Every finding is one line with what to do.
+    """
+    with step("check"):
+        from quantdraft.preflight import check as check_pair
+
+        result = check_pair(target, draft, k)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print_lines(result.lines())
+    if not result.is_compatible:
+        sys.exit(1)
+
+
+@click.command(
+    cls=Command,
+    short_help="Predict the speedup by k, without any model.",
+    example="quantdraft plan --acceptance-rate 0.75 --draft-cost 0.05",
+)
+@click.option(
+    "--acceptance-rate",
+    "-a",
+    type=float,
+    required=True,
+    help="Accepted per token asked for, in 0..1 (alpha of the paper).",
+)
+@click.option("--draft-cost", "-c", type=float, help="A draft step over a step of the target.")
+@options.KS
+@click.option(
+    "--target-config", "-t", type=A_CONFIG, help="A config.json, its directory, or a known shape."
+)
+@click.option("--draft-config", "-d", type=A_CONFIG, help="The same of the full-precision draft.")
+@click.option(
+    "--device",
+    type=Name("device", gpu_names, is_open=True),
+    help="a100, l4, l40s, rtx-4090, h100, h200, b200, mi300x, mi325x.",
+)
+@click.option("--context-length", type=int, default=0, show_default=True, help="Cached tokens.")
+@options.as_json()
+def plan(ks: str, as_json: bool, **given: Any) -> None:
+    """Predict the speedup by k from an acceptance rate and a cost; no model is needed.
+
+    \b
+    The cost of a pair that is not here, and what each recipe could gain, from its configs:
+      quantdraft plan -a 0.75 --target-config llama-3.1-8b --draft-config llama-3.2-1b --device h200
+
+    Everything it prints is a prediction; `quantdraft evaluate` measures.
+    """
+    with step("plan"):
+        from quantdraft.planning import PlanSettings, plan_lines
+        from quantdraft.planning import plan as make_plan
+
+        made = make_plan(PlanSettings(ks=parse_ks(ks), **given))
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        print_lines(plan_lines(made))

@@ -1,0 +1,53 @@
+"""demo: the whole path in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_json, tell, tell_aside
+from quantdraft.cli.values import AT_LEAST_1, DIRECTORY, Recipe, recipe_names
+from quantdraft.progress import step
+
+
+@click.command(
+    cls=Command,
+    short_help="The whole job on a small pair that comes along.",
+    example="quantdraft demo --recipe int4 --num-prompts 16 -o demo-run",
+    stopped="What is finished is kept in the output: the same command goes on from there.",
+)
+@click.option("--output", "-o", type=DIRECTORY, default=Path("demo-run"), show_default=True)
+@click.option(
+    "--recipe",
+    "-r",
+    "names",
+    type=Recipe("recipe", recipe_names, is_open=True),
+    multiple=True,
+    help="Default: a choice of bundled ones.",
+)
+@click.option("--num-prompts", type=AT_LEAST_1, default=32, show_default=True)
+@options.force()
+@options.as_json("Print each recipe's verdict as JSON.")
+def demo(
+    output: Path, names: tuple[str, ...], num_prompts: int, force: bool, as_json: bool
+) -> None:
+    """The whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
+    with step("demo"):
+        from quantdraft.demo import demo as run_demo
+
+        say = tell_aside if as_json else tell
+        evaluations = run_demo(output, names, num_prompts=num_prompts, force=force, say=say)
+    if as_json:
+        verdicts = [
+            {
+                "recipe": evaluation.name,
+                "decision": evaluation.verdict.decision,
+                "summary": evaluation.verdict.summary,
+                "run": str(output / "runs" / evaluation.name),
+            }
+            for evaluation in evaluations
+        ]
+        print_json({"output": str(output), "verdicts": verdicts})

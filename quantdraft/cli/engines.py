@@ -1,0 +1,75 @@
+"""Serving engines that `evaluate` can use: which are here, and how they come here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Commands
+from quantdraft.cli.printing import print_json
+from quantdraft.cli.values import DIRECTORY, Name
+from quantdraft.progress import step
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    short_help="Serving engines: what is installed, and install one.",
+    example="quantdraft engines install vllm",
+)
+@options.as_json()
+@click.pass_context
+def engines(ctx: click.Context, as_json: bool) -> None:
+    """Serving engines that `evaluate` can use: list them, or `quantdraft engines install vllm`."""
+    if ctx.invoked_subcommand is None:
+        _print_engines(as_json)
+
+
+@engines.command(name="list", example="quantdraft engines list")
+@options.as_json()
+def list_engines(as_json: bool) -> None:
+    """What is installed, in which version."""
+    _print_engines(as_json)
+
+
+@engines.command(
+    example="quantdraft engines install vllm",
+    stopped="What was installed by then is no environment yet: the same command begins anew.",
+)
+@click.argument("name", type=Name("engine", lambda: ("vllm",)))
+@click.option("--dir", "directory", type=DIRECTORY, help="Where. Default: the user's data.")
+@options.force("Replace an installed one.")
+@options.as_json()
+def install(name: str, directory: Path | None, force: bool, as_json: bool) -> None:
+    """Make an engine's own environment: the CUDA build where there is a GPU, else the CPU build."""
+    with step(f"install {name}") as now:
+        from quantdraft.engines.vllm.environment import as_record, install_vllm
+
+        found = install_vllm(directory, force=force, say=now)
+    if as_json:
+        print_json({name: as_record(found)})
+        return
+    click.echo(f"{name} {found.version} ({found.device_type}): {found.python}")
+    if directory is not None:
+        click.echo(f"Use it with --vllm-python {found.python}")
+
+
+def _print_engines(as_json: bool) -> None:
+    with step("engines"):
+        from quantdraft.engines.vllm.environment import as_record, installed_vllm
+
+        found = installed_vllm()
+    if as_json:
+        print_json({"vllm": None if found is None else as_record(found)})
+    elif found is None:
+        click.echo("vllm  not installed: quantdraft engines install vllm")
+    else:
+        click.echo(_line(found))
+
+
+def _line(found: Any) -> str:
+    return f"vllm  {found.version} ({found.device_type})  {found.python}"

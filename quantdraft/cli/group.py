@@ -1,0 +1,150 @@
+"""What every command has: an example, errors of one line, and what stays when it is stopped.
+
+Errors become one line here and nowhere else; a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from quantdraft.errors import QuantDraftError, is_out_of_memory, nearest, one_line
+
+STOPPED = 130  # as a shell says it of a process that Ctrl-C has ended
+NOTHING_KEPT = "Nothing was written."
+# What a user's files and disks do; any other OSError is a bug, and keeps its traceback.
+OF_FILES = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+class Command(click.Command):
+    """A command with an example; `stopped` says what Ctrl-C leaves and how to go on."""
+
+    def __init__(
+        self, *args: Any, example: str = "", stopped: str = NOTHING_KEPT, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.example = example
+        self.stopped = stopped
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; an error of ours is one line and exit code 1, Ctrl-C one line and 130."""
+        try:
+            return super().invoke(ctx)
+        except QuantDraftError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            click.echo(f"\nStopped. {self.stopped}", err=True)
+            sys.exit(STOPPED)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if is_out_of_memory(error):
+                fail("out of memory. Use a smaller --batch-size or a machine with more memory.")
+            if isinstance(error, OSError) and error.errno in OF_FILES:
+                fail(_of_a_file(error))
+            raise
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example comes last, where the eye is."""
+        _write_example(self.example, formatter)
+
+
+class Commands(click.Group):
+    """A group whose commands stand in the order of the path, and whose usage errors are a line."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, example: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example comes last here too."""
+        _write_example(self.example, formatter)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added."""
+        return list(self.commands)
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **options: Any
+    ) -> Any:
+        """Run the command line and leave; exit code 2 where it could not be read."""
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **options)
+        try:
+            code = super().main(args, standalone_mode=False, **options)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            fail(_usage(error), error.exit_code)
+        except click.Abort:
+            fail("stopped.", STOPPED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _write_example(example: str, formatter: click.HelpFormatter) -> None:
+    formatter.write(f"\nExample:\n  {example}\n")
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and leave."""
+    click.echo(f"Error: {one_line(message)}", err=True)
+    sys.exit(code)
+
+
+def _of_a_file(error: OSError) -> str:
+    why = (error.strerror or type(error).__name__).lower()
+    return f"'{error.filename}': {why}." if error.filename else f"{why}."
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click says of a command line, with the nearest name and where to look."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    message = error.format_message()
+    message = f"{message[:1].lower()}{message[1:].rstrip('.')}."
+    if ctx is None:
+        return message
+    match error:
+        case click.NoSuchOption():
+            options = [name for each in ctx.command.params for name in each.opts]
+            hint = nearest(error.option_name, options)
+            return f"no option {error.option_name!r}.{hint} {_help(ctx)}"
+        case click.exceptions.NoSuchCommand() if isinstance(ctx.command, click.Group):
+            hint = nearest(error.command_name, ctx.command.commands)
+            return f"no command {error.command_name!r}.{hint} {_help(ctx)}"
+        case click.MissingParameter() if error.param is not None:
+            example = getattr(ctx.command, "example", "").splitlines()
+            shown = f" Example: `{example[0]}`" if example else ""
+            return f"`{ctx.command_path}` needs {_name(error.param)}.{shown}"
+        case click.BadParameter() if error.param is not None:
+            return f"{_name(error.param)}: {error.message}"
+    return f"{message} {_help(ctx)}"
+
+
+def _name(parameter: click.Parameter) -> str:
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return parameter.human_readable_name
+
+
+def _help(ctx: click.Context) -> str:
+    return f"See `{ctx.command_path} --help`."

@@ -1,0 +1,185 @@
+"""What an option may be given: names with suggestions and completion, models, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from quantdraft.errors import OptionError, nearest
+
+DIRECTORY = click.Path(path_type=Path)
+
+AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+MAX_K = 16
+MAX_DIGITS, MAX_RANGE = 9, 10_000  # more is a slip of the hand, and would fill the memory
+
+
+class Name(click.ParamType[str]):
+    """One of some names. `is_open`: the library knows more, and says what it does not know."""
+
+    def __init__(
+        self, kind: str, known: Callable[[], Sequence[str]], *, is_open: bool = False
+    ) -> None:
+        self.name = kind
+        self.known = known
+        self.is_open = is_open
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """All names where there are no others."""
+        return None if self.is_open else f"[{'|'.join(self.known())}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself; a usage error that suggests the nearest for one that is none."""
+        known = self.known()
+        if not self.is_open and value not in known:
+            hint = nearest(value, known)
+            self.fail(f"no {self.name} {value!r}.{hint} There are: {', '.join(known)}.", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(each) for each in self.known() if each.startswith(incomplete)]
+
+
+class Names(Name):
+    """Names separated by commas; the last one is completed."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Each with what stands before it."""
+        before, comma, last = incomplete.rpartition(",")
+        taken = before.split(",")
+        return [
+            CompletionItem(f"{before}{comma}{each}")
+            for each in self.known()
+            if each.startswith(last) and each not in taken
+        ]
+
+
+class Recipe(Name):
+    """A bundled recipe, or a file of one's own."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names, and files where no name begins so."""
+        found = super().shell_complete(ctx, param, incomplete)
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+class Model(click.ParamType[str]):
+    """A directory or a Hub id."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Directories."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class Positive(click.ParamType[float]):
+    """A number above 0: seconds, CPUs, gigabytes."""
+
+    name = "float"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error for 0, for less, and for what is no number or endless."""
+        number = click.FLOAT.convert(value, param, ctx)
+        if not 0 < number < math.inf:
+            self.fail(f"{value} must be above 0.", param, ctx)
+        return number
+
+
+def recipe_names() -> list[str]:
+    """The bundled recipes."""
+    from quantdraft.recipe import bundled_recipe_names
+
+    return bundled_recipe_names()
+
+
+def recipe_and_sweep_names() -> list[str]:
+    """The bundled recipes, and the sweeps that stand for several."""
+    from quantdraft.recipe import bundled_sweep_names
+
+    return [*recipe_names(), *bundled_sweep_names()]
+
+
+def shape_names() -> list[str]:
+    """Published models whose shape is known."""
+    from quantdraft.shapes import shape_names as known
+
+    return known()
+
+
+def gpu_names() -> list[str]:
+    """Devices that `plan` knows."""
+    from quantdraft.planning.devices import device_names
+
+    return device_names()
+
+
+def serving_names() -> list[str]:
+    """Engines that `export` writes for."""
+    from quantdraft.serving import ENGINES
+
+    return list(ENGINES)
+
+
+def parse_ks(text: str) -> tuple[int, ...]:
+    """`4`, `1-8` or `2,4,8` as sorted numbers of speculative tokens, each in 1..16."""
+    ks = _numbers(text)
+    if ks is None:
+        raise OptionError(f"-k {text!r} is not a number, a range or a list. Write 4, 1-8 or 2,4,8.")
+    if not ks or min(ks) < 1 or max(ks) > MAX_K:
+        raise OptionError(f"-k {text!r}: the number of speculative tokens lies in 1..{MAX_K}.")
+    return tuple(sorted(ks))
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """`4`, `1-8`, `2,4,8` or a mixture, as sorted numbers from 1."""
+    numbers = _numbers(text)
+    if numbers is None or 0 in numbers:
+        raise OptionError(
+            f"{option} {text!r} is not a list of numbers from 1. Write 1,8,32 or 1-17."
+        )
+    if not numbers:
+        raise OptionError(f"{option} {text!r} names no number: a range goes upwards.")
+    return tuple(sorted(numbers))
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas, blanks and nothing left out."""
+    return tuple(name for part in (text or "").split(",") if (name := part.strip()))
+
+
+def optional_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """The same of an option that may be absent."""
+    return None if text is None else parse_numbers(text, option)
+
+
+def _numbers(text: str) -> set[int] | None:
+    """What the parts of a list stand for; None where one of them is no number and no range."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        if len(ends) > 2 or not all(_is_number(end) for end in ends):
+            return None
+        first, last = int(ends[0]), int(ends[-1])
+        numbers |= set(range(first, min(last, first + MAX_RANGE) + 1))
+    return numbers
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MAX_DIGITS

@@ -1,0 +1,147 @@
+"""Several drafts under several recipes: speeds in order, acceptance against cost, by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quantdraft.report.charts.style import (
+    NUM_TICKS,
+    WIDE,
+    Row,
+    finish,
+    inline,
+    level,
+    name_scale,
+)
+from quantdraft.report.palette import LIGHT
+from quantdraft.report.safety import shown_values
+
+STANDING = {
+    "recommended": LIGHT["good"],
+    "not told apart": LIGHT["doubt"],
+    "slower": LIGHT["baseline"],
+}
+RATE = "acceptance rate (up: better)"
+
+
+def speeds(rows: Sequence[Row]) -> dict[str, Any]:
+    """name, standing, value, low, high, shown, predicted, shown_predicted; fastest first.
+
+    A diamond is the prediction by bytes; a row without a measured value has the diamond alone.
+    """
+    import altair as alt
+
+    title = "speed over the target alone"
+    names = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False))
+    base = alt.Chart(inline(rows)).encode(
+        y=names,
+        color=alt.Color(
+            "standing:N",
+            scale=alt.Scale(domain=list(STANDING), range=list(STANDING.values())),
+            legend=alt.Legend(title=None),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="draft and recipe"),
+            alt.Tooltip("shown:N", title="measured"),
+            alt.Tooltip("shown_predicted:N", title="predicted by bytes"),
+            alt.Tooltip("standing:N", title="standing"),
+        ],
+    )
+    x = alt.X(
+        "low:Q",
+        title=title,
+        scale=alt.Scale(zero=False, padding=12),
+        axis=alt.Axis(tickCount=NUM_TICKS),
+    )
+    whisker = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
+    dot = base.mark_point(filled=True, size=90, opacity=1).encode(x=alt.X("value:Q", title=title))
+    diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0).encode(
+        x=alt.X("predicted:Q", title=title)
+    )
+    alone = level(1.0, "target alone", axis="x")
+    return finish(alt.layer(alone, whisker, diamond, dot), height=32 * max(len(rows), 2))
+
+
+def kept_for_cost(rows: Sequence[Row], drafts: Sequence[str], x_title: str) -> dict[str, Any]:
+    """name, draft, recipe, standing, x, x_low, x_high, y, y_low, y_high, cost, rate.
+
+    A colour a draft, in this order, a shape a recipe, a ring around what is recommended.
+    """
+    import altair as alt
+
+    base = alt.Chart(inline(rows)).encode(
+        color=alt.Color(
+            "draft:N",
+            scale=name_scale(drafts),
+            legend=alt.Legend(title="draft", symbolType="square", symbolOpacity=1),
+        )
+    )
+    x = alt.X(
+        "x:Q",
+        title=x_title,
+        axis=alt.Axis(tickCount=NUM_TICKS),
+        scale=alt.Scale(zero=False, padding=24),
+    )
+    y = alt.Y(
+        "y:Q", title=RATE, axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False, padding=18)
+    )
+    across = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
+        x=alt.X("x_low:Q", title=x_title), x2="x_high:Q", y=y
+    )
+    up = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
+        x=x, y=alt.Y("y_low:Q", title=RATE), y2="y_high:Q"
+    )
+    dots = base.mark_point(filled=True, size=130, opacity=1).encode(
+        x=x,
+        y=y,
+        shape=alt.Shape(
+            "recipe:N",
+            sort=None,
+            legend=alt.Legend(
+                title="recipe", symbolFillColor=LIGHT["quiet"], symbolStrokeColor=LIGHT["quiet"]
+            ),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="draft and recipe"),
+            alt.Tooltip("cost:N", title="draft step"),
+            alt.Tooltip("rate:N", title="acceptance rate"),
+        ],
+    )
+    ring = (
+        base.transform_filter("datum.standing === 'recommended'")
+        .mark_point(size=420, filled=False, strokeWidth=1.8, fillOpacity=0)
+        .encode(x=x, y=y)
+    )
+    return finish(alt.layer(across, up, dots, ring), height=340, width=WIDE)
+
+
+def rates_by_domain(rows: Sequence[Row], drafts: Sequence[str]) -> dict[str, Any]:
+    """domain, draft, value, low, high, shown, num_prompts: one mark a draft in every domain."""
+    import altair as alt
+
+    title = "acceptance rate (right: better)"
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("domain:N", title=None, axis=alt.Axis(labelFontSize=13, ticks=False, grid=True)),
+        yOffset=alt.YOffset(
+            "draft:N", sort=shown_values(list(drafts)), scale=alt.Scale(paddingOuter=0.4)
+        ),
+        color=alt.Color("draft:N", scale=name_scale(drafts), legend=alt.Legend(title=None)),
+        tooltip=[
+            alt.Tooltip("draft:N", title="draft"),
+            alt.Tooltip("domain:N", title="domain"),
+            alt.Tooltip("shown:N", title="acceptance rate"),
+            alt.Tooltip("num_prompts:Q", title="prompts"),
+        ],
+    )
+    x = alt.X(
+        "low:Q",
+        title=title,
+        axis=alt.Axis(format=".0%", tickCount=NUM_TICKS),
+        scale=alt.Scale(zero=False, padding=12),
+    )
+    whisker = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
+    dot = base.mark_point(filled=True, size=80, opacity=1).encode(x=alt.X("value:Q", title=title))
+    num_domains = len({row["domain"] for row in rows})
+    height = max(26 * len(drafts) * num_domains, 60)
+    return finish(alt.layer(whisker, dot), height=height)

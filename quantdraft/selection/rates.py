@@ -1,0 +1,62 @@
+"""Acceptance rates of one contender at one k: over all prompts, by domain, against another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantdraft.acceptance import Ints, Replayed
+from quantdraft.comparison import Bootstrap
+from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
+from quantdraft.comparison.resampling import interval_of
+from quantdraft.results import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRate:
+    """Accepted / proposed on the prompts of one domain."""
+
+    domain: str
+    num_prompts: int  # those with a round
+    acceptance_rate: Interval
+
+
+def rate_of(replayed: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
+    """Accepted / proposed; [0, 1] where there are too few prompts for an interval."""
+    drawn, _ = draw_lengths(replayed, replayed, k, k, bootstrap)
+    value = replayed.counts(k).acceptance_rate
+    return interval_of(value, drawn.rate, num_prompts_with_rounds(replayed), bootstrap)
+
+
+def rate_gap(first: Replayed, own: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
+    """The second's acceptance rate minus the first's, prompt by prompt, both at one k."""
+    drawn_first, drawn = draw_lengths(first, own, k, k, bootstrap)
+    value = own.counts(k).acceptance_rate - first.counts(k).acceptance_rate
+    size = num_prompts_with_rounds(own)
+    return interval_of(value, drawn.rate - drawn_first.rate, size, bootstrap)
+
+
+def rates_by_domain(
+    replayed: Replayed, domains: Sequence[str], k: int, bootstrap: Bootstrap
+) -> tuple[DomainRate, ...]:
+    """One a domain that has a round, by name. domains: of every prompt, in the replay's order."""
+    found = []
+    for name in sorted(set(domains)):
+        has_rounds = (np.array(domains) == name) & (replayed.num_tokens > 0)
+        if has_rounds.any():
+            part = _of(replayed, np.flatnonzero(has_rounds))
+            found.append(DomainRate(name, len(part.prompt_ids), rate_of(part, k, bootstrap)))
+    return tuple(found)
+
+
+def _of(replayed: Replayed, chosen: Ints) -> Replayed:
+    """Some of the prompts."""
+    return Replayed(
+        prompt_ids=tuple(replayed.prompt_ids[at] for at in chosen),
+        ks=replayed.ks,
+        num_tokens=replayed.num_tokens[chosen],
+        num_drafts=replayed.num_drafts[:, chosen],
+        num_accepted_per_pos=replayed.num_accepted_per_pos[:, chosen],
+    )

@@ -1,0 +1,70 @@
+"""The published examples: records taken from finished runs, and every page drawn from its record.
+
+    python -m tests.examples                              draw all of reports/example again
+    python -m tests.examples --take RUN… [SELECTION]      first take these directories' records
+
+A run directory holds evaluation.json, that of a choice selection.json; each keeps its name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from quantdraft.errors import OptionError
+from quantdraft.files import read_json
+from quantdraft.report import RECORD_FILE, write_comparison, write_document, write_report
+from quantdraft.results import read_evaluation
+from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.selection.rows import selection_document
+from quantdraft.selection.select import RECORD as SELECTION_FILE
+
+EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
+COMPARISON = "comparison"
+
+
+def take(directory: Path, examples: Path = EXAMPLES) -> Path:
+    """Copy one directory's record beside the others. Raises OptionError where it has none."""
+    records = (directory / name for name in (RECORD_FILE, SELECTION_FILE))
+    record = next((path for path in records if path.is_file()), None)
+    if record is None:
+        raise OptionError(
+            f"'{directory}' has neither {RECORD_FILE} nor {SELECTION_FILE}. Name a finished run."
+        )
+    taken = examples / directory.resolve().name / record.name
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(record, taken)
+    return taken
+
+
+def draw(examples: Path = EXAMPLES) -> list[Path]:
+    """Every run's pages, their comparison, and every choice's; the directories written."""
+    records = sorted(examples.glob(f"*/{RECORD_FILE}"))
+    evaluations = [read_evaluation(record) for record in records]
+    for evaluation, record in zip(evaluations, records, strict=True):
+        write_report(evaluation, record.parent)
+    write_comparison(evaluations, examples / COMPARISON)
+    choices = sorted(examples.glob(f"*/{SELECTION_FILE}"))
+    for path in choices:
+        selection = read_json(path, Selection, SELECTION_SCHEMA_VERSION)
+        write_document(selection_document(selection), path.parent)
+    return [path.parent for path in (*records, *choices)] + [examples / COMPARISON]
+
+
+@click.command()
+@click.option("--take", "is_taking", is_flag=True, help="Take the records of DIRECTORIES first.")
+@click.argument("directories", nargs=-1, type=click.Path(path_type=Path))
+def main(is_taking: bool, directories: tuple[Path, ...]) -> None:
+    """Draw the published examples again from their records."""
+    if bool(directories) != is_taking:
+        raise click.UsageError("--take and the directories of finished runs go together.")
+    for directory in directories:
+        click.echo(f"taken: {take(directory)}")
+    for written in draw():
+        click.echo(f"drawn: {written}")
+
+
+if __name__ == "__main__":
+    main()
