@@ -76,6 +76,7 @@ def _measured(
     work = Measuring(settings, models, traffic, rule, device, run_dir)
     keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}
     false_claim = claims_but_not_quantized(models.candidate)
+    is_same = None if false_claim else work.has_identical_logits()
     measured = Measurements(
         name=_name(models.candidate),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,13 +88,14 @@ def _measured(
         grid=work.grid(),
         live=work.live(keeps),
         served=work.served(),
-        is_control=models.candidate.quantization is None,
+        is_control=_is_copy(models.candidate, is_same),
         not_quantized=false_claim,
-        has_identical_logits=None if false_claim else work.has_identical_logits(),
+        has_identical_logits=is_same,
         ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
+        baseline_name=_baseline_name(models.baseline, models.candidate),
     )
     with step("judge"):
         return judged(measured, policy)
@@ -103,6 +105,22 @@ def default_rule(traffic: Traffic) -> AcceptanceRule:
     """Greedy traffic: greedy. Drawn or unknown: the engines' default, a draft that argmaxes."""
     is_greedy = traffic.sampling is not None and traffic.sampling.is_greedy
     return "greedy" if is_greedy else "greedy_draft"
+
+
+def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
+    """True for the control: what `identity` made, or a draft in floats that computes the same.
+
+    Any other draft in floats is a candidate like a quantized one: a draft that was trained anew.
+    """
+    recipe = (candidate.manifest or {}).get("recipe", {})
+    is_plain = candidate.quantization is None
+    return is_plain and (bool(is_same) or recipe.get("name") == "identity")
+
+
+def _baseline_name(baseline: Checkpoint, candidate: Checkpoint) -> str:
+    """Where the candidate is in floats too, the baseline is called by its own name."""
+    is_quantized = candidate.quantization is not None
+    return "full-precision draft" if is_quantized else f"draft {baseline.name}"
 
 
 def _name(candidate: Checkpoint) -> str:

@@ -63,7 +63,7 @@ class Measurements:
     traffic: Traffic
     latency: Latency
     live: tuple[LiveCheck, ...]
-    is_control: bool  # nothing was quantized
+    is_control: bool  # the candidate is the baseline's copy
     not_quantized: str | None  # why a claimed quantization is not there
     has_identical_logits: bool | None
     ledgers: tuple[Ledger, Ledger]  # of baseline and candidate
@@ -72,6 +72,7 @@ class Measurements:
     grid: tuple[Latency, ...] = ()  # further points of batch and context
     served: Served | None = None  # what a serving engine did; None: the native engine measured
     spell: Spell | None = None  # the text of each token; None: no prompt is shown
+    baseline_name: str = "full-precision draft"  # as the verdict's sentence calls it
 
 
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
@@ -104,7 +105,7 @@ def _judged(measured: Measurements, policy: Policy) -> Evaluation:
     verdict = decide(
         Evidence(
             candidate_name=measured.name,
-            baseline_name="full-precision draft",
+            baseline_name=measured.baseline_name,
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
             speed=point,

@@ -96,6 +96,7 @@ def test_an_export(tiny_pair: Pair, candidate: Path, run_dir: Path, tmp_path: Pa
     assert any("vllm serve" in line for line in printed["said"])
 
 
+@pytest.mark.slow
 def test_grids(tiny_pair: Pair, traffic: Path, tmp_path: Path):
     given = ("-d", tiny_pair.draft, "-t", tiny_pair.target, "--traffic", traffic, *QUICK)
     swept = document("sweep", *given, "-r", "int8", "-o", tmp_path / "sweep")

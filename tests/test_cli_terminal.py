@@ -41,6 +41,7 @@ def test_a_prediction_fits_the_terminal_and_keeps_every_number():
         assert number in wide
 
 
+@pytest.mark.slow
 def test_a_report_has_colours_in_a_terminal_alone(run_dir: Path):
     report = (*CLI, "report", str(run_dir))
     shown = in_terminal(report, columns=80)

@@ -113,6 +113,27 @@ def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
         assert evaluation.acceptance[0].acceptance_rate_loss.value == 0
 
 
+def test_another_draft_in_floats_is_judged_and_a_copy_is_a_control(settings, tiny_pair, tmp_path):
+    shutil.copytree(tiny_pair.draft, tmp_path / "copy")
+    verdicts = {}
+    for name, path in {"copy": tmp_path / "copy", "other": tiny_pair.target}.items():
+        quick = replace(
+            settings,
+            candidate=str(path),
+            output=tmp_path / f"run-{name}",
+            live_prompts=0,
+            no_latency=True,
+        )
+        evaluation, _ = evaluate(quick)
+        verdicts[name] = evaluation.verdict
+        assert not [a for a in evaluation.verdict.alarms if a.code == "not_quantized"]
+    assert "control: nothing was quantized" in verdicts["copy"].summary
+    assert verdicts["copy"].decision == "no-go"
+    assert "control" not in verdicts["other"].summary
+    checks = {check.name: check.result for check in verdicts["other"].checks}
+    assert checks["another than the baseline"] == "pass"
+
+
 def test_damaged_group_scales_are_a_no_go(settings, int4, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(int4, damaged)

@@ -11,6 +11,8 @@ from torch import nn
 from quantdraft.kernels import NoKernelError, choice
 from quantdraft.kernels.choice import LinearByRows, chosen, fastest_linear
 from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
+from quantdraft.kernels.few_rows import Bf16FewRowsLinear
+from quantdraft.kernels.operations import operations_fault
 from quantdraft.unpacking import Codebook, Unpacked, dequantized
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ class Evidence:
 
     candidate_name: str  # e.g. the recipe's name
     baseline_name: str  # as in "the bf16 draft"
-    is_identity: bool  # the control recipe: nothing was quantized
+    is_identity: bool  # a control: the candidate is the baseline's copy, nothing was quantized
     acceptance: AcceptanceComparison  # at the candidate's k of the operating point
     speed: SpeedPoint  # at the operating point
     num_prompts: int
