@@ -6,12 +6,15 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from quantdraft.capture import capture
+from quantdraft.engines.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.evaluation import RECORD_FILE, evaluate
 from quantdraft.export import export
 from quantdraft.inputs import Settings
+from quantdraft.models import pick_device
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
@@ -113,7 +116,7 @@ def _pair() -> Path:
 
 def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
     return Settings(
-        mode="eager",
+        mode=_mode(),
         candidate=str(candidate),
         target=target,
         baseline=draft,
@@ -138,11 +141,18 @@ def _select(output: Path, target: str, traffic: Path, say: Say) -> None:
             ks=KS,
             latency_seconds=LATENCY_SECONDS,
             live_prompts=0,
+            mode=_mode(),
         ),
         lambda line: say(f"  {line}"),
     )
     say(lines_of(found))
     say("")
+
+
+def _mode() -> Literal["auto", "eager", "fused", "compiled", "graph"]:
+    """No trial on a CPU: to compile for it would take longer than all the steps."""
+    device = pick_device()
+    return live_mode(device) if device.type == "cpu" else "auto"
 
 
 def _line(evaluation: Evaluation) -> str:

@@ -16,13 +16,14 @@ import click
 from quantdraft.errors import OptionError
 from quantdraft.files import read_json
 from quantdraft.report import RECORD_FILE, write_comparison, write_document, write_report
-from quantdraft.results import read_evaluation
+from quantdraft.results import Evaluation, read_evaluation
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.selection.rows import selection_document
 from quantdraft.selection.select import RECORD as SELECTION_FILE
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 COMPARISON = "comparison"
+APART = "another-draft"  # two drafts, not a recipe: its baseline is not that of the others
 
 
 def take(directory: Path, examples: Path = EXAMPLES) -> Path:
@@ -40,17 +41,22 @@ def take(directory: Path, examples: Path = EXAMPLES) -> Path:
 
 
 def draw(examples: Path = EXAMPLES) -> list[Path]:
-    """Every run's pages, their comparison, and every choice's; the directories written."""
+    """Every run's pages, the recipes' comparison, and every choice's; the directories written."""
     records = sorted(examples.glob(f"*/{RECORD_FILE}"))
-    evaluations = [read_evaluation(record) for record in records]
-    for evaluation, record in zip(evaluations, records, strict=True):
-        write_report(evaluation, record.parent)
-    write_comparison(evaluations, examples / COMPARISON)
+    for record in records:
+        write_report(read_evaluation(record), record.parent)
+    write_comparison(compared(examples), examples / COMPARISON)
     choices = sorted(examples.glob(f"*/{SELECTION_FILE}"))
     for path in choices:
         selection = read_json(path, Selection, SELECTION_SCHEMA_VERSION)
         write_document(selection_document(selection), path.parent)
     return [path.parent for path in (*records, *choices)] + [examples / COMPARISON]
+
+
+def compared(examples: Path = EXAMPLES) -> list[Evaluation]:
+    """The records of the recipes, in the order of their names."""
+    records = sorted(examples.glob(f"*/{RECORD_FILE}"))
+    return [read_evaluation(record) for record in records if record.parent.name != APART]
 
 
 @click.command()

@@ -67,6 +67,7 @@ def _require_answer(address: str) -> None:
 
 
 def _start(stack: contextlib.ExitStack) -> Any:
+    stack.callback(_read_settings_again)  # once the variables are what they were
     stack.enter_context(_variables(_OWN | {"RAY_AUTH_TOKEN": _token()}))
     ray = _imported()
     stack.enter_context(_loopback_alone())
@@ -110,6 +111,14 @@ def _loopback_alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _read_settings_again() -> None:
+    """Else this process would ask the workers of another cluster for a token that they have not."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._raylet import Config
+
+        Config.initialize("")
 
 
 def _private_directory() -> str:
