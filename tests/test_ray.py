@@ -67,37 +67,6 @@ def address():
     nodes.shutdown()
 
 
-def variables_of_ray() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-
-
-def test_a_cluster_of_ours_lets_nobody_in_and_leaves_nothing(tmp_path):
-    before = variables_of_ray()
-    with ray_session(None) as ray:
-        found = listening(descendants(os.getpid()))
-        assert found
-        assert found <= LOOPBACK
-        place = Path(ray._private.worker._global_node.get_temp_dir_path()).parent
-        assert place.stat().st_mode & 0o777 == 0o700
-        assert os.environ["RAY_AUTH_MODE"] == "token"
-        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    assert not place.exists()
-    assert variables_of_ray() == before
-
-
-def test_a_sweep_on_ray_has_the_record_of_one_in_this_process(settings: SweepSettings, address):
-    settings = replace(settings, evaluation=replace(settings.evaluation, threads=1))
-    sweep(settings)
-    expected = (settings.output / "sweep.json").read_bytes()
-    assert len(json.loads(expected)["cells"]) == 2
-    for name, given in (("own", None), ("two", address)):
-        output = settings.output.with_name(name)
-        there = replace(settings, executor="ray", ray_address=given, cpus=1, output=output)
-        assert not sweep(there).failed
-        assert (output / "sweep.json").read_bytes() == expected
-        assert not (output / CACHE_FILE).exists(), "and the nodes hold nothing of it any more"
-
-
 def test_lost_workers_jobs_are_done_again_and_a_full_memory_is_told(tmp_path, address):
     jobs = [
         Trial("killed", tmp_path / "out" / "killed", tmp_path / "killed", num_deaths=2),
@@ -142,3 +111,37 @@ def test_a_job_that_fits_on_no_node_is_refused(tmp_path, address):
             resources=Resources(64.0),
             is_shared=False,
         )
+
+
+# Clusters of our own come last: see `ray_session`.
+
+
+def test_a_sweep_on_ray_has_the_record_of_one_in_this_process(settings: SweepSettings, address):
+    settings = replace(settings, evaluation=replace(settings.evaluation, threads=1))
+    sweep(settings)
+    expected = (settings.output / "sweep.json").read_bytes()
+    assert len(json.loads(expected)["cells"]) == 2
+    for name, given in (("two", address), ("own", None)):
+        output = settings.output.with_name(name)
+        there = replace(settings, executor="ray", ray_address=given, cpus=1, output=output)
+        assert not sweep(there).failed
+        assert (output / "sweep.json").read_bytes() == expected
+        assert not (output / CACHE_FILE).exists(), "and the nodes hold nothing of it any more"
+
+
+def variables_of_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
+def test_a_cluster_of_ours_lets_nobody_in_and_leaves_nothing(tmp_path):
+    before = variables_of_ray()
+    with ray_session(None) as ray:
+        found = listening(descendants(os.getpid()))
+        assert found
+        assert found <= LOOPBACK
+        place = Path(ray._private.worker._global_node.get_temp_dir_path()).parent
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert not place.exists()
+    assert variables_of_ray() == before

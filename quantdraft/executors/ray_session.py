@@ -36,6 +36,8 @@ def ray_session(address: str | None) -> Iterator[Any]:
     """The module `ray`, connected for the length of the block.
 
     address: of a running cluster, "auto" for the one this machine belongs to; None: a new one
+    Ray keeps to a process's first token: after a new one, no cluster of several nodes that asks for
+    none can be joined in the same process.
     Raises MissingPackageError without Ray, OptionError where no such cluster answers or starts.
     """
     with contextlib.ExitStack() as stack:
@@ -115,10 +117,11 @@ def _loopback_alone() -> Iterator[None]:
 
 def _read_settings_again() -> None:
     """Else this process would ask the workers of another cluster for a token that they have not."""
-    with contextlib.suppress(ImportError, AttributeError):
-        from ray._raylet import Config
+    import ray
 
-        Config.initialize("")
+    config: Any = getattr(ray._raylet, "Config", None)  # type: ignore[attr-defined,unused-ignore]
+    if config is not None:
+        config.initialize("")
 
 
 def _private_directory() -> str:
