@@ -95,7 +95,7 @@ def _measured(
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
-        baseline_name=_baseline_name(models.baseline, models.candidate),
+        baseline_name=_baseline_name(models, is_same),
     )
     with step("judge"):
         return judged(measured, policy)
@@ -117,10 +117,11 @@ def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
     return is_plain and (bool(is_same) or recipe.get("name") == "identity")
 
 
-def _baseline_name(baseline: Checkpoint, candidate: Checkpoint) -> str:
-    """Where the candidate is in floats too, the baseline is called by its own name."""
-    is_quantized = candidate.quantization is not None
-    return "full-precision draft" if is_quantized else f"draft {baseline.name}"
+def _baseline_name(models: Models, is_same: bool | None) -> str:
+    """Where the candidate is another draft in floats, the baseline is called by its own name."""
+    candidate = models.candidate
+    is_other = candidate.quantization is None and not _is_copy(candidate, is_same)
+    return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
 
 
 def _name(candidate: Checkpoint) -> str:

@@ -104,4 +104,4 @@ def test_every_plan_command_of_the_documentation_runs(command: str) -> None:
 
 
 def test_the_documentation_shows_plan_commands() -> None:
-    assert len(COMMANDS) >= 3
+    assert len(COMMANDS) >= 2

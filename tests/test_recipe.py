@@ -76,7 +76,9 @@ def test_a_sweep_is_no_recipe_and_the_error_says_how_to_run_it():
 
 
 def test_an_unknown_name_lists_recipes_and_sweeps():
-    with pytest.raises(RecipeError, match=r"no recipe 'fp9'\. Bundled: .*int4.*ladder"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe 'fp9'\. Did you mean 'fp8'\? Bundled: .*int4.*ladder"
+    ):
         load_recipe("fp9")
 
 

@@ -74,5 +74,8 @@ def test_the_ledger_takes_a_shape_like_any_checkpoint():
 
 
 def test_an_unknown_shape_is_one_line_with_the_names():
-    with pytest.raises(OptionError, match=r"no shape 'llama-4'. There are: llama-3.2-1b, .*360m"):
+    with pytest.raises(
+        OptionError,
+        match=r"no shape 'llama-4'. Did you mean 'llama-3.2-3b'\? There are: llama-3.2-1b, .*360m",
+    ):
         shape_checkpoint("llama-4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -73,8 +74,13 @@ def test_training_lowers_the_loss_and_the_draft_learns_from_the_target(
     assert float(target.loss(target.batch(0)).detach()) < before - 1
     draft = train.TrainingRun("draft", work_dir, 4 * 64, CPU)
     draft.train()
-    publish_models(work_dir, tmp_path / "out")
+    library = train.TrainingRun("draft-library", work_dir, 2 * 64, CPU)
+    assert library.responses is None
+    library.train()
+    publish_models(work_dir, tmp_path / "out", ("target", "draft", "draft-library"))
     assert (tmp_path / "out" / "draft" / "model.safetensors").is_file()
+    config = json.loads((tmp_path / "out" / "draft-library" / "config.json").read_text())
+    assert config["training_domain"] == "Python standard library, library alone"
 
 
 def test_orthogonalize_brings_singular_values_near_one():

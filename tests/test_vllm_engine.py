@@ -597,8 +597,9 @@ def test_evaluate_takes_speed_counters_and_text_from_the_servers(tiny_pair, traf
             assert request.text == "identical"
             assert request.num_drafts == request.num_drafts_replayed
     point = evaluation.operating_point
-    # Sleeps of 4 and 2 ms a token, and what sending a token costs both.
-    assert 1.2 < point.speedup_over_baseline.value <= 2.2
+    # Sleeps of 4 and 2 ms a token, and what sending a token costs both: 2 at most, but for noise.
+    assert point.speedup_over_baseline.value > 1.2
+    assert point.speedup_over_baseline.low <= 2.2
     assert point.speedup_over_autoregressive.value > point.speedup_over_baseline.value
     assert point.candidate_draft_step_ms is None
     assert evaluation.best_k == {"baseline": None, "candidate": None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ MIN_PROMPT_CHARS, MAX_PROMPT_CHARS = 160, 640
 MAX_PROMPTS_PER_FILE = 6
 
 
-def publish_models(work_dir: Path, output: Path) -> None:
+def publish_models(
+    work_dir: Path, output: Path, names: Sequence[str] = ("target", *LESSONS)
+) -> None:
     """Write every model's directory: weights in bf16, config, tokenizer, generation config."""
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
-    for name in ("target", *LESSONS):
+    for name in names:
         model = load_trained(name, work_dir, torch.device("cpu")).to(torch.bfloat16)
         if name in LESSONS:
             model.config.training_domain = LESSONS[name].stated_domain
