@@ -172,7 +172,7 @@ def cost_table(selection: Selection) -> Table:
             "τ",
             "Step",
             "Bytes",
-            "c",
+            "c by bytes",
         ),
         rows=tuple(
             (
@@ -190,7 +190,8 @@ def cost_table(selection: Selection) -> Table:
         numeric=frozenset(range(2, 8)),
         caption=(
             f"Acceptance at k = {selection.common_k} for all, paired by prompt; τ at each row's "
-            "own k. Bytes of a draft step at batch 1, and c, those bytes over the target's."
+            "own k. Bytes of a draft step at batch 1; c by bytes: those over the target's. The "
+            "picture's c is measured."
         ),
     )
 
