@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.engines.source import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.files import file_sha256, whole_directory
-from quantdraft.inputs import source_of
+from quantdraft.inputs import ModeChoice, source_of
 from quantdraft.models import pick_device, resolve_model
 from quantdraft.progress import share_bar
 from quantdraft.provenance import command_line, environment, model_identity
@@ -51,7 +51,7 @@ class BenchSettings:
     context_lengths: tuple[int, ...] = DEFAULT_CONTEXT_LENGTHS
     new_tokens: tuple[int, ...] = DEFAULT_WIDTHS
     seconds: float = 20.0
-    mode: Literal["auto", "eager", "fused", "compiled", "graph"] = "auto"
+    mode: ModeChoice = "auto"
     threads: int | None = None
     device: str | None = None
     output: Path | None = None

@@ -6,14 +6,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from quantdraft.capture import capture
 from quantdraft.engines.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.evaluation import RECORD_FILE, evaluate
 from quantdraft.export import export
-from quantdraft.inputs import Settings
+from quantdraft.inputs import ModeChoice, Settings
 from quantdraft.models import pick_device
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
@@ -149,7 +148,7 @@ def _select(output: Path, target: str, traffic: Path, say: Say) -> None:
     say("")
 
 
-def _mode() -> Literal["auto", "eager", "fused", "compiled", "graph"]:
+def _mode() -> ModeChoice:
     """No trial on a CPU: to compile for it would take longer than all the steps."""
     device = pick_device()
     return live_mode(device) if device.type == "cpu" else "auto"

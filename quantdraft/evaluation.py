@@ -77,6 +77,7 @@ def _measured(
     keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}
     false_claim = claims_but_not_quantized(models.candidate)
     is_same = None if false_claim else work.has_identical_logits()
+    is_control = _is_copy(models.candidate, is_same)
     measured = Measurements(
         name=_name(models.candidate),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -88,14 +89,14 @@ def _measured(
         grid=work.grid(),
         live=work.live(keeps),
         served=work.served(),
-        is_control=_is_copy(models.candidate, is_same),
+        is_control=is_control,
         not_quantized=false_claim,
         has_identical_logits=is_same,
         ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
-        baseline_name=_baseline_name(models, is_same),
+        baseline_name=_baseline_name(models, is_control),
     )
     with step("judge"):
         return judged(measured, policy)
@@ -117,10 +118,9 @@ def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
     return is_plain and (bool(is_same) or recipe.get("name") == "identity")
 
 
-def _baseline_name(models: Models, is_same: bool | None) -> str:
+def _baseline_name(models: Models, is_control: bool) -> str:
     """Where the candidate is another draft in floats, the baseline is called by its own name."""
-    candidate = models.candidate
-    is_other = candidate.quantization is None and not _is_copy(candidate, is_same)
+    is_other = models.candidate.quantization is None and not is_control
     return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
 
 

@@ -94,22 +94,10 @@ def weight_errors(
     moves_scales: layers have traded scale with their neighbours, as in AWQ: W is then the draft's
     own weight times the factor of each row and column that brings it closest to Ŵ
     """
-    from quantdraft.unpacking import dequantized, quantized_modules, stored_weights
+    from quantdraft.unpacking import quantized_modules
 
     formats = quantized_modules(candidate)
-    return {
-        module: weight_error(source, module, formats[module], dequantized(weight), moves_scales)
-        for module, weight in stored_weights(candidate)
-    }
-
-
-def weight_error(
-    source: Checkpoint, module: str, fmt: WeightFormat, found: Tensor, moves_scales: bool = False
-) -> Deviation:
-    """How far one module's dequantized weight, (out, in) float32, is from the draft's own."""
-    own = source_weight(source, module)
-    reference = rescaled(own, found) if moves_scales else own
-    return deviation(found, reference, _weights_a_scale(fmt, found))
+    return StoredWeights(source, candidate, formats, moves_scales).all_errors()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +122,17 @@ class StoredWeights:
         fmt = self.formats[module]
         found = dequantized(stored_weight(self.candidate, module, fmt))
         if module not in self.errors:
-            self.errors[module] = weight_error(self.source, module, fmt, found, self.moves_scales)
+            own = source_weight(self.source, module)
+            reference = rescaled(own, found) if self.moves_scales else own
+            self.errors[module] = deviation(found, reference, _weights_a_scale(fmt, found))
             self.told(1)
         return found
 
     def all_errors(self) -> dict[str, Deviation]:
         """Of every module, also of those that no pass has reached, in the checkpoint's order."""
-        for module in self.formats.keys() - self.errors.keys():
-            self.weight(module)
+        for module in self.formats:
+            if module not in self.errors:
+                self.weight(module)
         return {module: self.errors[module] for module in self.formats}
 
 

@@ -21,6 +21,8 @@ from quantdraft.progress import aside
 from quantdraft.results import AcceptanceRule
 from quantdraft.traffic import Sampling, Traffic, read_traffic, token_counts
 
+# How steps run: the engine's modes, or the one that a trial finds fastest.
+ModeChoice = Literal["auto", "eager", "fused", "compiled", "graph"]
 TRAFFIC_FILE = "traffic.jsonl"  # what was captured for a run, in its directory
 
 
@@ -46,7 +48,7 @@ class Settings:
     batch_sizes: tuple[int, ...] | None = None  # timed too, with every one of context_lengths
     context_lengths: tuple[int, ...] | None = None
     latency_seconds: float = 20.0
-    mode: Literal["auto", "eager", "fused", "compiled", "graph"] = "auto"
+    mode: ModeChoice = "auto"
     no_latency: bool = False
     live_prompts: int = 4
     policy: Path | None = None

@@ -204,10 +204,12 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     if 8 % num_bits:
         raise CheckpointError(f"weights of {num_bits} bits are not read: use 4 or 8.")
     octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
-    if num_bits == 4:  # the two halves of a byte become two bytes of a word, in order
+    width = 8
+    while width > num_bits:  # the two halves of a field become the two bytes of a word, in order
+        width //= 2
         words = octets.to(torch.int16)
-        words |= words << 4
-        octets = words.bitwise_and_(0x0F0F).view(torch.uint8)
+        words |= words << 8 - width
+        octets = words.bitwise_and_((2**width - 1) * 0x0101).view(torch.uint8)
     # Below 0 a byte wraps around: read as signed, it is the difference.
     signed: Tensor = octets[:, :num_columns].sub(2 ** (num_bits - 1)).view(torch.int8)
     return signed

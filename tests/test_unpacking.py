@@ -36,7 +36,7 @@ def test_highest_field_survives_the_sign_bit() -> None:
     assert unpack_int32(packed, 8, 4).tolist() == [[127] * 4]
 
 
-@pytest.mark.parametrize("num_bits", [4, 8])
+@pytest.mark.parametrize("num_bits", [2, 4, 8])
 @pytest.mark.parametrize("columns", [64, 20])
 def test_unpacks_what_compressed_tensors_packs(num_bits: int, columns: int) -> None:
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")

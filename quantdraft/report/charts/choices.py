@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantdraft.report.charts.style import (
-    NUM_TICKS,
     WIDE,
     Row,
+    crosses,
     finish,
     inline,
     level,
     name_scale,
+    whiskers,
 )
 from quantdraft.report.palette import LIGHT
 from quantdraft.report.safety import shown_values
@@ -48,14 +49,7 @@ def speeds(rows: Sequence[Row]) -> dict[str, Any]:
             alt.Tooltip("standing:N", title="standing"),
         ],
     )
-    x = alt.X(
-        "low:Q",
-        title=title,
-        scale=alt.Scale(zero=False, padding=12),
-        axis=alt.Axis(tickCount=NUM_TICKS),
-    )
-    whisker = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
-    dot = base.mark_point(filled=True, size=90, opacity=1).encode(x=alt.X("value:Q", title=title))
+    whisker, dot = whiskers(base, title, size=90)
     diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0).encode(
         x=alt.X("predicted:Q", title=title)
     )
@@ -77,24 +71,9 @@ def kept_for_cost(rows: Sequence[Row], drafts: Sequence[str], x_title: str) -> d
             legend=alt.Legend(title="draft", symbolType="square", symbolOpacity=1),
         )
     )
-    x = alt.X(
-        "x:Q",
-        title=x_title,
-        axis=alt.Axis(tickCount=NUM_TICKS),
-        scale=alt.Scale(zero=False, padding=24),
-    )
-    y = alt.Y(
-        "y:Q", title=RATE, axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False, padding=18)
-    )
-    across = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        x=alt.X("x_low:Q", title=x_title), x2="x_high:Q", y=y
-    )
-    up = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        x=x, y=alt.Y("y_low:Q", title=RATE), y2="y_high:Q"
-    )
+    middle, rules = crosses(base, x_title, RATE)
     dots = base.mark_point(filled=True, size=130, opacity=1).encode(
-        x=x,
-        y=y,
+        **middle,
         shape=alt.Shape(
             "recipe:N",
             sort=None,
@@ -111,9 +90,9 @@ def kept_for_cost(rows: Sequence[Row], drafts: Sequence[str], x_title: str) -> d
     ring = (
         base.transform_filter("datum.standing === 'recommended'")
         .mark_point(size=420, filled=False, strokeWidth=1.8, fillOpacity=0)
-        .encode(x=x, y=y)
+        .encode(**middle)
     )
-    return finish(alt.layer(across, up, dots, ring), height=340, width=WIDE)
+    return finish(alt.layer(*rules, dots, ring), height=340, width=WIDE)
 
 
 def rates_by_domain(rows: Sequence[Row], drafts: Sequence[str]) -> dict[str, Any]:
@@ -134,14 +113,7 @@ def rates_by_domain(rows: Sequence[Row], drafts: Sequence[str]) -> dict[str, Any
             alt.Tooltip("num_prompts:Q", title="prompts"),
         ],
     )
-    x = alt.X(
-        "low:Q",
-        title=title,
-        axis=alt.Axis(format=".0%", tickCount=NUM_TICKS),
-        scale=alt.Scale(zero=False, padding=12),
-    )
-    whisker = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
-    dot = base.mark_point(filled=True, size=80, opacity=1).encode(x=alt.X("value:Q", title=title))
+    whisker, dot = whiskers(base, title, size=80, is_share=True)
     num_domains = len({row["domain"] for row in rows})
     height = max(26 * len(drafts) * num_domains, 60)
     return finish(alt.layer(whisker, dot), height=height)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantdraft.report.charts.style import (
-    NUM_TICKS,
     Row,
     arm_scale,
     finish,
     inline,
     level,
     name_scale,
+    whiskers,
 )
 from quantdraft.report.palette import LIGHT
 from quantdraft.report.safety import shown_text
@@ -127,10 +127,7 @@ def forest(rows: Sequence[Row], limits: Sequence[tuple[float, str]]) -> dict[str
         ],
     )
     title = "speedup over the baseline draft"
-    few = alt.Axis(tickCount=NUM_TICKS)
-    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False, padding=12), axis=few)
-    whisker = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
-    dot = base.mark_point(filled=True, size=90, opacity=1).encode(x=alt.X("value:Q", title=title))
+    whisker, dot = whiskers(base, title, size=90)
     missing = (
         alt.Chart(inline([row for row in rows if row["value"] is None]))
         .mark_text(align="left", dx=6, color=LIGHT["quiet"], text="undefined")

@@ -9,6 +9,7 @@ from quantdraft.report.charts.style import (
     NUM_TICKS,
     WIDE,
     Row,
+    crosses,
     finish,
     inline,
     level,
@@ -183,27 +184,9 @@ def pareto(rows: Sequence[Row], front: Sequence[Row]) -> dict[str, Any]:
             legend=alt.Legend(title=None, symbolOpacity=1),
         ),
     )
-    x = alt.X(
-        "x:Q",
-        title=STEP,
-        axis=alt.Axis(tickCount=NUM_TICKS),
-        scale=alt.Scale(zero=False, padding=24),
-    )
-    y = alt.Y(
-        "y:Q",
-        title=RATE,
-        axis=alt.Axis(format=".0%"),
-        scale=alt.Scale(zero=False, padding=18),
-    )
-    across = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        x=alt.X("x_low:Q", title=STEP), x2="x_high:Q", y=y
-    )
-    up = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        x=x, y=alt.Y("y_low:Q", title=RATE), y2="y_high:Q"
-    )
+    middle, rules = crosses(base, STEP, RATE)
     dots = base.mark_point(filled=True, size=100, opacity=1).encode(
-        x=x,
-        y=y,
+        **middle,
         tooltip=[
             alt.Tooltip("name:N", title="recipe"),
             alt.Tooltip("step:N", title="draft step"),
@@ -215,4 +198,4 @@ def pareto(rows: Sequence[Row], front: Sequence[Row]) -> dict[str, Any]:
         .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
         .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
     )
-    return finish(alt.layer(line, across, up, dots), height=320, width=WIDE)
+    return finish(alt.layer(line, *rules, dots), height=320, width=WIDE)

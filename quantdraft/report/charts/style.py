@@ -104,3 +104,34 @@ def level(
     side: dict[str, Any] = {"align": "right", "dx": -4} if is_before else {"align": "left", "dx": 4}
     name = one.mark_text(text=text, **side, dy=-6, color=LIGHT["quiet"])
     return rule + name.encode(**at, **start)
+
+
+def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tuple[Any, Any]:
+    """A rule along x from `low` to `high`, and a dot of that size at `value`."""
+    import altair as alt
+
+    labels: dict[str, Any] = {"format": ".0%"} if is_share else {}
+    axis = alt.Axis(tickCount=NUM_TICKS, **labels)
+    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False, padding=12), axis=axis)
+    rule = base.mark_rule(strokeWidth=2.5).encode(x=x, x2="high:Q")
+    dot = base.mark_point(filled=True, size=size, opacity=1)
+    return rule, dot.encode(x=alt.X("value:Q", title=title))
+
+
+def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
+    """Places x, y (a share) for the marks at their middle, and the rules between their ends."""
+    import altair as alt
+
+    x = alt.X(
+        "x:Q",
+        title=x_title,
+        axis=alt.Axis(tickCount=NUM_TICKS),
+        scale=alt.Scale(zero=False, padding=24),
+    )
+    y = alt.Y(
+        "y:Q", title=y_title, axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False, padding=18)
+    )
+    rule = base.mark_rule(strokeWidth=1.4, opacity=0.6)
+    across = rule.encode(x=alt.X("x_low:Q", title=x_title), x2="x_high:Q", y=y)
+    up = rule.encode(x=x, y=alt.Y("y_low:Q", title=y_title), y2="y_high:Q")
+    return {"x": x, "y": y}, [across, up]
