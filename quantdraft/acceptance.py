@@ -32,7 +32,7 @@ class Replayed:
     ks: tuple[int, ...]  # num_speculative_tokens, the values that were replayed
     num_tokens: Ints  # (prompts,), response tokens emitted in rounds
     num_drafts: Floats  # (ks, prompts), expected rounds
-    num_accepted_per_pos: Floats  # (ks, prompts, max k), zero from position k on
+    num_accepted_per_pos: tuple[Floats, ...]  # one for each of ks, (prompts, k)
 
     def row(self, k: int) -> int:
         """Where k lies in `ks`; a k that was not replayed is an error."""
@@ -45,17 +45,25 @@ class Replayed:
         """Accepted draft tokens of every prompt at one k, (prompts,)."""
         return np.asarray(self.num_accepted_per_pos[self.row(k)].sum(axis=1))
 
-    def counts(self, k: int, prompts: Sequence[int] | None = None) -> AcceptanceCounts:
-        """Counters at one k, summed over all prompts or over the given indices."""
+    def counts(self, k: int) -> AcceptanceCounts:
+        """Counters at one k, summed over all prompts."""
         row = self.row(k)
-        chosen = np.arange(len(self.prompt_ids)) if prompts is None else np.asarray(prompts, int)
         return AcceptanceCounts(
             num_speculative_tokens=k,
-            num_tokens=int(self.num_tokens[chosen].sum()),
-            num_drafts=float(self.num_drafts[row, chosen].sum()),
-            num_accepted_tokens_per_pos=tuple(
-                self.num_accepted_per_pos[row, chosen, :k].sum(axis=0).tolist()
-            ),
+            num_tokens=int(self.num_tokens.sum()),
+            num_drafts=float(self.num_drafts[row].sum()),
+            num_accepted_tokens_per_pos=tuple(self.num_accepted_per_pos[row].sum(axis=0).tolist()),
+        )
+
+    def of_prompts(self, chosen: Sequence[int] | Ints) -> Replayed:
+        """The prompts at these indices, which may repeat."""
+        rows = np.asarray(chosen, np.int64)
+        return Replayed(
+            prompt_ids=tuple(self.prompt_ids[at] for at in rows),
+            ks=self.ks,
+            num_tokens=self.num_tokens[rows],
+            num_drafts=self.num_drafts[:, rows],
+            num_accepted_per_pos=tuple(each[rows] for each in self.num_accepted_per_pos),
         )
 
 
@@ -90,7 +98,7 @@ def replay_rounds(
     """
     _check(prompt_ids, keeps, ks)
     num_drafts = np.zeros((len(ks), len(keeps)))
-    accepted = np.zeros((len(ks), len(keeps), max(ks)))
+    accepted = tuple(np.zeros((len(keeps), k)) for k in ks)
     for some, keep, num_active in _packs(prompt_ids, keeps, first_token_from_prefill):
         kept_sum = np.zeros((len(ks), max(ks), len(some)))
         drafts = np.zeros((len(ks), len(some)))
@@ -99,7 +107,8 @@ def replay_rounds(
             drafts[:, :num_prompts] += offsets[:, 0]
             kept_sum[:, :, :num_prompts] += kept
         num_drafts[:, some] = drafts
-        accepted[:, some] = kept_sum.transpose(0, 2, 1)
+        for row, k in enumerate(ks):
+            accepted[row][some] = kept_sum[row, :k].T
     lengths = np.array([len(each) for each in keeps], dtype=np.int64)
     return Replayed(
         prompt_ids=tuple(prompt_ids),
@@ -112,14 +121,14 @@ def replay_rounds(
 
 def token_acceptance(
     keeps: Sequence[NDArray[np.floating]], k: int, first_token_from_prefill: bool = True
-) -> tuple[TokenAcceptance, ...]:
-    """What was asked and kept at every token of every response, at one k. Arguments as above.
+) -> Iterator[tuple[int, TokenAcceptance]]:
+    """Yield each response's index and what was asked and kept at its tokens, longest first.
 
-    A first token that comes from the prefill was never asked for: zero in both.
+    Arguments as above; equal lengths come in an equal order. A first token that comes from the
+    prefill was never asked for: zero in both.
     """
     names = [str(index) for index in range(len(keeps))]
     _check(names, keeps, [k])
-    found: dict[int, TokenAcceptance] = {}
     start = int(first_token_from_prefill)
     for some, keep, num_active in _packs(names, keeps, first_token_from_prefill):
         asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
@@ -129,11 +138,13 @@ def token_acceptance(
             kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
         for column, index in enumerate(some):
             length = len(keeps[index])
-            found[int(index)] = TokenAcceptance(
-                _unpack(asked[:, column], length, start),
-                _unpack(kept_sum[:, column], length, start),
+            yield (
+                int(index),
+                TokenAcceptance(
+                    _unpack(asked[:, column], length, start),
+                    _unpack(kept_sum[:, column], length, start),
+                ),
             )
-    return tuple(found[index] for index in range(len(keeps)))
 
 
 def closed_form_length(alpha: float, k: int) -> float:

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds, token_acceptance
+from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.comparison import (
     Bootstrap,
     Spell,
     best_k,
+    by_context,
+    by_domain,
+    by_position,
     compare_acceptance,
     find_disagreements,
-    slice_by_context,
-    slice_by_domain,
-    slice_by_position,
+    slice_tokens,
     speed_point,
 )
 from quantdraft.comparison.projection import project_speed
-from quantdraft.comparison.resampling import prompt_weights
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
 from quantdraft.ledger import Ledger, ceiling, ledger_summary
 from quantdraft.results import (
@@ -38,7 +38,7 @@ from quantdraft.results import (
     Slice,
     SpeedPoint,
 )
-from quantdraft.traffic import Traffic
+from quantdraft.traffic import Traffic, token_counts
 from quantdraft.verdict import (
     Evidence,
     Policy,
@@ -47,6 +47,7 @@ from quantdraft.verdict import (
     not_quantized,
     served_alarms,
 )
+from quantdraft.whole_numbers import compact
 
 Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
 
@@ -77,14 +78,11 @@ class Measurements:
 
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
     """The record, verdict included."""
-    try:
-        return _judged(measured, policy)
-    finally:
-        prompt_weights.cache_clear()  # 2 kB a prompt, which the report has better use for
-
-
-def _judged(measured: Measurements, policy: Policy) -> Evaluation:
-    replayed = {arm: _replayed(measured, arm) for arm in ("baseline", "candidate")}
+    ids = [response.prompt_id for response in measured.traffic.responses]
+    replayed = {
+        arm: replay_rounds(ids, measured.keeps[arm], measured.ks)
+        for arm in ("baseline", "candidate")
+    }
     bootstrap = Bootstrap(seed=measured.seed)
     acceptance = {
         k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
@@ -148,11 +146,6 @@ def _judged(measured: Measurements, policy: Policy) -> Evaluation:
     )
 
 
-def _replayed(measured: Measurements, arm: str) -> Replayed:
-    ids = [response.prompt_id for response in measured.traffic.responses]
-    return replay_rounds(ids, measured.keeps[arm], measured.ks)
-
-
 def _point(
     replayed: Mapping[str, Replayed],
     latency: Latency,
@@ -175,18 +168,16 @@ def _best_by_length(ks: tuple[int, ...]) -> int:
     return min(ks, key=lambda k: (abs(k - 4), k))
 
 
-def _slices(
-    measured: Measurements, k: int, bootstrap: Bootstrap
-) -> tuple[tuple[Slice, ...], tuple[Slice, ...], tuple[Slice, ...]]:
-    baseline = token_acceptance(measured.keeps["baseline"], k)
-    candidate = token_acceptance(measured.keeps["candidate"], k)
+def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
+    """By position, by context, by domain."""
     responses = measured.traffic.responses
-    num_prompt_tokens = [len(response.prompt_token_ids) for response in responses]
-    return (
-        slice_by_position(baseline, candidate, bootstrap),
-        slice_by_context(baseline, candidate, num_prompt_tokens, bootstrap),
-        slice_by_domain(baseline, candidate, [r.domain for r in responses], bootstrap),
+    cuts = (
+        by_position(),
+        by_context(token_counts(responses).prompt.tolist()),
+        by_domain([response.domain for response in responses]),
     )
+    keeps = measured.keeps
+    return slice_tokens(keeps["baseline"], keeps["candidate"], k, cuts, bootstrap)
 
 
 def _alarms(
@@ -239,28 +230,21 @@ def _speed_undefined(measured: Measurements) -> str | None:
 
 
 def _prompts(measured: Measurements, replayed: Mapping[str, Replayed]) -> tuple[PromptReplay, ...]:
-    """A row a prompt. Equal whole numbers, all that greedy rounds are, share one object."""
+    """A row a prompt."""
     baseline, candidate = replayed["baseline"], replayed["candidate"]
     accepted = {
         arm: np.array([each.num_accepted(k) for k in measured.ks]) for arm, each in replayed.items()
     }
-    known: dict[float, float] = {}
-
-    def numbers(values: NDArray[np.float64]) -> tuple[float, ...]:
-        return tuple(
-            known.setdefault(each, each) if each.is_integer() else each for each in values.tolist()
-        )
-
     return tuple(
         PromptReplay(
             prompt_id=response.prompt_id,
             domain=response.domain,
             num_prompt_tokens=len(response.prompt_token_ids),
             num_tokens=int(baseline.num_tokens[i]),
-            baseline_num_drafts=numbers(baseline.num_drafts[:, i]),
-            candidate_num_drafts=numbers(candidate.num_drafts[:, i]),
-            baseline_num_accepted=numbers(accepted["baseline"][:, i]),
-            candidate_num_accepted=numbers(accepted["candidate"][:, i]),
+            baseline_num_drafts=compact(baseline.num_drafts[:, i].tolist()),
+            candidate_num_drafts=compact(candidate.num_drafts[:, i].tolist()),
+            baseline_num_accepted=compact(accepted["baseline"][:, i].tolist()),
+            candidate_num_accepted=compact(accepted["candidate"][:, i].tolist()),
         )
         for i, response in enumerate(measured.traffic.responses)
     )

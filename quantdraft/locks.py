@@ -15,6 +15,8 @@ from pathlib import Path
 
 from quantdraft.errors import OutputBusyError, OutputError, disk_reason
 
+MAX_ATTEMPTS = 1000  # to make a directory that others remove: no more where none can be made
+
 
 @contextlib.contextmanager
 def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
@@ -54,11 +56,7 @@ def lock_path(output: Path, *, is_inside: bool = False) -> Path:
 def _acquired(lock: Path, output: Path) -> int:
     """A descriptor that holds the lock of the file that stands at `lock` now."""
     while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the holder before us removed the directory that it had made
-            continue
+        descriptor = _opened(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,6 +75,17 @@ def _acquired(lock: Path, output: Path) -> int:
                 os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
             return descriptor
         os.close(descriptor)
+
+
+def _opened(lock: Path) -> int:
+    """The file and its directory, which a holder before us may remove while we make them."""
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except (FileNotFoundError, FileExistsError) as error:
+            last = error
+    raise last
 
 
 def is_at(descriptor: int, lock: Path) -> bool:

@@ -40,7 +40,7 @@ def test_greedy_rounds_equal_a_counting_loop_for_every_k(from_prefill: bool) -> 
     for k in KS:
         for prompt, keep in enumerate(keeps):
             rounds, accepted = count_rounds(keep.astype(int).tolist(), k, from_prefill)
-            counts = replayed.counts(k, [prompt])
+            counts = replayed.of_prompts([prompt]).counts(k)
             assert counts.num_drafts == rounds
             assert counts.num_accepted_tokens_per_pos == tuple(accepted)
             assert counts.num_tokens == max(len(keep) - from_prefill, 0)
@@ -50,7 +50,7 @@ def test_counts_over_all_prompts_are_the_sum_of_counts_over_each() -> None:
     rng = np.random.default_rng(1)
     keeps = [rng.random(n) for n in (9, 30, 4)]
     replayed = replay_rounds(["a", "b", "c"], keeps, (3, 5))
-    each = [replayed.counts(5, [prompt]) for prompt in range(3)]
+    each = [replayed.of_prompts([prompt]).counts(5) for prompt in range(3)]
     assert replayed.counts(5).num_drafts == pytest.approx(sum(c.num_drafts for c in each))
     assert replayed.num_accepted(5) == pytest.approx([c.num_accepted_tokens for c in each])
 
@@ -61,7 +61,7 @@ def test_a_prompt_has_the_same_numbers_alone_and_among_others() -> None:
     together = replay_rounds(["a", "b", "c", "d"], keeps, (2, 7))
     for prompt, keep in enumerate(keeps):
         alone = replay_rounds(["alone"], [keep], (2, 7))
-        assert alone.counts(7) == together.counts(7, [prompt])
+        assert alone.counts(7) == together.of_prompts([prompt]).counts(7)
 
 
 @pytest.mark.parametrize("k", [1, 4, 16])
@@ -93,7 +93,7 @@ def test_closed_form_by_hand_and_its_inverses() -> None:
 def test_asked_and_kept_by_hand() -> None:
     # k = 2, rounds: [y2 kept, y3 kept, y4 bonus], [y5 rejected], [y6 kept]
     keep = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
-    (tokens,) = token_acceptance([keep], 2)
+    ((_, tokens),) = token_acceptance([keep], 2)
     assert tokens.asked.tolist() == [0, 1, 1, 0, 1, 1]
     assert tokens.kept.tolist() == [0, 1, 1, 0, 0, 1]
 
@@ -102,10 +102,12 @@ def test_kept_sums_to_the_accepted_tokens_and_is_asked_times_keep() -> None:
     rng = np.random.default_rng(3)
     keeps = [rng.random(n) for n in (12, 40, 1)]
     accepted = replay_rounds(["a", "b", "c"], keeps, (3, 4)).num_accepted(4)
-    for keep, tokens, total in zip(keeps, token_acceptance(keeps, 4), accepted, strict=True):
-        assert tokens.asked.shape == keep.shape
-        assert tokens.kept.sum() == pytest.approx(total)
-        assert tokens.kept == pytest.approx(tokens.asked * keep)
+    found = list(token_acceptance(keeps, 4))
+    assert [at for at, _ in found] == [1, 0, 2]
+    for at, tokens in found:
+        assert tokens.asked.shape == keeps[at].shape
+        assert tokens.kept.sum() == pytest.approx(accepted[at])
+        assert tokens.kept == pytest.approx(tokens.asked * keeps[at])
 
 
 def test_wrong_inputs_are_named() -> None:

@@ -3,21 +3,23 @@
 import numpy as np
 import pytest
 
-from quantdraft.acceptance import Replayed, TokenAcceptance, replay_rounds, token_acceptance
+from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.comparison import (
     MIN_PROMPTS,
     MIN_TIMINGS,
     Bootstrap,
     Needed,
     best_k,
+    by_context,
+    by_domain,
+    by_position,
     compare_acceptance,
     num_prompts_to_settle,
-    slice_by_context,
-    slice_by_domain,
-    slice_by_position,
+    slice_tokens,
     speed_point,
     what_would_settle,
 )
+from quantdraft.comparison.resampling import MAX_UNITS, prompt_weights
 from quantdraft.errors import OptionError, PairingError, UndefinedMetricError
 from quantdraft.results import ArmLatency, Interval, Latency, StepSamples
 
@@ -291,28 +293,66 @@ def test_what_would_settle_names_the_source_of_the_doubt() -> None:
 
 
 def test_slices_by_hand() -> None:
-    def arm(kept: list[float]) -> list[TokenAcceptance]:
-        asked = np.array([0, 1, 1, 1, 1, 1], float)
-        return [TokenAcceptance(asked, np.array(kept, float)), TokenAcceptance(asked, asked)]
+    def arm(kept: list[float]) -> list[np.ndarray]:
+        return [np.array(kept, float), np.ones(6)]
 
     base, cand = arm([0, 1, 1, 1, 0, 0]), arm([0, 1, 0, 0, 0, 0])
-    first, middle, last = slice_by_position(base, cand)
+    cuts = by_position(), by_domain(["prose", "code"]), by_context([2, 4])
+    thirds, domains, contexts = slice_tokens(base, cand, 5, cuts)  # every token but the first asked
+
+    first, middle, last = thirds
     assert (first.name, first.num_prompts, first.num_tokens) == ("first third", 2, 4)
     assert (first.baseline_conditional_acceptance, middle.baseline_conditional_acceptance) == (1, 1)
     assert middle.candidate_conditional_acceptance == 0.5
     assert last.baseline_conditional_acceptance == 0.5
 
-    code, prose = slice_by_domain(base, cand, ["prose", "code"])
+    code, prose = domains
     assert (code.name, code.candidate_conditional_acceptance) == ("code", 1)
     assert prose.candidate_conditional_acceptance == pytest.approx(1 / 5)
+    assert (prose.prompts, prose.candidate_asked, prose.candidate_kept) == ((0,), (5,), (1,))
 
-    near, far, farther = slice_by_context(base, cand, [2, 4])
+    near, far, farther = contexts
     assert (near.name, near.num_tokens) == ("2-3 tokens", 2)
     assert (far.name, far.num_tokens, far.num_prompts) == ("4-7 tokens", 8, 2)
     assert (farther.name, farther.num_tokens, farther.num_prompts) == ("8-15 tokens", 2, 1)
 
 
+def test_slices_name_their_prompts_in_the_order_of_the_traffic() -> None:
+    rng = np.random.default_rng(4)
+    keeps = [rng.random(length) for length in (3, 30, 7, 30, 12)]
+    ((only,),) = slice_tokens(keeps, keeps, 3, [by_domain(["a"] * 5)])
+    assert only.prompts == (0, 1, 2, 3, 4)
+    accepted = replay_rounds(list("abcde"), keeps, [3]).num_accepted(3)
+    assert only.baseline_kept == pytest.approx(tuple(accepted))
+
+
 def test_a_slice_in_which_nothing_was_asked_is_undefined() -> None:
-    tokens = token_acceptance([np.array([1.0])], 4)
-    (only,) = slice_by_domain(tokens, tokens, ["a"])
+    one = [np.array([1.0])]
+    ((only,),) = slice_tokens(one, one, 4, [by_domain(["a"])])
     assert only.baseline_conditional_acceptance is None
+
+
+@pytest.mark.parametrize("num_prompts", [MAX_UNITS + 1000, 6 * MAX_UNITS])
+def test_groups_of_prompts_spread_as_prompts_do(num_prompts: int) -> None:
+    # Sorted, as traffic of several domains is: groups of neighbours would spread too far.
+    rng = np.random.default_rng(2)
+    accepted, proposed = np.sort(rng.random(num_prompts)), np.ones(num_prompts)
+    bootstrap = Bootstrap()
+    weights = prompt_weights(num_prompts, bootstrap)
+    assert weights.counts.shape == (bootstrap.num_resamples, MAX_UNITS)
+    rates = (weights @ accepted) / (weights @ proposed)
+    exact = accepted.std() / np.sqrt(num_prompts)  # of a mean, resampled
+    error = np.sqrt(1 / (2 * bootstrap.num_resamples) + 1 / (2 * MAX_UNITS))
+    assert rates.std() / exact == pytest.approx(1.0, abs=4 * error)
+    assert rates.mean() == pytest.approx(accepted.mean(), abs=4 * exact / np.sqrt(len(rates)))
+
+
+def test_groups_sum_what_their_prompts_have() -> None:
+    num_prompts = MAX_UNITS + 7
+    weights = prompt_weights(num_prompts, Bootstrap(num_resamples=3))
+    assert weights.group is not None
+    sizes = np.bincount(weights.group, minlength=MAX_UNITS)
+    assert set(sizes) == {1, 2}
+    values = np.arange(2.0 * num_prompts).reshape(num_prompts, 2)
+    by_hand = weights.counts[:, weights.group].astype(float) @ values
+    assert weights @ values == pytest.approx(by_hand)

@@ -9,12 +9,13 @@ import pytest
 from quantdraft.acceptance import replay_rounds
 from quantdraft.comparison import (
     all_pairs,
+    by_domain,
     compare_acceptance,
     draft_speedup,
     find_disagreements,
     grid_points,
     plane_of,
-    slice_by_domain,
+    slice_tokens,
     stops_paying_at,
 )
 from quantdraft.comparison.plane import JOINT, Plane, ellipse
@@ -75,7 +76,7 @@ def test_the_records_rounds_give_the_acceptance_they_came_from() -> None:
             prompt_id=f"p{at}",
             num_tokens=int(whole.num_tokens[at]),
             candidate_num_drafts=tuple(whole.num_drafts[:, at]),
-            candidate_num_accepted=tuple(whole.num_accepted_per_pos[:, at].sum(axis=1)),
+            candidate_num_accepted=tuple(whole.num_accepted(k)[at] for k in (1, 3)),
         )
         for at in range(6)
     )
@@ -179,11 +180,8 @@ def test_a_loss_that_every_prompt_shares_has_no_width() -> None:
 
 
 def test_a_slice_of_few_prompts_has_no_interval() -> None:
-    from quantdraft.acceptance import token_acceptance
-
-    base = token_acceptance([np.ones(20)] * 8, 4)
-    cand = token_acceptance([np.tile([1.0, 0.0], 10)] * 8, 4)
-    few, many = slice_by_domain(base, cand, ["few"] * 2 + ["many"] * 6)
+    base, cand = [np.ones(20)] * 8, [np.tile([1.0, 0.0], 10)] * 8
+    ((few, many),) = slice_tokens(base, cand, 4, [by_domain(["few"] * 2 + ["many"] * 6)])
     assert few.conditional_acceptance_loss is None
     assert many.conditional_acceptance_loss is not None
     assert many.conditional_acceptance_loss.value == pytest.approx(

@@ -189,19 +189,42 @@ def test_an_alarm_stops_the_verdict(over_baseline) -> None:
 
 
 def test_collapsed_acceptance_is_a_no_go_unless_replay_itself_is_in_doubt() -> None:
-    collapsed = acceptance_collapsed(comparison(loss=(0.65, 0.64, 0.66)), Policy())
+    useless = comparison(loss=(0.65, 0.64, 0.66))
+    collapsed = acceptance_collapsed(useless, Policy())
     strays = control_strays(Interval(1.05, 1.03, 1.07), Policy())
     disagrees = replay_disagrees([live([30, 40], [20, 25])], Policy())
     assert collapsed is not None
     assert strays is not None
     assert disagrees is not None
-    assert decide(evidence(FASTER, alarms=(collapsed,))).decision == "no-go"
-    both = decide(evidence(FASTER, alarms=(strays, collapsed)))
+    assert decide(evidence(FASTER, acceptance=useless, alarms=(collapsed,))).decision == "no-go"
+    both = decide(evidence(FASTER, acceptance=useless, alarms=(strays, collapsed)))
     assert both.decision == "no-go"
     assert "acceptance collapsed" in both.summary
-    doubted = decide(evidence(FASTER, alarms=(collapsed, disagrees)))
+    doubted = decide(evidence(FASTER, acceptance=useless, alarms=(collapsed, disagrees)))
     assert doubted.decision == "inconclusive"
     assert "counted live" in doubted.summary
+
+
+def test_a_collapse_that_may_be_chance_is_inconclusive_and_says_how_many_prompts() -> None:
+    once = comparison(loss=(0.65, 0.64, 0.66))
+    anything = replace(
+        once, candidate_length=Interval(1.2, 1.0, 5.0), length_ratio=Interval(0.316, 0.2, 1.3)
+    )
+    alarm = acceptance_collapsed(anything, Policy())
+    assert alarm is not None
+    assert "95 % interval 0.20 to 1.30" in alarm.message
+    one = replace(evidence(FASTER, alarms=(alarm,)), acceptance=anything, num_prompts=1)
+    verdict = decide(one)
+    assert verdict.decision == "inconclusive"
+    assert verdict.to_settle == "about 5 prompts (now 1)"
+    # The width above 0.316 is 0.984 where 0.484 lies before the limit: (0.984 / 0.484)^2 x 20.
+    assert decide(replace(one, num_prompts=20)).to_settle == "about 83 prompts (now 20)"
+    # What else was measured may decide alone, while nothing else is in doubt.
+    slower = replace(evidence(SLOWER, alarms=(alarm,)), acceptance=anything)
+    assert decide(slower).decision == "no-go"
+    strays = control_strays(Interval(1.05, 1.03, 1.07), Policy())
+    assert strays is not None
+    assert decide(replace(slower, alarms=(alarm, strays))).decision == "inconclusive"
 
 
 @pytest.mark.parametrize(

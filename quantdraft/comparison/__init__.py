@@ -11,7 +11,7 @@ from quantdraft.comparison.plane import Plane, draft_speedup, plane_of
 from quantdraft.comparison.points import GridPoint, grid_points, stops_paying_at
 from quantdraft.comparison.resampling import MIN_PROMPTS, MIN_TIMINGS, Bootstrap
 from quantdraft.comparison.settling import Needed, num_prompts_to_settle, what_would_settle
-from quantdraft.comparison.slices import slice_by_context, slice_by_domain, slice_by_position
+from quantdraft.comparison.slices import by_context, by_domain, by_position, slice_tokens
 from quantdraft.comparison.speeds import best_k, speed_point, step_ratio
 from quantdraft.comparison.steps import StepFigures, step_figures
 
@@ -27,6 +27,9 @@ __all__ = [
     "StepFigures",
     "all_pairs",
     "best_k",
+    "by_context",
+    "by_domain",
+    "by_position",
     "check_paired",
     "compare_acceptance",
     "draft_speedup",
@@ -34,9 +37,7 @@ __all__ = [
     "grid_points",
     "num_prompts_to_settle",
     "plane_of",
-    "slice_by_context",
-    "slice_by_domain",
-    "slice_by_position",
+    "slice_tokens",
     "speed_point",
     "step_figures",
     "step_ratio",

@@ -83,7 +83,7 @@ def _draw_positions(arm: Replayed, k: int, bootstrap: Bootstrap) -> Floats:
     weights = prompt_weights(int(has_rounds.sum()), bootstrap)
     row = arm.row(k)
     num_drafts = weights @ arm.num_drafts[row][has_rounds]
-    kept = weights @ arm.num_accepted_per_pos[row][has_rounds, :k]
+    kept = weights @ arm.num_accepted_per_pos[row][has_rounds]
     return np.asarray(kept / num_drafts[:, None])
 
 

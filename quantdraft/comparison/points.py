@@ -41,7 +41,7 @@ def replayed_of(evaluation: Evaluation, arm: str) -> Replayed:
         ks=evaluation.num_speculative_tokens,
         num_tokens=np.array([prompt.num_tokens for prompt in prompts], dtype=np.int64),
         num_drafts=num_drafts.T,
-        num_accepted_per_pos=accepted.T[:, :, None],
+        num_accepted_per_pos=tuple(accepted.T[:, :, None]),
     )
 
 

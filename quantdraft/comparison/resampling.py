@@ -17,6 +17,8 @@ from quantdraft.results import Interval
 MIN_PROMPTS = 5
 MIN_TIMINGS = 5
 FLOATS_AT_ONCE = 2**20
+# Beyond, prompts are drawn in groups: the spread of 4,096 sums is known to 1.1 %.
+MAX_UNITS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,21 @@ DEFAULT = Bootstrap()
 class Weights:
     """How often each resample draws each prompt, (num_resamples, num_prompts), to multiply by.
 
-    Kept in a byte each, and made floats a part at a time: 100,000 prompts are 200 MB, not 1.6 GB.
+    Of more than MAX_UNITS prompts whole groups are drawn, which prompts enter by chance: their
+    sums spread as single prompts do, and memory and time no longer grow with the prompts.
     """
 
-    def __init__(self, counts: NDArray[np.uint8]) -> None:
-        self.counts = counts
+    def __init__(self, counts: NDArray[np.uint8], group: NDArray[np.int16] | None = None) -> None:
+        self.counts = counts  # (num_resamples, units)
+        self.group = group  # (num_prompts,), the unit that each prompt is of; None: its own
 
     def __matmul__(self, values: Floats | Ints) -> Floats:
         """Sums of `values`, (num_prompts, ...), over every resample: (num_resamples, ...)."""
+        if self.group is not None:
+            sums = np.zeros((self.counts.shape[1], *values.shape[1:]))
+            np.add.at(sums, self.group, values)
+            values = sums
+        # Counts are a byte each, and made floats a part at a time.
         rows = max(1, FLOATS_AT_ONCE // max(1, self.counts.shape[1]))
         parts = np.array_split(self.counts, math.ceil(len(self.counts) / rows))
         return np.concatenate([part.astype(np.float64) @ values for part in parts])
@@ -51,11 +60,15 @@ class Weights:
 def prompt_weights(num_prompts: int, bootstrap: Bootstrap) -> Weights:
     """The same for every k, and for both arms."""
     rng = np.random.default_rng([bootstrap.seed, 0])
-    even = np.full(num_prompts, 1 / num_prompts)
-    counts = np.empty((bootstrap.num_resamples, num_prompts), np.uint8)
+    units = min(num_prompts, MAX_UNITS)
+    even = np.full(units, 1 / units)
+    counts = np.empty((bootstrap.num_resamples, units), np.uint8)
     for row in range(bootstrap.num_resamples):  # at once it would take 8 bytes a number
-        counts[row] = rng.multinomial(num_prompts, even)
-    return Weights(counts)
+        counts[row] = rng.multinomial(units, even)
+    if units == num_prompts:
+        return Weights(counts)
+    # The same number of prompts in every group, or one more.
+    return Weights(counts, (rng.permutation(num_prompts) % units).astype(np.int16))
 
 
 @lru_cache(maxsize=4)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from quantdraft.acceptance import Floats, Ints, TokenAcceptance
+from quantdraft.acceptance import Floats, Ints, TokenAcceptance, token_acceptance
 from quantdraft.comparison.resampling import (
     DEFAULT,
     MIN_PROMPTS,
@@ -15,94 +18,120 @@ from quantdraft.comparison.resampling import (
     prompt_weights,
 )
 from quantdraft.results import Interval, Slice
+from quantdraft.whole_numbers import compact
 
-Arm = Sequence[TokenAcceptance]  # one per prompt, in the order of the traffic
+
+class Cut(NamedTuple):
+    """A way to part the tokens: every response token has a label, and labels have names."""
+
+    labels: Callable[[int, int], Ints]  # of prompt number i with n response tokens: (n,)
+    name: Callable[[int], str]
 
 
-def slice_by_position(
-    baseline: Arm, candidate: Arm, bootstrap: Bootstrap = DEFAULT
-) -> tuple[Slice, ...]:
+def by_position() -> Cut:
     """Each third of the response that a token belongs to, so that long and short ones align."""
-    thirds = [3 * np.arange(len(t.asked)) // max(len(t.asked), 1) for t in baseline]
-    names = {0: "first third", 1: "middle third", 2: "last third"}
-    return _slices(baseline, candidate, thirds, names, bootstrap)
+
+    def labels(prompt: int, num_tokens: int) -> Ints:
+        return 3 * np.arange(num_tokens) // num_tokens
+
+    return Cut(labels, ("first third", "middle third", "last third").__getitem__)
 
 
-def slice_by_context(
-    baseline: Arm,
-    candidate: Arm,
-    num_prompt_tokens: Sequence[int],
-    bootstrap: Bootstrap = DEFAULT,
-) -> tuple[Slice, ...]:
+def by_context(num_prompt_tokens: Sequence[int]) -> Cut:
     """By the number of tokens before a token, prompt included, in doublings."""
-    doublings = [
-        np.log2(np.maximum(before + np.arange(len(tokens.asked)), 1)).astype(np.int64)
-        for tokens, before in zip(baseline, num_prompt_tokens, strict=True)
-    ]
-    present = sorted({int(doubling) for each in doublings for doubling in each})
-    names = {d: f"{2**d}-{2 ** (d + 1) - 1} tokens" for d in present}
-    return _slices(baseline, candidate, doublings, names, bootstrap)
+
+    def labels(prompt: int, num_tokens: int) -> Ints:
+        num_before = num_prompt_tokens[prompt] + np.arange(num_tokens)
+        return np.asarray(np.log2(np.maximum(num_before, 1)), np.int64)
+
+    return Cut(labels, lambda doubling: f"{2**doubling}-{2 ** (doubling + 1) - 1} tokens")
 
 
-def slice_by_domain(
-    baseline: Arm, candidate: Arm, domains: Sequence[str], bootstrap: Bootstrap = DEFAULT
-) -> tuple[Slice, ...]:
+def by_domain(domains: Sequence[str]) -> Cut:
     """By the domain of the prompt, sorted by name."""
-    names = dict(enumerate(sorted(set(domains))))
-    number = {name: index for index, name in names.items()}
-    labels = [
-        np.full(len(tokens.asked), number[domain])
-        for tokens, domain in zip(baseline, domains, strict=True)
-    ]
-    return _slices(baseline, candidate, labels, names, bootstrap)
-
-
-def _slices(
-    baseline: Arm,
-    candidate: Arm,
-    labels: Sequence[Ints],
-    names: Mapping[int, str],
-    bootstrap: Bootstrap,
-) -> tuple[Slice, ...]:
-    """One Slice per name that has tokens; labels: (response tokens,) per prompt."""
-    size = max(names) + 1 if names else 0
-    num_tokens = np.array([np.bincount(each, minlength=size) for each in labels])
-    before, after = (_sums(arm, labels, size) for arm in (baseline, candidate))
-    return tuple(
-        _slice(name, num_tokens[:, label], before[label], after[label], bootstrap)
-        for label, name in names.items()
-        if num_tokens[:, label].any()
+    names = sorted(set(domains))
+    number = {name: index for index, name in enumerate(names)}
+    return Cut(
+        lambda prompt, num_tokens: np.full(num_tokens, number[domains[prompt]]), names.__getitem__
     )
 
 
-def _slice(
-    name: str, num_tokens: Ints, before: Floats, after: Floats, bootstrap: Bootstrap
-) -> Slice:
-    """num_tokens: (prompts,) under the label; before, after: (prompts, 2), kept and asked."""
-    has_tokens = num_tokens > 0
-    before, after = before[has_tokens], after[has_tokens]
+def slice_tokens(
+    baseline: Sequence[Floats],
+    candidate: Sequence[Floats],
+    k: int,
+    cuts: Sequence[Cut],
+    bootstrap: Bootstrap = DEFAULT,
+) -> tuple[tuple[Slice, ...], ...]:
+    """For each cut a Slice per label that has tokens, in the order of the labels.
+
+    baseline, candidate: keep probabilities as for `replay_rounds`, of the same responses. Memory
+    holds sums, a few numbers a prompt and label, not the tokens.
+    """
+    parts: list[dict[int, _Part]] = [{} for _ in cuts]
+    for prompt, before, after in _side_by_side(baseline, candidate, k):
+        num_tokens = len(before.asked)
+        for cut, found in zip(cuts, parts, strict=True):
+            _add(found, prompt, cut.labels(prompt, num_tokens), before, after)
+    return tuple(
+        tuple(_slice(cut.name(label), found[label], bootstrap) for label in sorted(found))
+        for cut, found in zip(cuts, parts, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What prompts have under one label: a number of each for every one of them."""
+
+    prompts: array[int] = field(default_factory=lambda: array("q"))
+    num_tokens: array[int] = field(default_factory=lambda: array("q"))
+    sums: array[float] = field(default_factory=lambda: array("d"))  # kept, asked; of both arms
+
+
+def _side_by_side(
+    baseline: Sequence[Floats], candidate: Sequence[Floats], k: int
+) -> Iterator[tuple[int, TokenAcceptance, TokenAcceptance]]:
+    """Responses of one length in both arms come in one order."""
+    arms = token_acceptance(baseline, k), token_acceptance(candidate, k)
+    for (prompt, before), (_, after) in zip(*arms, strict=True):
+        yield prompt, before, after
+
+
+def _add(
+    found: dict[int, _Part],
+    prompt: int,
+    labels: Ints,
+    before: TokenAcceptance,
+    after: TokenAcceptance,
+) -> None:
+    num_tokens = np.bincount(labels)
+    values = before.kept, before.asked, after.kept, after.asked
+    sums = [np.bincount(labels, weights=each) for each in values]
+    for label in np.flatnonzero(num_tokens).tolist():
+        part = found.setdefault(label, _Part())
+        part.prompts.append(prompt)
+        part.num_tokens.append(int(num_tokens[label]))
+        part.sums.extend(float(each[label]) for each in sums)
+
+
+def _slice(name: str, part: _Part, bootstrap: Bootstrap) -> Slice:
+    prompts = np.array(part.prompts, np.int64)
+    order = np.argsort(prompts)
+    sums = np.array(part.sums).reshape(-1, 4)[order]
+    before, after = sums[:, :2], sums[:, 2:]
     return Slice(
         name=name,
-        num_prompts=int(has_tokens.sum()),
-        num_tokens=int(num_tokens.sum()),
+        num_prompts=len(prompts),
+        num_tokens=sum(part.num_tokens),
         baseline_conditional_acceptance=_ratio(before.sum(axis=0)),
         candidate_conditional_acceptance=_ratio(after.sum(axis=0)),
         conditional_acceptance_loss=_loss(before, after, bootstrap),
-        prompts=tuple(np.flatnonzero(has_tokens).tolist()),
-        baseline_asked=tuple(before[:, 1].tolist()),
-        baseline_kept=tuple(before[:, 0].tolist()),
-        candidate_asked=tuple(after[:, 1].tolist()),
-        candidate_kept=tuple(after[:, 0].tolist()),
+        prompts=tuple(prompts[order].tolist()),
+        baseline_asked=compact(before[:, 1].tolist()),
+        baseline_kept=compact(before[:, 0].tolist()),
+        candidate_asked=compact(after[:, 1].tolist()),
+        candidate_kept=compact(after[:, 0].tolist()),
     )
-
-
-def _sums(arm: Arm, labels: Sequence[Ints], size: int) -> Floats:
-    """(labels, prompts, 2): kept and asked of each prompt's tokens under each label."""
-    per_prompt = [
-        [np.bincount(label, weights=what, minlength=size) for what in (tokens.kept, tokens.asked)]
-        for tokens, label in zip(arm, labels, strict=True)
-    ]
-    return np.array(per_prompt).transpose(2, 0, 1)
 
 
 def _ratio(kept_and_asked: Floats) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 
 from quantdraft.acceptance import token_acceptance
@@ -21,6 +23,7 @@ from quantdraft.report.wording import count, length
 from quantdraft.results import Disagreement, Evaluation, PromptReplay
 
 NUM_WORST_PROMPTS = 10
+MAX_POINTS = 2000  # of one chart: more take a browser seconds, and cover each other
 # From this probability on an expected event is shown as if it happened.
 LIKELY = 0.5
 LEGEND = (
@@ -31,7 +34,7 @@ LEGEND = (
 
 
 def reading_section(evaluation: Evaluation) -> Section:
-    """Every prompt as a point, the worst ones as rows, and their text."""
+    """Prompts as points, the worst ones as rows, and their text."""
     k = evaluation.operating_point.candidate_num_speculative_tokens
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))
@@ -52,14 +55,20 @@ def _no_text(evaluation: Evaluation, k: int) -> str:
 
 
 def prompts_chart(evaluation: Evaluation, k: int) -> Chart:
-    """Tokens a round of every prompt: under the diagonal the candidate is worse."""
+    """Tokens a round, prompt by prompt: under the diagonal the candidate is worse."""
     at = evaluation.num_speculative_tokens.index(k)
-    rows = [_prompt_point(prompt, at) for prompt in evaluation.prompts if prompt.num_tokens > 0]
-    domains = sorted({shown_text(prompt.domain, 120) for prompt in evaluation.prompts})
+    prompts = [prompt for prompt in evaluation.prompts if prompt.num_tokens > 0]
+    is_all = len(prompts) <= MAX_POINTS
+    shown = prompts if is_all else Random(0).sample(prompts, MAX_POINTS)
+    rows = [_prompt_point(prompt, at) for prompt in shown]
+    domains = sorted({shown_text(prompt.domain, 120) for prompt in shown})
     return Chart(
         name="prompts",
-        title="Every prompt",
-        description=f"Tokens a round at k = {k}; below the line the candidate is worse.",
+        title="Every prompt"
+        if is_all
+        else f"{MAX_POINTS:,} of {len(prompts):,} prompts, by chance",
+        description=f"Tokens a round at k = {k}; below the line the candidate is worse."
+        + ("" if is_all else " The prompts were drawn by chance."),
         spec=prompts_scatter(rows, domains),
         data=Table(
             ("Prompt", "Domain", "Tokens a round, baseline → candidate"),
@@ -131,7 +140,7 @@ def _passage(found: Disagreement, k: int) -> Passage:
 
 def token_fates(keep: tuple[float, ...], k: int) -> tuple[TokenFate, ...]:
     """What most likely happened at every token, in rounds of k proposals."""
-    (tokens,) = token_acceptance([np.array(keep)], k)
+    ((_, tokens),) = token_acceptance([np.array(keep)], k)
     return tuple(
         _fate(float(asked), float(kept))
         for asked, kept in zip(tokens.asked, tokens.kept, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantdraft.acceptance import Ints, Replayed
+from quantdraft.acceptance import Replayed
 from quantdraft.comparison import Bootstrap
 from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.comparison.resampling import interval_of
@@ -46,17 +46,6 @@ def rates_by_domain(
     for name in sorted(set(domains)):
         has_rounds = (np.array(domains) == name) & (replayed.num_tokens > 0)
         if has_rounds.any():
-            part = _of(replayed, np.flatnonzero(has_rounds))
+            part = replayed.of_prompts(np.flatnonzero(has_rounds))
             found.append(DomainRate(name, len(part.prompt_ids), rate_of(part, k, bootstrap)))
     return tuple(found)
-
-
-def _of(replayed: Replayed, chosen: Ints) -> Replayed:
-    """Some of the prompts."""
-    return Replayed(
-        prompt_ids=tuple(replayed.prompt_ids[at] for at in chosen),
-        ks=replayed.ks,
-        num_tokens=replayed.num_tokens[chosen],
-        num_drafts=replayed.num_drafts[:, chosen],
-        num_accepted_per_pos=replayed.num_accepted_per_pos[:, chosen],
-    )

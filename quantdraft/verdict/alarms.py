@@ -61,9 +61,18 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
     return Alarm(
         ACCEPTANCE_COLLAPSED,
         f"acceptance collapsed: mean acceptance length {length:.2f}, baseline "
-        f"{acceptance.baseline_length.value:.2f} (ratio {ratio:.2f}, limit "
+        f"{acceptance.baseline_length.value:.2f} (ratio {ratio:.2f}, 95 % interval "
+        f"{acceptance.length_ratio.low:.2f} to {acceptance.length_ratio.high:.2f}, limit "
         f"{policy.min_length_ratio:.2f}). The quantized weights or scales are probably wrong; "
         "apply the recipe again or take a milder one.",
+    )
+
+
+def has_surely_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> bool:
+    """True where the whole interval says so: of too few prompts it never does."""
+    return (
+        acceptance.candidate_length.high < policy.min_acceptance_length
+        or acceptance.length_ratio.high < policy.min_length_ratio
     )
 
 

@@ -14,6 +14,7 @@ Comparison = Literal[">=", ">", "<="]
 
 OVER_BASELINE = "speedup over the baseline draft"
 OVER_AUTOREGRESSIVE = "speedup over autoregressive"
+NO_ALARM = "no alarm"
 
 
 def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
@@ -101,7 +102,7 @@ def _other_than_baseline(evidence: Evidence) -> Check:
 
 def _no_alarm(evidence: Evidence) -> Check:
     codes = ", ".join(alarm.code for alarm in evidence.alarms)
-    return _yes_or_no("no alarm", not evidence.alarms, codes or "none was raised")
+    return _yes_or_no(NO_ALARM, not evidence.alarms, codes or "none was raised")
 
 
 def _yes_or_no(name: str, is_pass: bool, reason: str) -> Check:

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 
 from quantdraft.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.results import Check
+from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED
 from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
+from quantdraft.verdict.policy import Policy
 
 # Beyond this many times the data there is, the honest answer is that the limit is met exactly.
 MAX_FACTOR = 1000
 
 
-def what_to_add(evidence: Evidence, checks: Sequence[Check]) -> str:
+def what_to_add(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> str:
     """E.g. "about 130 prompts (now 32)": sample sizes in all, not to be added."""
     if evidence.alarms:
+        if {alarm.code for alarm in evidence.alarms} == {ACCEPTANCE_COLLAPSED}:
+            return _in_words(evidence, [_to_be_sure_of_a_collapse(evidence, policy)])
         return f"clear the alarm first: {', '.join(alarm.code for alarm in evidence.alarms)}"
     if not evidence.is_speed_measured:
         return f"a measured speed: {evidence.speed_undefined or 'time the draft and the target'}"
@@ -42,6 +46,19 @@ def _needed(evidence: Evidence, check: Check) -> Needed | None:
         evidence.num_prompts,
         evidence.num_timings,
     )
+
+
+def _to_be_sure_of_a_collapse(evidence: Evidence, policy: Policy) -> Needed:
+    limits = (
+        (evidence.acceptance.candidate_length, policy.min_acceptance_length),
+        (evidence.acceptance.length_ratio, policy.min_length_ratio),
+    )
+    needed = [
+        num_prompts_to_settle(interval, limit, evidence.num_prompts)
+        for interval, limit in limits
+        if interval.value < limit
+    ]
+    return Needed(min((each for each in needed if each is not None), default=None), None)
 
 
 def _in_words(evidence: Evidence, needed: Sequence[Needed]) -> str:

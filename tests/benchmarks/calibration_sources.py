@@ -134,7 +134,9 @@ def mean_over_seeds(runs: Sequence[Run]) -> Replayed:
     return replace(
         runs[0].rounds,
         num_drafts=np.mean([run.rounds.num_drafts for run in runs], axis=0),
-        num_accepted_per_pos=np.mean([run.rounds.num_accepted_per_pos for run in runs], axis=0),
+        num_accepted_per_pos=tuple(
+            np.mean([run.rounds.num_accepted_per_pos for run in runs], axis=0)  # one k
+        ),
     )
 
 

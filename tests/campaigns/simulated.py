@@ -89,17 +89,8 @@ def drawn(
     """One run: both arms on the same prompts, all steps in the same blocks."""
     prompts = rng.integers(0, POPULATION, num_prompts)
     blocks = rng.integers(0, NUM_BLOCKS, num_blocks)
-    return _of(world.baseline, prompts), _of(world.candidate, prompts), _latency(world, blocks)
-
-
-def _of(arm: Replayed, prompts: NDArray[np.int64]) -> Replayed:
-    return Replayed(
-        prompt_ids=tuple(str(i) for i in range(len(prompts))),
-        ks=arm.ks,
-        num_tokens=arm.num_tokens[prompts],
-        num_drafts=arm.num_drafts[:, prompts],
-        num_accepted_per_pos=arm.num_accepted_per_pos[:, prompts],
-    )
+    arms = world.baseline.of_prompts(prompts), world.candidate.of_prompts(prompts)
+    return *arms, _latency(world, blocks)
 
 
 def _latency(world: World, blocks: NDArray[np.int64]) -> Latency:
