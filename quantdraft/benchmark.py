@@ -7,7 +7,7 @@ not fit into memory or time is left out, and `Latency.undefined` says why; nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
@@ -38,6 +38,7 @@ from quantdraft.roofline import measure_roofline
 
 # A point beyond the first is given up where its fewest blocks take this many times the budget.
 MAX_OVERRUN = 3.0
+OVERRUN = "the fewest timings that mean anything take"
 HEAD = "head"
 
 Progress = Callable[[float], None]
@@ -138,9 +139,25 @@ def measure_grid(
 
             point = _Point(plan, batch_size, context_length, roofline)
             where = batch_size, context_length
-            measured[where] = keep(where, partial(_measure, point, load, arms, share))
+            too_dear = _smaller_and_too_dear(point, measured)
+            if too_dear is not None:  # not even loaded
+                measured[where] = point.untimed(dict.fromkeys(sources, too_dear))
+            else:
+                measured[where] = keep(where, partial(_measure, point, load, arms, share))
             share(1.0)
     return tuple(measured[point] for point in plan.points)
+
+
+def _smaller_and_too_dear(point: _Point, measured: Mapping[tuple[int, int], Latency]) -> str | None:
+    """Why a point was given up that has no larger batch and no longer context than this one."""
+    if point.is_first:
+        return None
+    for (batch_size, context_length), found in measured.items():
+        if batch_size <= point.batch_size and context_length <= point.context_length:
+            reasons = [why for why in found.undefined.values() if OVERRUN in why]
+            if reasons and not found.arms:
+                return reasons[0]
+    return None
 
 
 def _measure(
@@ -165,20 +182,25 @@ class _Point:
         before = load_average()
         opened = self._open(arms, undefined)
         too_long = self._overrun(opened)
-        timed: dict[Key, StepSamples] = {}
-        if too_long is None:
-            timed = self._time(opened, progress)
-        else:
-            undefined |= dict.fromkeys(opened, too_long)
+        if too_long is not None:
+            return self.untimed(undefined | dict.fromkeys(opened, too_long))
+        timed = self._time(opened, progress)
+        return replace(
+            self.untimed(undefined),
+            arms={n: self._arm(n, arm, timed) for n, arm in opened.items()} if timed else {},
+            load_average=load_around(before, load_average()),
+        )
+
+    def untimed(self, undefined: dict[str, str]) -> Latency:
+        """This point without arms, for these reasons by arm."""
         return Latency(
             engine="native",
             device=str(self.plan.device),
             num_threads=torch.get_num_threads(),
             batch_size=self.batch_size,
             context_length=self.context_length,
-            arms={n: self._arm(n, arm, timed) for n, arm in opened.items()} if timed else {},
+            arms={},
             undefined=undefined,
-            load_average=load_around(before, load_average()),
             roofline=self.roofline,
         )
 
@@ -205,20 +227,25 @@ class _Point:
         return Opened(arm, step, peak_bytes(device), looks)
 
     @property
+    def is_first(self) -> bool:
+        """Of the plan: it is timed whatever it takes."""
+        return (self.batch_size, self.context_length) == self.plan.points[0]
+
+    @property
     def where(self) -> str:
         """The point in words."""
         return f"batch {self.batch_size}, context {self.context_length}"
 
     def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
         """Why this point is given up; the first one of a plan never is."""
-        if (self.batch_size, self.context_length) == self.plan.points[0]:
+        if self.is_first:
             return None
         seconds = fewest_seconds({name: arm.probe_ms for name, arm in opened.items()})
         if seconds <= MAX_OVERRUN * self.plan.max_seconds:
             return None
         return (
-            f"{self.where} would take {seconds:.0f} s for the fewest timings that mean anything; "
-            f"the budget is {self.plan.max_seconds:.0f} s"
+            f"from {self.where} on {OVERRUN} {seconds:.0f} s and more; "
+            f"the budget is {self.plan.max_seconds:.0f} s a point"
         )
 
     def _time(self, opened: Mapping[str, Opened], progress: Progress) -> dict[Key, StepSamples]:

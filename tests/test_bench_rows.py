@@ -161,7 +161,6 @@ def test_the_record_reads_back_as_it_was_written(tmp_path):
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").startswith("# Step times of llama")
     page = (tmp_path / "bench.html").read_text(encoding="utf-8")
     assert "<h1>Step times of llama" in page
-    assert "<script" not in page  # it has no pictures, so nothing runs in it
 
 
 def test_an_evaluation_shows_the_limit_beside_the_measured_saving():
@@ -188,3 +187,30 @@ def test_the_benchmarks_json_line_holds_these_figures_and_null_for_what_was_not_
     assert found["bandwidth_fraction"]["baseline"] == pytest.approx(100e6 / 10.95e-3 / 20e9)
     assert found["head_share"]["int4"] == pytest.approx(0.25)
     assert found["copy_bandwidth_gb_s"] == pytest.approx(20.0)
+
+
+def test_pictures_show_every_draft_against_the_baseline_and_the_target_by_its_tokens(tmp_path):
+    one, four = point(), point(batch_size=4)
+    built = bench_document(bench(one, four))
+    drafts, target = built.charts
+    assert drafts.data.rows[0] == ("int4 at 1 × 128", "2.500× (2.500× to 2.500×)", "4.000×")
+    assert target.data.rows[1] == ("1 × 128", "5", "36.1 ms (1.100×)")
+    (alone, _) = bench_document(bench(one)).charts
+    assert [row[0] for row in alone.data.rows] == ["int4"]
+    write_bench(bench(one), tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"draft-steps.svg", "target-steps.svg"}
+    assert "figures/draft-steps.svg" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+
+
+def test_points_left_out_for_one_reason_are_named_in_short():
+    many = [replace(point(batch_size=size), arms={}, undefined={"int4": "dear"}) for size in (2, 4)]
+    built = bench_document(bench(point(), *many))
+    table = next(s for s in built.sections if s.title == "Left out").blocks[0]
+    assert isinstance(table, Table)
+    assert table.rows[-1][1] == "batch 2, context 128; batch 4, context 128"
+    more = [replace(many[0], batch_size=size) for size in (8, 16)]
+    built = bench_document(bench(point(), *many, *more))
+    table = next(s for s in built.sections if s.title == "Left out").blocks[0]
+    assert isinstance(table, Table)
+    assert table.rows[-1][1] == "batch 2, context 128 and 3 larger"

@@ -153,7 +153,19 @@ def test_a_point_that_takes_too_long_is_left_out_but_never_the_first(loads):
     measured = measure_grid(sources, plan((1, 16), (1, 32), max_seconds=0.01))
     assert set(measured[0].arms) == {"baseline"}
     assert measured[1].arms == {}
-    assert "batch 1, context 32 would take 0 s" in measured[1].undefined["baseline"]
+    reason = measured[1].undefined["baseline"]
+    assert reason.startswith("from batch 1, context 32 on the fewest timings that mean anything")
+
+
+def test_points_larger_than_one_that_takes_too_long_are_not_even_loaded(loads):
+    sources = {"baseline": Source("draft", ms=2.0)}
+    asked = ((4, 64), (1, 16), (1, 32), (2, 16), (2, 32), (8, 16))
+    measured = dict(zip(asked, measure_grid(sources, plan(*asked, max_seconds=0.01)), strict=True))
+    assert [point for point in asked if measured[point].arms] == [(4, 64)]  # the first, whatever
+    reasons = {measured[point].undefined["baseline"] for point in asked[1:]}
+    assert len(reasons) == 1
+    assert reasons.pop().startswith("from batch 1, context 16 on")
+    assert loads.count(("draft", F32)) <= 2  # of batches 1 and 4
 
 
 def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkeypatch):

@@ -17,11 +17,8 @@ from quantdraft.results import Bench, Evaluation, read_evaluation
 
 RECORD_FILE = "evaluation.json"
 ROWS_FILE = "report.json"
-MARKDOWN_FILE = "report.md"
 HTML_FILE = "report.html"
 BENCH_RECORD_FILE = "bench.json"
-BENCH_MARKDOWN_FILE = "bench.md"
-BENCH_HTML_FILE = "bench.html"
 
 
 def write_report(evaluation: Evaluation, run_dir: Path) -> None:
@@ -42,9 +39,7 @@ def render_verdict(evaluation: Evaluation) -> str:
 def write_bench(bench: Bench, output_dir: Path) -> None:
     """Write bench.json, the record, and its views bench.md and bench.html."""
     write_json(output_dir / BENCH_RECORD_FILE, bench)
-    built = bench_document(bench)
-    write_text(output_dir / BENCH_MARKDOWN_FILE, markdown.render(built))
-    write_text(output_dir / BENCH_HTML_FILE, html.render(built))
+    _write_pages(bench_document(bench), output_dir, "bench")
 
 
 def render_bench(bench: Bench) -> str:
@@ -74,11 +69,16 @@ def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> str:
 
 def write_document(built: Document, output_dir: Path) -> None:
     """Write report.json, report.md, its figures and report.html, each whole or not at all."""
+    write_json(output_dir / ROWS_FILE, plain(built))
+    _write_pages(built, output_dir, "report")
+
+
+def _write_pages(built: Document, output_dir: Path, name: str) -> None:
+    """name.md with its figures, and name.html."""
     for old in (output_dir / markdown.FIGURES_DIR).glob("*.svg"):
         old.unlink()
     for chart in built.charts:
         path = output_dir / markdown.FIGURES_DIR / f"{chart.name}.svg"
         write_text(path, drawing.svg_file(chart.spec, chart.title))
-    write_json(output_dir / ROWS_FILE, plain(built))
-    write_text(output_dir / MARKDOWN_FILE, markdown.render(built))
-    write_text(output_dir / HTML_FILE, html.render(built))
+    write_text(output_dir / f"{name}.md", markdown.render(built))
+    write_text(output_dir / f"{name}.html", html.render(built))

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
 
 from quantdraft.comparison import step_figures
+from quantdraft.report.bench_pictures import draft_chart, place, target_chart
 from quantdraft.report.blocks import Block, Document, Paragraph, Section, Table
 from quantdraft.report.wording import (
     UNDEFINED,
+    bare_ms,
     memory_not_speed,
     num_bytes,
     percent,
@@ -24,6 +26,7 @@ from quantdraft.report.wording import (
 from quantdraft.results import ArmLatency, Bench, Latency, Roofline
 
 TARGET = "target"
+MAX_PLACES = 3  # named one by one
 DRAFT_COLUMNS = (
     "Batch",
     "Context",
@@ -56,9 +59,16 @@ def bench_document(bench: Bench) -> Document:
     sections = [
         Section(
             "Draft step, one new token",
-            (*draft_blocks(bench.points), *map(Paragraph, memory_alone(bench.points))),
+            (
+                *draft_chart(bench.points),
+                *draft_blocks(bench.points),
+                *map(Paragraph, memory_alone(bench.points)),
+            ),
         ),
-        Section("Target step by new tokens", target_blocks(bench.points)),
+        Section(
+            "Target step by new tokens",
+            (*target_chart(bench.points), *target_blocks(bench.points)),
+        ),
         Section("What computes", (arms_table(bench.points),)),
         *roofline_sections(bench.points),
         *_left_out(bench.points),
@@ -94,7 +104,7 @@ def memory_alone(points: Sequence[Latency]) -> list[str]:
     """A sentence for each draft and point where fewer bytes made a slower step."""
     said = []
     for point in points:
-        where = "" if len(points) == 1 else f" at {point.batch_size} × {point.context_length}"
+        where = "" if len(points) == 1 else f" at {place(point)}"
         for name in point.arms:
             if name not in {TARGET, "baseline", "control"}:
                 found = step_figures(point, name)
@@ -192,11 +202,6 @@ def roofline_table(roofline: Roofline) -> Table:
     return Table(("Limit", "Measured at best"), tuple(rows), frozenset({1}))
 
 
-def bare_ms(value: float | None) -> str:
-    """Milliseconds without the unit, for a column that names it."""
-    return significant(value) if value is not None else UNDEFINED
-
-
 def spread(samples: Sequence[float]) -> str:
     """The middle 80 % of the samples."""
     if len(samples) < 10:
@@ -221,7 +226,10 @@ def _left_out(points: Sequence[Latency]) -> tuple[Section, ...]:
 
 
 def _where(places: Sequence[str], num_points: int) -> str:
-    return "every point" if len(places) == num_points else "; ".join(places)
+    if len(places) == num_points:
+        return "every point"
+    more = f" and {len(places) - 1} larger" if len(places) > MAX_PLACES else ""
+    return "; ".join(places[: None if not more else 1]) + more
 
 
 def _conditions(bench: Bench) -> str:

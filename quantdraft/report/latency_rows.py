@@ -7,7 +7,6 @@ from statistics import median
 from quantdraft.comparison import step_figures
 from quantdraft.report.bench_rows import (
     arms_table,
-    bare_ms,
     draft_blocks,
     roofline_table,
     spread,
@@ -16,6 +15,7 @@ from quantdraft.report.bench_rows import (
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.wording import (
     UNDEFINED,
+    bare_ms,
     count,
     load_words,
     memory_not_speed,

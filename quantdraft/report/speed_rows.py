@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from quantdraft.comparison.plane import acceptance_at
-from quantdraft.report.bench_rows import bare_ms
 from quantdraft.report.blocks import (
     Block,
     Chart,
@@ -19,6 +18,7 @@ from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
 from quantdraft.report.headline import missing_speed
 from quantdraft.report.wording import (
     UNDEFINED,
+    bare_ms,
     compared,
     length,
     milliseconds,

@@ -110,6 +110,11 @@ def interval(ends: Interval | None, name: str) -> str:
     return f"{low.partition(' ')[0]} to {high}"
 
 
+def bare_ms(value: float | None) -> str:
+    """Milliseconds without the unit, for a column that names it."""
+    return significant(value) if value is not None else UNDEFINED
+
+
 def valued(ends: Interval | None, name: str) -> str:
     """The estimate and its interval: '1.043× (1.021× to 1.066×)'."""
     if ends is None:
