@@ -224,7 +224,7 @@ def ledger_summary(
 def _sentence(summary: Mapping[str, Any]) -> str:
     before, after = summary["baseline"]["step_bytes"], summary["candidate"]["step_bytes"]
     bound, largest = summary["ceiling"], summary["largest_speedup"]
-    text = f"A draft step reads {_mb(before)} → {_mb(after)}: at most {bound:.2f}x faster."
+    text = f"A draft step reads {_mb(before)} → {_mb(after)}: at most {bound:.2f}x as fast."
     if largest is not None:
         k, cost_ratio = summary["num_speculative_tokens"], summary["cost_ratio"]
         text += f" At k = {k} and c = {cost_ratio:.3f} that is at most {largest:.2f}x overall."

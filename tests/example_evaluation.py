@@ -152,7 +152,7 @@ def ledger() -> dict[str, Any]:
             {"lever": "8-bit", "head_bytes": 2_097_152, "step_bytes": 4_046_848},
         ],
         "head_advice": "Head: 68% of the candidate's bytes; 8 bits save 34% of a step.",
-        "sentence": "A draft step reads 11.53 MB → 6.14 MB: at most 1.88x faster.",
+        "sentence": "A draft step reads 11.53 MB → 6.14 MB: at most 1.88x as fast.",
     }
 
 

@@ -147,18 +147,23 @@ def load_words(load: tuple[float, float] | None) -> str:
 # Never under one name, for they differ: see `glossary`.
 RATE_NAME = "acceptance rate (accepted / proposed)"
 ALPHA_NAME = "α (acceptance per token asked for)"
+SYMBOLS = ("k ", "c ", "m ", "α ", "τ ")
 
 
 def title_of(name: str) -> str:
     """A record's key as words: 'acceptance_rate_loss' → 'Acceptance rate loss'."""
-    words = name.replace("_", " ").strip()
-    return words[:1].upper() + words[1:]
+    return _capital(name.replace("_", " ").strip())
 
 
 def whole_sentence(text: str) -> str:
     """With a capital and a full stop."""
-    whole = text[:1].upper() + text[1:]
+    whole = _capital(text)
     return whole if whole.endswith((".", "!", "?")) else f"{whole}."
+
+
+def _capital(text: str) -> str:
+    """A symbol at the beginning, as in "k = 4", stays what it is."""
+    return text if text.startswith(SYMBOLS) else text[:1].upper() + text[1:]
 
 
 def compared(value: float, reference: float, above: str, below: str, same: str) -> str:
