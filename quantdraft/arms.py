@@ -18,7 +18,7 @@ import torch
 
 from quantdraft.engines.fused import fused_fault
 from quantdraft.engines.native import NativeModel, load_native
-from quantdraft.engines.session import Mode, modes
+from quantdraft.engines.session import Mode, modes, tried_modes
 from quantdraft.engines.source import WeightSource
 from quantdraft.engines.stepper import Stepper
 from quantdraft.errors import OptionError, UndefinedMetricError
@@ -133,10 +133,12 @@ class Arms:
             raise OptionError(f"--mode fused: {fused_fault(arm.native.model)}")
         if self.mode != "auto":
             self._way = self.mode, {}
-        elif len(known) == 1:
-            self._way = known[0], {}
+            return
+        tried = tried_modes(arm.native, self.device)
+        if len(tried) == 1:
+            self._way = tried[0], {}
         else:
-            trial = mode_trial(arm, known, batch_size, context_length, self.device)
+            trial = mode_trial(arm, tried, batch_size, context_length, self.device)
             self._way = min(trial, key=lambda mode: trial[mode]), trial
 
     def _give_up(self, name: str, reason: str) -> None:

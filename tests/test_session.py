@@ -9,7 +9,7 @@ from quantdraft.arms import Arms
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.engines import fused, session
 from quantdraft.engines.native import load_native
-from quantdraft.engines.session import Session, live_mode, modes
+from quantdraft.engines.session import Session, live_mode, modes, tried_modes
 from quantdraft.engines.source import stored_weights
 from quantdraft.engines.stepper import Stepper
 from quantdraft.errors import OptionError
@@ -36,6 +36,7 @@ def natives(tiny_pair):
 @needs_operations
 def test_a_cpu_offers_the_fused_mode_behind_the_safe_one(natives):
     assert modes(natives[0], CPU) == ("eager", "fused", "compiled")
+    assert tried_modes(natives[0], CPU) == ("eager", "fused")
     assert live_mode(CPU) == "fused"
     assert live_mode(torch.device("cuda")) == "eager"
 
@@ -43,7 +44,7 @@ def test_a_cpu_offers_the_fused_mode_behind_the_safe_one(natives):
 def test_without_the_c_library_the_mode_is_not_offered(natives, monkeypatch):
     monkeypatch.setattr(fused, "operations_fault", lambda: "there is no C compiler")
     monkeypatch.setattr(session, "operations_fault", lambda: "there is no C compiler")
-    assert modes(natives[0], CPU) == ("eager", "compiled")
+    assert modes(natives[0], CPU) == tried_modes(natives[0], CPU) == ("eager", "compiled")
     assert live_mode(CPU) == "eager"
 
 

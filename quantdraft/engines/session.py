@@ -132,6 +132,16 @@ def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
     return ("eager", "compiled") if fused_fault(native.model) else ("eager", "fused", "compiled")
 
 
+def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
+    """Those of `modes` that are worth a trial.
+
+    To compile takes half a minute, and compiled layers are eager ones with less between the
+    products, of which a fused pass has nothing left.
+    """
+    known = modes(native, device)
+    return tuple(mode for mode in known if mode != "compiled" or "fused" not in known)
+
+
 def live_mode(device: torch.device) -> Mode:
     """How short texts are decoded: to record or to compile would take longer than they do."""
     return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
