@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantdraft.checkpoint import open_checkpoint
+from quantdraft.configs import num_positions
 from quantdraft.engines.vllm.client import Client, Request
 from quantdraft.files import file_sha256
 from quantdraft.generation import Answer, generate, stored_end_token_ids
@@ -61,8 +62,7 @@ class OwnTarget:
     @property
     def num_positions(self) -> int | None:
         """By the model's config."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if positions is None else int(positions)
+        return num_positions(self.model.config.get_text_config().to_dict())
 
     def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
         """Generate, all prompts in one batch."""

@@ -7,6 +7,7 @@ here and no traceback later. Fields that nothing reads are left alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from quantdraft.documents import read_json_object
 from quantdraft.errors import CheckpointError
 
 GENERATION_FILE = "generation_config.json"
+MAX_STRETCH = 1 << 20  # of a rotary embedding
 
 
 def _require_pattern(name: str) -> str:
@@ -182,6 +184,33 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
     settings = read_json_object(path)
     _require(_Generation, settings, path)
     return settings
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a sequence that a language model's config allows; None where it does not say.
+
+    What stretches the rotary embedding (transformers' `rope_parameters`, `rope_scaling` before 5)
+    adds to `max_position_embeddings` or is in it already, by its kind; where publishers do it
+    either way, the larger is taken.
+    """
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return None
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    by_layer = found.values() if isinstance(found, dict) else ()
+    all_of_them = [each for each in (found, *by_layer) if isinstance(each, dict)]
+    return max([positions, *(_stretched(positions, rope) for rope in all_of_them)])
+
+
+def _stretched(positions: int, rope: Mapping[str, Any]) -> int:
+    kind, factor = rope.get("rope_type", rope.get("type", "linear")), rope.get("factor")
+    if not isinstance(factor, int | float) or not 1 <= factor < MAX_STRETCH:
+        return positions
+    if kind in ("linear", "dynamic"):
+        return int(positions * factor)
+    original = rope.get("original_max_position_embeddings")
+    is_known = kind == "yarn" and isinstance(original, int)
+    return int(original * factor) if is_known else positions
 
 
 def _require(kind: type[_Fields], plain: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from quantdraft.capture import capture, has_captured
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
+from quantdraft.configs import num_positions
 from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, TrafficError
 from quantdraft.heads import require_draft_model
 from quantdraft.lines import chosen
@@ -133,7 +134,7 @@ def _require_positions(settings: Settings, models: Models) -> None:
     """Raise OptionError for a context to time that a model cannot hold."""
     asked = max((settings.context_length or 0, *(settings.context_lengths or ())))
     for model in (models.candidate, models.target):
-        positions = None if model is None else _num_positions(model)
+        positions = None if model is None else num_positions(model.text_config)
         if model is not None and positions is not None and asked >= positions:
             raise OptionError(
                 f"--context-length {asked} is too long: '{model.name}' has {positions} positions."
@@ -213,7 +214,7 @@ def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
     limits = [
         (positions, model.name)
         for model in (models.candidate, models.target)
-        if model is not None and (positions := _num_positions(model)) is not None
+        if model is not None and (positions := num_positions(model.text_config)) is not None
     ]
     if not limits:
         return traffic
@@ -228,14 +229,6 @@ def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
     say(f"left out: {num_overlong} responses {words}")
     return replace(traffic, responses=chosen(traffic.responses, kept))
-
-
-def _num_positions(model: Checkpoint) -> int | None:
-    """By the config, stretched as far as it says; None where it does not say."""
-    config = model.text_config
-    positions, stretch = config.get("max_position_embeddings"), config.get("rope_scaling") or {}
-    factor = stretch.get("factor", 1) if isinstance(stretch, dict) else 1
-    return None if positions is None else int(positions * max(float(factor or 1), 1.0))
 
 
 def _without_repeats(traffic: Traffic) -> Traffic:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.configs import num_positions
 from quantdraft.crosscheck import crosschecked
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
@@ -189,8 +190,8 @@ def _max_model_len(run: Serve) -> int:
         len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.traffic.responses
     )
     wanted = -(-(longest + run.num_speculative_tokens + 1) // 64) * 64
-    limit = run.target.text_config.get("max_position_embeddings")
-    return min(wanted, int(limit)) if limit else wanted
+    limit = num_positions(run.target.text_config)
+    return min(wanted, limit) if limit else wanted
 
 
 def _request(run: Serve, index: int) -> Request:

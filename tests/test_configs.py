@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from quantdraft.checkpoint import open_checkpoint
-from quantdraft.configs import read_generation_config, require_config, require_manifest
+from quantdraft.configs import (
+    num_positions,
+    read_generation_config,
+    require_config,
+    require_manifest,
+)
 from quantdraft.errors import CheckpointError
 from quantdraft.serving.findings import float_type
 from tests.stored import LLAMA_CONFIG, write_checkpoint
@@ -120,3 +125,48 @@ def test_a_directory_is_checked_when_it_is_opened(tmp_path: Path):
 )
 def test_a_float_type_is_a_word_or_not_known(config: dict[str, Any], name: str | None):
     assert float_type(config) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": "4096"}, None),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 8192),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4}}, 16384),
+        # Of these `max_position_embeddings` is what they come to: Llama 3.1, Phi 3.
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0, 2.0]}}, 4096),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 4096),
+        # Qwen's are written either way.
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 4096,
+                }
+            },
+            16384,
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 2048,
+                }
+            },
+            4096,
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 32768),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, 4096),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, 4096),
+        ({"rope_scaling": ["linear", 2.0]}, 4096),
+    ],
+)
+def test_positions_are_stretched_as_the_rotary_embedding_says(config, positions):
+    known = {"max_position_embeddings": 4096, **config} if config else {}
+    assert num_positions(known) == positions

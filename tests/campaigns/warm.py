@@ -102,6 +102,8 @@ def _be_the_command(
         os.dup2(out, 1)
         os.dup2(out, 2)
         random.seed(os.getpid())
+        # In the background a shell has it ignored, and a child of ours inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         prepare()
         _watch(work_dir, count, fault)
         _limit(fault)
