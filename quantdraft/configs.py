@@ -209,8 +209,9 @@ def _stretched(positions: int, rope: Mapping[str, Any]) -> int:
     if kind in ("linear", "dynamic"):
         return int(positions * factor)
     original = rope.get("original_max_position_embeddings")
-    is_known = kind == "yarn" and isinstance(original, int)
-    return int(original * factor) if is_known else positions
+    if kind == "yarn" and isinstance(original, int):
+        return int(original * factor)
+    return positions
 
 
 def _require(kind: type[_Fields], plain: dict[str, Any], path: Path) -> None:
