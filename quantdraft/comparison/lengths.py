@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from quantdraft.acceptance import Floats, Replayed
@@ -14,15 +12,9 @@ from quantdraft.comparison.resampling import (
     interval_of,
     prompt_weights,
 )
+from quantdraft.comparison.studentized import Draws, draw_alone, draw_length_ratio
 from quantdraft.errors import PairingError
 from quantdraft.results import AcceptanceComparison, Interval
-
-
-class Draws(NamedTuple):
-    """Resamples of one arm, (num_resamples,) each."""
-
-    rate: Floats  # accepted / proposed
-    length: Floats  # mean acceptance length
 
 
 def compare_acceptance(
@@ -38,21 +30,27 @@ def compare_acceptance(
     base_rate, cand_rate = base.acceptance_rate, cand.acceptance_rate
     base_length, cand_length = base.mean_acceptance_length, cand.mean_acceptance_length
     base_drawn, cand_drawn = draw_lengths(baseline, candidate, k, k, bootstrap)
+    base_alone, cand_alone = (draw_alone(arm, k, bootstrap) for arm in (baseline, candidate))
     num_prompts = num_prompts_with_rounds(baseline)
 
     def interval(value: float, draws: Floats) -> Interval:
         return interval_of(value, draws, num_prompts, bootstrap)
 
+    def alone(value: float, draws: Floats) -> Interval:
+        return interval_of(value, draws, None, bootstrap)
+
     return AcceptanceComparison(
         num_speculative_tokens=k,
         baseline=base,
         candidate=cand,
-        baseline_rate=interval(base_rate, base_drawn.rate),
-        candidate_rate=interval(cand_rate, cand_drawn.rate),
+        baseline_rate=alone(base_rate, base_alone.rate),
+        candidate_rate=alone(cand_rate, cand_alone.rate),
         acceptance_rate_loss=interval(base_rate - cand_rate, base_drawn.rate - cand_drawn.rate),
-        baseline_length=interval(base_length, base_drawn.length),
-        candidate_length=interval(cand_length, cand_drawn.length),
-        length_ratio=interval(cand_length / base_length, cand_drawn.length / base_drawn.length),
+        baseline_length=alone(base_length, base_alone.length),
+        candidate_length=alone(cand_length, cand_alone.length),
+        length_ratio=alone(
+            cand_length / base_length, draw_length_ratio(baseline, candidate, k, k, bootstrap)
+        ),
         acceptance_loss_per_pos=_loss_per_pos(baseline, candidate, k, bootstrap),
     )
 

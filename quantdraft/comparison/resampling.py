@@ -78,9 +78,16 @@ def block_draws(num_blocks: int, bootstrap: Bootstrap) -> Ints:
     return rng.integers(0, num_blocks, size=(bootstrap.num_resamples, num_blocks))
 
 
-def interval_of(value: float, draws: Floats, sample_size: int, bootstrap: Bootstrap) -> Interval:
-    """The estimate with percentiles of its resamples, (num_resamples,)."""
-    tail = _tail(sample_size, bootstrap.confidence)
+def interval_of(
+    value: float, draws: Floats, sample_size: int | None, bootstrap: Bootstrap
+) -> Interval:
+    """The estimate with percentiles of its resamples, (num_resamples,).
+
+    sample_size: None for draws that are as wide as they must be already
+    """
+    tail = (1 - bootstrap.confidence) / 2
+    if sample_size is not None:
+        tail = _tail(sample_size, bootstrap.confidence)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(float(value), float(min(low, value)), float(max(high, value)))
 

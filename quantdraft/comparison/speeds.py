@@ -9,7 +9,7 @@ import numpy as np
 
 from quantdraft import speedup
 from quantdraft.acceptance import Floats, Replayed
-from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
+from quantdraft.comparison.lengths import check_paired
 from quantdraft.comparison.resampling import (
     DEFAULT,
     MIN_TIMINGS,
@@ -17,6 +17,7 @@ from quantdraft.comparison.resampling import (
     block_draws,
     interval_of,
 )
+from quantdraft.comparison.studentized import draw_alone, draw_length_ratio
 from quantdraft.errors import PairingError
 from quantdraft.results import Interval, Latency, SpeedPoint, StepSamples
 
@@ -27,7 +28,6 @@ class Quotient:
 
     value: float
     draws: Floats  # (num_resamples,)
-    num_prompts: int
 
 
 def speed_point(
@@ -51,13 +51,15 @@ def speed_point(
     measured at least MIN_TIMINGS times. Raises PairingError for arms with different prompts, or
     steps with different numbers of blocks.
     """
-    base_drawn, cand_drawn = draw_lengths(baseline, candidate, baseline_k, candidate_k, bootstrap)
+    check_paired(baseline, candidate)
     base_tau = baseline.counts(baseline_k).mean_acceptance_length
     cand_tau = candidate.counts(candidate_k).mean_acceptance_length
-    num_prompts = num_prompts_with_rounds(baseline)
-    base_length = Quotient(base_tau, base_drawn.length, num_prompts)
-    cand_length = Quotient(cand_tau, cand_drawn.length, num_prompts)
-    ratio = Quotient(cand_tau / base_tau, cand_drawn.length / base_drawn.length, num_prompts)
+    base_length = Quotient(base_tau, draw_alone(baseline, baseline_k, bootstrap).length)
+    cand_length = Quotient(cand_tau, draw_alone(candidate, candidate_k, bootstrap).length)
+    ratio = Quotient(
+        cand_tau / base_tau,
+        draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap),
+    )
 
     base_step, cand_step = _steps(latency, "baseline", 1), _steps(latency, "candidate", 1)
     alone = _steps(latency, "target", 1)
@@ -121,11 +123,10 @@ def _time_ratio(
     _check_same_blocks(over, under)
     in_block = over / under
     draws = np.median(in_block[block_draws(len(in_block), bootstrap)], axis=1)
-    if length is None:
-        return interval_of(float(np.median(in_block)), draws, len(in_block), bootstrap)
-    sample_size = min(len(in_block), length.num_prompts)
-    value = float(np.median(in_block)) * length.value
-    return interval_of(value, draws * length.draws, sample_size, bootstrap)
+    value = float(np.median(in_block))
+    if length is not None:
+        value, draws = value * length.value, draws * length.draws
+    return interval_of(value, draws, len(in_block), bootstrap)
 
 
 def _saving(ratio: Interval | None) -> Interval | None:

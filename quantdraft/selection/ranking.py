@@ -20,6 +20,7 @@ from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.comparison.points import replayed_of
 from quantdraft.comparison.resampling import block_draws, interval_of
 from quantdraft.comparison.speeds import round_samples
+from quantdraft.comparison.studentized import draw_alone
 from quantdraft.errors import OptionError
 from quantdraft.results import Evaluation, Interval
 from quantdraft.selection.rates import DomainRate, rate_gap, rate_of, rates_by_domain
@@ -235,10 +236,11 @@ def _sample_size(speed: _Speed) -> int:
 
 
 def _speed_interval(speed: _Speed, bootstrap: Bootstrap) -> Interval:
-    replayed = _replayed(speed)
-    drawn, _ = draw_lengths(replayed, replayed, speed.k, speed.k, bootstrap)
-    draws = np.asarray(drawn.length / speed.round_draws)
-    return interval_of(speed.value, draws, _sample_size(speed), bootstrap)
+    length = draw_alone(_replayed(speed), speed.k, bootstrap).length
+    in_block = _round_steps(speed.contender, speed.k)
+    is_timed = isinstance(speed.round_draws, np.ndarray) and in_block is not None
+    num_blocks = len(in_block) if is_timed and in_block is not None else None
+    return interval_of(speed.value, np.asarray(length / speed.round_draws), num_blocks, bootstrap)
 
 
 def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:

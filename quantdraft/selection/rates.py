@@ -11,6 +11,7 @@ from quantdraft.acceptance import Replayed
 from quantdraft.comparison import Bootstrap
 from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.comparison.resampling import interval_of
+from quantdraft.comparison.studentized import draw_alone
 from quantdraft.results import Interval
 
 
@@ -25,9 +26,8 @@ class DomainRate:
 
 def rate_of(replayed: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
     """Accepted / proposed; [0, 1] where there are too few prompts for an interval."""
-    drawn, _ = draw_lengths(replayed, replayed, k, k, bootstrap)
     value = replayed.counts(k).acceptance_rate
-    return interval_of(value, drawn.rate, num_prompts_with_rounds(replayed), bootstrap)
+    return interval_of(value, draw_alone(replayed, k, bootstrap).rate, None, bootstrap)
 
 
 def rate_gap(first: Replayed, own: Replayed, k: int, bootstrap: Bootstrap) -> Interval:
