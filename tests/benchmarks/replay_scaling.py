@@ -184,8 +184,9 @@ def as_line(row: dict[str, Any]) -> str:
 
 
 def write(rows: list[dict[str, Any]], found: dict[str, Any], output: Path) -> None:
-    """replay_scaling.json and .md."""
+    """replay_scaling.json, .md and .svg."""
     from quantdraft.files import write_json, write_text
+    from quantdraft.report.drawing import svg_file
 
     write_json(output / "replay_scaling.json", found | {"rows": rows})
     head = ["responses", "file, MB", "read, s", "replay, s", f"rounds of {len(KS)} k, s"]
@@ -200,9 +201,48 @@ def write(rows: list[dict[str, Any]], found: dict[str, Any], output: Path) -> No
         "growth over the process before it read the traffic.\n\n"
         + "\n".join([*lines, *map(as_line, rows)])
         + "\n\n"
-        f"Time grows with the power {found['exponent']} of the number of responses (1 is linear).\n"
+        f"Time grows with the power {found['exponent']} of the number of responses (1 is linear)."
+        "\n\n"
+        "![processor seconds and peak memory by number of responses](replay_scaling.svg)\n"
     )
     write_text(output / "replay_scaling.md", text)
+    title = "Replay by number of responses: time and memory"
+    write_text(output / "replay_scaling.svg", svg_file(scaling_chart(rows), title))
+
+
+def scaling_chart(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds, with what linear growth from the largest would be, and peak memory below."""
+    import altair as alt
+
+    from quantdraft.report.charts.style import CONFIG, inline
+    from quantdraft.report.palette import LIGHT
+
+    largest = rows[-1]
+    slope = sum(largest["seconds"].values()) / largest["num_responses"]
+    points = [
+        {
+            "responses": row["num_responses"],
+            "seconds": sum(row["seconds"].values()),
+            "linear": slope * row["num_responses"],
+            "megabytes": max(row["peak_bytes"].values()) / 1e6,
+        }
+        for row in rows
+    ]
+    log, sizes = alt.Scale(type="log"), [row["num_responses"] for row in rows]
+    base = alt.Chart(inline(points)).encode(
+        x=alt.X("responses:Q", title="responses", scale=log, axis=alt.Axis(values=sizes))
+    )
+    seconds = alt.Y("seconds:Q", title="processor seconds (dashed: linear)", scale=log)
+    linear = base.mark_line(color=LIGHT["quiet"], strokeDash=[4, 3], strokeWidth=1)
+    time_line = base.mark_line(point=True, color=LIGHT["candidate"]).encode(y=seconds)
+    memory = base.mark_line(point=True, color=LIGHT["baseline"]).encode(
+        y=alt.Y("megabytes:Q", title="peak memory, MB", scale=alt.Scale(domainMin=0))
+    )
+    sides = linear.encode(y=alt.Y("linear:Q", scale=log)) + time_line
+    size = {"width": 420, "height": 260}
+    drawn = sides.properties(**size) | memory.properties(**size)
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        return {**drawn.to_dict(), "config": CONFIG}
 
 
 if __name__ == "__main__":
