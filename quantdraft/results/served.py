@@ -1,0 +1,67 @@
+"""What a serving engine did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRequest:
+    """One prompt, answered once by one server; requests are sent one at a time.
+
+    The counters are the differences of the engine's own around this request. Times are seconds
+    from sending it.
+    """
+
+    prompt_id: str
+    num_tokens: int
+    num_first_tokens: int  # that came first, from the prefill: their time is no decoding
+    seconds: float
+    first_token_seconds: float
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens_per_pos: tuple[int, ...]  # empty without a draft
+    num_drafts_replayed: float | None  # on the text the engine emitted; None without a draft
+    text: Literal["identical", "near-tie", "divergent", "sampled"]  # against the traffic's
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last."""
+        return self.seconds - self.first_token_seconds
+
+    @property
+    def num_decoded(self) -> int:
+        """Tokens that came after the first."""
+        return self.num_tokens - self.num_first_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ServedArm:
+    """One server's requests, in the order they were sent: every prompt comes several times."""
+
+    name: str  # "autoregressive" | "baseline" | "candidate" | "control"
+    requests: tuple[ServedRequest, ...]
+    # False in 16 bits, or where the draft rounds its activations: the engine's kernels and the
+    # replay's then differ at near-ties of the draft.
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a serving engine did with the traffic: times, its own counters, its text.
+
+    An arm that is absent from `arms` was not served; `undefined` says why, by arm name.
+    """
+
+    engine: str
+    version: str
+    device: str
+    dtype: str
+    num_speculative_tokens: int
+    speculative: dict[str, Any]  # the user's own keys of the speculative config
+    is_interleaved: bool  # all servers up at once, requests in turns; False: one after another
+    arms: dict[str, ServedArm]
+    undefined: dict[str, str] = field(default_factory=dict)
+    is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
+    load_average: tuple[float, float] | None = None  # before and after

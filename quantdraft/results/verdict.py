@@ -1,0 +1,44 @@
+"""What was concluded, and from which checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quantdraft.results.interval import Interval
+
+CheckResult = Literal["pass", "fail", "unsure", "undefined"]
+Decision = Literal["go", "no-go", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that stops a verdict. `code` is stable, `message` says what to do."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the verdict: what was observed against its limit."""
+
+    name: str
+    kind: Literal["decides", "advises"]
+    result: CheckResult
+    observed: Interval | None
+    limit: float | None
+    comparison: Literal[">=", ">", "<="] | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """go, no-go or inconclusive, with every check that led there and what would settle doubt."""
+
+    decision: Decision
+    summary: str
+    checks: tuple[Check, ...]
+    alarms: tuple[Alarm, ...]
+    advice: tuple[str, ...]
+    to_settle: str | None  # e.g. "about 130 prompts (now 32)"; None unless inconclusive
