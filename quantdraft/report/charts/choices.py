@@ -13,6 +13,7 @@ from quantdraft.report.charts.style import (
     inline,
     level,
     name_scale,
+    open_diamonds,
     whiskers,
 )
 from quantdraft.report.palette import LIGHT
@@ -50,11 +51,11 @@ def speeds(rows: Sequence[Row]) -> dict[str, Any]:
         ],
     )
     whisker, dot = whiskers(base, title, size=90)
-    diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0).encode(
-        x=alt.X("predicted:Q", title=title)
-    )
     alone = level(1.0, "target alone", axis="x")
-    return finish(alt.layer(alone, whisker, diamond, dot), height=32 * max(len(rows), 2))
+    return finish(
+        alt.layer(alone, whisker, open_diamonds(base, "predicted", title), dot),
+        height=32 * max(len(rows), 2),
+    )
 
 
 def kept_for_cost(rows: Sequence[Row], drafts: Sequence[str], x_title: str) -> dict[str, Any]:

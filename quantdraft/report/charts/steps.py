@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantdraft.report.charts.style import Row, finish, inline, level, name_scale, whiskers
+from quantdraft.report.charts.style import (
+    Row,
+    finish,
+    inline,
+    level,
+    name_scale,
+    open_diamonds,
+    whiskers,
+)
 
 
 def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
@@ -26,11 +34,11 @@ def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
         ],
     )
     whisker, dot = whiskers(base, title, size=90)
-    diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0).encode(
-        x=alt.X("limit:Q", title=title)
-    )
     equal = level(1.0, "baseline", axis="x")
-    return finish(alt.layer(equal, whisker, diamond, dot), height=30 * max(len(rows), 2))
+    return finish(
+        alt.layer(equal, whisker, open_diamonds(base, "limit", title), dot),
+        height=30 * max(len(rows), 2),
+    )
 
 
 def target_steps(rows: Sequence[Row], places: Sequence[str]) -> dict[str, Any]:

@@ -118,6 +118,14 @@ def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tup
     return rule, dot.encode(x=alt.X("value:Q", title=title))
 
 
+def open_diamonds(base: Any, field: str, title: str) -> Any:
+    """Along x, at what bytes alone would give."""
+    import altair as alt
+
+    diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0)
+    return diamond.encode(x=alt.X(f"{field}:Q", title=title))
+
+
 def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
     """Places x, y (a share) for the marks at their middle, and the rules between their ends."""
     import altair as alt
