@@ -7,7 +7,7 @@ its tokens came from the draft are enough to know how many rounds any k would ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Replayed:
             num_drafts=float(self.num_drafts[row].sum()),
             num_accepted_tokens_per_pos=tuple(self.num_accepted_per_pos[row].sum(axis=0).tolist()),
         )
+
+    def without_positions(self) -> Replayed:
+        """All accepted tokens of a round at its first position: a fraction of the memory."""
+        sums = tuple(each.sum(axis=1, keepdims=True) for each in self.num_accepted_per_pos)
+        return replace(self, num_accepted_per_pos=sums)
 
     def of_prompts(self, chosen: Sequence[int] | Ints) -> Replayed:
         """The prompts at these indices, which may repeat."""

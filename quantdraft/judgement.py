@@ -88,6 +88,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
         for k in measured.ks
     }
+    replayed = {arm: each.without_positions() for arm, each in replayed.items()}
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     best = best_k(equal_k)
     fallback = _best_by_length(measured.ks)

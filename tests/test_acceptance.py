@@ -98,6 +98,18 @@ def test_asked_and_kept_by_hand() -> None:
     assert tokens.kept.tolist() == [0, 1, 1, 0, 0, 1]
 
 
+def test_without_positions_the_sums_stay() -> None:
+    rng = np.random.default_rng(6)
+    whole = replay_rounds(["a", "b"], [rng.random(30), rng.random(11)], (2, 5))
+    summed = whole.without_positions()
+    for k in (2, 5):
+        assert summed.num_accepted(k) == pytest.approx(whole.num_accepted(k))
+        before, after = whole.counts(k), summed.counts(k)
+        assert len(after.num_accepted_tokens_per_pos) == 1
+        assert after.acceptance_rate == pytest.approx(before.acceptance_rate)
+        assert after.mean_acceptance_length == before.mean_acceptance_length
+
+
 def test_kept_sums_to_the_accepted_tokens_and_is_asked_times_keep() -> None:
     rng = np.random.default_rng(3)
     keeps = [rng.random(n) for n in (12, 40, 1)]
