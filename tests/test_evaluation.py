@@ -104,13 +104,9 @@ def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_pat
 
 def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
     apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "identity")
-    for seed in range(3):
-        run = replace(
-            settings, candidate=str(tmp_path / "identity"), output=tmp_path / f"{seed}", seed=seed
-        )
-        evaluation, _ = evaluate(run)
-        assert evaluation.verdict.decision != "go"
-        assert evaluation.acceptance[0].acceptance_rate_loss.value == 0
+    evaluation, _ = evaluate(replace(settings, candidate=str(tmp_path / "identity")))
+    assert evaluation.verdict.decision == "no-go"
+    assert evaluation.acceptance[0].acceptance_rate_loss.value == 0
 
 
 def test_another_draft_in_floats_is_judged_and_a_copy_is_a_control(settings, tiny_pair, tmp_path):
