@@ -41,6 +41,11 @@ class Replayed:
             raise OptionError(f"k = {k} was not replayed (only {replayed}). Add it to -k.")
         return self.ks.index(k)
 
+    @property
+    def has_rounds(self) -> NDArray[np.bool_]:
+        """(prompts,): False where the response is too short for one; a resample needs some."""
+        return self.num_tokens > 0
+
     def num_accepted(self, k: int) -> Floats:
         """Accepted draft tokens of every prompt at one k, (prompts,)."""
         return np.asarray(self.num_accepted_per_pos[self.row(k)].sum(axis=1))

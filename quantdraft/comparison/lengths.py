@@ -77,7 +77,7 @@ def _loss_per_pos(
 
 def _draw_positions(arm: Replayed, k: int, bootstrap: Bootstrap) -> Floats:
     """(num_resamples, k): share of rounds that kept each position."""
-    has_rounds = arm.num_tokens > 0
+    has_rounds = arm.has_rounds
     weights = prompt_weights(int(has_rounds.sum()), bootstrap)
     row = arm.row(k)
     num_drafts = weights @ arm.num_drafts[row][has_rounds]
@@ -116,11 +116,11 @@ def check_paired(baseline: Replayed, candidate: Replayed) -> None:
 
 def num_prompts_with_rounds(replayed: Replayed) -> int:
     """Prompts that count: those whose response is long enough to have a round."""
-    return int((replayed.num_tokens > 0).sum())
+    return int(replayed.has_rounds.sum())
 
 
 def _draw(arm: Replayed, k: int, bootstrap: Bootstrap) -> Draws:
-    has_rounds = arm.num_tokens > 0  # the others would leave a resample without any round
+    has_rounds = arm.has_rounds
     weights = prompt_weights(int(has_rounds.sum()), bootstrap)
     num_drafts = weights @ arm.num_drafts[arm.row(k)][has_rounds]
     accepted = weights @ arm.num_accepted(k)[has_rounds]

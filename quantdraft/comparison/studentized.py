@@ -29,7 +29,7 @@ def draw_alone(arm: Replayed, k: int, bootstrap: Bootstrap) -> Draws:
 
     Under MIN_PROMPTS prompts they are everything that is possible.
     """
-    has_rounds = arm.num_tokens > 0
+    has_rounds = arm.has_rounds
     num_prompts = int(has_rounds.sum())
     if num_prompts < MIN_PROMPTS:
         anything = np.resize([0.0, 1.0], bootstrap.num_resamples)
@@ -53,7 +53,7 @@ def draw_length_ratio(
 
     Both arms emitted the same tokens: it is the baseline's rounds through the candidate's.
     """
-    has_rounds = baseline.num_tokens > 0
+    has_rounds = baseline.has_rounds
     num_prompts = int(has_rounds.sum())
     if num_prompts < MIN_PROMPTS:
         return np.resize([1 / (baseline_k + 1.0), candidate_k + 1.0], bootstrap.num_resamples)

@@ -7,12 +7,13 @@ from statistics import median
 from typing import Any
 
 from quantdraft.comparison import step_figures
+from quantdraft.comparison.steps import BASELINE
 from quantdraft.report.blocks import Block, Chart, Table
 from quantdraft.report.charts.steps import draft_steps, target_steps
 from quantdraft.report.wording import bare_ms, times, valued
 from quantdraft.results import Latency
 
-TARGET, BASELINE = "target", "baseline"
+TARGET = "target"
 
 
 def draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:

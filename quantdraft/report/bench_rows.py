@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
 
 from quantdraft.comparison import step_figures
-from quantdraft.report.bench_pictures import draft_chart, place, target_chart
+from quantdraft.report.bench_pictures import TARGET, draft_chart, place, target_chart
 from quantdraft.report.blocks import Block, Document, Paragraph, Section, Table
 from quantdraft.report.wording import (
     UNDEFINED,
@@ -25,7 +25,6 @@ from quantdraft.report.wording import (
 )
 from quantdraft.results import ArmLatency, Bench, Latency, Roofline
 
-TARGET = "target"
 MAX_PLACES = 3  # named one by one
 DRAFT_COLUMNS = (
     "Batch",

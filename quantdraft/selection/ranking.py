@@ -229,18 +229,21 @@ def _replayed(speed: _Speed) -> Replayed:
 
 def _sample_size(speed: _Speed) -> int:
     """The smaller of prompts and timing blocks."""
-    prompts = num_prompts_with_rounds(_replayed(speed))
+    prompts, blocks = num_prompts_with_rounds(_replayed(speed)), _num_blocks(speed)
+    return prompts if blocks is None else min(prompts, blocks)
+
+
+def _num_blocks(speed: _Speed) -> int | None:
+    """Of timing; None where the speed is predicted from bytes."""
     in_block = _round_steps(speed.contender, speed.k)
-    is_timed = isinstance(speed.round_draws, np.ndarray) and in_block is not None
-    return min(prompts, len(in_block)) if is_timed and in_block is not None else prompts
+    is_timed = isinstance(speed.round_draws, np.ndarray)
+    return len(in_block) if is_timed and in_block is not None else None
 
 
 def _speed_interval(speed: _Speed, bootstrap: Bootstrap) -> Interval:
     length = draw_alone(_replayed(speed), speed.k, bootstrap).length
-    in_block = _round_steps(speed.contender, speed.k)
-    is_timed = isinstance(speed.round_draws, np.ndarray) and in_block is not None
-    num_blocks = len(in_block) if is_timed and in_block is not None else None
-    return interval_of(speed.value, np.asarray(length / speed.round_draws), num_blocks, bootstrap)
+    draws = np.asarray(length / speed.round_draws)
+    return interval_of(speed.value, draws, _num_blocks(speed), bootstrap)
 
 
 def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:

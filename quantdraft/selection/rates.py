@@ -44,7 +44,7 @@ def rates_by_domain(
     """One a domain that has a round, by name. domains: of every prompt, in the replay's order."""
     found = []
     for name in sorted(set(domains)):
-        has_rounds = (np.array(domains) == name) & (replayed.num_tokens > 0)
+        has_rounds = (np.array(domains) == name) & replayed.has_rounds
         if has_rounds.any():
             part = replayed.of_prompts(np.flatnonzero(has_rounds))
             found.append(DomainRate(name, len(part.prompt_ids), rate_of(part, k, bootstrap)))

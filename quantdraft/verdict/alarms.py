@@ -55,9 +55,9 @@ def measured_alarms(
 
 def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Alarm | None:
     """The candidate is hardly ever right, or far less often than the baseline."""
-    length, ratio = acceptance.candidate_length.value, acceptance.length_ratio.value
-    if length >= policy.min_acceptance_length and ratio >= policy.min_length_ratio:
+    if all(found.value >= limit for found, limit in collapse_limits(acceptance, policy)):
         return None
+    length, ratio = acceptance.candidate_length.value, acceptance.length_ratio.value
     return Alarm(
         ACCEPTANCE_COLLAPSED,
         f"acceptance collapsed: mean acceptance length {length:.2f}, baseline "
@@ -70,9 +70,16 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
 
 def has_surely_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> bool:
     """True where the whole interval says so: of too few prompts it never does."""
+    return any(found.high < limit for found, limit in collapse_limits(acceptance, policy))
+
+
+def collapse_limits(
+    acceptance: AcceptanceComparison, policy: Policy
+) -> tuple[tuple[Interval, float], ...]:
+    """What was found, and the limit under which acceptance has collapsed, whichever it is."""
     return (
-        acceptance.candidate_length.high < policy.min_acceptance_length
-        or acceptance.length_ratio.high < policy.min_length_ratio
+        (acceptance.candidate_length, policy.min_acceptance_length),
+        (acceptance.length_ratio, policy.min_length_ratio),
     )
 
 

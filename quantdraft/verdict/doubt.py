@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quantdraft.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.results import Check
-from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED
+from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
 from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
 from quantdraft.verdict.policy import Policy
@@ -49,13 +49,9 @@ def _needed(evidence: Evidence, check: Check) -> Needed | None:
 
 
 def _to_be_sure_of_a_collapse(evidence: Evidence, policy: Policy) -> Needed:
-    limits = (
-        (evidence.acceptance.candidate_length, policy.min_acceptance_length),
-        (evidence.acceptance.length_ratio, policy.min_length_ratio),
-    )
     needed = [
         num_prompts_to_settle(interval, limit, evidence.num_prompts)
-        for interval, limit in limits
+        for interval, limit in collapse_limits(evidence.acceptance, policy)
         if interval.value < limit
     ]
     return Needed(min((each for each in needed if each is not None), default=None), None)

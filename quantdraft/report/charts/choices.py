@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantdraft.report.charts.style import (
+    RATE,
     WIDE,
     Row,
+    against_one,
     crosses,
     finish,
     inline,
-    level,
     name_scale,
-    open_diamonds,
     whiskers,
 )
 from quantdraft.report.palette import LIGHT
@@ -24,7 +24,6 @@ STANDING = {
     "not told apart": LIGHT["doubt"],
     "slower": LIGHT["baseline"],
 }
-RATE = "acceptance rate (up: better)"
 
 
 def speeds(rows: Sequence[Row]) -> dict[str, Any]:
@@ -50,12 +49,8 @@ def speeds(rows: Sequence[Row]) -> dict[str, Any]:
             alt.Tooltip("standing:N", title="standing"),
         ],
     )
-    whisker, dot = whiskers(base, title, size=90)
-    alone = level(1.0, "target alone", axis="x")
-    return finish(
-        alt.layer(alone, whisker, open_diamonds(base, "predicted", title), dot),
-        height=32 * max(len(rows), 2),
-    )
+    drawn = against_one(base, title, one="target alone", by_bytes="predicted")
+    return finish(drawn, height=32 * max(len(rows), 2))
 
 
 def kept_for_cost(rows: Sequence[Row], drafts: Sequence[str], x_title: str) -> dict[str, Any]:

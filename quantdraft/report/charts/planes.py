@@ -7,6 +7,7 @@ from typing import Any
 
 from quantdraft.report.charts.style import (
     NUM_TICKS,
+    RATE,
     WIDE,
     Row,
     crosses,
@@ -19,7 +20,6 @@ from quantdraft.report.palette import LIGHT
 
 LOST = "acceptance lost, points (right: worse)"
 STEP = "draft step, ms (left: faster)"
-RATE = "acceptance rate (up: better)"
 MIN_WORD_WIDTH = 100  # of a cell that has room for "inconclusive"
 VERDICT_COLOURS = {
     "go": LIGHT["good"],

@@ -7,12 +7,10 @@ from typing import Any
 
 from quantdraft.report.charts.style import (
     Row,
+    against_one,
     finish,
     inline,
-    level,
     name_scale,
-    open_diamonds,
-    whiskers,
 )
 
 
@@ -33,12 +31,8 @@ def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
             alt.Tooltip("shown_limit:N", title="ratio of the bytes"),
         ],
     )
-    whisker, dot = whiskers(base, title, size=90)
-    equal = level(1.0, "baseline", axis="x")
-    return finish(
-        alt.layer(equal, whisker, open_diamonds(base, "limit", title), dot),
-        height=30 * max(len(rows), 2),
-    )
+    drawn = against_one(base, title, one="baseline", by_bytes="limit")
+    return finish(drawn, height=30 * max(len(rows), 2))
 
 
 def target_steps(rows: Sequence[Row], places: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 WIDTH = 520
 WIDE = 960
 NUM_TICKS = 8  # about so many along a long axis: more are not read, and touch on a phone
+RATE = "acceptance rate (up: better)"  # along y
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 ARMS = ("baseline", "candidate")
 Row = dict[str, Any]
@@ -118,12 +119,17 @@ def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tup
     return rule, dot.encode(x=alt.X("value:Q", title=title))
 
 
-def open_diamonds(base: Any, field: str, title: str) -> Any:
-    """Along x, at what bytes alone would give."""
+def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
+    """Ratios along x: whiskers, a level at 1 of that name, and open diamonds at a field's values.
+
+    by_bytes: the field of what bytes alone would give
+    """
     import altair as alt
 
+    whisker, dot = whiskers(base, title, size=90)
     diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0)
-    return diamond.encode(x=alt.X(f"{field}:Q", title=title))
+    beside = diamond.encode(x=alt.X(f"{by_bytes}:Q", title=title))
+    return alt.layer(level(1.0, one, axis="x"), whisker, beside, dot)
 
 
 def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
