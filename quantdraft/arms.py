@@ -188,8 +188,9 @@ class Arms:
         types = float_types(self.device)
         source, width = self.sources[name], max(self.widths[name])
         fitting = [types[0], *(t for t in types[1:] if self._shortage(name, t) is None)]
+        formats = sorted({str(fmt) for fmt in source.formats.values()})
         question = (
-            f"float type {source.config.get('model_type')} {source.ledger} {arm.mode} "
+            f"float type {source.config.get('model_type')} {source.ledger} {formats} {arm.mode} "
             f"batch {batch_size} width {width}"
         )
 

@@ -138,7 +138,11 @@ def machine(device: str, num_threads: int) -> dict[str, Any]:
 
 
 def _score(name: str, votes: Sequence[Vote]) -> float:
-    return median(vote[name].seconds / _fastest(vote) if _fastest(vote) else 1.0 for vote in votes)
+    return median(
+        vote[name].seconds / _fastest(vote) if _fastest(vote) else 1.0
+        for vote in votes
+        if name in vote
+    )
 
 
 def _fastest(vote: Vote) -> float:

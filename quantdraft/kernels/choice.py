@@ -7,11 +7,11 @@ machine: it is voted over trials (`trials`) and kept in a book (`book`).
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from quantdraft.unpacking import Codebook, DoubleScale, Unpacked
 
 # Numbers of rows at which kernels are tried; another number takes the answer of the nearest.
 TRIED_ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
+BOUNDS = tuple(few * many for few, many in pairwise(TRIED_ROWS))  # squares of what lies between
 MAX_OUTPUTS = (
     16384  # of a weight in a trial: time goes as the outputs, and a head has ten times more
 )
@@ -96,7 +97,7 @@ def fastest_linear(
 
 def tried_rows(num_rows: int) -> int:
     """Return the one of TRIED_ROWS that is nearest to a number of rows, by ratio."""
-    return min(TRIED_ROWS, key=lambda count: (abs(math.log(num_rows / count)), count))
+    return TRIED_ROWS[sum(num_rows * num_rows > bound for bound in BOUNDS)]
 
 
 @contextmanager
