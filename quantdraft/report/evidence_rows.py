@@ -13,7 +13,7 @@ from quantdraft.results import Evaluation, LiveCheck
 
 NOT_COVERED = (
     "prefill and the first token, scheduling, other users' requests; another target precision, "
-    "engine, batch or context than those above"
+    "engine, batch, context or machine than those above, or this machine under another load"
 )
 HASH_LENGTH = 12
 MODELS = ("target", "baseline", "candidate")
@@ -94,9 +94,13 @@ def _timing(evaluation: Evaluation) -> str:
     if not latency.arms:
         return UNDEFINED
     blocks = min(len(s.samples_ms) for a in latency.arms.values() for s in a.steps.values())
+    size = f"batch {latency.batch_size}, context {latency.context_length}"
+    if not latency.loads:
+        return f"{latency.engine} engine, {count(blocks)} shuffled blocks of every arm, {size}"
+    again = f"; timed again on kernels chosen anew: {latency.retried[0]}" if latency.retried else ""
     return (
-        f"{latency.engine} engine, {count(blocks)} shuffled blocks of every arm, batch "
-        f"{latency.batch_size}, context {latency.context_length}"
+        f"{latency.engine} engine, every arm loaded {count(latency.num_loads)} times, "
+        f"{count(len(latency.loads))} shuffled blocks in all, {size}{again}"
     )
 
 
@@ -131,7 +135,11 @@ def _control(evaluation: Evaluation) -> str:
     ends = evaluation.operating_point.control_speedup
     if ends is None:
         return f"{UNDEFINED}: the baseline was not timed against itself"
-    return f"the baseline against itself {valued(ends, 'speedup')}, which should be 1"
+    words = f"the baseline against itself {valued(ends, 'speedup')}"
+    of_target = evaluation.operating_point.target_control_speedup
+    if of_target is not None:
+        words += f", the target against itself {valued(of_target, 'speedup')}"
+    return f"{words}, which should be 1"
 
 
 def _live(evaluation: Evaluation) -> str:
@@ -151,10 +159,13 @@ def _agreement(check: LiveCheck) -> str:
 
 
 def _intervals(evaluation: Evaluation) -> str:
-    seeds = _part(evaluation, "seeds")
+    seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
+    times = "of loads of the arms" if has_loads else "of timing blocks of one load"
     return (
         f"95 %, by {count(DEFAULT.num_resamples)} resamples of prompts (both arms of one together) "
-        f"and of timing blocks, seed {seeds.get('bootstrap', 0)}"
+        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
+        f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
+        f"{'' if has_loads else ', and not what differs between loads of one model'}"
     )
 
 
