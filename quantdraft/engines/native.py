@@ -23,6 +23,7 @@ from quantdraft.engines.source import Weight, WeightSource, kernel_format
 from quantdraft.errors import CheckpointError
 from quantdraft.generation import end_token_ids, first_token_ids
 from quantdraft.kernels import NoKernelError, kernels_for
+from quantdraft.kernels.c_library import INSTRUCTION_SETS
 from quantdraft.kernels.choice import fastest_linear
 from quantdraft.proof import claims_but_not_quantized
 from quantdraft.quantizers.quiet import hush_torchao
@@ -32,7 +33,7 @@ EXACT_KERNELS = (
     "linear_float32",
     "weight_first_float32",
     "onednn_prepacked_float32",
-    "bf16_few_rows_avx2",
+    *(f"{kind}_few_rows_{name}" for kind in ("bf16", "f32") for name in INSTRUCTION_SETS),
 )
 
 
@@ -151,10 +152,10 @@ class Linears:
         weights = [self.source.weight(module) for module in modules]
         joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
         biases = [self._bias(module) for module in modules]
+        rows = [int(_num_rows(weight)) for weight in weights]
         if joined is None:
             parts = zip(modules, weights, biases, strict=True)
-            return SideBySide([self._made(*part) for part in parts])
-        rows = [int(_num_rows(weight)) for weight in weights]
+            return SideBySide([self._made(*part) for part in parts], rows)
         return self._made(modules[0], joined, stacked_bias(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
