@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.acceptance import Replayed, replay_rounds, usual_k
 from quantdraft.comparison import (
     Bootstrap,
     Spell,
@@ -91,7 +91,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     replayed = {arm: each.without_positions() for arm, each in replayed.items()}
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     best = best_k(equal_k)
-    fallback = _best_by_length(measured.ks)
+    fallback = usual_k(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
     if measured.served is not None:
@@ -164,11 +164,6 @@ def _point(
     )
 
 
-def _best_by_length(ks: tuple[int, ...]) -> int:
-    """Without latency there is no best k: 4, the engines' usual choice, or what is nearest."""
-    return min(ks, key=lambda k: (abs(k - 4), k))
-
-
 def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
     """By position, by context, by domain."""
     responses = measured.traffic.responses
@@ -184,13 +179,17 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
 def _alarms(
     measured: Measurements, acceptance: AcceptanceComparison, point: SpeedPoint, policy: Policy
 ) -> tuple[Alarm, ...]:
+    timed = measured.latency.arms.get("candidate")
     false_claim = not_quantized(
         is_identity=measured.is_control,
+        resident_bytes=None if timed is None else timed.quantized_bytes,
+        promised_bytes=None if timed is None else timed.promised_bytes,
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
     raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
-    raised += served_alarms(measured.served, policy)
+    compute_dtype = measured.provenance.get("compute_dtype")
+    raised += served_alarms(measured.served, policy, compute_dtype)
     return raised if false_claim is None else (false_claim, *raised)
 
 
