@@ -107,8 +107,7 @@ def not_quantized(
         return None
     found = complaint
     if resident_bytes is not None and promised_bytes is not None:
-        excess = resident_bytes / promised_bytes - 1
-        if excess > MAX_EXCESS_BYTES:
+        if resident_bytes > (1 + MAX_EXCESS_BYTES) * promised_bytes:
             found = (
                 f"its quantized layers take {resident_bytes:,} bytes where it was timed, and its "
                 f"scheme has {promised_bytes:,}"
