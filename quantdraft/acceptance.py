@@ -18,6 +18,7 @@ from quantdraft.results import AcceptanceCounts
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PROMPTS_AT_ONCE = 1024
+USUAL_K = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,35 @@ def replay_rounds(
         num_drafts=num_drafts,
         num_accepted_per_pos=accepted,
     )
+
+
+def rounds_between(
+    prompt_ids: Sequence[str],
+    keeps: Sequence[NDArray[np.floating]],
+    is_open: Sequence[NDArray[np.bool_]],
+    k: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the fewest and the most rounds of every prompt, where some tokens may be kept or not.
+
+    is_open: one array (num_response_tokens,) per prompt, the tokens whose keep is not settled
+
+    A token more that is kept never costs a round: a round that starts later never ends earlier. So
+    all of them kept are the fewest rounds, and none of them the most.
+    """
+    low, high = (
+        replay_rounds(
+            prompt_ids,
+            [np.where(each, value, keep) for keep, each in zip(keeps, is_open, strict=True)],
+            [k],
+        ).num_drafts[0]
+        for value in (1.0, 0.0)
+    )
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def usual_k(ks: Sequence[int]) -> int:
+    """Return the k nearest to 4, the engines' usual one: where there is nothing to choose it by."""
+    return min(ks, key=lambda k: (abs(k - USUAL_K), k))
 
 
 def token_acceptance(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.acceptance import Replayed, replay_rounds, usual_k
 from quantdraft.comparison import (
     Bootstrap,
     Spell,
@@ -95,7 +95,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     throughout = timed_throughout(measured.latency, measured.ks)
     best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
-    fallback = _best_by_length(measured.ks)
+    fallback = usual_k(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
     if measured.served is not None:
@@ -169,11 +169,6 @@ def _point(
     )
 
 
-def _best_by_length(ks: tuple[int, ...]) -> int:
-    """Without latency there is no best k: 4, the engines' usual choice, or what is nearest."""
-    return min(ks, key=lambda k: (abs(k - 4), k))
-
-
 def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
     """By position, by context, by domain."""
     responses = measured.traffic.responses
@@ -189,8 +184,11 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
 def _alarms(
     measured: Measurements, acceptance: AcceptanceComparison, point: SpeedPoint, policy: Policy
 ) -> tuple[Alarm, ...]:
+    timed = measured.latency.arms.get("candidate")
     false_claim = not_quantized(
         is_identity=measured.is_control,
+        resident_bytes=None if timed is None else timed.quantized_bytes,
+        promised_bytes=None if timed is None else timed.promised_bytes,
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
@@ -198,7 +196,8 @@ def _alarms(
     of_target = control_strays(point.target_control_speedup, policy, "target")
     raised += () if of_target is None else (of_target,)
     raised += suspicions(measured.latency)
-    raised += served_alarms(measured.served, policy)
+    compute_dtype = measured.provenance.get("compute_dtype")
+    raised += served_alarms(measured.served, policy, compute_dtype)
     return raised if false_claim is None else (false_claim, *raised)
 
 

@@ -104,6 +104,15 @@ def max_new_tokens(help_text: str | None = None) -> Decorator[Any]:
     )
 
 
+def told_sampling(help_text: str) -> Decorator[Any]:
+    """--temperature, --top-p and --top-k, None where they are not given"""
+    return together(
+        click.option("--temperature", type=float, help=f"0: greedy. {help_text}"),
+        click.option("--top-p", type=float, help=help_text),
+        click.option("--top-k", type=int, help=help_text),
+    )
+
+
 def sampling(temperature: str, top_p: str | None, top_k: str) -> Decorator[Any]:
     """--temperature, --top-p and --top-k; the words say when they matter"""
     return together(

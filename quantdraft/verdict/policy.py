@@ -29,7 +29,8 @@ class Policy(BaseModel):
     min_acceptance_length: float = Field(default=1.05, ge=1)
     min_length_ratio: float = Field(default=0.80, ge=0, le=1)
     max_control_deviation: float = Field(default=0.02, ge=0)
-    # Live and replayed rounds, relative, where arithmetic is not exact (bfloat16, other kernels).
+    # Rounds beyond what near-ties of the draft allow, as a share of those replayed, where
+    # arithmetic is not exact (bfloat16, other kernels).
     max_replay_disagreement: float = Field(default=0.02, ge=0)
 
 
