@@ -19,6 +19,7 @@ from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
 from quantdraft.progress import aside
+from quantdraft.proposals import ALL_KS
 from quantdraft.results import AcceptanceRule
 from quantdraft.traffic import Sampling, Traffic, read_traffic, token_counts
 
@@ -32,7 +33,7 @@ class Settings:
     """What the user asked for; names and defaults are the command line's."""
 
     candidate: str
-    ks: tuple[int, ...] = tuple(range(1, 17))
+    ks: tuple[int, ...] = ALL_KS
     target: str | None = None
     baseline: str | None = None
     traffic_path: Path | None = None

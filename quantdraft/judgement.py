@@ -25,6 +25,7 @@ from quantdraft.comparison import (
 from quantdraft.comparison.projection import project_speed
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
 from quantdraft.ledger import Ledger, ceiling, ledger_summary
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
@@ -91,7 +92,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     replayed = {arm: each.without_positions() for arm, each in replayed.items()}
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     best = best_k(equal_k)
-    fallback = _best_by_length(measured.ks)
+    # Without latency there is no best k.
+    fallback = nearest_to_usual(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
     if measured.served is not None:
@@ -132,8 +134,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         latency=measured.latency,
         live=measured.live,
         verdict=verdict,
-        ledger=_ledger(measured, point),
-        provenance=measured.provenance,
+        ledger=_ledger(measured, point, policy),
+        provenance=measured.provenance | {"policy": policy.model_dump()},
         grid=measured.grid,
         served=measured.served,
         projection=project_speed(
@@ -164,11 +166,6 @@ def _point(
     )
 
 
-def _best_by_length(ks: tuple[int, ...]) -> int:
-    """Without latency there is no best k: 4, the engines' usual choice, or what is nearest."""
-    return min(ks, key=lambda k: (abs(k - 4), k))
-
-
 def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
     """By position, by context, by domain."""
     responses = measured.traffic.responses
@@ -194,7 +191,7 @@ def _alarms(
     return raised if false_claim is None else (false_claim, *raised)
 
 
-def _ledger(measured: Measurements, point: SpeedPoint) -> dict[str, Any]:
+def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:
     """The byte ledger at the measured k and c, where there is a c."""
     draft_ms, target_ms = point.baseline_draft_step_ms, point.autoregressive_step_ms
     is_timed = draft_ms is not None and target_ms is not None
@@ -203,6 +200,7 @@ def _ledger(measured: Measurements, point: SpeedPoint) -> dict[str, Any]:
         context_length=measured.latency.context_length,
         num_speculative_tokens=point.baseline_num_speculative_tokens if is_timed else None,
         cost_ratio=draft_ms / target_ms if draft_ms and target_ms else None,
+        min_speedup=policy.min_speedup_over_baseline,
     )
 
 

@@ -24,6 +24,7 @@ from quantdraft.live import live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
 from quantdraft.progress import bar, share_bar
 from quantdraft.proof import claims_but_not_quantized, probe_logits
+from quantdraft.proposals import USUAL_K
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
@@ -301,6 +302,6 @@ def _rounds(
 
 
 def _live_k(ks: tuple[int, ...]) -> int:
-    """One k is proof enough, replay being exact for each: the largest up to 4."""
-    small = [k for k in ks if k <= 4]
+    """One k is proof enough, replay being exact for each: the largest up to the usual."""
+    small = [k for k in ks if k <= USUAL_K]
     return max(small) if small else min(ks)

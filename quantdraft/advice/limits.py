@@ -14,5 +14,3 @@ PAYS = "arXiv 2211.17192, corollary 3.9: speculation has to beat the target alon
 HIGH_ALPHA = 0.90
 # A difference of conditional acceptance between two parts of the tokens that is worth a line.
 MIN_CONTRAST = 0.03
-# The k that engines' documents and launch lines use most.
-USUAL_K = 4

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from quantdraft.advice.diagnosis import Diagnosis
-from quantdraft.advice.limits import MEASURED, USUAL_K
+from quantdraft.advice.limits import MEASURED
 from quantdraft.advice.sides import state_if
 from quantdraft.advice.wording import evaluate_command, times_of
 from quantdraft.comparison import speed_point
 from quantdraft.comparison.points import replayed_of
 from quantdraft.comparison.resampling import Bootstrap
+from quantdraft.proposals import MAX_K, USUAL_K
 from quantdraft.results import Evaluation, Interval, Latency
 from quantdraft.verdict.policy import Policy
-
-MAX_K = 16
 
 
 def k_too_high_or_low(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from quantdraft.comparison import Pair
 from quantdraft.comparison.plane import acceptance_at
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.report.blocks import Table, Tone
 from quantdraft.report.headline import TONES
 from quantdraft.report.wording import (
@@ -55,9 +56,9 @@ def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def common_k(ordered: Sequence[Evaluation]) -> int | None:
-    """The k nearest to 4 that every run replayed: rates at different k do not compare."""
+    """The k nearest to the usual one that every run replayed; None where they share none."""
     shared = set.intersection(*(set(each.num_speculative_tokens) for each in ordered))
-    return min(shared, key=lambda k: (abs(k - 4), k)) if shared else None
+    return nearest_to_usual(shared) if shared else None
 
 
 def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:

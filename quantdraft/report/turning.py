@@ -5,15 +5,12 @@ from __future__ import annotations
 from quantdraft.comparison.plane import acceptance_at, draft_speedup, plane_of
 from quantdraft.report.wording import change_points, milliseconds, percent, times
 from quantdraft.results import Evaluation
-from quantdraft.verdict.checks import OVER_BASELINE
-
-DEFAULT_LIMIT = 1.02
+from quantdraft.verdict.policy import policy_of
 
 
 def speed_limit(evaluation: Evaluation) -> float:
     """The least speedup over the baseline that the verdict asked for."""
-    found = (c.limit for c in evaluation.verdict.checks if c.name == OVER_BASELINE)
-    return next((limit for limit in found if limit is not None), DEFAULT_LIMIT)
+    return policy_of(evaluation).min_speedup_over_baseline
 
 
 def turning_points(evaluation: Evaluation) -> tuple[str, ...]:

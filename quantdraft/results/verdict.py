@@ -10,6 +10,10 @@ from quantdraft.results.interval import Interval
 CheckResult = Literal["pass", "fail", "unsure", "undefined"]
 Decision = Literal["go", "no-go", "inconclusive"]
 
+# The speedup over the baseline draft that a go needs unless a policy says otherwise: a new artifact
+# must earn its keep. It stands here because the byte ledger, which knows no policy, shows it too.
+MIN_SPEEDUP = 1.02
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -30,6 +34,7 @@ class Check:
     limit: float | None
     comparison: Literal[">=", ">", "<="] | None
     reason: str
+    num_speculative_tokens: int | None = None  # the k of an acceptance; None where it has none
 
 
 @dataclass(frozen=True, slots=True)

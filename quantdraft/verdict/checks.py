@@ -6,14 +6,18 @@ from typing import Literal
 
 from quantdraft.results import Check, CheckResult, Interval
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.policy import (
+    OVER_AUTOREGRESSIVE,
+    OVER_BASELINE,
+    RATE,
+    RATE_LOSS,
+    Policy,
+)
 from quantdraft.verdict.wording import percent, signed, times
 
 Kind = Literal["decides", "advises"]
 Comparison = Literal[">=", ">", "<="]
 
-OVER_BASELINE = "speedup over the baseline draft"
-OVER_AUTOREGRESSIVE = "speedup over autoregressive"
 NO_ALARM = "no alarm"
 
 
@@ -73,7 +77,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
     loss, rate = evidence.acceptance.acceptance_rate_loss, evidence.acceptance.candidate_rate
     return (
         Check(
-            name="acceptance rate loss",
+            name=RATE_LOSS,
             kind=kind,
             result=result_of(loss, "<=", policy.max_acceptance_rate_loss),
             observed=loss,
@@ -82,7 +86,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             reason=f"{signed(loss.value)} points lost ({signed(loss.low)} to {signed(loss.high)})",
         ),
         Check(
-            name="acceptance rate",
+            name=RATE,
             kind=kind,
             result=result_of(rate, ">=", policy.min_acceptance_rate),
             observed=rate,

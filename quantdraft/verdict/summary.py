@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from quantdraft.results import Check, Decision
 from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED
-from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.policy import OVER_AUTOREGRESSIVE, OVER_BASELINE, Policy
 from quantdraft.verdict.wording import faster, percent, signed, times
 
 
