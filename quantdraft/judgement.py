@@ -101,7 +101,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
         others = zip(measured.ks, equal_k, strict=True)
         equal_k = tuple(point if k == ks[1] else other for k, other in others)
-    slices = _slices(measured, ks[1], bootstrap)
+    rates_k = nearest_to_usual(measured.ks)
+    slices = _slices(measured, rates_k, bootstrap)
     alarms = _alarms(measured, acceptance[ks[1]], point, policy)
     verdict = decide(
         Evidence(
@@ -109,6 +110,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             baseline_name=measured.baseline_name,
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
+            rates=acceptance[rates_k],
             speed=point,
             num_prompts=_num_prompts(measured),
             num_timings=_num_timings(measured.latency),
@@ -145,7 +147,10 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         disagreements=()
         if measured.spell is None
-        else find_disagreements(measured.traffic, measured.keeps, replayed, ks[1], measured.spell),
+        else find_disagreements(
+            measured.traffic, measured.keeps, replayed, rates_k, measured.spell
+        ),
+        slices_k=rates_k,
     )
 
 

@@ -101,6 +101,7 @@ def evidence(
         baseline_name="bf16 draft",
         is_identity=is_identity,
         acceptance=acceptance or comparison(),
+        rates=acceptance or comparison(),
         speed=point(over_baseline, over_target),
         num_prompts=32,
         num_timings=20,
@@ -129,8 +130,13 @@ def live(
         (OPEN, PAYS, "inconclusive", "the limit of +2.0 % lies inside"),
         (FASTER, PERHAPS, "inconclusive", "leaves it open"),
         (OPEN, SKIP, "no-go", "as fast as the target alone"),
-        (None, None, "inconclusive", "for want of speed (no FP8 kernel on this machine)"),
-        (FASTER, None, "inconclusive", "for want of speed"),
+        (
+            None,
+            None,
+            "inconclusive",
+            "speed was not measured (no FP8 kernel on this machine). At k = 4 int4",
+        ),
+        (FASTER, None, "inconclusive", "speed was not measured"),
     ],
 )
 def test_decision_follows_the_intervals(over_baseline, over_target, decision, words) -> None:
@@ -150,10 +156,14 @@ def test_the_summary_of_a_slower_draft_reads_as_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("acceptance", "decision", "words"),
     [
-        (comparison(), "inconclusive", "for want of speed"),
+        (comparison(), "inconclusive", "speed was not measured"),
         (comparison(loss=(0.11, 0.09, 0.13)), "no-go", "acceptance rate loss"),
-        (comparison(loss=(0.05, 0.03, 0.07)), "inconclusive", "for want of speed"),
-        (comparison(rate=0.40), "no-go", "acceptance rate, from acceptance alone"),
+        (comparison(loss=(0.05, 0.03, 0.07)), "inconclusive", "speed was not measured"),
+        (
+            comparison(rate=0.40),
+            "no-go",
+            "the acceptance rate alone is enough to refuse it. At k = 4",
+        ),
     ],
 )
 def test_acceptance_alone_may_refuse_but_never_allows(acceptance, decision, words) -> None:

@@ -112,7 +112,7 @@ def _verdict(evaluation: Evaluation | None) -> list[str]:
     parts += [f"**Alarm {alarm.code}**: {escape(alarm.message)}" for alarm in verdict.alarms]
     if verdict.to_settle:
         parts.append(f"What would settle it: {escape(verdict.to_settle)}.")
-    return [*parts, render_block(figures(evaluation)), render_block(checks_table(verdict.checks))]
+    return [*parts, render_block(figures(evaluation)), render_block(checks_table(evaluation))]
 
 
 def _evidence(evaluation: Evaluation) -> str:

@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 
 from quantdraft.acceptance import token_acceptance
+from quantdraft.comparison.plane import slices_k
 from quantdraft.report.blocks import (
     Block,
     Chart,
@@ -35,7 +36,7 @@ LEGEND = (
 
 def reading_section(evaluation: Evaluation) -> Section:
     """Prompts as points, the worst ones as rows, and their text."""
-    k = evaluation.operating_point.candidate_num_speculative_tokens
+    k = slices_k(evaluation)
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))
     blocks: list[Block] = [prompts_chart(evaluation, k), _worst_table(evaluation, k)]

@@ -29,12 +29,13 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
     needed = plane.needed_draft_speedup(acceptance.acceptance_rate_loss.value, limit)
     if needed is None:
         return (
-            f"At the measured acceptance no draft step, however short, gives {times(limit)}: "
-            "verification alone takes too long."
+            f"At the measured acceptance no draft step, however short, gives {times(limit)} over "
+            f"the baseline, both at k = {k}: verification alone takes too long."
         )
     measured = "its own is undefined here" if now is None else f"measured {times(now.value)}"
     return (
-        f"At the measured acceptance, {times(limit)} over the baseline needs a draft step "
+        f"At the measured acceptance, {times(limit)} over the baseline, both at k = {k}, needs a "
+        "draft step "
         f"{times(needed)} as fast as the baseline's, {milliseconds(plane.draft_step_ms / needed)} "
         f"({measured})."
     )
@@ -51,11 +52,11 @@ def _other_acceptance(evaluation: Evaluation) -> str | None:
     measured = change_points(-acceptance.acceptance_rate_loss.value)
     if acceptance.baseline_rate.value - allowed > 1:
         return (
-            f"At the measured draft step no acceptance, not even of every token, gives "
-            f"{times(limit)} at k = {k}."
+            "At the measured draft step no acceptance, not even of every token, gives "
+            f"{times(limit)} over the baseline, both at k = {k}."
         )
     return (
-        f"At the measured draft step, {times(limit)} needs an acceptance rate of at least "
-        f"{percent(acceptance.baseline_rate.value - allowed)} at k = {k}: "
+        f"At the measured draft step, {times(limit)} over the baseline, both at k = {k}, needs an "
+        f"acceptance rate of at least {percent(acceptance.baseline_rate.value - allowed)}: "
         f"{change_points(-allowed)} against the baseline (measured {measured})."
     )

@@ -74,7 +74,8 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
 def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
     """Loss is already inside the speedup: where speed was measured, these explain it only."""
     kind: Kind = "advises" if evidence.is_speed_measured else "decides"
-    loss, rate = evidence.acceptance.acceptance_rate_loss, evidence.acceptance.candidate_rate
+    k = evidence.rates.num_speculative_tokens
+    loss, rate = evidence.rates.acceptance_rate_loss, evidence.rates.candidate_rate
     return (
         Check(
             name=RATE_LOSS,
@@ -84,6 +85,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             limit=policy.max_acceptance_rate_loss,
             comparison="<=",
             reason=f"{signed(loss.value)} points lost ({signed(loss.low)} to {signed(loss.high)})",
+            num_speculative_tokens=k,
         ),
         Check(
             name=RATE,
@@ -94,6 +96,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             comparison=">=",
             reason=f"{percent(rate.value)} of the proposed tokens "
             f"({percent(rate.low)} to {percent(rate.high)})",
+            num_speculative_tokens=k,
         ),
     )
 
