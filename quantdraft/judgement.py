@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.advice import explained
 from quantdraft.comparison import (
     Bootstrap,
     Spell,
@@ -119,7 +120,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         policy,
     )
-    return Evaluation(
+    evaluation = Evaluation(
         schema_version=EVALUATION_SCHEMA_VERSION,
         name=measured.name,
         created=measured.created,
@@ -152,6 +153,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         slices_k=rates_k,
     )
+    return explained(evaluation, policy)
 
 
 def _point(

@@ -36,6 +36,7 @@ from quantdraft.provenance import directory_sha256, environment, model_identity
 from quantdraft.quantizers import BACKENDS, QuantizationJob
 from quantdraft.recipe import Recipe
 from quantdraft.results import MIN_SPEEDUP
+from quantdraft.results.wording import counted
 from quantdraft.schemes import HEAD, formats_by_module
 from quantdraft.weights import FLOAT_DTYPES, INDEX_FILE
 
@@ -258,7 +259,7 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         )
     proof, ledger = manifest["proof"], manifest["ledger"]
     checked = (
-        f"{proof['num_quantized_modules']} layers quantized, each within "
+        f"{counted(proof['num_quantized_modules'], 'layer')} quantized, each within "
         f"{proof['largest_weight_error']:.4f} of the draft's weights "
         f"(limit {proof['weight_error_limit']}); {_about_logits(proof)}"
     )

@@ -214,8 +214,19 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
         f"The candidate's rejections fall {when}: it keeps "
         f"{percent(first.candidate_conditional_acceptance)} of the tokens it is asked for "
         f"({first.name}) and "
-        f"{percent(last.candidate_conditional_acceptance)} ({last.name})."
-    )
+        f"{percent(last.candidate_conditional_acceptance)} ({last.name}). "
+        f"{_of_the_baseline(first, last, when)}"
+    ).strip()
+
+
+def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
+    """What the full-precision draft shows in the same places: that much is not the recipe's."""
+    before, after = first.baseline_conditional_acceptance, last.baseline_conditional_acceptance
+    if before is None or after is None:
+        return ""
+    same = compared(after - before, 0.0, "early", "late", "evenly")
+    word = f"The baseline's fall {same}" + (" too" if same == when else "")
+    return f"{word}: {percent(before)} and {percent(after)}."
 
 
 def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:

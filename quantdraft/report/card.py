@@ -12,6 +12,7 @@ from quantdraft.report.headline import checks_table, figures, missing_speed, mod
 from quantdraft.report.markdown import escape, render_block, render_section
 from quantdraft.report.wording import valued
 from quantdraft.results import Evaluation
+from quantdraft.results.wording import counted
 
 NO_EVALUATION = (
     "Not evaluated. Nothing is known of its acceptance or speed: "
@@ -120,7 +121,7 @@ def _evidence(evaluation: Evaluation) -> str:
     traffic = evaluation.provenance.get("traffic") or {}
     rows = [
         ("Target", model_name(evaluation.provenance, "target")),
-        ("Traffic", f"{len(evaluation.prompts)} prompts, {_tokens(traffic)}"),
+        ("Traffic", f"{counted(len(evaluation.prompts), 'prompt')}, {_tokens(traffic)}"),
         ("Traffic sha256", str(traffic.get("sha256", "unknown"))),
         ("Acceptance rule", evaluation.acceptance_rule),
         ("Timed on", f"{latency.device}, {latency.engine} engine, batch {latency.batch_size}"),

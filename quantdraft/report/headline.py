@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantdraft.advice import explaining
 from quantdraft.comparison.plane import acceptance_at, shown_k
 from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
 from quantdraft.report.turning import turning_points
@@ -17,6 +18,7 @@ from quantdraft.report.wording import (
     pace,
     percent,
     rate_change,
+    shorter,
     significant,
     title_of,
     undefined,
@@ -24,7 +26,8 @@ from quantdraft.report.wording import (
     whole_sentence,
 )
 from quantdraft.results import Check, Evaluation, Verdict
-from quantdraft.verdict.policy import RATE, RATE_LOSS
+from quantdraft.results.wording import counted
+from quantdraft.verdict.policy import RATE, RATE_LOSS, policy_of
 
 OPENINGS = ("speed was ", "the ", "control: ", "speculation with ", "acceptance ")
 OLDER_WORDS = "for want of speed ("  # as records of earlier versions say it
@@ -74,6 +77,12 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
         blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
     if verdict.to_settle:
         blocks.append(Notice("What would settle it", (whole_sentence(verdict.to_settle),), "doubt"))
+    causes = tuple(
+        whole_sentence(f"{line.finding}: {line.seen}")
+        for line in explaining(evaluation, policy_of(evaluation))
+    )
+    if causes:
+        blocks.append(Notice("Diagnosis", causes, "plain"))
     change = turning_points(evaluation)
     if change:
         blocks.append(Notice("What would change the answer", change, "plain"))
@@ -196,8 +205,7 @@ def _draft_step_figure(evaluation: Evaluation) -> Figure:
         return Figure("Draft step", UNDEFINED, NOT_MEASURED)
     saving = point.draft_latency_saving
     value = saving.value if saving else 1 - after / before
-    word = "shorter" if value > 0 else "longer"
-    note = f"{percent(abs(value))} {word}" if value != 0 else "as long"
+    note = shorter(value)
     return Figure("Draft step", f"{significant(before)} → {milliseconds(after)}", note)
 
 
@@ -237,7 +245,7 @@ def subtitle(evaluation: Evaluation) -> str:
         (
             f"draft {model_name(record, 'baseline')}",
             f"target {model_name(record, 'target')}",
-            f"{len(evaluation.prompts)} prompts",
+            counted(len(evaluation.prompts), "prompt"),
             f"rule {evaluation.acceptance_rule}",
             at_ks(evaluation),
             f"batch {latency.batch_size}",

@@ -22,6 +22,7 @@ from quantdraft.report.charts.acceptance import prompts_scatter
 from quantdraft.report.safety import shown_text
 from quantdraft.report.wording import count, length
 from quantdraft.results import Disagreement, Evaluation, PromptReplay
+from quantdraft.results.wording import counted
 
 NUM_WORST_PROMPTS = 10
 MAX_POINTS = 2000  # of one chart: more take a browser seconds, and cover each other
@@ -128,7 +129,7 @@ def _passage(found: Disagreement, k: int) -> Passage:
     }
     rejected = [sum(fate == "rejected" for fate in marks) for marks in fates.values()]
     left_out = found.num_tokens_left_out
-    rest = f"; {count(left_out)} more tokens are left out" if left_out else ""
+    rest = f"; {counted(left_out, 'more token')} not shown" if left_out else ""
     return Passage(
         title=found.prompt_id,
         domain=found.domain,

@@ -14,6 +14,7 @@ from quantdraft.report.wording import (
     length,
     milliseconds,
     num_bytes,
+    step_change,
     times,
     valued,
 )
@@ -28,7 +29,7 @@ def speed_table(ordered: Sequence[Evaluation]) -> Table:
         "Speedup over baseline",
         "Speedup over AR",
         "Draft step",
-        "Draft latency saving",
+        "Against the baseline's step",
         "k",
     )
     return Table(
@@ -52,7 +53,7 @@ def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
         valued(point.speedup_over_baseline, "speedup"),
         valued(point.speedup_over_autoregressive, "speedup"),
         milliseconds(point.candidate_draft_step_ms),
-        valued(point.draft_latency_saving, "saving"),
+        step_change(point.draft_latency_saving),
         _best_ks(evaluation),
     )
 

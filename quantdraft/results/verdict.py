@@ -45,5 +45,6 @@ class Verdict:
     summary: str
     checks: tuple[Check, ...]
     alarms: tuple[Alarm, ...]
-    advice: tuple[str, ...]
+    advice: tuple[str, ...]  # the diagnoses that explain it, each as a sentence
     to_settle: str | None  # e.g. "about 130 prompts (now 32)"; None unless inconclusive
+    rests_on: tuple[str, ...] = ()  # codes of the same diagnoses; () for a go

@@ -19,6 +19,7 @@ from quantdraft.report.wording import (
     valued,
 )
 from quantdraft.results import Interval
+from quantdraft.results.wording import counted
 from quantdraft.selection.names import name_of, short
 from quantdraft.selection.pictures import domains_chart, plane_chart, speeds_chart
 from quantdraft.selection.ranking import Ranked
@@ -34,7 +35,8 @@ def selection_document(selection: Selection) -> Document:
     return Document(
         title=f"{len(selection.rows)} drafts and recipes for one target",
         subtitle=(
-            f"target {selection.target} · {selection.num_prompts} prompts of {selection.traffic} · "
+            f"target {selection.target} · "
+            f"{counted(selection.num_prompts, 'prompt')} of {selection.traffic} · "
             f"rule {selection.acceptance_rule}"
         ),
         banner=banner(selection),
