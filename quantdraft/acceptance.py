@@ -18,7 +18,6 @@ from quantdraft.results import AcceptanceCounts
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PROMPTS_AT_ONCE = 1024
-USUAL_K = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +151,6 @@ def rounds_between(
         for value in (1.0, 0.0)
     )
     return tuple(low.tolist()), tuple(high.tolist())
-
-
-def usual_k(ks: Sequence[int]) -> int:
-    """Return the k nearest to 4, the engines' usual one: where there is nothing to choose it by."""
-    return min(ks, key=lambda k: (abs(k - USUAL_K), k))
 
 
 def token_acceptance(

@@ -19,7 +19,9 @@ from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
 from quantdraft.progress import aside
+from quantdraft.proposals import ALL_KS
 from quantdraft.results import AcceptanceRule
+from quantdraft.results.wording import counted
 from quantdraft.traffic import Sampling, Traffic, read_traffic, token_counts
 
 # How steps run: the engine's modes, or the one that a trial finds fastest.
@@ -37,7 +39,7 @@ class Settings:
     """What the user asked for; names and defaults are the command line's."""
 
     candidate: str
-    ks: tuple[int, ...] = tuple(range(1, 17))
+    ks: tuple[int, ...] = ALL_KS
     target: str | None = None
     baseline: str | None = None
     traffic_path: Path | None = None
@@ -277,7 +279,7 @@ def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
     words = f"longer, with their prompts, than the {limit} positions of '{name}'"
     if not kept:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
-    say(f"left out: {num_overlong} responses {words}")
+    say(f"left out: {counted(num_overlong, 'response')} {words}")
     return replace(traffic, responses=chosen(traffic.responses, kept))
 
 
@@ -310,7 +312,8 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
         raise TrafficError(
             f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
-    say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
+    left_out = counted(len(traffic.responses) - len(kept), "prompt")
+    say(f"left out: {left_out} that it was calibrated on")
     return replace(traffic, responses=chosen(traffic.responses, kept))
 
 

@@ -17,6 +17,7 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.heads import draft_head
 from quantdraft.recipe import HeadLever, Recipe
+from quantdraft.results import MIN_SPEEDUP
 from quantdraft.schemes import (
     EMBEDDINGS,
     HEAD,
@@ -27,7 +28,6 @@ from quantdraft.schemes import (
 from quantdraft.weights import ELEMENT_BYTES, TensorInfo
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]
-MIN_SPEEDUP = 1.02  # what the verdict asks of a go; see the policy
 LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none it saves nothing
 MIN_HEAD_SAVING = 0.05  # share of a step's bytes from which a quantized head is worth its risk
 
@@ -197,6 +197,7 @@ def ledger_summary(
 ) -> dict[str, Any]:
     """Both ledgers, the ceiling and what it could give, as plain JSON values.
 
+    min_speedup: what the policy asks of a go
     `largest_speedup` is None where k or c (t_d / t_v(1)) is not known; `can_pay` is then judged
     by the ceiling itself, which no k and no c exceed.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Floats, replay_rounds, rounds_between, usual_k
+from quantdraft.acceptance import Floats, replay_rounds, rounds_between
 from quantdraft.benchmark import Place, Review, measure_latency
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.native import NativeModel, borrow, load_native
@@ -25,6 +25,7 @@ from quantdraft.models import load_model, pick_dtype
 from quantdraft.near_ties import TextKeeps, input_step, text_keeps
 from quantdraft.progress import bar, share_bar
 from quantdraft.proof import claims_but_not_quantized, probe_logits
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
@@ -135,7 +136,7 @@ class Measuring:
         target, num_prompts = self.models.target, self.settings.live_prompts
         if target is None or num_prompts < 1 or self.settings.engine == "vllm":
             return ()
-        k = usual_k(self.settings.ks)  # one is proof enough, replay being exact for each
+        k = nearest_to_usual(self.settings.ks)  # one is proof enough, replay being exact for each
         inputs = (
             self._inputs("baseline")
             | self._inputs("candidate")

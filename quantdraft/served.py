@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from quantdraft.acceptance import usual_k
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.configs import num_positions
 from quantdraft.crosscheck import crosschecked, replay_dtype
@@ -34,6 +33,7 @@ from quantdraft.inputs import Models, Settings, say
 from quantdraft.kernels.dense import type_name
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import load_around, load_average
 from quantdraft.results import AcceptanceRule, Served
 from quantdraft.serving.findings import Draft
@@ -84,7 +84,7 @@ class Serve:
 
 def served_k(settings: Settings) -> int:
     """Return the one k that vLLM serves: the user's, or the usual one of those replayed."""
-    return settings.vllm_k or usual_k(settings.ks)
+    return settings.vllm_k or nearest_to_usual(settings.ks)
 
 
 def serve(run: Serve) -> Served:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantdraft.acceptance import replay_rounds, rounds_between, usual_k
+from quantdraft.acceptance import replay_rounds, rounds_between
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.engines.native import NativeModel, load_native
 from quantdraft.engines.source import stored_weights
@@ -20,6 +20,7 @@ from quantdraft.inputs import Settings
 from quantdraft.live import run_live
 from quantdraft.models import load_model
 from quantdraft.near_ties import coarsest, near_tie_limit, text_keeps, text_status
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.responses import Response
 from quantdraft.results import Evaluation
 from quantdraft.traffic import Sampling, Traffic, write_traffic
@@ -288,4 +289,4 @@ def test_bounds_hold_every_way_in_which_open_tokens_may_fall() -> None:
     ("ks", "k"), [(range(1, 17), 4), ((6,), 6), ((1, 2, 4), 4), ((2, 8), 2), ((5, 6), 5)]
 )
 def test_where_nothing_chooses_a_k_it_is_the_nearest_to_4(ks, k) -> None:
-    assert usual_k(tuple(ks)) == k
+    assert nearest_to_usual(tuple(ks)) == k

@@ -20,6 +20,7 @@ from quantdraft.cli.values import (
     Recipe,
     recipe_names,
 )
+from quantdraft.proposals import MAX_K
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -150,7 +151,7 @@ KS = click.option(
     "-k",
     "--num-speculative-tokens",
     "ks",
-    default="1-16",
+    default=f"1-{MAX_K}",
     show_default=True,
     help="4, 1-8 or 2,4,8. One value is the operating point; of several, each arm takes its best.",
 )

@@ -10,6 +10,7 @@ from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.headline import model_name
 from quantdraft.report.wording import UNDEFINED, count, load_words, percent, valued
 from quantdraft.results import Evaluation, LiveCheck
+from quantdraft.results.wording import counted
 
 NOT_COVERED = (
     "prefill and the first token, scheduling, other users' requests; another target precision, "
@@ -45,7 +46,7 @@ def evidence_section(evaluation: Evaluation) -> Section:
 def _traffic(evaluation: Evaluation) -> str:
     found = _part(evaluation, "traffic")
     tokens, sampling = found.get("num_tokens"), found.get("sampling")
-    parts = [f"{count(len(evaluation.prompts))} prompts"]
+    parts = [counted(len(evaluation.prompts), "prompt")]
     parts += [f"{count(tokens)} response tokens"] if isinstance(tokens, int) else []
     parts += [_sampling(sampling)] if isinstance(sampling, dict) else []
     parts += [f"{found['path']}"] if found.get("path") else []
@@ -109,12 +110,8 @@ def _machine(evaluation: Evaluation) -> str:
     device = record.get("device")
     known = device if isinstance(device, dict) else record
     name = record.get("device_name") or known.get("cpu") or known.get("model")
-    parts = [latency.device, *([str(name)] if name else []), _threads(latency.num_threads)]
+    parts = [latency.device, *([str(name)] if name else []), counted(latency.num_threads, "thread")]
     return f"{', '.join(parts)}. {load_words(latency.load_average)}"
-
-
-def _threads(number: int) -> str:
-    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def _baseline_step(evaluation: Evaluation) -> str:
@@ -150,7 +147,9 @@ def _live(evaluation: Evaluation) -> str:
 
 def _agreement(check: LiveCheck) -> str:
     if check.is_expectation:
-        return f"{check.arm}: rounds agree in the mean on {len(check.prompt_ids)} prompts"
+        return (
+            f"{check.arm}: rounds agree in the mean on {counted(len(check.prompt_ids), 'prompt')}"
+        )
     equal = sum(
         abs(live - replayed) < 1e-6
         for live, replayed in zip(check.num_drafts_live, check.num_drafts_replayed, strict=True)

@@ -17,7 +17,7 @@ from quantdraft.verdict.alarms import (
 )
 from quantdraft.verdict.decision import decide
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy, load_policy
+from quantdraft.verdict.policy import Policy, load_policy, policy_of
 
 __all__ = [
     "Evidence",
@@ -32,6 +32,7 @@ __all__ = [
     "load_policy",
     "measured_alarms",
     "not_quantized",
+    "policy_of",
     "replay_disagrees",
     "served_alarms",
 ]

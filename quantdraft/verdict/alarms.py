@@ -62,14 +62,22 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
     """The candidate is hardly ever right, or far less often than the baseline."""
     if all(found.value >= limit for found, limit in collapse_limits(acceptance, policy)):
         return None
-    length, ratio = acceptance.candidate_length.value, acceptance.length_ratio.value
+    length, baseline = acceptance.candidate_length.value, acceptance.baseline_length.value
+    ratio, k = acceptance.length_ratio, acceptance.num_speculative_tokens
+    seen = f"mean acceptance length {length:.2f} at k = {k}, baseline {baseline:.2f}"
+    if baseline < policy.min_acceptance_length:  # then it is not the quantization
+        return Alarm(
+            ACCEPTANCE_COLLAPSED,
+            f"acceptance collapsed, and the baseline's too: {seen} (limit "
+            f"{policy.min_acceptance_length:.2f}). It is the pair or the traffic, not the "
+            "quantization: this draft hardly ever proposes what these responses say. Check that "
+            "this target wrote the traffic, and that draft and target fit (`quantdraft check`).",
+        )
     return Alarm(
         ACCEPTANCE_COLLAPSED,
-        f"acceptance collapsed: mean acceptance length {length:.2f}, baseline "
-        f"{acceptance.baseline_length.value:.2f} (ratio {ratio:.2f}, 95 % interval "
-        f"{acceptance.length_ratio.low:.2f} to {acceptance.length_ratio.high:.2f}, limit "
-        f"{policy.min_length_ratio:.2f}). The quantized weights or scales are probably wrong; "
-        "apply the recipe again or take a milder one.",
+        f"acceptance collapsed: {seen} (ratio {ratio.value:.2f}, 95 % interval {ratio.low:.2f} to "
+        f"{ratio.high:.2f}, limit {policy.min_length_ratio:.2f}). The quantized weights or scales "
+        "are probably wrong; apply the recipe again or take a milder one.",
     )
 
 
@@ -106,12 +114,15 @@ def not_quantized(
     if is_identity:
         return None
     found = complaint
-    if resident_bytes is not None and promised_bytes is not None:
-        if resident_bytes > (1 + MAX_EXCESS_BYTES) * promised_bytes:
-            found = (
-                f"its quantized layers take {resident_bytes:,} bytes where it was timed, and its "
-                f"scheme has {promised_bytes:,}"
-            )
+    if (
+        resident_bytes is not None
+        and promised_bytes is not None
+        and resident_bytes > (1 + MAX_EXCESS_BYTES) * promised_bytes
+    ):
+        found = (
+            f"its quantized layers take {resident_bytes:,} bytes where it was timed, and its "
+            f"scheme has {promised_bytes:,}"
+        )
     if has_identical_logits:
         found = "its logits equal the baseline's to the last bit"
     if found is None:
