@@ -25,6 +25,7 @@ from quantdraft.errors import (
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings
 from quantdraft.kernels import KERNELS, choice
+from quantdraft.kernels.book import Book
 from quantdraft.locks import sole_writer
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
@@ -242,7 +243,8 @@ def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny
 
 def test_layers_held_in_floats_where_they_were_timed_raise_the_alarm(settings, monkeypatch):
     monkeypatch.setitem(KERNELS, ("cpu", "int4"), (UnpackedLinear,))
-    monkeypatch.setattr(choice, "_winners", {})
+    book = Book(None)
+    monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
     evaluation, _ = evaluate(settings)
     (alarm,) = [a for a in evaluation.verdict.alarms if a.code == "not_quantized"]
     assert "its quantized layers take" in alarm.message

@@ -16,6 +16,7 @@ from quantdraft.engines.native import largest_packing, load_native, promised_byt
 from quantdraft.engines.session import Session
 from quantdraft.engines.source import RandomWeights, kernel_format, stored_weights
 from quantdraft.kernels import KERNELS, NoKernelError, choice, kernels_for
+from quantdraft.kernels.book import Book
 from quantdraft.kernels.dense import DenseLinear
 from quantdraft.models import load_model
 from quantdraft.quantization import apply
@@ -110,7 +111,8 @@ class UnpackedLinear(DenseLinear):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_layers_that_are_held_in_floats_are_seen(tiny_pair, monkeypatch, dtype):
     monkeypatch.setitem(KERNELS, ("cpu", "int4"), (UnpackedLinear,))
-    monkeypatch.setattr(choice, "_winners", {})
+    book = Book(None)
+    monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
     source = RandomWeights(open_checkpoint(tiny_pair.draft), load_recipe("int4"))
     native = load_native(source, dtype, CPU)
     excess = native.quantized_bytes / native.promised_bytes
