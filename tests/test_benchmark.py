@@ -77,6 +77,8 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
             compute_dtype=str(dtype).removeprefix("torch."),
             kernels=("sleep",),
             weight_bytes=1000,
+            quantized_bytes=0,
+            promised_bytes=0,
             runtime="native decoder",
             is_own=False,
             step_bytes=lambda batch, context: 1000 + 8 * batch * context,
