@@ -17,13 +17,8 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.heads import draft_head
 from quantdraft.recipe import HeadLever, Recipe
-from quantdraft.schemes import (
-    EMBEDDINGS,
-    HEAD,
-    formats_by_module,
-    has_one_group,
-    kv_scales,
-)
+from quantdraft.recipe_formats import formats_by_module, has_one_group
+from quantdraft.schemes import EMBEDDINGS, HEAD, kv_scales
 from quantdraft.weights import ELEMENT_BYTES, TensorInfo
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]

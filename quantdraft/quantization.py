@@ -35,7 +35,8 @@ from quantdraft.proof import Proof, prove
 from quantdraft.provenance import directory_sha256, environment, model_identity
 from quantdraft.quantizers import BACKENDS, QuantizationJob
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import HEAD, formats_by_module
+from quantdraft.recipe_formats import formats_by_module
+from quantdraft.schemes import HEAD
 from quantdraft.weights import FLOAT_DTYPES, INDEX_FILE
 
 # What belongs to a model besides config and weights, and is copied as it is.

@@ -18,7 +18,7 @@ from quantdraft.ledger import Ledger, byte_ledger, ceiling, estimated_cost_ratio
 from quantdraft.planning.curve import Curve, plan_curve
 from quantdraft.planning.devices import Device
 from quantdraft.recipe import Recipe, bundled_recipe_names, load_recipe
-from quantdraft.schemes import weight_format
+from quantdraft.recipe_formats import weight_format
 
 BASELINE = "full precision"
 
