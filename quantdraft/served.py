@@ -16,6 +16,7 @@ import torch
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.configs import num_positions
 from quantdraft.crosscheck import crosschecked
+from quantdraft.end_tokens import stored_end_token_ids
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
 from quantdraft.engines.vllm.run import (
@@ -27,7 +28,6 @@ from quantdraft.engines.vllm.run import (
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
-from quantdraft.generation import stored_end_token_ids
 from quantdraft.inputs import Models, Settings, say
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
