@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.errors import OutputExistsError
 from quantdraft.files import file_sha256, require_outside, write_text
 from quantdraft.inputs import (
@@ -29,7 +30,6 @@ from quantdraft.locks import sole_writer
 from quantdraft.measuring import Measuring
 from quantdraft.models import pick_device, pick_dtype, speller
 from quantdraft.progress import step
-from quantdraft.proof import claims_but_not_quantized
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
 from quantdraft.results import AcceptanceRule, Evaluation, write_evaluation

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quantdraft.acceptance import Replayed, replay_rounds
 from quantdraft.benchmark import measure_latency
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.engines.native import NativeModel, borrow, load_native
 from quantdraft.engines.session import live_mode
 from quantdraft.engines.source import stored_weights
@@ -23,7 +24,7 @@ from quantdraft.keeps import keeps_on_disk
 from quantdraft.live import live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
 from quantdraft.progress import bar, share_bar
-from quantdraft.proof import claims_but_not_quantized, probe_logits
+from quantdraft.proof import probe_logits
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served

@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datase
 DATA = {"errors", "files", "recipe", "weights", "checkpoint", "traffic", "results", "provenance"}
 DATA |= {"formats", "prompts", "schemes", "ledger", "stages", "progress", "shapes"}
 DATA |= {"promises", "heads", "documents", "configs", "recipe_formats", "end_tokens"}
+DATA |= {"claims"}
 DATA |= {"locks", "lines", "keeps", "responses", "domains"}
 JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"}
 JUDGE |= {"advice", "planning", "whole_numbers"}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.configs import read_generation_config
 from quantdraft.end_tokens import end_token_ids, first_token_ids
 from quantdraft.engines.borrowed import load_borrowed
@@ -24,7 +25,6 @@ from quantdraft.engines.source import Weight, WeightSource, kernel_format
 from quantdraft.errors import CheckpointError
 from quantdraft.kernels import NoKernelError, kernels_for
 from quantdraft.kernels.choice import fastest_linear
-from quantdraft.proof import claims_but_not_quantized
 from quantdraft.quantizers.quiet import hush_torchao
 from quantdraft.schemes import HEAD
 
