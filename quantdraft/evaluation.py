@@ -32,12 +32,10 @@ from quantdraft.models import pick_device, pick_dtype, speller
 from quantdraft.progress import step
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
-from quantdraft.results import AcceptanceRule, Evaluation, write_evaluation
+from quantdraft.results import RECORD_FILE, AcceptanceRule, Evaluation, write_evaluation
 from quantdraft.stages import STAGES_DIR
 from quantdraft.traffic import Traffic
 from quantdraft.verdict import Policy, load_policy
-
-RECORD_FILE = "evaluation.json"
 
 
 def evaluate(settings: Settings) -> tuple[Evaluation, Path]:

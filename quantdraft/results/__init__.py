@@ -17,6 +17,7 @@ from quantdraft.results.interval import Interval
 from quantdraft.results.records import (
     BENCH_SCHEMA_VERSION,
     EVALUATION_SCHEMA_VERSION,
+    RECORD_FILE,
     Bench,
     Evaluation,
     read_bench,
@@ -38,6 +39,7 @@ from quantdraft.results.verdict import Alarm, Check, CheckResult, Decision, Verd
 __all__ = [
     "BENCH_SCHEMA_VERSION",
     "EVALUATION_SCHEMA_VERSION",
+    "RECORD_FILE",
     "AcceptanceComparison",
     "AcceptanceCounts",
     "AcceptanceRule",

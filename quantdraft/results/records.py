@@ -18,6 +18,7 @@ from quantdraft.results.served import Served
 from quantdraft.results.timing import Latency, LiveCheck, Projection, SpeedPoint
 from quantdraft.results.verdict import Verdict
 
+RECORD_FILE = "evaluation.json"  # of a run, in its directory
 EVALUATION_SCHEMA_VERSION = 1
 BENCH_SCHEMA_VERSION = 1
 

@@ -10,10 +10,9 @@ from quantdraft.errors import OptionError, PairingError, VerdictError
 from quantdraft.files import file_sha256
 from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.headline import sentence
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.weights import weight_files
 
-RECORD_FILE = "evaluation.json"
 # Used, and said so, only where nothing was measured.
 UNMEASURED_K = 4
 
