@@ -22,7 +22,8 @@ from quantdraft.checkpoint import (
 )
 from quantdraft.errors import CheckpointError, RecipeError
 from quantdraft.files import hidden_directory, require_apart, whole_directory, write_json
-from quantdraft.heads import DraftHead, draft_head, recipe_for_head
+from quantdraft.heads import DraftHead, draft_head
+from quantdraft.heads.recipes import recipe_for_head
 from quantdraft.ledger import (
     byte_ledger,
     embedding_name,
