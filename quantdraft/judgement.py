@@ -24,7 +24,6 @@ from quantdraft.comparison import (
 )
 from quantdraft.comparison.projection import project_speed
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
-from quantdraft.ledger import Ledger, ceiling, ledger_summary
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
@@ -38,6 +37,7 @@ from quantdraft.results import (
     Slice,
     SpeedPoint,
 )
+from quantdraft.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.traffic import Traffic, token_counts
 from quantdraft.verdict import (
     Evidence,

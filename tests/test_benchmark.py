@@ -13,8 +13,8 @@ from quantdraft import arms, benchmark, latency
 from quantdraft.arms import Arms, row_counts, weight_bytes
 from quantdraft.benchmark import Plan, fewest_seconds, measure_grid
 from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS
-from quantdraft.ledger import Ledger
 from quantdraft.results import Roofline
+from quantdraft.step_bytes import Ledger
 
 CPU = torch.device("cpu")
 BF16, F32 = torch.bfloat16, torch.float32
