@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,11 +23,9 @@ from quantdraft.models import load_model
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule, Served, ServedArm, ServedRequest
+from quantdraft.served_run import Serve
 from quantdraft.traffic import Sampling, Traffic
 from quantdraft.unpacking import rounds_activations
-
-if TYPE_CHECKING:
-    from quantdraft.served import Serve
 
 TextStatus = Literal["identical", "near-tie", "divergent", "sampled"]
 Texts = Mapping[tuple[int, tuple[int, ...]], TextStatus]  # (prompt, token ids) -> what they are

@@ -28,7 +28,8 @@ from quantdraft.proof import probe_logits
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
-from quantdraft.served import Serve, serve
+from quantdraft.served import serve
+from quantdraft.served_run import Serve
 from quantdraft.stages import stage
 from quantdraft.traffic import Sampling, Traffic, token_counts
 from quantdraft.unpacking import rounds_activations

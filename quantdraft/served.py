@@ -7,7 +7,7 @@ engine's counters must be; they are kept side by side, prompt by prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +28,18 @@ from quantdraft.engines.vllm.run import (
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
-from quantdraft.inputs import Models, Settings, say
+from quantdraft.inputs import Settings, say
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
 from quantdraft.provenance import load_around, load_average
-from quantdraft.results import AcceptanceRule, Served
+from quantdraft.results import Served
+from quantdraft.served_run import Serve
 from quantdraft.serving.findings import Draft
 from quantdraft.serving.vllm import check
-from quantdraft.traffic import Sampling, Traffic
 
 # Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
 VISITS_PER_ARM = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """What is served, and to which end: the settings of the run, opened."""
-
-    settings: Settings
-    models: Models
-    traffic: Traffic
-    rule: AcceptanceRule
-    device: torch.device
-    dtype: torch.dtype  # of replay
-    run_dir: Path
-    num_speculative_tokens: int
-
-    @property
-    def sampling(self) -> Sampling:
-        """As the traffic was sampled; a log that does not say is answered greedily."""
-        return self.traffic.sampling or Sampling()
-
-    @property
-    def target(self) -> Checkpoint:
-        """The target, without which nothing is served."""
-        if self.models.target is None:
-            raise OptionError("--engine vllm needs --target: it is what the engine serves.")
-        return self.models.target
-
-    def checkpoint(self, arm: str) -> Checkpoint | None:
-        """The draft of an arm; None for the target alone."""
-        if arm == "autoregressive":
-            return None
-        return self.models.candidate if arm == "candidate" else self.models.baseline
 
 
 def serve(run: Serve) -> Served:

@@ -28,7 +28,7 @@ MACHINE |= {"activations", "fidelity", "microscaling", "head_proof", "on_demand"
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
 TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching", "answering"}
 TOP |= {"sweep", "grid", "jobs", "executors"}
-TOP |= {"selection"}
+TOP |= {"selection", "served_run"}
 
 
 def part_of(path: Path) -> str:
