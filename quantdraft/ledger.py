@@ -1,7 +1,7 @@
 """The byte ledger: what a draft step reads, by part, before and after a recipe; no model is run.
 
 A draft step at batch 1 reads every weight once, one row of the embedding table, and the keys and
-values of the context. What the sums bound is in `quantdraft.step_bytes`.
+values of the context. What the sums bound is in `step_bytes`.
 """
 
 from __future__ import annotations

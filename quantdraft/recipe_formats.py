@@ -1,6 +1,6 @@
 """What a recipe makes of each module: its format, the head's, and what it leaves as it is.
 
-Plain data, no torch. What a stored checkpoint says of itself is read by `quantdraft.schemes`.
+Plain data, no torch. Left out: what a stored checkpoint says of itself.
 """
 
 from __future__ import annotations

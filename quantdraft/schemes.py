@@ -1,7 +1,6 @@
 """Which module has which format, by the config of a stored checkpoint.
 
-Plain data, no torch. What a format is lies in `quantdraft.formats`; what a recipe makes of a
-module, in `quantdraft.recipe_formats`.
+Plain data, no torch. What a format is lies in `formats`. Left out: what a recipe makes of a module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bytes that a draft step reads, by part, and what reading fewer of them can gain at most.
 
-Plain numbers, no checkpoint: `quantdraft.ledger` counts them. Where memory is the limit, time goes
-as bytes, so `baseline / candidate` is a ceiling on what quantization can gain.
+Plain numbers, no checkpoint: the ledger counts them. Where memory is the limit, time goes as bytes,
+so `baseline / candidate` is a ceiling on what quantization can gain.
 """
 
 from __future__ import annotations
