@@ -1,18 +1,19 @@
-"""Arms in memory: each loaded once, in the float type that is fastest for it, while it fits.
+"""The arms of a timing in memory: each in the float type and the mode that were settled for it.
 
-A baseline held to a slow float type would make a poor candidate look good, so on a CPU both
-float32 and bfloat16 are tried. Nothing is timed for the record here.
+What a trial finds is settled once and kept on the disk, for all arms and all processes of a
+machine: two copies of one model must not differ by what a trial found. The arms are then loaded
+again and again, in fresh memory. Nothing is timed for the record here.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -22,20 +23,21 @@ from quantdraft.engines.session import Mode, modes, tried_modes
 from quantdraft.engines.source import WeightSource
 from quantdraft.engines.stepper import Stepper
 from quantdraft.errors import OptionError, UndefinedMetricError
+from quantdraft.kernels.book import NUM_VOTES, Timing, book_of, winner
+from quantdraft.kernels.choice import collected, settle
 from quantdraft.latency import synchronize, time_interleaved
 from quantdraft.memory import available_bytes
 
-Choice = TypeVar("Choice")
-
-BASELINE, CONTROL, TARGET = "baseline", "control", "target"
-# Enough for a choice between float types, which differ by a lot or do not matter.
-TRIAL_SECONDS = 1.0
+BASELINE, CONTROL, TARGET, TARGET_CONTROL = "baseline", "control", "target", "target-control"
+TARGETS = (TARGET, TARGET_CONTROL)
+# Of one vote between float types or modes, which differ by a lot or do not matter.
+TRIAL_SECONDS = 0.2
 # A CPU without the instructions may multiply bfloat16 500 times slower: one look is enough.
 CLEAR_RATIO = 4.0
 # Memory that is left to everything else: activations of kernels, the allocator's own loss.
 MEMORY_SHARE = 0.9
 
-_mode_trials: dict[tuple[Any, ...], dict[Mode, float]] = {}
+Share = Callable[[float], None]
 
 
 class Step(Protocol):
@@ -70,103 +72,161 @@ class Arms:
         device: torch.device,
         mode: Mode | Literal["auto"] = "auto",
     ) -> None:
-        """mode: how steps run; auto: as graphs on a GPU, on a CPU as a short trial finds faster."""
+        """mode: how steps run; auto: as graphs on a GPU, on a CPU as trials find faster."""
         self.sources, self.widths, self.device = sources, widths, device
         self.batch_sizes, self.mode = batch_sizes, mode
         self.undefined: dict[str, str] = {}
-        self._models: dict[str, dict[torch.dtype, NativeModel]] = {name: {} for name in sources}
-        self._settled: dict[str, torch.dtype] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._way: tuple[Mode, dict[Mode, float]] | None = None
 
-    def at(self, batch_size: int, context_length: int) -> dict[str, Arm]:
-        """Every arm that could be loaded, in its fastest float type at this batch."""
-        found: dict[str, Arm] = {}
-        for name in self.sources:
-            if name in self.undefined:
-                continue
-            try:
-                found[name] = self._fastest(name, batch_size, context_length, found.get(BASELINE))
-            except UndefinedMetricError as error:
-                self._give_up(name, str(error))
-            except torch.OutOfMemoryError:
-                self._give_up(name, f"{self.sources[name].name} does not fit on {self.device}")
-        return found
+    def settle(
+        self, batch_size: int, context_length: int, progress: Share = lambda share: None
+    ) -> None:
+        """Settle the mode, the float types and the kernels, by trials where no earlier run did.
 
-    def _fastest(
-        self, name: str, batch_size: int, context_length: int, baseline: Arm | None
-    ) -> Arm:
-        """Full-precision drafts share the baseline's choices: two copies of one model must not
-        differ by what a trial found.
+        All arms are loaded once for it, in the order of the sources: where memory ends, those that
+        come last are undefined.
+        """
+        held: list[NativeModel] = []
+        with collected() as questions:
+            for name in self.sources:
+                if name not in self.undefined:
+                    self._try(
+                        name,
+                        lambda name: held.append(self._first(name, batch_size, context_length)),
+                    )
+        held.clear()
+        gc.collect()
+        settle(list(questions.values()), progress)
+
+    def load(self, order: Sequence[str]) -> dict[str, Arm]:
+        """Load every arm that can be, in this order, into memory of its own."""
+        loaded: dict[str, Arm] = {}
+        for name in order:
+            if name not in self.undefined:
+                self._try(name, lambda name: loaded.update({name: self._arm(name)}))
+        return {name: loaded[name] for name in self.sources if name in loaded}
+
+    def fit_twice(self) -> bool:
+        """True where memory has room for all arms beside those that are loaded."""
+        needed = sum(
+            weight_bytes(source, self._dtypes[name], self.device)
+            for name, source in self.sources.items()
+            if name in self._dtypes
+        )
+        return memory_shortage(needed, self.device) is None
+
+    def _try(self, name: str, load: Callable[[str], None]) -> None:
+        try:
+            load(name)
+        except UndefinedMetricError as error:
+            self.undefined[name] = str(error)
+        except torch.OutOfMemoryError:
+            self.undefined[name] = f"{self.sources[name].name} does not fit on {self.device}"
+            gc.collect()
+
+    def _first(self, name: str, batch_size: int, context_length: int) -> NativeModel:
+        """Load an arm and settle how it runs; models in full precision share the baseline's type.
+
+        Otherwise two copies of one model, or a draft and a target of one shape, could differ.
         """
         source = self.sources[name]
-        if name != TARGET and baseline is not None and not source.formats:
-            (native,) = self._load(name, [baseline.native.dtype]).values()
-            return replace(baseline, native=native, source=source)
-        dtypes = [self._settled[name]] if name in self._settled else float_types(self.device)
-        loaded = self._load(name, dtypes)
-        width = max(self.widths[name])
-        safe = {
-            dtype: Arm(native, modes(native, self.device)[0], source)
-            for dtype, native in loaded.items()
-        }
-        if self._way is None:  # before the float types, which are to be tried as steps will run
-            self._settle_mode([*safe.values()][-1], batch_size, context_length)
-        arms = {dtype: self._run_as_settled(arm) for dtype, arm in safe.items()}
-        best = faster(arms, batch_size, context_length, width, self.device)
-        if best is torch.float32:  # it gains with every row more
-            self._settled[name] = best
-        self._drop(name, keep=best)
-        return arms[best]
+        shared = self._dtypes.get(BASELINE) if not source.formats else None
+        first = float_types(self.device)[0] if shared is None else shared
+        native = self._load(name, first)
+        if self._way is None:  # before the float types, which are tried as steps will run
+            self._settle_mode(Arm(native, "eager", source), batch_size, context_length)
+        arm = self._as_settled(native, source)
+        if shared is None and arm.mode not in ("fused", "graph"):
+            first = self._settle_float_type(name, arm, batch_size, context_length)
+        self._dtypes[name] = first
+        return native
 
-    def _run_as_settled(self, arm: Arm) -> Arm:
-        """Models on borrowed modules run in one way alone."""
+    def _arm(self, name: str) -> Arm:
+        return self._as_settled(self._load(name, self._dtypes[name]), self.sources[name])
+
+    def _as_settled(self, native: NativeModel, source: WeightSource) -> Arm:
+        """The model in the mode of all; models on borrowed modules run in one mode alone."""
         assert self._way is not None
         mode, trial = self._way
-        if mode not in modes(arm.native, self.device):
-            return arm
-        return replace(arm, mode=mode, mode_trial_ms={str(name): ms for name, ms in trial.items()})
+        known = modes(native, self.device)
+        if mode not in known:
+            return Arm(native, known[0], source)
+        return Arm(native, mode, source, {str(name): ms for name, ms in trial.items()})
 
     def _settle_mode(self, arm: Arm, batch_size: int, context_length: int) -> None:
-        """Once, on the baseline, for all: arms that ran in different ways could not be compared."""
-        known = modes(arm.native, self.device)
-        if self.mode == "fused" and arm.native.is_own and self.mode not in known:
-            raise OptionError(f"--mode fused: {fused_fault(arm.native.model)}")
+        """Once, on the first arm, for all: arms that ran in different ways could not be compared.
+
+        A pass as a list of C calls goes before the others where trials do not tell them apart.
+        """
+        native = arm.native
+        known = modes(native, self.device)
+        if self.mode == "fused" and native.is_own and self.mode not in known:
+            raise OptionError(f"--mode fused: {fused_fault(native.model)}")
         if self.mode != "auto":
             self._way = self.mode, {}
             return
-        tried = tried_modes(arm.native, self.device)
+        tried = sorted(tried_modes(native, self.device), key=lambda mode: mode != "fused")
         if len(tried) == 1:
             self._way = tried[0], {}
-        else:
-            trial = mode_trial(arm, tried, batch_size, context_length, self.device)
-            self._way = min(trial, key=lambda mode: trial[mode]), trial
+            return
+        question = (
+            f"mode {native.model.shape} {native.dtype} batch {batch_size} "
+            f"context {1 << context_length.bit_length()}"
+        )
+        trials = partial(mode_trials, arm, tried, batch_size, context_length, self.device)
+        best, ms = self._voted(question, trials)
+        self._way = (
+            next(mode for mode in tried if mode == best),
+            {mode: ms[mode] for mode in tried if mode in ms},
+        )
 
-    def _give_up(self, name: str, reason: str) -> None:
-        self.undefined[name] = reason
-        self._models[name].clear()
-        gc.collect()
+    def _settle_float_type(
+        self, name: str, arm: Arm, batch_size: int, context_length: int
+    ) -> torch.dtype:
+        """The type in which the arm's widest step is the shortest; the stored one in doubt."""
+        types = float_types(self.device)
+        source, width = self.sources[name], max(self.widths[name])
+        fitting = [types[0], *(t for t in types[1:] if self._shortage(name, t) is None)]
+        formats = sorted({str(fmt) for fmt in source.formats.values()})
+        question = (
+            f"float type {source.config.get('model_type')} {source.ledger} {formats} {arm.mode} "
+            f"batch {batch_size} width {width}"
+        )
 
-    def _load(self, name: str, dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, NativeModel]:
-        """At least the first of the types, the others where memory allows."""
-        models, source = self._models[name], self.sources[name]
+        def trials() -> list[dict[str, float]]:
+            natives = {t: arm.native if t is types[0] else self._load(name, t) for t in fitting}
+            arms = {str(t): replace(arm, native=native) for t, native in natives.items()}
+            return step_trials(arms, batch_size, context_length, width, self.device)
+
+        if len(fitting) == 1:
+            return types[0]
+        best, _ = self._voted(question, trials)
+        return next(t for t in fitting if str(t) == best)
+
+    def _voted(
+        self, question: str, trials: Callable[[], Sequence[Mapping[Any, float]]]
+    ) -> tuple[str, dict[str, float]]:
+        """The answer to a question, by trials where it is not settled; each answer's median ms."""
+        book = book_of(self.device.type, torch.get_num_threads())
+        if not book.is_settled(question):
+            for found in trials():
+                book.add(question, {str(key): Timing(ms / 1e3, 0) for key, ms in found.items()})
+        votes = book.votes(question)
+        names = {name for vote in votes for name in vote}
+        ms = {n: median(v[n].seconds for v in votes if n in v) * 1e3 for n in names}
+        return winner(votes), ms
+
+    def _load(self, name: str, dtype: torch.dtype) -> NativeModel:
+        shortage = self._shortage(name, dtype)
+        if shortage is not None:
+            raise UndefinedMetricError(f"{self.sources[name].name} does not fit: {shortage}")
         rows = row_counts(self.batch_sizes, self.widths[name])
-        loaded: dict[torch.dtype, NativeModel] = {}
-        for dtype in dtypes:
-            if dtype not in models:
-                shortage = memory_shortage(weight_bytes(source, dtype, self.device), self.device)
-                if shortage and loaded:
-                    break
-                if shortage:
-                    raise UndefinedMetricError(f"{source.name} does not fit: {shortage}")
-                models[dtype] = load_native(source, dtype, self.device, rows)
-            loaded[dtype] = models[dtype]
-        return loaded
+        return load_native(self.sources[name], dtype, self.device, rows)
 
-    def _drop(self, name: str, keep: torch.dtype) -> None:
-        models = self._models[name]
-        for dtype in [dtype for dtype in models if dtype is not keep]:
-            del models[dtype]
-        gc.collect()
+    def _shortage(self, name: str, dtype: torch.dtype) -> str | None:
+        needed = weight_bytes(self.sources[name], dtype, self.device)
+        return memory_shortage(needed, self.device)
 
 
 def float_types(device: torch.device) -> list[torch.dtype]:
@@ -175,9 +235,8 @@ def float_types(device: torch.device) -> list[torch.dtype]:
 
 
 def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of rows (batch x new tokens) that kernels are chosen for: one per power of two."""
-    rows = sorted({batch * width for batch in batch_sizes for width in widths})
-    return tuple({count.bit_length(): count for count in reversed(rows)}.values())[::-1]
+    """Numbers of rows (batch x new tokens) that kernels will be run with."""
+    return tuple(sorted({batch * width for batch in batch_sizes for width in widths}))
 
 
 def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
@@ -221,50 +280,47 @@ def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def mode_trial(
+def mode_trials(
     arm: Arm, known: Sequence[Mode], batch_size: int, context_length: int, device: torch.device
-) -> dict[Mode, float]:
-    """Median ms of a one-token step of the arm's first layer, by mode; remembered for the process.
+) -> list[dict[str, float]]:
+    """Median ms of a one-token step of the arm's first layer by mode, in each of several trials.
 
     One layer, because a compiler takes seconds for each, and all layers are alike. Where there is
     no compiler, the first mode stands alone.
     """
-    native = arm.native
-    threads = torch.get_num_threads()
-    key = (native.model.shape, native.kernels, native.dtype, batch_size, context_length, threads)
-    if key not in _mode_trials:
-        short = replace(native, model=native.model.first_layer())
-        steps = {}
-        for mode in known:
-            step = Stepper(short, batch_size, context_length, 1, mode)
-            try:
-                step.step(1)
-            except (RuntimeError, OSError):
-                continue
-            steps[mode] = partial(step.step, 1)
-        timed = time_interleaved(
-            {str(mode): step for mode, step in steps.items()}, device, TRIAL_SECONDS
-        )
-        _mode_trials[key] = {mode: median(timed[str(mode)].samples_ms) for mode in steps}
-    return _mode_trials[key]
+    short = replace(arm.native, model=arm.native.model.first_layer())
+    steps = {}
+    for mode in known:
+        step = Stepper(short, batch_size, context_length, 1, mode)
+        try:
+            step.step(1)
+        except (RuntimeError, OSError):
+            continue
+        steps[str(mode)] = partial(step.step, 1)
+    return _trials(steps, device)
 
 
-def faster(
-    arms: Mapping[Choice, Arm],
+def step_trials(
+    arms: Mapping[str, Arm],
     batch_size: int,
     context_length: int,
     width: int,
     device: torch.device,
-) -> Choice:
-    """The key whose step of `width` tokens is the shortest: by one look, or a short trial."""
-    if len(arms) == 1:
-        return next(iter(arms))
+) -> list[dict[str, float]]:
+    """Median ms of a step of `width` tokens by name, in each of several trials."""
     opened = {key: arm.open_step(batch_size, context_length, width) for key, arm in arms.items()}
     looks = {key: probe_ms(step, width, device) for key, step in opened.items()}
-    best = min(looks, key=lambda key: looks[key])
-    if max(looks.values()) > CLEAR_RATIO * looks[best]:
-        return best
-    names = {str(key): key for key in arms}
-    steps = {str(key): partial(step.step, width) for key, step in opened.items()}
-    timed = time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=frozenset(steps))
-    return names[min(timed, key=lambda name: median(timed[name].samples_ms))]
+    if max(looks.values()) > CLEAR_RATIO * min(looks.values()):
+        return [looks] * NUM_VOTES
+    return _trials({key: partial(step.step, width) for key, step in opened.items()}, device)
+
+
+def _trials(
+    steps: Mapping[str, Callable[[], None]], device: torch.device
+) -> list[dict[str, float]]:
+    rehearsed = frozenset(steps)
+    timed = [
+        time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=rehearsed, seed=seed)
+        for seed in range(NUM_VOTES)
+    ]
+    return [{name: median(found[name].samples_ms) for name in steps} for found in timed]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from quantdraft.arms import BASELINE, CONTROL, TARGET
-from quantdraft.benchmark import Keep, Plan, measure_grid
+from quantdraft.benchmark import Keep, Place, Plan, measure_grid
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.engines.source import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
@@ -94,7 +94,7 @@ def bench(settings: BenchSettings) -> tuple[Bench, Path]:
 def measure_bench(
     settings: BenchSettings,
     contenders: Contenders,
-    keep: Keep = lambda point, measure: measure(),
+    keep: Keep = lambda place, measure: measure(),
 ) -> Bench:
     """The record, nothing written but what `keep` keeps."""
     device = pick_device(settings.device)
@@ -137,8 +137,8 @@ def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial
         "replaces": file_sha256(record) if record.is_file() else None,
     }
 
-    def keep(point: tuple[int, int], measure: Callable[[], Latency]) -> Latency:
-        name = f"point-{point[0]}-{point[1]}"
+    def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
+        name = "-".join(map(str, ("point", *place)))
         return stage(partial, name, inputs, Latency, measure)
 
     return keep

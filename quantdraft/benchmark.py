@@ -1,17 +1,20 @@
-"""The arms of an evaluation, timed side by side: target, baseline, control, candidates.
+"""The arms of an evaluation, timed side by side: target, baseline, candidates, and two controls.
 
-Every arm is loaded once and stepped at each point (batch, context). A point or an arm that does
-not fit into memory or time is left out, and `Latency.undefined` says why; nothing is estimated.
+Every arm is loaded several times, in fresh memory and in a new order, and stepped at each point
+(batch, context): what differs between two loads of one model is then in the samples. A point or an
+arm that does not fit into memory or time is left out, and `Latency.undefined` says why; nothing is
+estimated.
 """
 
 from __future__ import annotations
 
+import gc
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import groupby
-from operator import itemgetter
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -19,6 +22,8 @@ from quantdraft.arms import (
     BASELINE,
     CONTROL,
     TARGET,
+    TARGET_CONTROL,
+    TARGETS,
     Arm,
     Arms,
     Step,
@@ -30,21 +35,44 @@ from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.native import NativeModel
 from quantdraft.engines.session import Mode
 from quantdraft.engines.source import WeightSource, stored_weights
-from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS, time_interleaved
+from quantdraft.kernels.choice import forget_choices
+from quantdraft.latency import time_interleaved
 from quantdraft.memory import peak_bytes, reset_peak
 from quantdraft.provenance import load_around, load_average
 from quantdraft.results import ArmLatency, Latency, Roofline, StepSamples
 from quantdraft.roofline import measure_roofline
 
+# Loads of every arm: as many as there are slots of so many seconds, each at least a load long.
+SLOT_SECONDS = 0.5
+MIN_LOADS, MAX_LOADS = 4, 200
+BLOCKS_PER_LOAD, WARMUP_BLOCKS = 4, 1  # at least
 # A point beyond the first is given up where its fewest blocks take this many times the budget.
 MAX_OVERRUN = 3.0
 OVERRUN = "the fewest timings that mean anything take"
 HEAD = "head"
 
 Progress = Callable[[float], None]
-# (batch size, context length) and how to measure there -> what was measured, now or before
-Keep = Callable[[tuple[int, int], Callable[[], Latency]], Latency]
 Key = tuple[str, int | str]  # arm, and its new tokens or HEAD
+
+
+class Place(NamedTuple):
+    """Where a part of the timing stands: all parts of one point are merged."""
+
+    attempt: int
+    load: int
+    batch_size: int
+    context_length: int
+
+
+# a part of the timing and how to measure it -> what was measured, now or before
+Keep = Callable[[Place, Callable[[], Latency]], Latency]
+
+
+class Review(NamedTuple):
+    """What the first half of the loads tells about the second."""
+
+    widths: tuple[int, ...]  # new tokens of the target's steps that are worth more time
+    doubts: tuple[str, ...]  # contradictions: kernels are chosen again, and all is timed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +82,14 @@ class Plan:
     points: tuple[tuple[int, int], ...]  # (batch size, context length)
     widths: tuple[int, ...]  # new tokens of the target's steps; a draft's step has one
     device: torch.device
-    max_seconds: float  # a point
+    max_seconds: float  # a point, loads not counted
     # Target steps in the blocks of the draft steps: a round is then paired. Apart, the drafts get
     # more samples, being the shorter steps.
     is_paired: bool = True
     has_heads: bool = False  # the drafts' output heads too, each alone
-    mode: Mode | Literal["auto"] = "auto"  # auto: graphs on a GPU; on a CPU what a trial finds
+    mode: Mode | Literal["auto"] = "auto"  # auto: graphs on a GPU; on a CPU what trials find
     seed: int = 0
+    review: Callable[[Latency], Review] | None = None  # of the first point, after half of the loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +115,14 @@ def measure_latency(
     more_points: Sequence[tuple[int, int]] = (),
     mode: Mode | Literal["auto"] = "auto",
     progress: Progress = lambda share: None,
-    keep: Keep = lambda point, measure: measure(),
+    keep: Keep = lambda place, measure: measure(),
+    review: Callable[[Latency], Review] | None = None,
 ) -> tuple[Latency, ...]:
     """Draft steps of baseline, control and candidate, and target steps of 1 and k + 1 tokens.
 
     The first is the operating point, the others those of `more_points` (batch, context) in order.
-    The control is the baseline loaded a second time: its ratio to the baseline is the noise floor.
+    The controls are the baseline and the target loaded a second time: their ratios to the first
+    are the noise floor.
     """
     operating = (batch_size, context_length)
     plan = Plan(
@@ -100,12 +131,14 @@ def measure_latency(
         device=device,
         max_seconds=max_seconds,
         mode=mode,
+        review=review,
     )
     sources = {
         BASELINE: stored_weights(baseline),
         "candidate": stored_weights(candidate),
-        CONTROL: stored_weights(baseline),
         TARGET: stored_weights(target),
+        CONTROL: stored_weights(baseline),
+        TARGET_CONTROL: stored_weights(target),
     }
     return measure_grid(sources, plan, progress, keep)
 
@@ -114,57 +147,182 @@ def measure_grid(
     sources: Mapping[str, WeightSource],
     plan: Plan,
     progress: Progress = lambda share: None,
-    keep: Keep = lambda point, measure: measure(),
+    keep: Keep = lambda place, measure: measure(),
 ) -> tuple[Latency, ...]:
     """One Latency a point of the plan, in its order; the roofline is measured once, before.
 
-    sources: weights by arm. BASELINE comes before the drafts that share its float type; where
+    sources: weights by arm. BASELINE comes before the models that share its float type; where
     memory ends, the arms that come last are the ones left out.
-    keep: gives back a point that an earlier run measured, or measures it; points stand alone
+    keep: gives back a part that an earlier run measured, or measures it; parts stand alone
     """
-    roofline = measure_roofline(plan.device)
-    widths = {name: plan.widths if name == TARGET else (1,) for name in sources}
-    batch_sizes = [batch for batch, _ in plan.points]
-    arms = Arms(sources, widths, batch_sizes, plan.device, plan.mode)
-    measured: dict[tuple[int, int], Latency] = {}
-    in_order = sorted(set(plan.points))  # by batch: float32 wins from some batch on
-    for batch_size, group in groupby(in_order, key=itemgetter(0)):
-        contexts = [context for _, context in group]
-        load = cache(partial(arms.at, batch_size, contexts[0]))
-        for context_length in contexts:
-            base = len(measured)
+    run = _Run(sources, plan, progress, keep)
+    found = run.all_loads(attempt=0, retried=())
+    if isinstance(found, Review):  # what was timed contradicts itself: once more, on fresh trials
+        forget_choices()
+        run = _Run(sources, plan, progress, keep)
+        found = run.all_loads(attempt=1, retried=found.doubts)
+    assert not isinstance(found, Review)
+    return found
 
-            def share(part: float, base: int = base) -> None:
-                progress((base + part) / len(in_order))
 
-            point = _Point(plan, batch_size, context_length, roofline)
-            where = batch_size, context_length
-            too_dear = _smaller_and_too_dear(point, measured)
-            if too_dear is not None:  # not even loaded
-                measured[where] = point.untimed(dict.fromkeys(sources, too_dear))
-            else:
-                measured[where] = keep(where, partial(_measure, point, load, arms, share))
+class _Run:
+    """All loads of a plan; arms are settled and loaded only where a part is not kept."""
+
+    def __init__(
+        self, sources: Mapping[str, WeightSource], plan: Plan, progress: Progress, keep: Keep
+    ) -> None:
+        self.sources, self.plan, self.progress, self.keep = sources, plan, progress, keep
+        self.roofline = measure_roofline(plan.device)
+        widths = {name: _widths(name, plan.widths) for name in sources}
+        batch_sizes = [batch for batch, _ in plan.points]
+        self.arms = Arms(sources, widths, batch_sizes, plan.device, plan.mode)
+        self.order = random.Random(plan.seed)
+        self.loaded: dict[str, Arm] = {}
+        self.load_seconds: float | None = None
+        self.is_settled = False
+        self.parts: dict[tuple[int, int], list[Latency]] = {point: [] for point in plan.points}
+
+    def all_loads(self, attempt: int, retried: tuple[str, ...]) -> tuple[Latency, ...] | Review:
+        """Every point's Latency, or the review that found contradictions in a first attempt."""
+        widths, load, num_loads = self.plan.widths, 0, MIN_LOADS
+        first = self.parts[self.plan.points[0]]
+        while load < num_loads:
+            self._one_load(attempt, load, widths, num_loads)
+            if load == 0:
+                num_loads = num_loads_for(self.plan.max_seconds, first[0].load_seconds)
+            load += 1
+            if load == num_loads // 2 and self.plan.review is not None and first[0].arms:
+                review = self.plan.review(merged(first))
+                if review.doubts and attempt == 0:
+                    return review
+                widths = review.widths or widths
+        self.progress(1.0)
+        return tuple(replace(merged(self.parts[p]), retried=retried) for p in self.plan.points)
+
+    def _one_load(self, attempt: int, load: int, widths: Sequence[int], num_loads: int) -> None:
+        """One load of every arm, timed at every point that is not given up."""
+        # The first point comes first: its first load says how many there are.
+        in_order = [self.plan.points[0], *sorted({*self.plan.points} - {self.plan.points[0]})]
+        is_loaded = False
+        for number, where in enumerate(in_order):
+
+            def share(part: float, number: int = number) -> None:
+                done = load + (number + part) / len(in_order)
+                self.progress(min(1.0, done / num_loads))
+
+            def measure(where: tuple[int, int] = where, share: Progress = share) -> Latency:
+                nonlocal is_loaded
+                if not is_loaded:
+                    self._load(where)
+                    is_loaded = True
+                return self._time(where, widths, load, share)
+
+            given_up = self._given_up(where, in_order)
+            if given_up is None:
+                self.parts[where].append(self.keep(Place(attempt, load, *where), measure))
+            elif load == 0:
+                self.parts[where].append(given_up)
             share(1.0)
-    return tuple(measured[point] for point in plan.points)
 
-
-def _smaller_and_too_dear(point: _Point, measured: Mapping[tuple[int, int], Latency]) -> str | None:
-    """Why a point was given up that has no larger batch and no longer context than this one."""
-    if point.is_first:
+    def _given_up(
+        self, where: tuple[int, int], in_order: Sequence[tuple[int, int]]
+    ) -> Latency | None:
+        """What stands for a point that was found too dear, or is larger than one that was."""
+        if where == self.plan.points[0]:
+            return None
+        own = self.parts[where]
+        if own and not own[0].arms:
+            return own[0]
+        for other in in_order:
+            known = self.parts[other]
+            is_smaller = other[0] <= where[0] and other[1] <= where[1]
+            if other != where and is_smaller and known and not known[0].arms:
+                reasons = [why for why in known[0].undefined.values() if OVERRUN in why]
+                if reasons:
+                    point = _Point(self.plan, *where, self.roofline, self.plan.widths)
+                    return point.untimed(dict.fromkeys(self.sources, reasons[0]))
         return None
-    for (batch_size, context_length), found in measured.items():
-        if batch_size <= point.batch_size and context_length <= point.context_length:
-            reasons = [why for why in found.undefined.values() if OVERRUN in why]
-            if reasons and not found.arms:
-                return reasons[0]
-    return None
+
+    def _load(self, where: tuple[int, int]) -> None:
+        """All arms in fresh memory: the earlier ones are let go of after, where both have room."""
+        if not self.is_settled:
+            self.arms.settle(*where)
+            self.is_settled = True
+        if not (self.loaded and self.arms.fit_twice()):
+            self.loaded = {}
+            gc.collect()
+        names = list(self.sources)
+        self.order.shuffle(names)
+        started = time.perf_counter()
+        loaded = self.arms.load(names)
+        self.load_seconds = time.perf_counter() - started
+        self.loaded = loaded
+        gc.collect()
+
+    def _time(
+        self, where: tuple[int, int], widths: Sequence[int], load: int, share: Progress
+    ) -> Latency:
+        first = self.parts[self.plan.points[0]]
+        load_seconds = first[0].load_seconds if first else self.load_seconds
+        num_loads = num_loads_for(self.plan.max_seconds, load_seconds)
+        is_first = where == self.plan.points[0]
+        chosen = tuple(widths) if is_first else self.plan.widths
+        plan = replace(
+            self.plan, max_seconds=self.plan.max_seconds / num_loads, seed=self.plan.seed + load
+        )
+        point = _Point(plan, *where, self.roofline, chosen, self.plan.max_seconds)
+        found = point.latency(self.loaded, self.arms.undefined, share)
+        return replace(found, load_seconds=self.load_seconds)
 
 
-def _measure(
-    point: _Point, load: Callable[[], dict[str, Arm]], arms: Arms, share: Progress
-) -> Latency:
-    loaded = load()  # first: it says what could not be loaded
-    return point.latency(loaded, arms.undefined, share)
+def num_loads_for(max_seconds: float, load_seconds: float | None) -> int:
+    """Loads that share the time: a slot is SLOT_SECONDS, or as long as a load takes."""
+    slot = max(SLOT_SECONDS, load_seconds or 0.0)
+    return max(MIN_LOADS, min(MAX_LOADS, int(max_seconds / slot)))
+
+
+def merged(parts: Sequence[Latency]) -> Latency:
+    """The loads of one point as one: blocks are numbered through, arms are those of all loads."""
+    arms = {name: arm for name, arm in parts[0].arms.items() if all(name in p.arms for p in parts)}
+    undefined = {name: why for part in parts for name, why in part.undefined.items()}
+    sizes = [len(part.loads) for part in parts]
+    starts = [sum(sizes[:number]) for number in range(len(parts))]
+    return replace(
+        parts[0],
+        arms={
+            name: replace(
+                parts[-1].arms[name],
+                steps={
+                    width: _joined([part.arms[name].steps.get(width) for part in parts], starts)
+                    for width in arm.steps
+                },
+                head_step=None
+                if arm.head_step is None
+                else _joined([part.arms[name].head_step for part in parts], starts),
+            )
+            for name, arm in arms.items()
+        },
+        undefined=undefined,
+        loads=tuple(load for load, size in enumerate(sizes) for _ in range(size)),
+        load_average=load_around(
+            None if parts[0].load_average is None else parts[0].load_average[0],
+            None if parts[-1].load_average is None else parts[-1].load_average[1],
+        ),
+        timing_seconds=sum(part.timing_seconds or 0.0 for part in parts),
+    )
+
+
+def _joined(parts: Sequence[StepSamples | None], starts: Sequence[int]) -> StepSamples:
+    """One step's samples of all loads, with their blocks where a load left the step out."""
+    known = [(part, start) for part, start in zip(parts, starts, strict=True) if part is not None]
+    samples = tuple(ms for part, _ in known for ms in part.samples_ms)
+    blocks = tuple(start + block for part, start in known for block in part.blocks)
+    return StepSamples(samples, () if blocks == tuple(range(len(blocks))) else blocks)
+
+
+def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """New tokens of an arm's steps: the target's control shows what one step differs by."""
+    return tuple(widths) if name == TARGET else (1,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +331,8 @@ class _Point:
     batch_size: int
     context_length: int
     roofline: Roofline
+    widths: tuple[int, ...]  # of the target's steps at this load
+    budget_seconds: float = 0.0  # of all loads together
 
     def latency(
         self, arms: Mapping[str, Arm], not_loaded: Mapping[str, str], progress: Progress
@@ -184,11 +344,14 @@ class _Point:
         too_long = self._overrun(opened)
         if too_long is not None:
             return self.untimed(undefined | dict.fromkeys(opened, too_long))
-        timed = self._time(opened, progress)
+        started = time.perf_counter()
+        timed, num_blocks = self._time(opened, progress)
         return replace(
             self.untimed(undefined),
             arms={n: self._arm(n, arm, timed) for n, arm in opened.items()} if timed else {},
             load_average=load_around(before, load_average()),
+            loads=(0,) * num_blocks,
+            timing_seconds=time.perf_counter() - started,
         )
 
     def untimed(self, undefined: dict[str, str]) -> Latency:
@@ -207,7 +370,7 @@ class _Point:
     def _open(self, arms: Mapping[str, Arm], undefined: dict[str, str]) -> dict[str, Opened]:
         opened: dict[str, Opened] = {}
         for name, arm in arms.items():
-            widths = self.plan.widths if name == TARGET else (1,)
+            widths = _widths(name, self.widths)
             needed = point_bytes(arm, self.batch_size, self.context_length, max(widths))
             shortage = memory_shortage(needed, self.plan.device)
             if shortage is not None:
@@ -241,28 +404,32 @@ class _Point:
         if self.is_first:
             return None
         seconds = fewest_seconds({name: arm.probe_ms for name, arm in opened.items()})
-        if seconds <= MAX_OVERRUN * self.plan.max_seconds:
+        if seconds <= MAX_OVERRUN * self.budget_seconds:
             return None
         return (
             f"from {self.where} on {OVERRUN} {seconds:.0f} s and more; "
-            f"the budget is {self.plan.max_seconds:.0f} s a point"
+            f"the budget is {self.budget_seconds:.0f} s a point"
         )
 
-    def _time(self, opened: Mapping[str, Opened], progress: Progress) -> dict[Key, StepSamples]:
+    def _time(
+        self, opened: Mapping[str, Opened], progress: Progress
+    ) -> tuple[dict[Key, StepSamples], int]:
+        """Samples of every step, each with its blocks, and the number of blocks."""
         drafts = self._steps(opened, is_target=False)
         target = self._steps(opened, is_target=True)
         seconds, time = self.plan.max_seconds, self._interleave
         if self.plan.is_paired or not drafts or not target:
-            return time(drafts | target, drafts, seconds, progress)
-        first = time(drafts, drafts, seconds / 2, lambda share: progress(share / 2))
-        return first | time(target, {}, seconds / 2, lambda share: progress(0.5 + share / 2))
+            return time(drafts | target, drafts, seconds, progress, 0)
+        first, middle = time(drafts, drafts, seconds / 2, lambda share: progress(share / 2), 0)
+        second, end = time(target, {}, seconds / 2, lambda share: progress(0.5 + share / 2), middle)
+        return first | second, end
 
     def _steps(
         self, opened: Mapping[str, Opened], is_target: bool
     ) -> dict[Key, Callable[[], None]]:
         steps: dict[Key, Callable[[], None]] = {}
         for name, arm in opened.items():
-            if (name == TARGET) != is_target:
+            if (name in TARGETS) != is_target:
                 continue
             for width in arm.probe_ms:
                 steps[name, width] = partial(arm.step.step, width)
@@ -278,7 +445,11 @@ class _Point:
         rehearsed: Mapping[Key, Callable[[], None]],
         seconds: float,
         progress: Progress,
-    ) -> dict[Key, StepSamples]:
+        start: int,
+    ) -> tuple[dict[Key, StepSamples], int]:
+        """Steps in the same blocks, which are numbered from `start`; the number after the last."""
+        if not steps:
+            return {}, start
         names = {f"{arm} {what}": (arm, what) for arm, what in steps}
         timed = time_interleaved(
             {name: steps[key] for name, key in names.items()},
@@ -287,8 +458,12 @@ class _Point:
             rehearsed=frozenset(name for name, key in names.items() if key in rehearsed),
             seed=self.plan.seed,
             progress=progress,
+            min_blocks=BLOCKS_PER_LOAD,
+            num_warmup_blocks=WARMUP_BLOCKS,
         )
-        return {names[name]: samples for name, samples in timed.items()}
+        end = start + len(next(iter(timed.values())).samples_ms)
+        blocks = tuple(range(start, end))
+        return {names[n]: replace(found, blocks=blocks) for n, found in timed.items()}, end
 
     def _arm(self, name: str, opened: Opened, timed: Mapping[Key, StepSamples]) -> ArmLatency:
         native = opened.arm.native
@@ -309,11 +484,11 @@ class _Point:
 
 
 def fewest_seconds(probes_ms: Mapping[str, Mapping[int, float]]) -> float:
-    """What warm-up and MIN_BLOCKS take: a step runs twice a block, a draft's rehearsed as well."""
+    """The fewest blocks of the fewest loads: a step runs twice a block, a draft's rehearsed too."""
     block_ms = sum(
-        (2 if name == TARGET else 4) * sum(looks.values()) for name, looks in probes_ms.items()
+        (2 if name in TARGETS else 4) * sum(looks.values()) for name, looks in probes_ms.items()
     )
-    return block_ms * (NUM_WARMUP_BLOCKS + MIN_BLOCKS) / 1e3
+    return block_ms * MIN_LOADS * (WARMUP_BLOCKS + BLOCKS_PER_LOAD) / 1e3
 
 
 def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | None:

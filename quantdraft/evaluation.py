@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from quantdraft.acceptance import replay_rounds
+from quantdraft.benchmark import Review
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.claims import claims_but_not_quantized
+from quantdraft.comparison.focus import widths_near_best
 from quantdraft.errors import OutputExistsError
 from quantdraft.files import file_sha256, require_outside, write_text
 from quantdraft.inputs import (
@@ -32,10 +38,11 @@ from quantdraft.models import pick_device, pick_dtype, speller
 from quantdraft.progress import step
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
-from quantdraft.results import RECORD_FILE, AcceptanceRule, Evaluation, write_evaluation
+from quantdraft.results import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
 from quantdraft.stages import STAGES_DIR
 from quantdraft.traffic import Traffic
 from quantdraft.verdict import Policy, load_policy
+from quantdraft.verdict.suspicion import suspicions
 
 
 def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
@@ -73,6 +80,7 @@ def _measured(
 
     work = Measuring(settings, models, traffic, rule, device, run_dir)
     keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}
+    work = replace(work, review=_review(keeps, traffic, settings.ks))
     false_claim = claims_but_not_quantized(models.candidate)
     is_same = None if false_claim else work.has_identical_logits()
     is_control = _is_copy(models.candidate, is_same)
@@ -98,6 +106,23 @@ def _measured(
     )
     with step("judge"):
         return judged(measured, policy)
+
+
+def _review(
+    keeps: Mapping[str, list[NDArray[np.float64]]], traffic: Traffic, ks: tuple[int, ...]
+) -> Callable[[Latency], Review]:
+    """What half of the timing says of the other: which k are worth it, and what contradicts."""
+    ids = [response.prompt_id for response in traffic.responses]
+    lengths = {}
+    for arm, keep in keeps.items():
+        replayed = replay_rounds(ids, keep, ks)
+        lengths[arm] = {k: replayed.counts(k).mean_acceptance_length for k in ks}
+
+    def review(latency: Latency) -> Review:
+        doubts = tuple(alarm.message for alarm in suspicions(latency))
+        return Review(widths_near_best(lengths, latency), doubts)
+
+    return review
 
 
 def default_rule(traffic: Traffic) -> AcceptanceRule:

@@ -22,6 +22,7 @@ from quantdraft.comparison import (
     slice_tokens,
     speed_point,
 )
+from quantdraft.comparison.focus import timed_throughout
 from quantdraft.comparison.projection import project_speed
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
 from quantdraft.results import (
@@ -42,11 +43,13 @@ from quantdraft.traffic import Traffic, token_counts
 from quantdraft.verdict import (
     Evidence,
     Policy,
+    control_strays,
     decide,
     measured_alarms,
     not_quantized,
     served_alarms,
 )
+from quantdraft.verdict.suspicion import suspicions
 from quantdraft.whole_numbers import compact
 
 Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
@@ -90,7 +93,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     }
     replayed = {arm: each.without_positions() for arm, each in replayed.items()}
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
-    best = best_k(equal_k)
+    throughout = timed_throughout(measured.latency, measured.ks)
+    best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
     fallback = _best_by_length(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
@@ -110,6 +114,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             speed=point,
             num_prompts=_num_prompts(measured),
             num_timings=_num_timings(measured.latency),
+            timing_seconds=measured.latency.timing_seconds,
             alarms=alarms,
             speed_undefined=_speed_undefined(measured),
         ),
@@ -190,6 +195,9 @@ def _alarms(
         complaint=measured.not_quantized,
     )
     raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
+    of_target = control_strays(point.target_control_speedup, policy, "target")
+    raised += () if of_target is None else (of_target,)
+    raised += suspicions(measured.latency)
     raised += served_alarms(measured.served, policy)
     return raised if false_claim is None else (false_claim, *raised)
 

@@ -37,11 +37,13 @@ def time_interleaved(
     rehearsed: frozenset[str] = frozenset(),
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
+    min_blocks: int = MIN_BLOCKS,
+    num_warmup_blocks: int = NUM_WARMUP_BLOCKS,
 ) -> dict[str, StepSamples]:
     """Samples in ms for every named step; sample i of all names comes from block i.
 
     A block runs every step forwards, then backwards, and its sample is the mean of the two (on a
-    GPU of several in a row, each). Blocks repeat for `max_seconds`, at least MIN_BLOCKS of them;
+    GPU of several in a row, each). Blocks repeat for `max_seconds`, at least `min_blocks` of them;
     the first ones are warm-up and discarded.
 
     A step that follows itself finds its weights in the caches, and one that follows a larger model
@@ -50,12 +52,12 @@ def time_interleaved(
     """
     names, shuffled = list(steps), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(NUM_WARMUP_BLOCKS):
+    for _ in range(num_warmup_blocks):
         _run_block(steps, names, rehearsed, device)
     started = time.perf_counter()
     for block in range(max_blocks):
         elapsed = time.perf_counter() - started
-        if block >= MIN_BLOCKS and elapsed > max_seconds:
+        if block >= min_blocks and elapsed > max_seconds:
             break
         progress(min(1.0, elapsed / max_seconds) if max_seconds > 0 else 1.0)
         shuffled.shuffle(names)

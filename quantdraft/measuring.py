@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantdraft.acceptance import Replayed, replay_rounds
-from quantdraft.benchmark import measure_latency
+from quantdraft.benchmark import Place, Review, measure_latency
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.claims import claims_but_not_quantized
 from quantdraft.engines.native import NativeModel, borrow, load_native
@@ -45,6 +45,8 @@ class Measuring:
     rule: AcceptanceRule
     device: torch.device
     run_dir: Path
+    # What half of the timing says of the other half; see `benchmark.Plan`.
+    review: Callable[[Latency], Review] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,8 +100,8 @@ class Measuring:
             }
         )
 
-        def keep(point: tuple[int, int], measure: Callable[[], Latency]) -> Latency:
-            name = f"latency-{point[0]}-{point[1]}"
+        def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
+            name = "-".join(map(str, ("latency", *place)))
             return stage(self.run_dir, name, inputs, Latency, measure)
 
         def compute() -> list[Latency]:
@@ -117,6 +119,7 @@ class Measuring:
                     mode=self.settings.mode,
                     progress=progress,
                     keep=keep,
+                    review=self.review,
                 )
                 return list(measured)
 

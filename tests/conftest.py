@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Kernels that tests choose are remembered for the session, and neither read nor change the user's.
+os.environ["QUANTDRAFT_CHOICES"] = tempfile.mkdtemp(prefix="quantdraft-choices-")
 
 VOCAB_SIZE = 512
 

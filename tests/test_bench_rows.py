@@ -113,7 +113,7 @@ def test_what_was_not_measured_is_none_and_never_a_number():
 
 def test_a_ratio_of_too_few_blocks_is_undefined():
     few = StepSamples((1.0, 1.0))
-    assert step_ratio(few, few) is None
+    assert step_ratio(few, few, point()) is None
 
 
 def test_the_table_has_a_row_a_draft_and_point_and_none_for_the_target():

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from quantdraft import arms, benchmark, roofline
 from quantdraft.benching import BenchSettings, bench, contenders_of
+from quantdraft.benchmark import MIN_LOADS, merged
 from quantdraft.cli import main, parse_numbers
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.quantization import apply
@@ -140,28 +141,29 @@ def test_a_killed_bench_goes_on_at_the_next_point(
         mode="eager",
         output=tmp_path / "out",
     )
-    real, points = benchmark._measure, []
+    real, parts = benchmark._Run._time, []
 
-    def killed_at_the_second(*arguments):
-        if points:
+    def killed_at_the_third(run, *arguments):
+        if len(parts) == 2:
             raise KeyboardInterrupt
-        points.append(real(*arguments))
-        return points[0]
+        parts.append(real(run, *arguments))
+        return parts[-1]
 
-    monkeypatch.setattr(benchmark, "_measure", killed_at_the_second)
+    monkeypatch.setattr(benchmark._Run, "_time", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         bench(settings)
     assert not (tmp_path / "out").exists()
 
-    def only_the_second(*arguments):
-        points.append(real(*arguments))
-        return points[-1]
+    def only_the_rest(run, *arguments):
+        parts.append(real(run, *arguments))
+        return parts[-1]
 
-    monkeypatch.setattr(benchmark, "_measure", only_the_second)
+    monkeypatch.setattr(benchmark._Run, "_time", only_the_rest)
     measured, _ = bench(settings)
-    assert len(points) == 2
-    assert measured.points == tuple(points)
+    num_parts = 2 * MIN_LOADS  # of two points
+    assert len(parts) == num_parts
+    assert measured.points == (merged(parts[::2]), merged(parts[1::2]))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     bench(replace(settings, force=True))  # a finished one: anew
-    assert len(points) == 4
+    assert len(parts) == 2 * num_parts

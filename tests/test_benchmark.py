@@ -11,8 +11,18 @@ import torch
 
 from quantdraft import arms, benchmark, latency
 from quantdraft.arms import Arms, row_counts, weight_bytes
-from quantdraft.benchmark import Plan, fewest_seconds, measure_grid
-from quantdraft.latency import MIN_BLOCKS, NUM_WARMUP_BLOCKS
+from quantdraft.benchmark import (
+    BLOCKS_PER_LOAD,
+    MIN_LOADS,
+    WARMUP_BLOCKS,
+    Place,
+    Plan,
+    Review,
+    fewest_seconds,
+    measure_grid,
+    num_loads_for,
+)
+from quantdraft.kernels.book import Book
 from quantdraft.results import Roofline
 from quantdraft.step_bytes import Ledger
 
@@ -20,6 +30,7 @@ CPU = torch.device("cpu")
 BF16, F32 = torch.bfloat16, torch.float32
 LEDGER = Ledger(500, 300, 150, 20, 30, 0, 8)
 ROOF = Roofline(1e9, 1e9, {})
+NUM_BLOCKS = MIN_LOADS * BLOCKS_PER_LOAD
 
 
 @dataclass
@@ -84,7 +95,10 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
     monkeypatch.setattr(arms, "load_native", load)
     monkeypatch.setattr(arms, "Stepper", Step)
     monkeypatch.setattr(arms, "modes", lambda native, device: ("eager",))
+    monkeypatch.setattr(benchmark, "time", CLOCK)
     monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)
+    book = Book(None)
+    monkeypatch.setattr(arms, "book_of", lambda device, num_threads: book)
     monkeypatch.setattr(benchmark, "measure_roofline", lambda device: ROOF)
     return loaded
 
@@ -94,29 +108,30 @@ def plan(*points: tuple[int, int], **options: Any) -> Plan:
     return Plan(points=points, **chosen)
 
 
-def four_arms(ms: float = 0.2) -> dict[str, Source]:
+def five_arms(ms: float = 0.2) -> dict[str, Source]:
     return {
         "baseline": Source("draft", ms=ms),
         "candidate": Source("quick", ms=ms / 2, formats={"layer": "int8"}),
-        "control": Source("draft", ms=ms),
         "target": Source("target", ms=ms),
+        "control": Source("draft", ms=ms),
+        "target-control": Source("target", ms=ms),
     }
 
 
 def test_arms_differ_as_their_steps_do_and_the_control_does_not(loads):
-    (found,) = measure_grid(four_arms(ms=4.0), plan((1, 16)))
+    (found,) = measure_grid(five_arms(ms=4.0), plan((1, 16)))
     times = {(arm, m): s.samples_ms for arm, a in found.arms.items() for m, s in a.steps.items()}
-    wanted = {"baseline": 4.0, "candidate": 2.0, "control": 4.0, "target": 4.0}
+    wanted = dict.fromkeys(five_arms(), 4.0) | {"candidate": 2.0}
     for arm, ms in wanted.items():
-        assert times[arm, 1] == pytest.approx([ms] * MIN_BLOCKS)
-    assert times["target", 3] == pytest.approx([12.0] * MIN_BLOCKS)
+        assert times[arm, 1] == pytest.approx([ms] * NUM_BLOCKS)
+    assert times["target", 3] == pytest.approx([12.0] * NUM_BLOCKS)
     assert set(times) == {*((arm, 1) for arm in wanted), ("target", 3)}
     assert found.undefined == {}
     assert found.roofline == ROOF
 
 
 def test_an_arm_says_what_it_reads_and_how_it_runs(loads):
-    (found,) = measure_grid(four_arms(), plan((2, 16)))
+    (found,) = measure_grid(five_arms(), plan((2, 16)))
     arm = found.arms["candidate"]
     assert arm.step_bytes == 1000 + 8 * 2 * 16
     assert (arm.head_bytes, arm.mode, arm.runtime) == (150, "eager", "native decoder")
@@ -124,28 +139,105 @@ def test_an_arm_says_what_it_reads_and_how_it_runs(loads):
 
 
 def test_a_format_without_a_kernel_is_left_out_with_its_reason(loads):
-    sources = four_arms() | {"candidate": Source("fp8", formats={"layer": "fp8"})}
+    sources = five_arms() | {"candidate": Source("fp8", formats={"layer": "fp8"})}
     (found,) = measure_grid(sources, plan((1, 16)))
     assert found.undefined == {"candidate": "no cpu kernel computes in fp8"}
-    assert set(found.arms) == {"baseline", "control", "target"}
+    assert set(found.arms) == {"baseline", "control", "target", "target-control"}
 
 
-def test_the_fastest_type_is_taken_at_each_batch_and_the_control_follows(loads):
-    sources = {"baseline": Source("draft", slow=20.0), "control": Source("draft", slow=20.0)}
-    found = Arms(sources, dict.fromkeys(sources, (1,)), (1, 2, 4), CPU)
-    first = found.at(2, 16)
-    assert [first[name].native.dtype for name in sources] == [F32, F32]
-    assert loads == [("draft", BF16), ("draft", F32), ("draft", F32)]
-    second = found.at(4, 16)  # float32 gains with every row more: nothing is tried again
-    assert second["baseline"].native is first["baseline"].native
-    assert len(loads) == 3
+def test_full_precision_models_share_the_baselines_float_type(loads):
+    sources = {
+        "baseline": Source("draft", slow=20.0),
+        "target": Source("target", slow=0.1),
+        "candidate": Source("quick", slow=0.1, formats={"layer": "int8"}),
+    }
+    found = Arms(sources, dict.fromkeys(sources, (1,)), (2,), CPU)
+    found.settle(2, 16)
+    loaded = found.load(list(sources))
+    types = {name: arm.native.dtype for name, arm in loaded.items()}
+    assert types == {"baseline": F32, "target": F32, "candidate": BF16}
 
 
-def test_points_come_in_the_order_asked_for_and_models_are_loaded_once(loads):
+def test_a_float_type_is_settled_once_for_every_process(loads):
+    sources = {"baseline": Source("draft", slow=20.0)}
+    for _ in range(2):
+        Arms(sources, {"baseline": (1,)}, (2,), CPU).settle(2, 16)
+    assert loads == [("draft", BF16), ("draft", F32), ("draft", BF16)]
+
+
+def test_every_arm_is_loaded_anew_for_every_load_in_another_order(loads):
+    (found,) = measure_grid(five_arms(), plan((1, 16)))
+    assert found.num_loads == MIN_LOADS
+    assert found.loads == tuple(n for n in range(MIN_LOADS) for _ in range(BLOCKS_PER_LOAD))
+    names = [name for name, _ in loads][-5 * MIN_LOADS :]
+    orders = {tuple(names[i : i + 5]) for i in range(0, len(names), 5)}
+    assert all(sorted(order) == sorted(names[:5]) for order in orders)
+    assert len(orders) > 1
+
+
+def test_more_time_is_more_loads():
+    assert num_loads_for(0.0, 0.1) == MIN_LOADS
+    assert num_loads_for(5.0, 0.1) == 10
+    assert num_loads_for(20.0, 2.0) == 10
+    assert num_loads_for(20.0, 60.0) == MIN_LOADS
+
+
+def test_time_goes_where_the_review_says_and_old_blocks_stay_paired(loads):
+    def review(latency):
+        assert latency.num_loads == MIN_LOADS // 2
+        return Review((1, 3), ())
+
+    (found,) = measure_grid(five_arms(), plan((1, 16), widths=(1, 3, 5), review=review))
+    steps = found.arms["target"].steps
+    half = NUM_BLOCKS // 2
+    assert len(steps[3].samples_ms) == NUM_BLOCKS
+    assert steps[3].blocks == ()
+    assert steps[5].blocks == ()  # those of the first loads, from 0 on
+    assert len(steps[5].samples_ms) == half
+    assert found.retried == ()
+
+
+def test_contradicting_steps_are_timed_again_once_on_new_choices(loads, monkeypatch):
+    forgotten, asked = [], []
+    monkeypatch.setattr(benchmark, "forget_choices", lambda: forgotten.append(1))
+
+    def review(latency):
+        asked.append(latency.num_loads)
+        return Review((), ("the target takes 0.5 times as long for 3 new tokens as for 1",))
+
+    places: list[Place] = []
+
+    def keep(place, measure):
+        places.append(place)
+        return measure()
+
+    (found,) = measure_grid(five_arms(), plan((1, 16), review=review), keep=keep)
+    assert (len(forgotten), len(asked)) == (1, 2)
+    assert found.retried == ("the target takes 0.5 times as long for 3 new tokens as for 1",)
+    assert found.num_loads == MIN_LOADS  # those of the first attempt are not among them
+    assert [place.attempt for place in places] == [0] * (MIN_LOADS // 2) + [1] * MIN_LOADS
+
+
+def test_loads_that_are_kept_are_not_loaded_again(loads):
+    kept = {}
+
+    def keep(place, measure):
+        if place not in kept:
+            kept[place] = measure()
+        return kept[place]
+
+    first = measure_grid(five_arms(), plan((1, 16)), keep=keep)
+    del kept[Place(0, 2, 1, 16)]
+    loads.clear()
+    again = measure_grid(five_arms(), plan((1, 16)), keep=keep)
+    assert again[0].arms == first[0].arms
+    assert len(loads) <= 3 * len(five_arms())  # to settle (two types), and the one that was lost
+
+
+def test_points_come_in_the_order_asked_for(loads):
     asked = ((2, 32), (1, 16), (1, 32))
-    measured = measure_grid(four_arms(), plan(*asked))
+    measured = measure_grid(five_arms(), plan(*asked))
     assert tuple((p.batch_size, p.context_length) for p in measured) == asked
-    assert loads.count(("target", F32)) <= 2  # once a batch size at most
 
 
 def test_a_point_that_takes_too_long_is_left_out_but_never_the_first(loads):
@@ -165,7 +257,6 @@ def test_points_larger_than_one_that_takes_too_long_are_not_even_loaded(loads):
     reasons = {measured[point].undefined["baseline"] for point in asked[1:]}
     assert len(reasons) == 1
     assert reasons.pop().startswith("from batch 1, context 16 on")
-    assert loads.count(("draft", F32)) <= 2  # of batches 1 and 4
 
 
 def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkeypatch):
@@ -190,18 +281,19 @@ def test_apart_from_the_target_the_drafts_keep_their_own_blocks(loads):
     (found,) = measure_grid(sources, plan((1, 16), is_paired=False, max_seconds=0.8))
     draft = found.arms["baseline"].steps[1].samples_ms
     target = found.arms["target"].steps[3].samples_ms
-    assert len(draft) > len(target) >= MIN_BLOCKS
+    assert len(draft) > len(target) >= NUM_BLOCKS
 
 
 def test_the_fewest_seconds_are_those_of_warmup_and_fewest_blocks():
     probes = {"baseline": {1: 10.0}, "target": {1: 20.0, 5: 30.0}}
     # a block: the draft forwards and backwards, rehearsed each time; the target twice
-    assert fewest_seconds(probes) == (4 * 10 + 2 * 50) * (NUM_WARMUP_BLOCKS + MIN_BLOCKS) / 1e3
+    num_blocks = MIN_LOADS * (WARMUP_BLOCKS + BLOCKS_PER_LOAD)
+    assert fewest_seconds(probes) == (4 * 10 + 2 * 50) * num_blocks / 1e3
 
 
-def test_kernels_are_chosen_for_one_row_count_a_power_of_two():
+def test_rows_are_every_batch_with_every_number_of_tokens():
     assert row_counts((1, 2, 64), (1,)) == (1, 2, 64)
-    assert row_counts((1,), range(1, 18)) == (1, 2, 4, 8, 16)
+    assert row_counts((1, 2), (1, 3)) == (1, 2, 3, 6)
 
 
 def test_weights_take_what_a_step_reads_and_the_table():

@@ -71,7 +71,8 @@ def test_a_run_leaves_a_whole_record_and_its_views(settings):
     assert read_evaluation(run_dir / "evaluation.json") == evaluation
     assert {"report.md", "report.html"} <= {path.name for path in run_dir.iterdir()}
     assert evaluation.verdict.decision in {"go", "no-go", "inconclusive"}
-    assert set(evaluation.latency.arms) == {"baseline", "candidate", "control", "target"}
+    arms = {"baseline", "candidate", "control", "target", "target-control"}
+    assert set(evaluation.latency.arms) == arms
     assert any(name.startswith("int4") for name in evaluation.latency.arms["candidate"].kernels)
     assert [check.num_divergent for check in evaluation.live] == [0, 0]
     for live in evaluation.live:
@@ -105,7 +106,9 @@ def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_pat
 def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
     apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "identity")
     evaluation, _ = evaluate(replace(settings, candidate=str(tmp_path / "identity")))
-    assert evaluation.verdict.decision == "no-go"
+    assert evaluation.verdict.decision != "go"  # inconclusive where a timing raised an alarm
+    results = {check.name: check.result for check in evaluation.verdict.checks}
+    assert results["another than the baseline"] == "fail"
     assert evaluation.acceptance[0].acceptance_rate_loss.value == 0
 
 

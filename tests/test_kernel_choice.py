@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from quantdraft.kernels import NoKernelError, choice
-from quantdraft.kernels.choice import LinearByRows, chosen, fastest_linear
+from quantdraft.kernels import NoKernelError, choice, trials
+from quantdraft.kernels.book import NUM_VOTES, Book, Timing, hopeless, winner
+from quantdraft.kernels.choice import (
+    LinearByRows,
+    collected,
+    fastest_linear,
+    forget_choices,
+    settle,
+    tried_rows,
+)
 from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
 from quantdraft.kernels.few_rows import Bf16FewRowsLinear
 from quantdraft.kernels.operations import operations_fault
@@ -76,11 +84,13 @@ class Refusing(Timed):
 
 @pytest.fixture
 def candidates(monkeypatch):
-    """Sets the kernels that a trial has, and forgets earlier trials."""
+    """Sets the kernels that a trial has, in a book of its own, which it returns."""
 
-    def set_to(*kinds) -> None:
-        monkeypatch.setattr(choice, "_winners", {})
+    def set_to(*kinds, path=None) -> Book:
+        book = Book(path)
+        monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
         monkeypatch.setattr(choice, "kernels_for", lambda device, fmt: kinds)
+        return book
 
     return set_to
 
@@ -100,7 +110,7 @@ def test_each_row_count_gets_its_fastest_kernel(candidates):
     for rows in (1, 2, 8, 40):
         x = torch.randn(rows, 32)
         assert torch.equal(module(x[None]), nn.functional.linear(x, WEIGHT)[None])
-    assert used == ["fast_alone", "fast_together", "fast_together", "fast_together"]
+    assert used == ["fast_alone", "fast_alone", "fast_together", "fast_together"]
 
 
 def test_one_row_count_holds_one_kernel(candidates):
@@ -109,19 +119,102 @@ def test_one_row_count_holds_one_kernel(candidates):
     assert linear((16,)).kernel == "fast_together"
 
 
-def test_a_second_kernel_is_held_only_for_more_than_five_percent():
-    assert chosen([[1.0, 1.04], [1.0, 0.97]]) == (0, 0)
-    assert chosen([[1.0, 2.0], [1.2, 1.0]]) == (0, 1)
-    assert chosen([[3.0, 1.0], [1.0, 1.02]]) == (1, 1)
+def votes(*trials_ms: dict[str, float], num_bytes: dict[str, int] | None = None):
+    sizes = num_bytes or {}
+    return [{n: Timing(ms / 1e3, sizes.get(n, 1)) for n, ms in vote.items()} for vote in trials_ms]
 
 
-def test_row_counts_are_thinned_to_six_with_both_ends():
-    assert choice.thinned((5, 1, 1)) == (1, 5)
-    assert choice.thinned(range(1, 101)) == (1, 21, 41, 60, 80, 100)
+def test_another_kernel_must_win_by_five_percent_and_by_fifteen_if_it_reads_more():
+    assert winner(votes({"a": 1.04, "b": 1.0})) == "a"
+    assert winner(votes({"a": 1.06, "b": 1.0})) == "b"
+    more = {"a": 1, "b": 2}
+    assert winner(votes({"a": 1.12, "b": 1.0}, num_bytes=more)) == "a"
+    assert winner(votes({"a": 1.2, "b": 1.0}, num_bytes=more)) == "b"
+    # the one of fewer bytes is the one to beat, wherever it stands in the list
+    assert winner(votes({"b": 1.0, "a": 1.12}, num_bytes=more)) == "a"
 
 
-def test_a_kernel_left_far_behind_runs_once():
-    calls = {"fast": 0, "slow": 0}
+def test_two_disturbed_trials_of_five_change_nothing():
+    quiet, disturbed = {"bf16": 1.0, "float32": 2.0}, {"bf16": 9.0, "float32": 2.0}
+    sizes = {"bf16": 2, "float32": 4}
+    assert winner(votes(disturbed, quiet, quiet, disturbed, quiet, num_bytes=sizes)) == "bf16"
+    assert winner(votes(disturbed, num_bytes=sizes)) == "float32"  # what one trial would say
+
+
+def test_a_kernel_is_hopeless_only_where_two_trials_say_so():
+    slow = {"a": 1.0, "b": 500.0}
+    assert hopeless(votes(slow)) == set()
+    assert hopeless(votes(slow, slow)) == {"b"}
+    assert winner(votes(slow, slow, {"a": 1.0}, {"a": 1.0}, {"a": 1.0})) == "a"
+
+
+def test_a_number_of_rows_takes_the_answer_of_the_nearest_that_is_tried():
+    assert [tried_rows(n) for n in (1, 2, 3, 5, 6, 9, 12, 33, 5000)] == [
+        1, 2, 4, 4, 8, 8, 16, 64, 1024,
+    ]  # fmt: skip
+
+
+def test_draft_and_target_get_the_same_kernel_for_the_same_rows(candidates):
+    candidates(FastAlone, FastTogether)
+    target, draft = linear((1, 8)), linear((1,))
+    assert target.part_for(1).kernel == draft.kernel == "fast_alone"
+
+
+def test_questions_are_settled_by_several_trials_and_kept_for_the_next_process(
+    candidates, tmp_path, monkeypatch
+):
+    path = tmp_path / "choices.json"
+    book = candidates(FastAlone, FastTogether, path=path)
+    with collected() as questions:
+        linear((1, 8))
+    assert [len(book.votes(name)) for q in questions.values() for name in q.names] == [1, 1]
+    settle(list(questions.values()))
+    assert all(book.is_settled(name) for q in questions.values() for name in q.names)
+    candidates(FastAlone, FastTogether, path=path)
+    monkeypatch.setattr(choice, "trial", None)
+    assert linear((1, 8)).kernel == "fast_alone+fast_together"
+
+
+def test_what_contradicts_the_steps_is_asked_anew(candidates, monkeypatch):
+    book = candidates(FastAlone, FastTogether)
+    with collected() as questions:
+        linear((1,))
+    settle(list(questions.values()))
+    (name,) = next(iter(questions.values())).names
+    assert len(book.votes(name)) == NUM_VOTES
+    assert forget_choices() >= 1
+    assert len(book.votes(name)) == 0
+    linear((1,))
+    assert len(book.votes(name)) == 1
+
+
+def test_a_book_that_cannot_be_read_or_written_stops_nothing(candidates, tmp_path):
+    path = tmp_path / "choices.json"
+    for text in ("{", "[]", '{"a": 3}', '{"a": [{"b": [1]}]}', '{"a": [{"b": "cd"}]}'):
+        path.write_text(text)
+        assert Book(path).votes("a") == ()
+    nowhere = Book(tmp_path / "choices.json" / "below.json")
+    nowhere.add("a", {"b": Timing(0.0, 1)})
+    nowhere.write()
+    assert nowhere.is_settled("a")
+
+
+def test_processes_that_settle_different_questions_keep_each_others_answers(tmp_path):
+    path = tmp_path / "choices.json"
+    one, other = Book(path), Book(path)
+    for book, name in ((one, "a"), (other, "b")):
+        for _ in range(NUM_VOTES):
+            book.add(name, {"k": Timing(1.0, 1), "l": Timing(2.0, 1)})
+        book.add("open", {"k": Timing(1.0, 1), "l": Timing(2.0, 1)})
+        book.write()
+    found = Book(path)
+    assert found.is_settled("a")
+    assert found.is_settled("b")
+    assert not found.votes("open")  # one vote is no answer for the next process
+
+
+def test_a_kernel_left_far_behind_runs_less_often():
+    calls = {"fast": 0, "slow": 0, "hopeless": 0}
 
     def timer(name: str, seconds: float):
         def run() -> float:
@@ -130,14 +223,16 @@ def test_a_kernel_left_far_behind_runs_once():
 
         return run
 
-    assert choice._medians([timer("slow", 3.0), timer("fast", 1.0)]) == [3.0, 1.0]
-    assert calls == {"slow": 1, "fast": 1}
+    timers = {"slow": timer("slow", 3.0), "fast": timer("fast", 1.0)}
+    timers["hopeless"] = timer("hopeless", 500.0)
+    assert trials._fastest_of(timers) == {"slow": 3.0, "fast": 1.0, "hopeless": 500.0}
+    assert calls == {"slow": 2, "fast": trials.NUM_ROUNDS, "hopeless": 1}
 
 
 def test_first_outputs_keep_their_scales():
     integers = torch.arange(32, dtype=torch.int8).view(4, 8)
     weight = Unpacked(integers, torch.ones(4, 2), torch.zeros(4, 2).to(torch.int8), 4, None)
-    few = choice.first_outputs(weight, 2)
+    few = trials.first_outputs(weight, 2)
     assert torch.equal(dequantized(few), dequantized(weight)[:2])
     book = Codebook(
         torch.arange(16, dtype=torch.uint8).view(4, 4),
@@ -147,12 +242,12 @@ def test_first_outputs_keep_their_scales():
         None,
         "nf4",
     )
-    assert torch.equal(dequantized(choice.first_outputs(book, 2)), dequantized(book)[:2])
-    assert choice.first_outputs(book, 1) is book
+    assert torch.equal(dequantized(trials.first_outputs(book, 2)), dequantized(book)[:2])
+    assert trials.first_outputs(book, 1) is book
 
 
 def test_a_kernel_that_is_alone_is_not_timed(candidates, monkeypatch):
-    monkeypatch.setattr(choice, "_timed", None)
+    monkeypatch.setattr(trials, "_timed", None)
     candidates(FastTogether, Refusing)
     assert linear().kernel == "fast_together"
 
@@ -160,7 +255,7 @@ def test_a_kernel_that_is_alone_is_not_timed(candidates, monkeypatch):
 def test_trials_are_remembered_for_the_shape(candidates, monkeypatch):
     candidates(FastAlone, FastTogether)
     first = linear()
-    monkeypatch.setattr(choice, "_trial", None)
+    monkeypatch.setattr(choice, "trial", None)
     assert linear().kernel == first.kernel
 
 
@@ -235,4 +330,4 @@ def test_a_kernel_that_is_an_operation_is_timed_as_one(monkeypatch):
         pytest.skip(f"not offered on this machine: {operations_fault()}")
     kernel = Bf16FewRowsLinear(torch.ones(4, 16, dtype=torch.bfloat16), None, torch.float32)
     monkeypatch.setattr(kernel, "forward", None)
-    assert choice._timed(kernel, torch.ones(2, 16))() > 0
+    assert trials._timed(kernel, torch.ones(2, 16))() > 0

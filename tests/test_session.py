@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantdraft.arms import Arms
+from quantdraft.arms import Arm, Arms
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.engines import fused, session
 from quantdraft.engines.native import load_native
@@ -13,6 +13,7 @@ from quantdraft.engines.session import Session, live_mode, modes, tried_modes
 from quantdraft.engines.source import stored_weights
 from quantdraft.engines.stepper import Stepper
 from quantdraft.errors import OptionError
+from quantdraft.kernels.book import NUM_VOTES, Book
 from quantdraft.kernels.operations import operations_fault
 from quantdraft.sampling import Sampling
 from quantdraft.speculation import speculate
@@ -53,7 +54,7 @@ def test_asked_for_where_it_is_not_offered_it_is_an_error_with_the_reason(tiny_p
     sources = {"baseline": stored_weights(open_checkpoint(tiny_pair.draft))}
     arms = Arms(sources, {"baseline": (1,)}, (1,), CPU, "fused")
     with pytest.raises(OptionError, match="--mode fused: there is no C compiler"):
-        arms.at(1, 16)
+        arms.settle(1, 16)
 
 
 @needs_operations
@@ -62,21 +63,21 @@ def test_all_arms_run_fused_when_it_is_asked_for_or_found_faster(tiny_pair, monk
         name: stored_weights(open_checkpoint(path))
         for name, path in (("baseline", tiny_pair.draft), ("target", tiny_pair.target))
     }
-    asked = Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU, "fused").at(1, 16)
+    asked = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU, "fused"))
     assert {arm.mode for arm in asked.values()} == {"fused"}
-    times = {"eager": 2.0, "fused": 1.0, "compiled": 1.5}
-    monkeypatch.setattr("quantdraft.arms.mode_trial", lambda *arguments: times)
-    tried = []
-    monkeypatch.setattr(
-        "quantdraft.arms.faster",
-        lambda arms, *point: (tried.extend(arm.mode for arm in arms.values()), min(arms, key=str))[
-            1
-        ],
-    )
-    found = Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU).at(1, 16)
+    book = Book(None)
+    monkeypatch.setattr("quantdraft.arms.book_of", lambda device, num_threads: book)
+    times = {"eager": 2.0, "fused": 1.0}
+    monkeypatch.setattr("quantdraft.arms.mode_trials", lambda *arguments: [times] * NUM_VOTES)
+    monkeypatch.setattr("quantdraft.arms.step_trials", None)  # a fused pass has one float type
+    found = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU))
     assert {arm.mode for arm in found.values()} == {"fused"}
-    assert found["target"].mode_trial_ms == times
-    assert set(tried) == {"fused"}  # float types are tried as the steps will run
+    assert found["target"].mode_trial_ms == pytest.approx(times)
+
+
+def loaded(arms: Arms) -> dict[str, Arm]:
+    arms.settle(1, 16)
+    return arms.load(list(arms.sources))
 
 
 @needs_operations

@@ -2,7 +2,7 @@
 
 Acceptance is paired by prompt. Times of two runs were taken at different hours: each run is held
 to its own baseline in the same timing blocks, and the ratio of the two speedups is compared. The
-prompts of a resample are the same for both runs, its timing blocks are not.
+prompts of a resample are the same for both runs, its loads are not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from quantdraft.acceptance import Floats, Replayed
 from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.comparison.points import replayed_of
-from quantdraft.comparison.resampling import MIN_PROMPTS, Bootstrap, block_draws, interval_of
-from quantdraft.comparison.speeds import round_samples
+from quantdraft.comparison.resampling import MIN_PROMPTS, Bootstrap, interval_of
+from quantdraft.comparison.times import time_ratio, timed_rounds
 from quantdraft.results import Evaluation, Interval
 
 # Corrected intervals reach further into the tails than 2,000 resamples can.
@@ -89,7 +89,7 @@ def _speed_ratio(
     ends = one.operating_point.speedup_over_baseline, other.operating_point.speedup_over_baseline
     if here is None or there is None or ends[0] is None or ends[1] is None:
         return None
-    sample_size = min(_num_blocks(one), _num_blocks(other), len(one.prompts), len(other.prompts))
+    sample_size = min(len(one.prompts), len(other.prompts))
     return interval_of(ends[0].value / ends[1].value, here / there, sample_size, bootstrap)
 
 
@@ -102,14 +102,13 @@ def _speed_draws(evaluation: Evaluation, number: int, bootstrap: Bootstrap) -> F
     baseline, candidate = replayed_of(evaluation, "baseline"), replayed_of(evaluation, "candidate")
     if num_prompts_with_rounds(baseline) < MIN_PROMPTS:
         return None
-    rounds = round_samples(latency, "baseline", ks[0]), round_samples(latency, "candidate", ks[1])
-    if rounds[0] is None or rounds[1] is None:
-        return None
-    in_block = rounds[0] / rounds[1]
-    # A run's blocks are its own: each run draws with a seed of its own.
+    # A run's loads are its own: each run draws with a seed of its own.
     own = replace(bootstrap, seed=bootstrap.seed + 1000 * (number + 1))
-    times = np.median(in_block[block_draws(len(in_block), own)], axis=1)
-    return np.asarray(times * _length_ratio(baseline, candidate, ks, bootstrap))
+    rounds = timed_rounds(latency, "baseline", ks[0]), timed_rounds(latency, "candidate", ks[1])
+    times = time_ratio(*rounds, latency, own)
+    if times is None:
+        return None
+    return np.asarray(times.draws * _length_ratio(baseline, candidate, ks, bootstrap))
 
 
 def _length_ratio(
@@ -117,8 +116,3 @@ def _length_ratio(
 ) -> Floats:
     base, cand = draw_lengths(baseline, candidate, *ks, bootstrap)
     return np.asarray(cand.length / base.length)
-
-
-def _num_blocks(evaluation: Evaluation) -> int:
-    steps = (step for arm in evaluation.latency.arms.values() for step in arm.steps.values())
-    return min((len(step.samples_ms) for step in steps), default=1)

@@ -10,15 +10,16 @@ import numpy as np
 from quantdraft import speedup
 from quantdraft.acceptance import Floats, Replayed
 from quantdraft.comparison.lengths import check_paired
-from quantdraft.comparison.resampling import (
-    DEFAULT,
-    MIN_TIMINGS,
-    Bootstrap,
-    block_draws,
-    interval_of,
-)
+from quantdraft.comparison.resampling import DEFAULT, Bootstrap, interval_of
 from quantdraft.comparison.studentized import draw_alone, draw_length_ratio
-from quantdraft.errors import PairingError
+from quantdraft.comparison.times import (
+    Timed,
+    TimeRatio,
+    time_ratio,
+    timed,
+    timed_rounds,
+    timed_steps,
+)
 from quantdraft.results import Interval, Latency, SpeedPoint, StepSamples
 
 
@@ -41,15 +42,11 @@ def speed_point(
 ) -> SpeedPoint:
     """The speed equation with the measured numbers, at one k per arm.
 
-    A ratio of times is the *median over blocks of the ratio within a block*, so that drift of the
-    machine cancels, and a block that another process disturbed counts for no more than any other.
-    (Simulated A/A blocks with drift and 15 % of heavy-tailed delays: a nominal 95 % interval covers
-    1 in 94-97 % of runs; means cover it in 87-93 % and are several times as wide.) It differs a
-    little from the ratio of the medians that stand beside it.
+    Ratios of times are `times.time_ratio`'s: paired by block, resampled by load, independently of
+    the prompts. They differ a little from the ratios of the medians that stand beside them. A
+    field is None where a step it needs was not measured at least MIN_TIMINGS times.
 
-    Blocks are resampled independently of prompts. A field is None where a step it needs was not
-    measured at least MIN_TIMINGS times. Raises PairingError for arms with different prompts, or
-    steps with different numbers of blocks.
+    Raises PairingError for arms with different prompts, or steps with different numbers of blocks.
     """
     check_paired(baseline, candidate)
     base_tau = baseline.counts(baseline_k).mean_acceptance_length
@@ -61,27 +58,37 @@ def speed_point(
         draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap),
     )
 
-    base_step, cand_step = _steps(latency, "baseline", 1), _steps(latency, "candidate", 1)
-    alone = _steps(latency, "target", 1)
-    base_round = round_samples(latency, "baseline", baseline_k)
-    cand_round = round_samples(latency, "candidate", candidate_k)
-    control_round = round_samples(latency, "control", baseline_k)
-    pays_from = _break_even_length(base_round, cand_round, base_tau)
+    base_step, cand_step = (timed_steps(latency, arm, 1) for arm in ("baseline", "candidate"))
+    alone = timed_steps(latency, "target", 1)
+    base_round = timed_rounds(latency, "baseline", baseline_k)
+    cand_round = timed_rounds(latency, "candidate", candidate_k)
+    control_round = timed_rounds(latency, "control", baseline_k)
+    target_control = timed_steps(latency, "target-control", 1)
+
+    def ratio_of(over: Timed | None, under: Timed | None) -> TimeRatio | None:
+        return time_ratio(over, under, latency, bootstrap)
+
+    rounds = ratio_of(base_round, cand_round)
+    saving = ratio_of(cand_step, base_step)
+    pays_from = None if rounds is None else base_tau / rounds.value
     return SpeedPoint(
         baseline_num_speculative_tokens=baseline_k,
         candidate_num_speculative_tokens=candidate_k,
         baseline_draft_step_ms=_median(base_step),
         candidate_draft_step_ms=_median(cand_step),
-        baseline_verify_step_ms=_median(_steps(latency, "target", baseline_k + 1)),
-        candidate_verify_step_ms=_median(_steps(latency, "target", candidate_k + 1)),
+        baseline_verify_step_ms=_median(timed_steps(latency, "target", baseline_k + 1)),
+        candidate_verify_step_ms=_median(timed_steps(latency, "target", candidate_k + 1)),
         autoregressive_step_ms=_median(alone),
         baseline_ms_per_token=_median(base_round, base_tau),
         candidate_ms_per_token=_median(cand_round, cand_tau),
-        speedup_over_baseline=_time_ratio(base_round, cand_round, ratio, bootstrap),
-        speedup_over_autoregressive=_time_ratio(alone, cand_round, cand_length, bootstrap),
-        baseline_speedup_over_autoregressive=_time_ratio(alone, base_round, base_length, bootstrap),
-        control_speedup=_time_ratio(base_round, control_round, None, bootstrap),
-        draft_latency_saving=_saving(_time_ratio(cand_step, base_step, None, bootstrap)),
+        speedup_over_baseline=_interval(rounds, ratio, bootstrap),
+        speedup_over_autoregressive=_interval(ratio_of(alone, cand_round), cand_length, bootstrap),
+        baseline_speedup_over_autoregressive=_interval(
+            ratio_of(alone, base_round), base_length, bootstrap
+        ),
+        control_speedup=_interval(ratio_of(base_round, control_round), None, bootstrap),
+        target_control_speedup=_interval(ratio_of(alone, target_control), None, bootstrap),
+        draft_latency_saving=_saving(_interval(saving, None, bootstrap)),
         break_even_length=pays_from,
         break_even_rate=None
         if pays_from is None
@@ -97,16 +104,13 @@ def best_k(points: Sequence[SpeedPoint]) -> dict[str, int | None]:
 
 
 def step_ratio(
-    over: StepSamples, under: StepSamples, bootstrap: Bootstrap = DEFAULT
+    over: StepSamples, under: StepSamples, latency: Latency, bootstrap: Bootstrap = DEFAULT
 ) -> Interval | None:
-    """Median over blocks of over / under within a block; None under MIN_TIMINGS blocks.
+    """Return over / under, paired by block and resampled by load; None under MIN_TIMINGS blocks.
 
     Raises PairingError for samples with different numbers of blocks.
     """
-    times = [np.array(step.samples_ms, np.float64) for step in (over, under)]
-    if min(len(samples) for samples in times) < MIN_TIMINGS:
-        return None
-    return _time_ratio(times[0], times[1], None, bootstrap)
+    return _interval(time_ratio(timed(over), timed(under), latency, bootstrap), None, bootstrap)
 
 
 def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:
@@ -114,60 +118,20 @@ def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:
     return min(measured)[1] if measured else None
 
 
-def _time_ratio(
-    over: Floats | None, under: Floats | None, length: Quotient | None, bootstrap: Bootstrap
+def _interval(
+    ratio: TimeRatio | None, length: Quotient | None, bootstrap: Bootstrap
 ) -> Interval | None:
-    """over / under within each block, (blocks,) ms each, times a ratio of lengths if given."""
-    if over is None or under is None:
+    """A ratio of times, times a ratio of lengths if given."""
+    if ratio is None:
         return None
-    _check_same_blocks(over, under)
-    in_block = over / under
-    draws = np.median(in_block[block_draws(len(in_block), bootstrap)], axis=1)
-    value = float(np.median(in_block))
-    if length is not None:
-        value, draws = value * length.value, draws * length.draws
-    return interval_of(value, draws, len(in_block), bootstrap)
+    if length is None:
+        return interval_of(ratio.value, ratio.draws, None, bootstrap)
+    return interval_of(ratio.value * length.value, ratio.draws * length.draws, None, bootstrap)
 
 
 def _saving(ratio: Interval | None) -> Interval | None:
     return None if ratio is None else Interval(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
 
 
-def _break_even_length(
-    base_round: Floats | None, cand_round: Floats | None, base_length: float
-) -> float | None:
-    if base_round is None or cand_round is None:
-        return None
-    return speedup.break_even_length(float(np.median(base_round / cand_round)), 1.0, base_length)
-
-
-def _steps(latency: Latency, arm: str, num_new_tokens: int) -> Floats | None:
-    """Samples of one step in the order of the blocks, (blocks,) ms; None if under MIN_TIMINGS."""
-    if arm not in latency.arms or num_new_tokens not in latency.arms[arm].steps:
-        return None
-    samples = np.array(latency.arms[arm].steps[num_new_tokens].samples_ms, np.float64)
-    return samples if len(samples) >= MIN_TIMINGS else None
-
-
-def round_samples(latency: Latency, arm: str, k: int) -> Floats | None:
-    """Time of one round of an arm in each block, (blocks,) ms; None where a step is missing.
-
-    Raises PairingError for steps with different numbers of blocks.
-    """
-    draft, verify = _steps(latency, arm, 1), _steps(latency, "target", k + 1)
-    if draft is None or verify is None:
-        return None
-    _check_same_blocks(draft, verify)
-    return speedup.round_ms(k, draft, verify)
-
-
-def _check_same_blocks(one: Floats, other: Floats) -> None:
-    if len(one) != len(other):
-        raise PairingError(
-            f"one step has {len(one)} timing samples and another {len(other)}: they are not from "
-            "the same blocks. Time all arms together."
-        )
-
-
-def _median(samples: Floats | None, per: float = 1.0) -> float | None:
-    return None if samples is None else float(np.median(samples)) / per
+def _median(samples: Timed | None, per: float = 1.0) -> float | None:
+    return None if samples is None else float(np.median(samples.ms)) / per

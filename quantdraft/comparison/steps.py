@@ -33,7 +33,7 @@ def step_figures(latency: Latency, arm: str, bootstrap: Bootstrap = DEFAULT) -> 
     size, roof = found.step_bytes, latency.roofline
     return StepFigures(
         median_ms=middle,
-        ratio=None if baseline is None else _ratio(baseline, found, bootstrap),
+        ratio=None if baseline is None else _ratio(baseline, found, latency, bootstrap),
         byte_ratio=_byte_ratio(baseline, found),
         bytes_per_s=size / middle * 1e3 if size and middle else None,
         bandwidth_fraction=roof.bandwidth_fraction(size, middle)
@@ -41,7 +41,7 @@ def step_figures(latency: Latency, arm: str, bootstrap: Bootstrap = DEFAULT) -> 
         else None,
         limit_ms=roof.limit_ms(size) if roof and size else None,
         head_bytes_share=_share(found.head_bytes, size),
-        head_time_share=_head_time_share(found, bootstrap),
+        head_time_share=_head_time_share(found, latency, bootstrap),
     )
 
 
@@ -50,10 +50,12 @@ def _median_ms(arm: ArmLatency) -> float | None:
     return median(step.samples_ms) if step is not None and step.samples_ms else None
 
 
-def _ratio(baseline: ArmLatency, arm: ArmLatency, bootstrap: Bootstrap) -> Interval | None:
+def _ratio(
+    baseline: ArmLatency, arm: ArmLatency, latency: Latency, bootstrap: Bootstrap
+) -> Interval | None:
     if 1 not in baseline.steps or 1 not in arm.steps:
         return None
-    return step_ratio(baseline.steps[1], arm.steps[1], bootstrap)
+    return step_ratio(baseline.steps[1], arm.steps[1], latency, bootstrap)
 
 
 def _byte_ratio(baseline: ArmLatency | None, arm: ArmLatency) -> float | None:
@@ -66,8 +68,8 @@ def _share(part: int | None, whole: int | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def _head_time_share(arm: ArmLatency, bootstrap: Bootstrap) -> float | None:
+def _head_time_share(arm: ArmLatency, latency: Latency, bootstrap: Bootstrap) -> float | None:
     if arm.head_step is None or 1 not in arm.steps:
         return None
-    ratio = step_ratio(arm.head_step, arm.steps[1], bootstrap)
+    ratio = step_ratio(arm.head_step, arm.steps[1], latency, bootstrap)
     return None if ratio is None else ratio.value

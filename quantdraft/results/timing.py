@@ -11,17 +11,19 @@ from quantdraft.results.interval import Interval
 class StepSamples:
     """Every timing of one kind of step of one arm, in the order of the interleaved blocks.
 
-    `samples_ms[i]` of two arms belong to the same block, so ratios are paired by index.
+    Samples of two steps are paired where their blocks are the same. Steps that the verdict does not
+    turn on are left out of later blocks, so one step may have more samples than another.
     """
 
     samples_ms: tuple[float, ...]
+    blocks: tuple[int, ...] = ()  # of each sample; empty: sample i is of block i
 
 
 @dataclass(frozen=True, slots=True)
 class ArmLatency:
     """One model's measured steps at one operating point (batch, context)."""
 
-    name: str  # "baseline" | "candidate" | "control" | "target"
+    name: str  # "baseline" | "candidate" | "control" | "target" | "target-control"
     compute_dtype: str
     kernels: tuple[str, ...]  # e.g. ("int4pack_cpu", "linear_float32")
     weight_bytes: int  # resident bytes of the arm's weights
@@ -85,6 +87,18 @@ class Latency:
     undefined: dict[str, str] = field(default_factory=dict)
     load_average: tuple[float, float] | None = None  # before and after the timing
     roofline: Roofline | None = None
+    # The load of each block: all arms were loaded anew, in fresh memory, for every load. Two loads
+    # of one model differ in speed, which blocks of one load cannot show. Empty: one load.
+    loads: tuple[int, ...] = ()
+    load_seconds: float | None = None  # to load all arms once
+    timing_seconds: float | None = None  # that were given to the blocks
+    # Contradictions in the first steps, after which kernels were chosen and all was timed again.
+    retried: tuple[str, ...] = ()
+
+    @property
+    def num_loads(self) -> int:
+        """Times that every arm was loaded."""
+        return len(set(self.loads)) or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,7 @@ class SpeedPoint:
     draft_latency_saving: Interval | None  # 1 - candidate / baseline
     break_even_length: float | None  # candidate's mean acceptance length at which speedup is 1
     break_even_rate: float | None
+    target_control_speedup: Interval | None = None  # the target's single step against itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,19 @@ runs of different hours can be compared by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from quantdraft import speedup
 from quantdraft.acceptance import Floats, Replayed
-from quantdraft.comparison import MIN_TIMINGS, Bootstrap
+from quantdraft.comparison import Bootstrap
 from quantdraft.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.comparison.points import replayed_of
-from quantdraft.comparison.resampling import block_draws, interval_of
-from quantdraft.comparison.speeds import round_samples
+from quantdraft.comparison.resampling import interval_of
 from quantdraft.comparison.studentized import draw_alone
+from quantdraft.comparison.times import TimeRatio, time_ratio, timed_rounds, timed_steps
 from quantdraft.errors import OptionError
 from quantdraft.results import Evaluation, Interval
 from quantdraft.selection.rates import DomainRate, rate_gap, rate_of, rates_by_domain
@@ -97,7 +97,15 @@ class _Speed:
     k: int
     value: float
     round_steps: float  # time of a round in steps of the target
-    round_draws: Floats | float  # the same in every resample; a number where it is no measurement
+    loads: Bootstrap | None  # how its loads are drawn; None where the speed is no measurement
+
+    def round_draws(self, confidence: float) -> Floats | float:
+        """`round_steps` in every resample, as wide as an interval of this confidence needs."""
+        if self.loads is None:
+            return self.round_steps
+        measured = _round_ratio(self.contender, self.k, replace(self.loads, confidence=confidence))
+        assert measured is not None
+        return measured.draws
 
 
 def rank(contenders: Sequence[Contender], common_k: int, seed: int = 0) -> tuple[Ranked, ...]:
@@ -123,7 +131,7 @@ def basis_of(contenders: Sequence[Contender]) -> Basis:
 
 
 def _own(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstrap:
-    """Timing blocks are those of a run: two arms of one run share their resamples."""
+    """Loads are those of a run: two arms of one run share their resamples."""
     runs = list({id(each.run): each.run for each in contenders}.values())
     number = next(at for at, run in enumerate(runs) if run is one.run)
     return Bootstrap(NUM_RESAMPLES, seed + 1000 * (number + 1))
@@ -131,43 +139,34 @@ def _own(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstra
 
 def _timed_ks(contender: Contender) -> list[int]:
     ks = contender.run.num_speculative_tokens
-    return [k for k in ks if _round_steps(contender, k) is not None]
+    return [k for k in ks if _round_ratio(contender, k, Bootstrap(num_resamples=1)) is not None]
 
 
-def _round_steps(contender: Contender, k: int) -> Floats | None:
-    """A round over a step of the target, in every block; None where one was not timed."""
+def _round_ratio(contender: Contender, k: int, loads: Bootstrap) -> TimeRatio | None:
+    """A round over a step of the target in the same blocks; None where one was not timed."""
     latency = contender.run.latency
-    target = latency.arms.get("target")
-    if target is None or 1 not in target.steps:
-        return None
-    alone = np.array(target.steps[1].samples_ms, np.float64)
-    rounds = round_samples(latency, contender.arm, k)
-    if rounds is None or len(alone) < MIN_TIMINGS or len(alone) != len(rounds):
-        return None
-    return np.asarray(rounds / alone)
+    rounds, alone = timed_rounds(latency, contender.arm, k), timed_steps(latency, "target", 1)
+    return time_ratio(rounds, alone, latency, loads)
 
 
-def _best(contender: Contender, basis: Basis, blocks: Bootstrap) -> _Speed:
+def _best(contender: Contender, basis: Basis, loads: Bootstrap) -> _Speed:
     """The k of the highest speedup over the target alone."""
     replayed = replayed_of(contender.run, contender.arm)
     ks = _timed_ks(contender) if basis == "measured" else list(replayed.ks)
-    candidates = [_speed(contender, replayed, k, basis, blocks) for k in ks]
+    candidates = [_speed(contender, replayed, k, basis, loads) for k in ks]
     return max(candidates, key=lambda speed: (speed.value, -speed.k))
 
 
 def _speed(
-    contender: Contender, replayed: Replayed, k: int, basis: Basis, blocks: Bootstrap
+    contender: Contender, replayed: Replayed, k: int, basis: Basis, loads: Bootstrap
 ) -> _Speed:
     length = replayed.counts(k).mean_acceptance_length
-    in_block = _round_steps(contender, k) if basis == "measured" else None
-    if in_block is None:
+    one = replace(loads, num_resamples=1)  # the value alone
+    ratio = _round_ratio(contender, k, one) if basis == "measured" else None
+    if ratio is None:
         steps = speedup.round_ms(k, contender.draft_cost, 1.0)
-        return _Speed(contender, k, length / steps, steps, steps)
-    # Speeds are the blocks' median of target over round, as everywhere.
-    speeds = 1 / in_block
-    median = float(np.median(speeds))
-    draws = np.median(speeds[block_draws(len(speeds), blocks)], axis=1)
-    return _Speed(contender, k, length * median, 1 / median, np.asarray(1 / draws))
+        return _Speed(contender, k, length / steps, steps, None)
+    return _Speed(contender, k, length / ratio.value, ratio.value, loads)
 
 
 def _ranked(
@@ -209,45 +208,26 @@ def _ranked(
 
 
 def _step_cost(contender: Contender, bootstrap: Bootstrap) -> Interval | None:
-    """c as it was measured: the median over blocks, with the interval of resampled blocks."""
-    arms = contender.run.latency.arms
-    if contender.arm not in arms or "target" not in arms:
-        return None
-    steps, alone = arms[contender.arm].steps.get(1), arms["target"].steps.get(1)
-    if steps is None or alone is None or len(steps.samples_ms) != len(alone.samples_ms):
-        return None
-    if len(steps.samples_ms) < MIN_TIMINGS:
-        return None
-    costs = np.array(steps.samples_ms) / np.array(alone.samples_ms)
-    draws = np.median(costs[block_draws(len(costs), bootstrap)], axis=1)
-    return interval_of(float(np.median(costs)), np.asarray(draws), len(costs), bootstrap)
+    """c as it was measured, with the interval of resampled loads."""
+    latency = contender.run.latency
+    steps, alone = timed_steps(latency, contender.arm, 1), timed_steps(latency, "target", 1)
+    cost = time_ratio(steps, alone, latency, bootstrap)
+    return None if cost is None else interval_of(cost.value, cost.draws, None, bootstrap)
 
 
 def _replayed(speed: _Speed) -> Replayed:
     return replayed_of(speed.contender.run, speed.contender.arm)
 
 
-def _sample_size(speed: _Speed) -> int:
-    """The smaller of prompts and timing blocks."""
-    prompts, blocks = num_prompts_with_rounds(_replayed(speed)), _num_blocks(speed)
-    return prompts if blocks is None else min(prompts, blocks)
-
-
-def _num_blocks(speed: _Speed) -> int | None:
-    """Of timing; None where the speed is predicted from bytes."""
-    in_block = _round_steps(speed.contender, speed.k)
-    is_timed = isinstance(speed.round_draws, np.ndarray)
-    return len(in_block) if is_timed and in_block is not None else None
-
-
 def _speed_interval(speed: _Speed, bootstrap: Bootstrap) -> Interval:
     length = draw_alone(_replayed(speed), speed.k, bootstrap).length
-    draws = np.asarray(length / speed.round_draws)
-    return interval_of(speed.value, draws, _num_blocks(speed), bootstrap)
+    draws = np.asarray(length / speed.round_draws(bootstrap.confidence))
+    return interval_of(speed.value, draws, None, bootstrap)
 
 
 def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:
     drawn_best, drawn = draw_lengths(_replayed(best), _replayed(speed), best.k, speed.k, bootstrap)
-    draws = (drawn.length / speed.round_draws) / (drawn_best.length / best.round_draws)
-    size = min(_sample_size(speed), _sample_size(best))
+    rounds, best_rounds = (each.round_draws(bootstrap.confidence) for each in (speed, best))
+    draws = (drawn.length / rounds) / (drawn_best.length / best_rounds)
+    size = min(num_prompts_with_rounds(_replayed(each)) for each in (speed, best))
     return interval_of(speed.value / best.value, np.asarray(draws), size, bootstrap)

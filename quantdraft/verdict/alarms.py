@@ -116,15 +116,17 @@ def not_quantized(
     )
 
 
-def control_strays(control_speedup: Interval | None, policy: Policy) -> Alarm | None:
-    """The baseline, timed against itself, differs from itself: no timing here can be trusted."""
+def control_strays(
+    control_speedup: Interval | None, policy: Policy, arm: str = "baseline"
+) -> Alarm | None:
+    """A model timed against its copy differs from it: no timing here can be trusted."""
     if control_speedup is None or control_speedup.low <= 1.0 <= control_speedup.high:
         return None
     if abs(control_speedup.value - 1.0) <= policy.max_control_deviation:
         return None
     return Alarm(
         CONTROL_STRAYS,
-        f"the control strays: the baseline against itself is {times(control_speedup)}, which "
+        f"the control strays: the {arm} against itself is {times(control_speedup)}, which "
         "should be 1. Time again on a quiet machine, with more blocks.",
     )
 

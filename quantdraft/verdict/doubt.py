@@ -69,8 +69,19 @@ def _in_words(evidence: Evidence, needed: Sequence[Needed]) -> str:
     if prompts:
         parts.append(f"about {_rounded_up(prompts)} prompts (now {evidence.num_prompts})")
     if timings:
-        parts.append(f"about {_rounded_up(timings)} timing samples (now {evidence.num_timings})")
+        parts.append(_more_timing(evidence, timings))
     return " and ".join(parts)
+
+
+def _more_timing(evidence: Evidence, timings: int) -> str:
+    """Time where it is known: more of it is more loads, which is what the interval comes from."""
+    if evidence.timing_seconds is None:
+        return f"about {_rounded_up(timings)} timing samples (now {evidence.num_timings})"
+    seconds = math.ceil(evidence.timing_seconds * timings / evidence.num_timings)
+    return (
+        f"about {_rounded_up(seconds)} s of timing (now {evidence.timing_seconds:.0f}: "
+        "--latency-seconds)"
+    )
 
 
 def _rounded_up(num: int) -> int:

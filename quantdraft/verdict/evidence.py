@@ -19,6 +19,7 @@ class Evidence:
     num_prompts: int
     num_timings: int  # blocks, as many samples of each step
     alarms: tuple[Alarm, ...] = ()
+    timing_seconds: float | None = None  # that the timings took; None in old records
     speed_undefined: str | None = None  # why speed was not measured, when it was not
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from quantdraft.benchmark import MIN_LOADS
 from quantdraft.report.blocks import Document
 from tests.campaigns.warm import import_what_was_imported, run
 
@@ -26,9 +27,10 @@ SMALL = {
     "quantdraft.arms.TRIAL_SECONDS": 0.0,
     "quantdraft.benchmark.MAX_OVERRUN": float("inf"),
     # Which kernel is the fastest differs from run to run, and with it what falls at a near-tie.
-    "quantdraft.kernels.choice._medians": lambda timers: [
-        1.0 + place for place in range(len(timers))
-    ],
+    "quantdraft.kernels.trials._fastest_of": lambda timers: {
+        name: 1.0 + place for place, name in enumerate(timers)
+    },
+    "quantdraft.evaluation.suspicions": lambda latency: (),  # or all may be timed once more
     "quantdraft.report.document": lambda evaluation: Document("A run", "", None, (), ()),
     "quantdraft.report.comparison": lambda runs: Document("Some runs", "", None, (), ()),
     "quantdraft.report.drawing.scripts": str,  # drawing takes longer than all the rest
@@ -136,7 +138,7 @@ def commands(work_dir: Path) -> list[Command]:
             complaints_of_run,
             kept_of_run,
             evaluation,
-            num_units=NUM_PROMPTS + 2 * num_batches(work_dir) + 1,  # a point of timing
+            num_units=NUM_PROMPTS + 2 * num_batches(work_dir) + MIN_LOADS,
             is_finished=lambda path: (path / "evaluation.json").exists(),
         ),
         Command(
@@ -147,7 +149,7 @@ def commands(work_dir: Path) -> list[Command]:
             complaints_of_bench,
             kept_of_bench,
             bench,
-            num_units=2,
+            num_units=2 * MIN_LOADS,
         ),
     ]
 
@@ -168,7 +170,7 @@ def count_units(log: Path) -> None:
     own = answering.OwnTarget
     own.answers = counting(own.answers, lambda target, prompts, seeds: len(prompts))
     replay._pieces = counting(replay._pieces, lambda *rest: 1)
-    benchmark._measure = counting(benchmark._measure, lambda *rest: 1)
+    benchmark._Run._time = counting(benchmark._Run._time, lambda *rest: 1)
     quantization.apply = counting(quantization.apply, lambda *rest: 1)
 
 
@@ -286,14 +288,32 @@ def complaints_of_bench(path: Path) -> list[str]:
 
 
 def kept_of_bench(path: Path) -> dict[str, Any]:
-    """Points that were measured: in the record, or beside an output that is not there yet."""
+    """Loads that were timed: in the record, or beside an output that is not there yet."""
     if path.exists():
         points = json.loads((path / "bench.json").read_text())["points"]
-        return {f"point {p['batch_size']}-{p['context_length']}": p for p in points}
-    stages = path.with_name("bench.partial") / "stages"
+        return {
+            f"point {p['batch_size']}-{p['context_length']} load {load}": samples_of(p, load)
+            for p in points
+            for load in sorted(set(p["loads"]))
+        }
+    kept = {}
+    for file in (path.with_name("bench.partial") / "stages").glob("point-*.json"):
+        _, _, load, batch, context = file.stem.split("-")
+        part = json.loads(file.read_text())["part"]
+        kept[f"point {batch}-{context} load {load}"] = samples_of(part, 0)
+    return kept
+
+
+def samples_of(point: dict[str, Any], load: int) -> dict[str, list[float]]:
+    """Every step's samples of one load."""
     return {
-        file.stem.replace("point-", "point "): json.loads(file.read_text())["part"]
-        for file in stages.glob("point-*.json")
+        f"{name} {width}": [
+            ms
+            for place, ms in enumerate(step["samples_ms"])
+            if point["loads"][(step["blocks"] or range(place + 1))[place]] == load
+        ]
+        for name, arm in point["arms"].items()
+        for width, step in arm["steps"].items()
     }
 
 
