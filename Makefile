@@ -49,6 +49,7 @@ campaigns: setup
 	$(BIN)/python -m tests.campaigns.faults --kills 250 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.fuzz --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.null_calibration --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.repeats --output reports/campaigns
 	$(BIN)/python -m tests.benchmarks.replay_scaling --largest 100000 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.evaluate_memory --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.ray_sweep --output reports/campaigns

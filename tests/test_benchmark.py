@@ -25,6 +25,7 @@ from quantdraft.benchmark import (
 from quantdraft.kernels.book import Book
 from quantdraft.results import Roofline
 from quantdraft.step_bytes import Ledger
+from tests.clock import Clock
 
 CPU = torch.device("cpu")
 BF16, F32 = torch.bfloat16, torch.float32
@@ -46,15 +47,6 @@ class Source:
     ledger: Ledger = LEDGER
 
 
-class Clock:
-    """Time passes only when a step says so."""
-
-    seconds = 0.0
-
-    def perf_counter(self) -> float:
-        return self.seconds
-
-
 CLOCK = Clock()
 
 
@@ -67,7 +59,7 @@ class Step:
         assert mode == "eager"
 
     def step(self, num_tokens: int) -> None:
-        CLOCK.seconds += self.seconds * num_tokens
+        CLOCK.sleep(self.seconds * num_tokens)
 
 
 @pytest.fixture

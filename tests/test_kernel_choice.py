@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -22,8 +20,10 @@ from quantdraft.kernels.dense import DenseLinear, PrepackedLinear
 from quantdraft.kernels.few_rows import Bf16FewRowsLinear
 from quantdraft.kernels.operations import operations_fault
 from quantdraft.unpacking import Codebook, Unpacked, dequantized
+from tests.clock import Clock
 
 CPU = torch.device("cpu")
+CLOCK = Clock()
 WEIGHT = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -43,7 +43,7 @@ class Timed(nn.Module):
         return 0.0
 
     def forward(self, x):
-        time.sleep(self.milliseconds(x.numel() // x.shape[-1]) / 1e3)
+        CLOCK.sleep(self.milliseconds(x.numel() // x.shape[-1]) / 1e3)
         return nn.functional.linear(x, self.weight, self.bias) + self.offset
 
 
@@ -88,6 +88,7 @@ def candidates(monkeypatch):
 
     def set_to(*kinds, path=None) -> Book:
         book = Book(path)
+        monkeypatch.setattr(trials, "time", CLOCK)
         monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
         monkeypatch.setattr(choice, "kernels_for", lambda device, fmt: kinds)
         return book

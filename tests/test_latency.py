@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
+import pytest
 import torch
 
+from quantdraft import latency
 from quantdraft.latency import MIN_BLOCKS, time_interleaved
+from tests.clock import Clock
 
 CPU = torch.device("cpu")
 
@@ -30,9 +30,17 @@ def test_a_rehearsed_step_runs_untimed_just_before_it_is_timed():
     assert "".join(calls[:6]) == "aabbaa"
 
 
-def test_a_step_twice_as_long_takes_twice_as_long():
-    steps = {"one": lambda: time.sleep(0.004), "two": lambda: time.sleep(0.008)}
+def test_a_step_twice_as_long_takes_twice_as_long(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    steps = {"one": lambda: clock.sleep(0.004), "two": lambda: clock.sleep(0.008)}
     timed = time_interleaved(steps, CPU, max_seconds=0.0)
-    pairs = zip(timed["two"].samples_ms, timed["one"].samples_ms, strict=True)
-    # sleep overshoots by a fraction of a millisecond, more on a loaded machine; the median does not
-    assert 1.6 < statistics.median(two / one for two, one in pairs) < 2.2
+    assert timed["one"].samples_ms == pytest.approx([4.0] * MIN_BLOCKS)
+    assert timed["two"].samples_ms == pytest.approx([8.0] * MIN_BLOCKS)
+
+
+def test_blocks_go_on_for_as_long_as_asked(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    timed = time_interleaved({"one": lambda: clock.sleep(0.01)}, CPU, max_seconds=1.0, min_blocks=3)
+    assert len(timed["one"].samples_ms) in {50, 51}  # of 20 ms each, until the time is over

@@ -1,7 +1,8 @@
 """Paired measurements whose truth is known: a large population of prompts and of timing blocks.
 
-A run draws prompts and blocks from it, with replacement, as the world draws ours. What the whole
-population gives is the truth that intervals are held against.
+A run draws prompts and blocks from it, with replacement, as the world draws ours, and loads whose
+arms are a little faster or slower each. What the whole population gives is the truth that intervals
+are held against.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ K = 4
 POPULATION = 20_000
 NUM_BLOCKS = 200_000
 DRAFT_MS, VERIFY_MS, ALONE_MS = 1.0, 6.0, 5.0
+# Two loads of one model differ by 1 % in speed on a CPU, on a busy one by 2 %: by where their
+# memory lies, which no block of one load shows.
+NUM_LOADS, LOAD_SPREAD = 10, 0.015
 Floats = NDArray[np.float64]
 
 
@@ -90,11 +94,16 @@ def drawn(
     prompts = rng.integers(0, POPULATION, num_prompts)
     blocks = rng.integers(0, NUM_BLOCKS, num_blocks)
     arms = world.baseline.of_prompts(prompts), world.candidate.of_prompts(prompts)
-    return *arms, _latency(world, blocks)
+    return *arms, _latency(world, blocks, rng)
 
 
-def _latency(world: World, blocks: NDArray[np.int64]) -> Latency:
-    some = {name: samples[blocks] for name, samples in world.blocks.items()}
+def _latency(world: World, blocks: NDArray[np.int64], rng: np.random.Generator) -> Latency:
+    """Steps in blocks of NUM_LOADS loads, in each of which every arm has a speed of its own."""
+    loads = np.sort(np.arange(len(blocks)) % NUM_LOADS)
+    some = {
+        name: samples[blocks] * np.exp(rng.normal(0, LOAD_SPREAD, NUM_LOADS))[loads]
+        for name, samples in world.blocks.items()
+    }
     steps = {
         "baseline": {1: DRAFT_MS * some["baseline"]},
         "candidate": {1: world.candidate_ms * some["candidate"]},
@@ -107,7 +116,7 @@ def _latency(world: World, blocks: NDArray[np.int64]) -> Latency:
         )
         for name, timed in steps.items()
     }
-    return Latency("native", "cpu", 2, 1, 128, arms)
+    return Latency("native", "cpu", 2, 1, 128, arms, loads=tuple(loads.tolist()))
 
 
 def _blocks(rng: np.random.Generator) -> dict[str, Floats]:
