@@ -129,6 +129,30 @@ def replay_rounds(
     )
 
 
+def rounds_between(
+    prompt_ids: Sequence[str],
+    keeps: Sequence[NDArray[np.floating]],
+    is_open: Sequence[NDArray[np.bool_]],
+    k: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the fewest and the most rounds of every prompt, where some tokens may be kept or not.
+
+    is_open: one array (num_response_tokens,) per prompt, the tokens whose keep is not settled
+
+    A token more that is kept never costs a round: a round that starts later never ends earlier. So
+    all of them kept are the fewest rounds, and none of them the most.
+    """
+    low, high = (
+        replay_rounds(
+            prompt_ids,
+            [np.where(each, value, keep) for keep, each in zip(keeps, is_open, strict=True)],
+            [k],
+        ).num_drafts[0]
+        for value in (1.0, 0.0)
+    )
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
 def token_acceptance(
     keeps: Sequence[NDArray[np.floating]], k: int, first_token_from_prefill: bool = True
 ) -> Iterator[tuple[int, TokenAcceptance]]:

@@ -480,6 +480,8 @@ class _Point:
             mode=opened.arm.mode,
             mode_trial_ms=opened.arm.mode_trial_ms,
             runtime=native.runtime,
+            quantized_bytes=native.quantized_bytes,
+            promised_bytes=native.promised_bytes,
         )
 
 

@@ -9,26 +9,40 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from quantdraft.acceptance import replay_rounds
+from quantdraft.acceptance import replay_rounds, rounds_between
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.engines.vllm.run import Answer
 from quantdraft.engines.vllm.settings import is_synthetic
 from quantdraft.errors import EngineError
-from quantdraft.live import NEAR_TIE_LOGITS, NEAR_TIE_LOGITS_16_BIT, target_logprobs
-from quantdraft.models import load_model
+from quantdraft.kernels.dense import type_name
+from quantdraft.live import known_status, target_logprobs
+from quantdraft.models import DTYPES, load_model
+from quantdraft.near_ties import TextStatus, coarsest, input_step, text_keeps, text_status
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule, Served, ServedArm, ServedRequest
 from quantdraft.served_run import Serve
+from quantdraft.serving.findings import float_type
 from quantdraft.traffic import Sampling, Traffic
-from quantdraft.unpacking import rounds_activations
+from quantdraft.unpacking import quantized_modules, rounds_activations
 
-TextStatus = Literal["identical", "near-tie", "divergent", "sampled"]
 Texts = Mapping[tuple[int, tuple[int, ...]], TextStatus]  # (prompt, token ids) -> what they are
+
+
+class Rounds(NamedTuple):
+    """Of one text under one draft, and between what numbers near-ties may move them."""
+
+    replayed: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+NO_ROUNDS = Rounds(None)  # of the target alone
 
 
 def crosschecked(
@@ -54,51 +68,58 @@ def rounds_replayed(
     return [float(n) for n in replay_rounds(ids, keeps, [k]).num_drafts[0]]
 
 
-def text_status(
-    target: Any, response: Response, found: tuple[int, ...], sampling: Sampling, limit: float
-) -> TextStatus:
-    """An engine's text against the traffic's: where they part, is it a near-tie of the target?
-
-    limit: logits by which two tokens may differ and still be a tie
-    """
-    if not sampling.is_greedy:
-        return "sampled"
-    wanted = response.response_token_ids
-    if found == wanted:
-        return "identical"
-    at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
-    if at is None:  # one is the other's beginning: an end-of-sequence rule differs
-        return "divergent"
-    until = replace(response, response_token_ids=wanted[: at + 1], logprobs=None)
-    logits = [span.logits for span in response_logits(target, [until])][-1][-1]
-    gap = abs(float(logits[wanted[at]] - logits[found[at]]))
-    return "near-tie" if gap <= limit else "divergent"
+def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
+    """Return the float type in which the servers computed, or the given one if they do not tell."""
+    return DTYPES.get(served, given)
 
 
 def _texts(run: Serve, served: Served, answers: Sequence[Answer]) -> Texts:
     """What each text is against the traffic's; the target is in memory once."""
-    target = load_model(run.target.path, run.dtype, run.device) if answers else None
-    is_wide = served.dtype == "float32" and run.dtype == torch.float32
-    limit = NEAR_TIE_LOGITS["float32"] if is_wide else NEAR_TIE_LOGITS_16_BIT
-    responses = run.traffic.responses
+    asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
+    if not run.sampling.is_greedy:
+        return dict.fromkeys(asked, "sampled")
+    on = replay_dtype(run.dtype, served.dtype)
+    target = load_model(run.target.path, on, run.device) if answers else None
+    stored = float_type(run.target.config)
+    dtype = coarsest(_compared_in(run, served), run.traffic.dtype or stored)
     return {
-        (prompt, ids): text_status(target, responses[prompt], ids, run.sampling, limit)
-        for prompt, ids in {(answer.prompt, answer.completion.token_ids) for answer in answers}
+        (prompt, ids): _text(target, run.traffic, run.traffic.responses[prompt], ids, dtype)
+        for prompt, ids in asked
     }
+
+
+def _text(
+    target: Any, traffic: Traffic, response: Response, found: tuple[int, ...], dtype: str
+) -> TextStatus:
+    wanted = response.response_token_ids
+
+    def logits_before(at: int) -> Tensor:
+        until = replace(response, response_token_ids=wanted[: at + 1], logprobs=None)
+        return [span.logits for span in response_logits(target, [until])][-1][-1]
+
+    return known_status(traffic.sampling, text_status(wanted, found, logits_before, dtype))
+
+
+def _compared_in(run: Serve, served: Served) -> str:
+    """The float type in whose last places the engine and replay may differ.
+
+    Of servers that the user runs it is what --dtype says; without a word they may be in 16 bits.
+    """
+    if served.dtype in DTYPES:
+        return served.dtype
+    return "bfloat16" if run.settings.dtype == "auto" else type_name(run.dtype)
 
 
 def _arm(
     run: Serve, served: Served, arm: str, answers: Sequence[Answer], texts: Texts
 ) -> ServedArm:
     checkpoint = run.checkpoint(arm)
-    rounds: Sequence[float | None] = [None] * len(answers)
-    if checkpoint is not None and not is_synthetic(served.speculative):
-        rounds = _replayed(run, checkpoint, answers)
-    is_exact = (
-        served.dtype == "float32"
-        and run.dtype == torch.float32
-        and (checkpoint is None or not rounds_activations(checkpoint))
+    is_exact = _compared_in(run, served) == "float32" and (
+        checkpoint is None or not rounds_activations(checkpoint)
     )
+    rounds = [NO_ROUNDS] * len(answers)
+    if checkpoint is not None and not is_synthetic(served.speculative):
+        rounds = _replayed(run, served, checkpoint, is_exact, answers)
     requests = tuple(
         _record(run, answer, texts[answer.prompt, answer.completion.token_ids], expected)
         for answer, expected in zip(answers, rounds, strict=True)
@@ -124,23 +145,43 @@ def _require_counted(run: Serve, arm: str, answers: Sequence[Answer]) -> None:
         )
 
 
-def _replayed(run: Serve, checkpoint: Checkpoint, answers: Sequence[Answer]) -> list[float]:
+def _replayed(
+    run: Serve, served: Served, checkpoint: Checkpoint, is_exact: bool, answers: Sequence[Answer]
+) -> list[Rounds]:
     """Rounds of each answer's own text under the draft; equal texts are replayed once."""
     texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
     responses = [
         replace(run.traffic.responses[prompt], response_token_ids=ids, logprobs=None)
         for prompt, ids in texts
     ]
-    if run.rule == "rejection":
-        responses = _with_logprobs(run, responses)
-    draft = load_model(checkpoint.path, run.dtype, run.device)
-    rounds = rounds_replayed(draft, responses, run.rule, run.sampling, run.num_speculative_tokens)
+    k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)
+    if served.is_expectation:
+        responses = _with_logprobs(run, responses, on)
+    draft = load_model(checkpoint.path, on, run.device)
+    if is_exact or served.is_expectation:
+        found = rounds_replayed(draft, responses, run.rule, run.sampling, k)
+        rounds = [Rounds(number) for number in found]
+    else:
+        step = input_step(quantized_modules(checkpoint).values())
+        rounds = uncertain_rounds(draft, responses, k, _compared_in(run, served), step)
     by_text = dict(zip(texts, rounds, strict=True))
     return [by_text[answer.prompt, answer.completion.token_ids] for answer in answers]
 
 
-def _with_logprobs(run: Serve, responses: Sequence[Response]) -> list[Response]:
-    target = load_model(run.target.path, run.dtype, run.device)
+def uncertain_rounds(
+    draft: Any, responses: Sequence[Response], k: int, dtype: str, step: float
+) -> list[Rounds]:
+    """Return the rounds of every response, and the fewest and the most that near-ties allow."""
+    found = text_keeps(draft, responses, dtype, step)
+    ids = [response.prompt_id for response in responses]
+    keeps = [each.keep for each in found]
+    replayed = replay_rounds(ids, keeps, [k]).num_drafts[0].tolist()
+    low, high = rounds_between(ids, keeps, [each.is_near_tie for each in found], k)
+    return [Rounds(*each) for each in zip(replayed, low, high, strict=True)]
+
+
+def _with_logprobs(run: Serve, responses: Sequence[Response], on: torch.dtype) -> list[Response]:
+    target = load_model(run.target.path, on, run.device)
     logprobs = target_logprobs(target, responses, run.sampling)
     del target
     gc.collect()
@@ -149,7 +190,7 @@ def _with_logprobs(run: Serve, responses: Sequence[Response]) -> list[Response]:
     ]
 
 
-def _record(run: Serve, answer: Answer, status: TextStatus, rounds: float | None) -> ServedRequest:
+def _record(run: Serve, answer: Answer, status: TextStatus, rounds: Rounds) -> ServedRequest:
     completion, counters = answer.completion, answer.counters
     return ServedRequest(
         prompt_id=run.traffic.responses[answer.prompt].prompt_id,
@@ -160,6 +201,9 @@ def _record(run: Serve, answer: Answer, status: TextStatus, rounds: float | None
         num_drafts=counters.num_drafts,
         num_draft_tokens=counters.num_draft_tokens,
         num_accepted_tokens_per_pos=counters.num_accepted_tokens_per_pos,
-        num_drafts_replayed=rounds,
+        num_drafts_replayed=rounds.replayed,
         text=status,
+        num_drafts_low=rounds.low,
+        num_drafts_high=rounds.high,
+        load=answer.load,
     )

@@ -21,6 +21,7 @@ from quantdraft.reference import pair_dir
 from quantdraft.report import compare
 from quantdraft.report.headline import sentence
 from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.results.wording import counted
 from quantdraft.selection import SelectSettings, lines_of, select
 from quantdraft.traffic import Sampling
 
@@ -102,7 +103,9 @@ def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) 
             batch_size=16,
             limit=num_prompts,
         )
-        size = f"{len(traffic.responses)} prompts, {traffic.num_tokens} tokens"
+        size = (
+            f"{counted(len(traffic.responses), 'prompt')}, {counted(traffic.num_tokens, 'token')}"
+        )
         say(f"2. capture: the target's own responses for {PROMPTS[name]}: {size}")
     return path
 

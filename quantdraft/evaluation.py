@@ -39,6 +39,7 @@ from quantdraft.progress import step
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
 from quantdraft.results import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
+from quantdraft.results.wording import counted
 from quantdraft.stages import STAGES_DIR
 from quantdraft.traffic import Traffic
 from quantdraft.verdict import Policy, load_policy
@@ -76,7 +77,8 @@ def _measured(
 ) -> Evaluation:
     traffic = read_run_traffic(settings, models, run_dir)
     rule = settings.acceptance_rule or default_rule(traffic)
-    say(f"{len(traffic.responses)} responses, {traffic.num_tokens} tokens, rule {rule}")
+    num_tokens = counted(traffic.num_tokens, "token")
+    say(f"{counted(len(traffic.responses), 'response')}, {num_tokens}, rule {rule}")
 
     work = Measuring(settings, models, traffic, rule, device, run_dir)
     keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}

@@ -36,6 +36,7 @@ from quantdraft.serving.gguf_proof import Proof, prove
 from quantdraft.serving.heads import HeadServing, head_serving
 from quantdraft.serving.padding import Padding, pad, plan_padding
 from quantdraft.serving.target import Target, read_target
+from quantdraft.verdict import dtype_mismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,23 @@ def _evidence_warnings(job: _Job) -> Iterator[str]:
     if job.conversion is None:
         yield from verdict_warnings(job.evaluation)
         yield from job.target.cross_pairing(job.evaluation)
+        yield from _other_dtype(job)
         return
     yield (
         f"the GGUF ({job.conversion.gguf_type}) is made from the full-precision draft: it is "
         "another quantization than this candidate, and no evaluation is of it. Judge it on its own."
     )
+
+
+def _other_dtype(job: _Job) -> Iterator[str]:
+    """What to say where the draft was measured in another float type than the engine gives it."""
+    launched = job.target.dtype(job.evaluation)
+    measured = job.evaluation.provenance.get("compute_dtype") if job.evaluation else None
+    if launched is None or not isinstance(measured, str):
+        return
+    alarm = dtype_mismatch(measured, launched, is_forced=True)
+    if alarm is not None:
+        yield f"{alarm.code}: {alarm.message}"
 
 
 def _checked(job: _Job) -> tuple[str, ...]:

@@ -19,12 +19,19 @@ from quantdraft.locks import sole_writer
 from quantdraft.models import load_tokenizer, resolve_model
 from quantdraft.pairing import require_compatible
 from quantdraft.progress import aside
+from quantdraft.proposals import ALL_KS
 from quantdraft.results import AcceptanceRule
+from quantdraft.results.wording import counted
 from quantdraft.traffic import Sampling, Traffic, read_traffic, token_counts
 
 # How steps run: the engine's modes, or the one that a trial finds fastest.
 ModeChoice = Literal["auto", "eager", "fused", "compiled", "graph"]
 TRAFFIC_FILE = "traffic.jsonl"  # what was captured for a run, in its directory
+
+VLLM_COUNTS = ("vllm_prompts", "vllm_k", "vllm_loads")
+AT_LEAST_1 = ("batch_size", "context_length", "max_new_tokens", "threads", *VLLM_COUNTS)
+FOR_VLLM = ("vllm_python", "vllm_url", "vllm_spec", "vllm_args", *VLLM_COUNTS)
+SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Settings:
     """What the user asked for; names and defaults are the command line's."""
 
     candidate: str
-    ks: tuple[int, ...] = tuple(range(1, 17))
+    ks: tuple[int, ...] = ALL_KS
     target: str | None = None
     baseline: str | None = None
     traffic_path: Path | None = None
@@ -40,9 +47,10 @@ class Settings:
     output: Path | None = None
     acceptance_rule: AcceptanceRule | None = None
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    # With prompts: how they are answered, None: greedily. With traffic: how a log was sampled.
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 0
     batch_size: int = 1
     context_length: int | None = None
@@ -63,6 +71,8 @@ class Settings:
     vllm_spec: tuple[str, ...] = ()
     vllm_args: tuple[str, ...] = ()
     vllm_prompts: int | None = None
+    vllm_k: int | None = None  # the one k that is served; None: the nearest of `ks` to 4
+    vllm_loads: int | None = None  # starts of each arm's server; None: 2
     shared_stages: Path | None = None  # where runs of one sweep share the baseline's replay
 
 
@@ -84,21 +94,17 @@ def check_settings(settings: Settings) -> None:
     if settings.prompts is not None and settings.target is None:
         raise OptionError("--prompts needs --target: it is the target that answers them.")
     _check_engine(settings)
-    for name in ("batch_size", "context_length", "max_new_tokens", "threads", "vllm_prompts"):
+    for name in AT_LEAST_1:
         value = getattr(settings, name)
         if value is not None and value < 1:
-            raise OptionError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+            raise OptionError(f"{option_name(name)} {value} must be at least 1.")
     if settings.latency_seconds <= 0:
         raise OptionError(f"--latency-seconds {settings.latency_seconds} must be above 0.")
 
 
 def _check_engine(settings: Settings) -> None:
     """What only vLLM reads needs vLLM; what vLLM cannot do is refused."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("vllm_python", "vllm_url", "vllm_spec", "vllm_args", "vllm_prompts")
-        if getattr(settings, name)
-    ]
+    given = [option_name(name) for name in FOR_VLLM if getattr(settings, name)]
     if settings.engine != "vllm":
         if given:
             raise OptionError(f"{given[0]} needs --engine vllm.")
@@ -112,6 +118,15 @@ def _check_engine(settings: Settings) -> None:
         )
     if settings.vllm_url and (settings.vllm_python or settings.vllm_spec or settings.vllm_args):
         raise OptionError("--vllm-url names servers that run: they have their own settings.")
+    if settings.vllm_url and settings.vllm_loads:
+        raise OptionError("--vllm-loads: servers that run are not started again. Leave it out.")
+    if settings.vllm_k is not None and settings.vllm_k not in settings.ks:
+        raise OptionError(f"--vllm-k {settings.vllm_k} is not replayed. Add it to -k.")
+
+
+def option_name(name: str) -> str:
+    """Return a setting as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def open_models(settings: Settings) -> Models:
@@ -161,11 +176,12 @@ def read_run_traffic(settings: Settings, models: Models, run_dir: Path) -> Traff
     """The traffic given, or the target's responses to the prompts given, captured once a run."""
     if settings.traffic_path is not None:
         tokenizer = load_tokenizer((models.target or models.candidate).path)
-        return _usable(read_traffic(settings.traffic_path, tokenizer), models)
+        traffic = read_traffic(settings.traffic_path, tokenizer)
+        return _usable(sampled_as_told(traffic, settings), models)
     assert settings.prompts is not None
     assert models.target is not None
     path = run_dir / TRAFFIC_FILE
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
+    sampling = told_sampling(settings)
     if path.exists():
         if has_captured(path, settings.prompts, sampling, settings.max_new_tokens):
             with sole_writer(path):  # and the lock of a capture that was killed at its end is gone
@@ -188,6 +204,42 @@ def read_run_traffic(settings: Settings, models: Models, run_dir: Path) -> Traff
         ),
         models,
     )
+
+
+def told_sampling(settings: Settings) -> Sampling:
+    """Return the sampling that the settings name; without a word it is greedy, without limits."""
+    return Sampling(
+        settings.temperature or 0.0,
+        1.0 if settings.top_p is None else settings.top_p,
+        settings.top_k or 0,
+        settings.seed,
+    )
+
+
+def sampled_as_told(traffic: Traffic, settings: Settings) -> Traffic:
+    """Return the traffic with the sampling that the user says a log came from.
+
+    Raises OptionError where a header says another, and for a limit without a temperature.
+    """
+    given = [name for name in SAMPLING if getattr(settings, name) is not None]
+    if not given:
+        return traffic
+    told = told_sampling(settings)
+    if traffic.sampling is None:
+        if settings.temperature is None:
+            raise OptionError(
+                f"{option_name(given[0])} alone does not say how the log was sampled. Give "
+                "--temperature too."
+            )
+        return replace(traffic, sampling=told)
+    for name in given:
+        wanted, found = getattr(told, name), getattr(traffic.sampling, name)
+        if wanted != found:
+            raise OptionError(
+                f"{option_name(name)} {wanted}: '{settings.traffic_path}' says in its header that "
+                f"it was sampled with {name} {found}. Leave the option out."
+            )
+    return traffic
 
 
 def _usable(traffic: Traffic, models: Models) -> Traffic:
@@ -227,7 +279,7 @@ def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
     words = f"longer, with their prompts, than the {limit} positions of '{name}'"
     if not kept:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
-    say(f"left out: {num_overlong} responses {words}")
+    say(f"left out: {counted(num_overlong, 'response')} {words}")
     return replace(traffic, responses=chosen(traffic.responses, kept))
 
 
@@ -260,7 +312,8 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
         raise TrafficError(
             f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
-    say(f"left out: {len(traffic.responses) - len(kept)} prompts that it was calibrated on")
+    left_out = counted(len(traffic.responses) - len(kept), "prompt")
+    say(f"left out: {left_out} that it was calibrated on")
     return replace(traffic, responses=chosen(traffic.responses, kept))
 
 

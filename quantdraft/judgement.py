@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.advice import explained
 from quantdraft.comparison import (
     Bootstrap,
     Spell,
@@ -25,6 +26,7 @@ from quantdraft.comparison import (
 from quantdraft.comparison.focus import timed_throughout
 from quantdraft.comparison.projection import project_speed
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
@@ -95,7 +97,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     throughout = timed_throughout(measured.latency, measured.ks)
     best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
-    fallback = _best_by_length(measured.ks)
+    # Without latency there is no best k.
+    fallback = nearest_to_usual(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
     point = _point(replayed, measured.latency, *ks, bootstrap)
     if measured.served is not None:
@@ -103,7 +106,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
         others = zip(measured.ks, equal_k, strict=True)
         equal_k = tuple(point if k == ks[1] else other for k, other in others)
-    slices = _slices(measured, ks[1], bootstrap)
+    rates_k = nearest_to_usual(measured.ks)
+    slices = _slices(measured, rates_k, bootstrap)
     alarms = _alarms(measured, acceptance[ks[1]], point, policy)
     verdict = decide(
         Evidence(
@@ -111,6 +115,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             baseline_name=measured.baseline_name,
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
+            rates=acceptance[rates_k],
             speed=point,
             num_prompts=_num_prompts(measured),
             num_timings=_num_timings(measured.latency),
@@ -120,7 +125,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         policy,
     )
-    return Evaluation(
+    evaluation = Evaluation(
         schema_version=EVALUATION_SCHEMA_VERSION,
         name=measured.name,
         created=measured.created,
@@ -137,8 +142,8 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         latency=measured.latency,
         live=measured.live,
         verdict=verdict,
-        ledger=_ledger(measured, point),
-        provenance=measured.provenance,
+        ledger=_ledger(measured, point, policy),
+        provenance=measured.provenance | {"policy": policy.model_dump()},
         grid=measured.grid,
         served=measured.served,
         projection=project_speed(
@@ -148,8 +153,12 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         disagreements=()
         if measured.spell is None
-        else find_disagreements(measured.traffic, measured.keeps, replayed, ks[1], measured.spell),
+        else find_disagreements(
+            measured.traffic, measured.keeps, replayed, rates_k, measured.spell
+        ),
+        slices_k=rates_k,
     )
+    return explained(evaluation, policy)
 
 
 def _point(
@@ -169,11 +178,6 @@ def _point(
     )
 
 
-def _best_by_length(ks: tuple[int, ...]) -> int:
-    """Without latency there is no best k: 4, the engines' usual choice, or what is nearest."""
-    return min(ks, key=lambda k: (abs(k - 4), k))
-
-
 def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
     """By position, by context, by domain."""
     responses = measured.traffic.responses
@@ -189,8 +193,11 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
 def _alarms(
     measured: Measurements, acceptance: AcceptanceComparison, point: SpeedPoint, policy: Policy
 ) -> tuple[Alarm, ...]:
+    timed = measured.latency.arms.get("candidate")
     false_claim = not_quantized(
         is_identity=measured.is_control,
+        resident_bytes=None if timed is None else timed.quantized_bytes,
+        promised_bytes=None if timed is None else timed.promised_bytes,
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
@@ -198,11 +205,12 @@ def _alarms(
     of_target = control_strays(point.target_control_speedup, policy, "target")
     raised += () if of_target is None else (of_target,)
     raised += suspicions(measured.latency)
-    raised += served_alarms(measured.served, policy)
+    compute_dtype = measured.provenance.get("compute_dtype")
+    raised += served_alarms(measured.served, policy, compute_dtype)
     return raised if false_claim is None else (false_claim, *raised)
 
 
-def _ledger(measured: Measurements, point: SpeedPoint) -> dict[str, Any]:
+def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:
     """The byte ledger at the measured k and c, where there is a c."""
     draft_ms, target_ms = point.baseline_draft_step_ms, point.autoregressive_step_ms
     is_timed = draft_ms is not None and target_ms is not None
@@ -211,6 +219,7 @@ def _ledger(measured: Measurements, point: SpeedPoint) -> dict[str, Any]:
         context_length=measured.latency.context_length,
         num_speculative_tokens=point.baseline_num_speculative_tokens if is_timed else None,
         cost_ratio=draft_ms / target_ms if draft_ms and target_ms else None,
+        min_speedup=policy.min_speedup_over_baseline,
     )
 
 

@@ -1,8 +1,9 @@
 """The live loop on a few prompts, beside replay: do they emit the target's text and count alike?
 
-At temperature 0 the text must be the traffic's own and the rounds equal, prompt by prompt. When
-tokens are drawn, the loop writes its own text; replaying that text gives the expected rounds, and
-the two agree in the mean.
+At temperature 0 the text must be the traffic's own, but for near-ties. When tokens are drawn, and
+when nobody knows how the traffic was sampled, the loop writes text of its own. Whatever it wrote is
+what replay counts: the rounds are equal, prompt by prompt, or agree in the mean where the draft
+draws too.
 """
 
 from __future__ import annotations
@@ -14,21 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quantdraft.engines.native import NativeModel
 from quantdraft.engines.session import Mode, Session
+from quantdraft.near_ties import TextStatus, coarsest, text_status
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule
 from quantdraft.sampling import processed_logprobs
-from quantdraft.speculation import LiveRun, logit_gap, speculate
+from quantdraft.speculation import LiveRun, next_logits, speculate
 from quantdraft.traffic import Sampling, Traffic
 from quantdraft.verification import Plan
-
-# By how much two correct kernels may differ in a logit: float32 sums of a few thousand terms, and
-# bfloat16's 8 bits of a logit around 16.
-NEAR_TIE_LOGITS = {"float32": 1e-3}
-NEAR_TIE_LOGITS_16_BIT = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class LivePrompt:
 
     response: Response  # the prompt with the text the loop emitted
     run: LiveRun
-    text: str  # "identical" | "near-tie" | "divergent" | "sampled"
+    text: TextStatus
 
 
 def run_live(
@@ -70,7 +68,7 @@ def run_live(
         )
         for response, run in zip(some, batch.runs, strict=True):
             emitted = replace(response, response_token_ids=run.token_ids, logprobs=None)
-            text = _text_against(target, response, run, sampling)
+            text = _text_against(target, response, run, traffic)
             results.append(LivePrompt(emitted, run, text))
         progress(len(some))
     return results
@@ -112,16 +110,31 @@ def target_logprobs(
     return values
 
 
-def _text_against(target: NativeModel, response: Response, run: LiveRun, sampling: Sampling) -> str:
-    if not sampling.is_greedy:
+def _text_against(
+    target: NativeModel, response: Response, run: LiveRun, traffic: Traffic
+) -> TextStatus:
+    """Return what the loop's text is against the traffic's."""
+    if traffic.sampling is not None and not traffic.sampling.is_greedy:
         return "sampled"
-    wanted, found = response.response_token_ids, run.token_ids
-    if found == wanted:
-        return "identical"
-    at = next((i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
-    if at is None:  # one text is the other's beginning: an end-of-sequence rule differs
-        return "divergent"
-    prefix = response.prompt_token_ids + wanted[:at]
-    gap = logit_gap(Session(target, 1, len(prefix)), prefix, wanted[at], found[at])
-    limit = NEAR_TIE_LOGITS.get(target.compute_dtype, NEAR_TIE_LOGITS_16_BIT)
-    return "near-tie" if abs(gap) <= limit else "divergent"
+    wanted = response.response_token_ids
+
+    def logits_before(at: int) -> Tensor:
+        prefix = response.prompt_token_ids + wanted[:at]
+        return next_logits(Session(target, 1, len(prefix)), prefix)
+
+    dtype = coarsest(target.compute_dtype, traffic.dtype or _stored_dtype(target))
+    return known_status(traffic.sampling, text_status(wanted, run.token_ids, logits_before, dtype))
+
+
+def known_status(sampling: Sampling | None, status: TextStatus) -> TextStatus:
+    """Return "own" for a text that parts from traffic of unknown sampling: it may have been drawn.
+
+    No greedy text is held against such traffic.
+    """
+    return "own" if sampling is None and status == "divergent" else status
+
+
+def _stored_dtype(target: NativeModel) -> str | None:
+    """Return the type that a checkpoint is stored in, and that engines serve it in by default."""
+    config = {} if target.source is None else target.source.config
+    return str(config.get("dtype") or config.get("torch_dtype"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds
+from quantdraft.acceptance import Floats, replay_rounds, rounds_between
 from quantdraft.benchmark import Place, Review, measure_latency
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.claims import claims_but_not_quantized
@@ -19,20 +19,28 @@ from quantdraft.engines.native import NativeModel, borrow, load_native
 from quantdraft.engines.session import live_mode
 from quantdraft.engines.source import stored_weights
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.inputs import Models, Settings
+from quantdraft.inputs import Models, Settings, say
 from quantdraft.keeps import keeps_on_disk
-from quantdraft.live import live_keep, run_live
+from quantdraft.live import LivePrompt, live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
+from quantdraft.near_ties import TextKeeps, input_step, text_keeps
 from quantdraft.progress import bar, share_bar
 from quantdraft.proof import probe_logits
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
-from quantdraft.served import serve
+from quantdraft.served import serve, served_k
 from quantdraft.served_run import Serve
 from quantdraft.stages import stage
 from quantdraft.traffic import Sampling, Traffic, token_counts
-from quantdraft.unpacking import rounds_activations
+from quantdraft.unpacking import quantized_modules, rounds_activations
+
+OWN_TEXTS = (
+    "the log does not say how it was sampled, and it is not the target's greedy text: the live "
+    "loop is checked on text of its own. To say how the log was sampled, give --temperature (0: "
+    "greedy)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ class Measuring:
         target, num_prompts = self.models.target, self.settings.live_prompts
         if target is None or num_prompts < 1 or self.settings.engine == "vllm":
             return ()
-        k = _live_k(self.settings.ks)
+        k = nearest_to_usual(self.settings.ks)  # one is proof enough, replay being exact for each
         inputs = (
             self._inputs("baseline")
             | self._inputs("candidate")
@@ -145,13 +153,16 @@ class Measuring:
             loaded = self._native(target)
             return [self._live_arm(loaded, arm, k, keeps[arm]) for arm in ("baseline", "candidate")]
 
-        return tuple(stage(self.run_dir, "live", inputs, list[LiveCheck], compute))
+        checks = tuple(stage(self.run_dir, "live", inputs, list[LiveCheck], compute))
+        if any(check.num_own_texts for check in checks):
+            say(OWN_TEXTS)
+        return checks
 
     def served(self) -> Served | None:
         """What vLLM did with the traffic; None where it was not asked for."""
         if self.settings.engine != "vllm":
             return None
-        limit, k = self.settings.vllm_prompts, _live_k(self.settings.ks)
+        limit, k = self.settings.vllm_prompts, served_k(self.settings)
         some = replace(self.traffic, responses=self.traffic.responses[:limit])
         inputs = (
             self._inputs("baseline")
@@ -162,6 +173,7 @@ class Measuring:
                 "seed": self.settings.seed,
                 "engine": [str(self.settings.vllm_python), *self.settings.vllm_url],
                 "given": [*self.settings.vllm_spec, *self.settings.vllm_args],
+                "num_loads": self.settings.vllm_loads,
             }
         )
         run = Serve(
@@ -200,7 +212,6 @@ class Measuring:
         draft = self._native(checkpoint)
         num_prompts = min(self.settings.live_prompts, len(self.traffic.responses))
         some = replace(self.traffic, responses=self.traffic.responses[:num_prompts])
-        sampling = self.traffic.sampling or Sampling()
         with bar(num_prompts, f"live loop {arm}", "prompt") as progress:
             prompts = run_live(
                 target,
@@ -212,26 +223,74 @@ class Measuring:
                 mode=live_mode(self.device),
                 progress=progress,
             )
-        is_drawn = not sampling.is_greedy
-        if is_drawn:
-            assert self.models.target is not None
-            loaded = self._load(self.models.target), self._load(checkpoint)
-            keep = live_keep(*loaded, prompts, self.rule, sampling)
-        counted = [i for i, p in enumerate(prompts) if p.text in ("identical", "sampled")]
-        replayed = _rounds(some, counted, keep, k)
+        return self._live_check(arm, draft.is_exact, k, prompts, keep)
+
+    def _live_check(
+        self,
+        arm: str,
+        is_exact: bool,
+        k: int,
+        prompts: Sequence[LivePrompt],
+        keep: Sequence[Floats],
+    ) -> LiveCheck:
+        """What the loop counted beside replay of what it wrote; a divergent text is not replayed.
+
+        is_exact: every product of the draft is a float32 sum
+        keep: of the traffic's own texts, which hold for a loop that wrote the same
+        """
+        checkpoint: Checkpoint = getattr(self.models, arm)
+        is_exact = is_exact and not rounds_activations(checkpoint)
+        counted = [i for i, prompt in enumerate(prompts) if prompt.text != "divergent"]
+        some = [prompts[i] for i in counted]
+        is_expectation = self._is_expectation
+        low: tuple[float, ...] = ()
+        high: tuple[float, ...] = ()
+        ids = [prompt.response.prompt_id for prompt in some]
+        if is_expectation:
+            kept = self._drawn_keep(checkpoint, some)
+        elif is_exact and all(prompt.text == "identical" for prompt in some):
+            kept = [keep[i] for i in counted]
+        else:
+            found = self._text_keeps(checkpoint, some, is_exact)
+            kept = [each.keep for each in found]
+            if not is_exact:
+                low, high = rounds_between(ids, kept, [each.is_near_tie for each in found], k)
         texts = [prompt.text for prompt in prompts]
         return LiveCheck(
             num_speculative_tokens=k,
             arm=arm,
-            prompt_ids=tuple(some.responses[i].prompt_id for i in counted),
-            num_drafts_live=tuple(float(prompts[i].run.num_drafts) for i in counted),
-            num_drafts_replayed=replayed,
+            prompt_ids=tuple(ids),
+            num_drafts_live=tuple(float(prompt.run.num_drafts) for prompt in some),
+            num_drafts_replayed=_rounds(ids, kept, k),
             num_identical_texts=texts.count("identical"),
             num_near_ties=texts.count("near-tie"),
             num_divergent=texts.count("divergent"),
-            is_expectation=is_drawn,
-            is_exact=draft.is_exact and not rounds_activations(checkpoint),
+            is_expectation=is_expectation,
+            is_exact=is_exact,
+            num_own_texts=texts.count("own"),
+            num_drafts_low=low,
+            num_drafts_high=high,
         )
+
+    @property
+    def _is_expectation(self) -> bool:
+        """True where the draft draws too: a text then has rounds in the mean alone."""
+        sampling = self.traffic.sampling or Sampling()
+        return self.rule in ("rejection", "exact_match") and not sampling.is_greedy
+
+    def _drawn_keep(self, checkpoint: Checkpoint, prompts: Sequence[LivePrompt]) -> list[Floats]:
+        assert self.models.target is not None
+        loaded = self._load(self.models.target), self._load(checkpoint)
+        return live_keep(*loaded, prompts, self.rule, self.traffic.sampling or Sampling())
+
+    def _text_keeps(
+        self, checkpoint: Checkpoint, prompts: Sequence[LivePrompt], is_exact: bool
+    ) -> list[TextKeeps]:
+        """Of the loop's own texts. The native kernels that are not exact compute in 16 bits."""
+        dtype = str(self.dtype).removeprefix("torch.") if is_exact else "bfloat16"
+        step = input_step(quantized_modules(checkpoint).values())
+        texts = [prompt.response for prompt in prompts]
+        return text_keeps(self._load(checkpoint), texts, dtype, step) if texts else []
 
     def _native(self, checkpoint: Checkpoint) -> NativeModel:
         """A model on its own kernels, or dequantized where this machine has none for it."""
@@ -290,22 +349,15 @@ class Measuring:
             "target": None if target is None else model_identity(target)["sha256"],
             "traffic": self.traffic.sha256,
             "rule": self.rule,
+            "sampling": _plain(self.traffic.sampling),
             "dtype": str(self.dtype),
             "device": str(self.device),
         }
 
 
-def _rounds(
-    traffic: Traffic, counted: list[int], keep: list[NDArray[np.float64]], k: int
-) -> tuple[float, ...]:
-    if not counted:
-        return ()
-    ids = [traffic.responses[i].prompt_id for i in counted]
-    replayed: Replayed = replay_rounds(ids, [keep[i] for i in counted], [k])
-    return tuple(replayed.num_drafts[0].tolist())
+def _plain(sampling: Sampling | None) -> dict[str, Any] | None:
+    return None if sampling is None else asdict(sampling)
 
 
-def _live_k(ks: tuple[int, ...]) -> int:
-    """One k is proof enough, replay being exact for each: the largest up to 4."""
-    small = [k for k in ks if k <= 4]
-    return max(small) if small else min(ks)
+def _rounds(ids: list[str], keep: Sequence[Floats], k: int) -> tuple[float, ...]:
+    return tuple(replay_rounds(ids, keep, [k]).num_drafts[0].tolist()) if ids else ()

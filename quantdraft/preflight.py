@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
@@ -12,12 +13,14 @@ from quantdraft.heads import require_draft_model
 from quantdraft.ledger import byte_ledger, head_options, judged_context, project
 from quantdraft.models import resolve_model
 from quantdraft.pairing import Finding, check_pairing, is_compatible
+from quantdraft.proposals import MAX_K, USUAL_K
 from quantdraft.recipe import bundled_recipe_names, load_recipe
 from quantdraft.report import terminal
 from quantdraft.report.blocks import Table
 from quantdraft.report.screen import here
 from quantdraft.report.wording import UNDEFINED, num_bytes, times
 from quantdraft.step_bytes import estimated_cost_ratio, ledger_summary
+from quantdraft.verdict.policy import load_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,20 @@ class Preflight:
         return [*shown, "", f"Target and draft are {answer}."]
 
 
-def check(target: str, draft: str, num_speculative_tokens: int = 4) -> Preflight:
+def check(
+    target: str,
+    draft: str,
+    num_speculative_tokens: int = USUAL_K,
+    policy: Path | None = None,
+) -> Preflight:
     """Read both directories' files (no weights) and say what is known before anything is run.
 
+    policy: a file with limits of the verdict; "can pay" is held to its speedup over the baseline
     Raises CheckpointError for a directory that cannot be read.
     """
-    if not 1 <= num_speculative_tokens <= 16:
-        raise OptionError(f"-k {num_speculative_tokens}: it lies in 1..16.")
+    if not 1 <= num_speculative_tokens <= MAX_K:
+        raise OptionError(f"-k {num_speculative_tokens}: it lies in 1..{MAX_K}.")
+    min_speedup = load_policy(policy).min_speedup_over_baseline
     target_path, draft_path = resolve_model(target), resolve_model(draft)
     opened = open_checkpoint(target_path), open_checkpoint(draft_path)
     require_draft_model(opened[1], "replayed")
@@ -67,11 +77,15 @@ def check(target: str, draft: str, num_speculative_tokens: int = 4) -> Preflight
         is_compatible=is_compatible(findings),
         findings=findings,
         num_speculative_tokens=num_speculative_tokens,
-        outlooks=_outlooks(*opened, num_speculative_tokens) if is_compatible(findings) else (),
+        outlooks=_outlooks(*opened, num_speculative_tokens, min_speedup)
+        if is_compatible(findings)
+        else (),
     )
 
 
-def _outlooks(target: Checkpoint, draft: Checkpoint, k: int) -> tuple[RecipeOutlook, ...]:
+def _outlooks(
+    target: Checkpoint, draft: Checkpoint, k: int, min_speedup: float
+) -> tuple[RecipeOutlook, ...]:
     if draft.quantization is not None:
         return ()  # what a recipe would make of it is known for full-precision drafts only
     before = byte_ledger(draft)
@@ -89,6 +103,7 @@ def _outlooks(target: Checkpoint, draft: Checkpoint, k: int) -> tuple[RecipeOutl
                 num_speculative_tokens=k,
                 cost_ratio=cost_ratio,
                 head=head_options(draft, recipe),
+                min_speedup=min_speedup,
             )
         except RecipeError as error:
             outlooks.append(RecipeOutlook(name, None, str(error)))
@@ -123,9 +138,10 @@ def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
     known = [each.summary for each in outlooks if each.summary is not None]
     ratio = known[0]["cost_ratio"] if known else None
     at = "" if ratio is None else f" (c = {ratio:.3f}, by their bytes)"
+    asked = f" It can pay from {known[0]['min_speedup']:.2f}×, what a go needs." if known else ""
     yield (
         "Step: the bytes that a draft step reads, before and after, so how much faster it gets at "
-        f"most. Overall: with the target's step{at}."
+        f"most. Overall: with the target's step{at}.{asked}"
     )
     yield from (f"{each.recipe}: {each.reason}" for each in outlooks if each.reason is not None)
     # Of the recipe that leaves the fewest bytes for the rest.

@@ -30,6 +30,8 @@ from quantdraft.provenance import directory_sha256, environment, model_identity
 from quantdraft.quantizers import BACKENDS, QuantizationJob
 from quantdraft.recipe import Recipe
 from quantdraft.recipe_formats import formats_by_module
+from quantdraft.results import MIN_SPEEDUP
+from quantdraft.results.wording import counted
 from quantdraft.schemes import HEAD
 from quantdraft.step_bytes import ledger_summary
 from quantdraft.weights import FLOAT_DTYPES, INDEX_FILE
@@ -55,13 +57,15 @@ def apply(
     device: str | None = None,
     revision: str | None = None,
     force: bool = False,
+    min_speedup: float = MIN_SPEEDUP,
     progress: Callable[[str], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Checkpoint:
     """Quantize a draft into `output`, re-open it, prove it, and return it.
 
     draft: a directory or a Hub id; output: `<draft>-<recipe>` in the current directory by default;
-    calibration: a traffic file, for a recipe that is calibrated; progress is told each step.
+    calibration: a traffic file, for a recipe that is calibrated; progress is told each step;
+    min_speedup: what a go needs by the policy, against which the byte ledger is held.
     announce is told, before anything is done, what a draft head could gain by its bytes alone.
     Raises a QuantDraftError, one line, and then leaves nothing behind.
     """
@@ -77,7 +81,7 @@ def apply(
         recipe = recipe_for_head(recipe, head)
     require_applicable(recipe, source)
     if head is not None and announce is not None:
-        announce(_outlook(recipe, source, head))
+        announce(_outlook(recipe, source, head, min_speedup))
     target_dir = output or Path(f"{source.name}-{recipe.name}")
     require_apart(target_dir, source.path, "the draft")
     if calibration is not None:
@@ -92,7 +96,7 @@ def apply(
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)
         proof = prove(recipe, source, candidate, torch_device)
-        manifest = _manifest(recipe, source, candidate, data, proof) | {
+        manifest = _manifest(recipe, source, candidate, data, proof, min_speedup) | {
             "draft": model_identity(source, draft) | {"path": str(source.path.absolute())},
             "environment": environment(str(torch_device)),
         }
@@ -119,9 +123,10 @@ def require_applicable(recipe: Recipe, source: Checkpoint) -> None:
         _require_whole_groups(recipe, source)
 
 
-def _outlook(recipe: Recipe, source: Checkpoint, head: DraftHead) -> str:
+def _outlook(recipe: Recipe, source: Checkpoint, head: DraftHead, min_speedup: float) -> str:
     """What of a draft head can be quantized, and the most that it could give."""
-    summary = ledger_summary(byte_ledger(source), project(source, recipe))
+    before, after = byte_ledger(source), project(source, recipe)
+    summary = ledger_summary(before, after, min_speedup=min_speedup)
     return f"{head.summary()} {summary['sentence']}"
 
 
@@ -216,6 +221,7 @@ def _manifest(
     candidate: Checkpoint,
     data: CalibrationData,
     proof: Proof,
+    min_speedup: float,
 ) -> dict[str, Any]:
     """The content of quantdraft.json. No date in it: the same inputs give the same bytes."""
     draft = draft_head(source)
@@ -232,6 +238,7 @@ def _manifest(
             byte_ledger(candidate),
             context_length=judged_context(recipe),
             head=head,
+            min_speedup=min_speedup,
         ),
         "proof": proof.as_dict(),
         "sha256": directory_sha256(candidate.path, exclude=frozenset({MANIFEST_FILE})),
@@ -248,7 +255,7 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         )
     proof, ledger = manifest["proof"], manifest["ledger"]
     checked = (
-        f"{proof['num_quantized_modules']} layers quantized, each within "
+        f"{counted(proof['num_quantized_modules'], 'layer')} quantized, each within "
         f"{proof['largest_weight_error']:.4f} of the draft's weights "
         f"(limit {proof['weight_error_limit']}); {_about_logits(proof)}"
     )

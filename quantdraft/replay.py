@@ -71,16 +71,24 @@ def _kept(
     last = first + len(logits)
     ids = torch.tensor(response.response_token_ids[first:last], device=logits.device)
     if rule in ("greedy", "greedy_draft"):
-        likeliest = logits.max(-1)
-        # A NaN counts as the largest: its token would be "kept" or not by accident.
-        kept = torch.where(likeliest.values.isfinite(), likeliest.indices == ids, torch.nan)
-        return kept.double().cpu().numpy()
+        return greedy_keeps(logits, ids)
     draft = processed_logprobs(logits, sampling).gather(-1, ids[:, None])[:, 0].double()
     if rule == "exact_match":
         return draft.exp().cpu().numpy()
     assert response.logprobs is not None
     target = torch.tensor(response.logprobs[first:last], device=logits.device).double()
     return (draft - target).exp().clamp(max=1.0).cpu().numpy()
+
+
+def greedy_keeps(logits: Tensor, ids: Tensor) -> NDArray[np.float64]:
+    """Return 1 where a token is the draft's most probable one, else 0; NaN without finite logits.
+
+    logits: (tokens, vocab) float32, ids: (tokens,) int64
+    """
+    likeliest = logits.max(-1)
+    # A NaN counts as the largest: its token would be "kept" or not by accident.
+    kept = torch.where(likeliest.values.isfinite(), likeliest.indices == ids, torch.nan)
+    return kept.double().cpu().numpy()
 
 
 def _sampling_of(traffic: Traffic, rule: AcceptanceRule) -> Sampling:

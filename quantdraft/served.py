@@ -15,7 +15,7 @@ import torch
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.configs import num_positions
-from quantdraft.crosscheck import crosschecked
+from quantdraft.crosscheck import crosschecked, replay_dtype
 from quantdraft.end_tokens import stored_end_token_ids
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
@@ -24,13 +24,16 @@ from quantdraft.engines.vllm.run import (
     Answers,
     Fleet,
     ask_in_turns,
+    num_visits,
     warm_up,
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
 from quantdraft.inputs import Settings, say
+from quantdraft.kernels.dense import type_name
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import load_around, load_average
 from quantdraft.results import Served
 from quantdraft.served_run import Serve
@@ -39,7 +42,17 @@ from quantdraft.serving.vllm import check
 
 # Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
-VISITS_PER_ARM = 2
+# Of a server of ours, where the user does not say: the fewest in which a difference shows.
+NUM_LOADS = 2
+ONE_LOAD = (
+    "each arm has one server, started once: what differs from one start to the next is in no "
+    "interval."
+)
+
+
+def served_k(settings: Settings) -> int:
+    """Return the one k that vLLM serves: the user's, or the usual one of those replayed."""
+    return settings.vllm_k or nearest_to_usual(settings.ks)
 
 
 def serve(run: Serve) -> Served:
@@ -50,6 +63,9 @@ def serve(run: Serve) -> Served:
     """
     if run.rule == "exact_match":
         raise OptionError("vLLM has no acceptance rule 'exact_match'. Use greedy_draft.")
+    if len(run.settings.ks) > 1 and run.settings.vllm_k is None:
+        k = run.num_speculative_tokens
+        say(f"vLLM serves one k: {k}, of -k the nearest to 4. Another: --vllm-k N.")
     requests = [_request(run, index) for index in range(len(run.traffic.responses))]
     before = load_average()
     served, answers = _from_urls(run, requests) if run.settings.vllm_url else _own(run, requests)
@@ -77,14 +93,18 @@ def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
             serving = replace(serving, memory_share=share)
         fleet = Fleet(found, serving, drafts, run.run_dir)
         how = "all at once" if is_interleaved else "one after another"
-        say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {dtype}")
-        total = len(requests) * len(ARMS) * VISITS_PER_ARM
+        num_loads = run.settings.vllm_loads or NUM_LOADS
+        times = f"started {num_loads} times" if num_loads > 1 else "started once"
+        say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
+        total = len(requests) * len(ARMS) * num_visits(num_loads)
         with bar(total, f"vLLM {dtype}", "request") as progress:
             ask = fleet.ask_together if is_interleaved else fleet.ask_one_by_one
-            answers = ask(requests, progress)
+            answers = ask(requests, num_loads, progress)
         if "candidate" not in answers.undefined:
             break
         say(f"{dtype}: {answers.undefined['candidate']}")
+    if num_loads == 1:
+        say(ONE_LOAD)
     return _empty(run, found.version, found.device_type, dtype, extra, is_interleaved), answers
 
 
@@ -93,7 +113,8 @@ def _from_urls(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers
     clients = {arm: Client(url) for arm, url in parse_urls(run.settings.vllm_url).items()}
     for client in clients.values():
         warm_up(client, requests)
-    total = len(requests) * len(clients) * VISITS_PER_ARM
+    say(ONE_LOAD)
+    total = len(requests) * len(clients) * num_visits(1)
     with bar(total, "vLLM", "request") as progress:
         answers = ask_in_turns(clients, requests, progress)
     undefined = {arm: "no server was given for it" for arm in ARMS if arm not in clients}
@@ -135,7 +156,8 @@ def _empty(
         speculative=dict(extra),
         is_interleaved=is_interleaved,
         arms={},
-        is_expectation=run.rule == "rejection",
+        is_expectation=run.rule == "rejection" and not run.sampling.is_greedy,
+        replay_dtype=type_name(replay_dtype(run.dtype, dtype)),
     )
 
 

@@ -23,7 +23,7 @@ class Serve:
     traffic: Traffic
     rule: AcceptanceRule
     device: torch.device
-    dtype: torch.dtype  # of replay
+    dtype: torch.dtype  # of replay, where the servers do not tell theirs
     run_dir: Path
     num_speculative_tokens: int
 

@@ -271,10 +271,8 @@ def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def logit_gap(target: Runner, prefix_token_ids: Sequence[int], token: int, other: int) -> float:
-    """By how much the target prefers `token` to `other` after the prefix, in logits.
-
-    The near-tie oracle: two kernels may part where this is within their rounding error.
+def next_logits(target: Runner, prefix_token_ids: Sequence[int]) -> Tensor:
+    """Return the target's logits for the token after the prefix, (vocab,) float32.
 
     target: of batch size 1
     """
@@ -282,5 +280,4 @@ def logit_gap(target: Runner, prefix_token_ids: Sequence[int], token: int, other
     ids = torch.tensor([list(prefix_token_ids)], device=target.device)
     positions = torch.arange(length, device=target.device)[None]
     at = torch.tensor([[length - 1]], device=target.device)
-    logits = target.forward(ids, positions, target.num_live(length), at)[0, 0].float()
-    return float(logits[token] - logits[other])
+    return target.forward(ids, positions, target.num_live(length), at)[0, 0].float()

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MIN_SPEEDUP = 1.02  # what the verdict asks of a go; see the policy
+from quantdraft.results.verdict import MIN_SPEEDUP
+
 MIN_HEAD_SAVING = 0.05  # share of a step's bytes from which a quantized head is worth its risk
 
 
@@ -104,6 +105,7 @@ def ledger_summary(
 ) -> dict[str, Any]:
     """Both ledgers, the ceiling and what it could give, as plain JSON values.
 
+    min_speedup: what the policy asks of a go
     `largest_speedup` is None where k or c (t_d / t_v(1)) is not known; `can_pay` is then judged
     by the ceiling itself, which no k and no c exceed.
     """

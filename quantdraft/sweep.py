@@ -28,6 +28,7 @@ from quantdraft.progress import bar
 from quantdraft.recipe import load_recipe
 from quantdraft.report import compare
 from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.results.wording import counted
 
 RECORD = "sweep.json"
 
@@ -58,7 +59,8 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
 
 def _swept(settings: SweepSettings, say: Say) -> SweepResult:
     cells, jobs = grid(settings if settings.executor == "local" else with_absolute_paths(settings))
-    say(f"{len(cells)} evaluations, {len(jobs) - len(cells)} candidates to make: {settings.output}")
+    to_make = counted(len(jobs) - len(cells), "candidate")
+    say(f"{counted(len(cells), 'evaluation')}, {to_make} to make: {settings.output}")
     outcomes = _run(settings, jobs)
     failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
     result = SweepResult(tuple(cells), failed)

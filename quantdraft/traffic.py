@@ -67,6 +67,12 @@ class Traffic:
     num_round_trip_failures: int = 0  # of those, texts that decode(encode(text)) does not return
 
     @property
+    def dtype(self) -> str | None:
+        """The float type in which the target wrote the responses, where that is known."""
+        found = self.target.get("dtype")
+        return found if isinstance(found, str) else None
+
+    @property
     def num_tokens(self) -> int:
         """Response tokens over all prompts."""
         return int(token_counts(self.responses).response.sum())

@@ -1,7 +1,8 @@
 """A stand-in for vLLM's server: the same routes, answers and counters that are known beforehand.
 
 As a program (`python -m tests.fake_vllm --port N …`) it reads what to say from the file that
-$FAKE_VLLM names, and refuses to serve a draft in the float types listed there.
+$FAKE_VLLM names, refuses to serve a draft in the float types listed there, and notes beside that
+file every start: its float type and its speculative config.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class Script:
 class FakeServer:
     """A server that answers as vLLM 0.32 does, one token at a time, at a known pace."""
 
-    def __init__(self, scripts: dict[tuple[int, ...], Script], seconds_per_token: float = 0.0):
+    def __init__(
+        self, scripts: dict[tuple[int, ...], Script], seconds_per_token: float = 0.0, k: int = K
+    ):
         self.scripts, self.seconds_per_token = scripts, seconds_per_token
         self.bodies: list[dict[str, object]] = []
         self.num_tokens = self.num_drafts = self.num_foreign = 0
-        self.accepted = [0] * K
+        self.k, self.accepted = k, [0] * k
         self.lag = 0  # replies of /metrics that still show the counters of before
         self.has_token_ids = True
         self.max_model_len = 4096
@@ -56,7 +59,7 @@ class FakeServer:
                 f"vllm:generation_tokens_total{{{labels}}} {self.num_tokens + self.num_foreign}.0",
                 f"vllm:generation_tokens_created{{{labels}}} 1.79e+09",
                 f"vllm:spec_decode_num_drafts_total{{{labels}}} {self.num_drafts}.0",
-                f"vllm:spec_decode_num_draft_tokens_total{{{labels}}} {K * self.num_drafts}.0",
+                f"vllm:spec_decode_num_draft_tokens_total{{{labels}}} {self.k * self.num_drafts}.0",
                 *positions,
                 "",
             ]
@@ -71,7 +74,8 @@ class FakeServer:
             yield {"choices": [choice | ({"token_ids": [token]} if self.has_token_ids else {})]}
         self.num_tokens += len(script.token_ids)
         self.num_drafts += script.num_drafts
-        self.accepted = [a + b for a, b in zip(self.accepted, script.accepted, strict=True)]
+        accepted = [*script.accepted, *[0] * self.k][: self.k]
+        self.accepted = [a + b for a, b in zip(self.accepted, accepted, strict=True)]
         yield {"choices": [], "usage": {}}
 
 
@@ -128,6 +132,8 @@ def main() -> None:
     parser.add_argument("--speculative-config")
     given, _ = parser.parse_known_args()
     plan = json.loads(Path(os.environ["FAKE_VLLM"]).read_text())
+    with open(f"{os.environ['FAKE_VLLM']}.started", "a") as told:
+        told.write(f"{given.dtype} {given.speculative_config}\n")
     if given.speculative_config and given.dtype in plan["refused"]:
         raise ValueError(f"no kernel for this format in {given.dtype}")
     scripts = {
@@ -135,7 +141,9 @@ def main() -> None:
     }
     if not given.speculative_config:
         scripts = {p: Script(s.token_ids, 0, (0,) * K) for p, s in scripts.items()}
-    handler = type("Bound", (Handler,), {"fake": FakeServer(scripts, plan["seconds_per_token"])})
+    k = json.loads(given.speculative_config or "{}").get("num_speculative_tokens", K)
+    fake = FakeServer(scripts, plan["seconds_per_token"], k)
+    handler = type("Bound", (Handler,), {"fake": fake})
     ThreadingHTTPServer(("127.0.0.1", given.port), handler).serve_forever()
 
 

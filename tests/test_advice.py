@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantdraft.advice import Diagnosis, diagnoses
+from quantdraft.advice import Diagnosis, diagnoses, explained, explaining
 from quantdraft.advice.acceptance import alpha_of
 from quantdraft.advice.sides import side, state_if
 from quantdraft.comparison.contrasts import Term, contrast
@@ -22,6 +22,7 @@ from quantdraft.results import (
     Slice,
     StepSamples,
 )
+from quantdraft.verdict import Policy
 from tests.example_evaluation import acceptance, evaluation, rounds, unmeasured
 
 NUM_PROMPTS = 20
@@ -119,6 +120,7 @@ def test_high_acceptance_without_a_speedup_means_a_dear_draft() -> None:
     assert "draft-too-dear" in codes(with_speedup(high, slow))
     assert "draft-too-dear" in codes(with_speedup(high, doubtful), "cannot tell")
     assert "draft-too-dear" not in codes(with_speedup(low, slow))
+    assert "draft-too-wrong" in codes(with_speedup(low, slow))
     assert "draft-too-dear" not in codes(high)  # it is twice as fast as the target
 
 
@@ -137,9 +139,89 @@ def test_early_and_late_rejections() -> None:
     observed = only(early, "early-rejections").observed
     assert observed is not None
     assert observed.value == pytest.approx(0.1)
-    assert "the recipe's" in only(early, "early-rejections").seen
-    pair = thirds(0.6, 0.7, before=(0.6, 0.7))
-    assert "the pair's, not the recipe's" in only(pair, "early-rejections").seen
+
+
+def test_the_recipe_is_blamed_only_for_what_the_baseline_does_not_show() -> None:
+    recipe = only(thirds(0.6, 0.7), "early-rejections")
+    assert "it is the recipe's, which adds +10.0 points" in recipe.seen
+    assert "the baseline's do not" in recipe.finding
+    assert "--recipe int8" in (recipe.command or "")
+    pair = only(thirds(0.6, 0.7, before=(0.6, 0.7)), "early-rejections")
+    assert "the pair's or the traffic's, not the recipe's" in pair.seen
+    assert "recipe" not in pair.finding
+    assert "quantdraft check" in (pair.command or "")
+    both = only(thirds(0.6, 0.7, before=(0.65, 0.7)), "early-rejections")
+    assert "the pair's or the traffic's; the recipe adds +5.0 points" in both.seen
+    less = only(thirds(0.6, 0.7, before=(0.5, 0.7)), "early-rejections")
+    assert "not the recipe's" in less.seen  # the baseline shows more of it
+    noisy = (uneven("first third", 0.6, 0.1, 1), part("last third", 0.7, baseline=0.729))
+    doubtful = replace(noisy[0], baseline_kept=noisy[0].candidate_kept)
+    unknown = only(replace(evaluation(), by_position=(doubtful, noisy[1])), "early-rejections")
+    assert unknown.finding.startswith("rejections fall early")
+
+
+@pytest.mark.parametrize(("k", "words"), [(1, "its 1 step takes"), (4, "its 4 steps take")])
+def test_one_step_is_no_steps(k: int, words: str) -> None:
+    slow = with_speedup(with_alpha(0.95, 0.01), Interval(0.95, 0.93, 0.97))
+    point = replace(slow.operating_point, candidate_num_speculative_tokens=k)
+    lines = diagnoses(replace(slow, operating_point=point))
+    seen = " ".join(line.seen for line in lines)
+    assert words in seen
+    assert "1 steps" not in seen
+
+
+def test_a_report_has_one_limit_for_a_dear_draft_and_says_it_once() -> None:
+    made = with_speedup(with_alpha(0.88, 0.005), Interval(0.95, 0.93, 0.97))
+    explained_ = explained(made, Policy())
+    text = " ".join(render_terminal(explained_).split())
+    assert "85 %" not in text
+    assert "α under 90 % without a speedup over 1.00 ×" in text
+    assert "too dear" not in text
+
+
+def test_drafting_over_half_of_a_round_is_too_dear_whatever_is_accepted() -> None:
+    made = with_speedup(with_alpha(0.75, 0.01), Interval(0.95, 0.93, 0.97))
+    point = replace(made.operating_point, candidate_draft_step_ms=3.0)
+    found = only(replace(made, operating_point=point), "draft-too-dear")
+    assert "drafting over 50 % of a round" in found.limit
+    assert "its 4 steps take 67 % of a round" in found.seen  # 12 / (12 + 5.868)
+
+
+def slower(needed: float, saving: Interval) -> Evaluation:
+    made = evaluation()
+    point = replace(
+        made.operating_point,
+        speedup_over_baseline=Interval(0.97, 0.96, 0.98),
+        break_even_length=needed,
+        draft_latency_saving=saving,
+    )
+    verdict = replace(made.verdict, decision="no-go")
+    return replace(made, operating_point=point, verdict=verdict)
+
+
+def test_a_slower_candidate_is_told_what_it_would_have_to_emit() -> None:
+    found = only(slower(3.1, Interval(0.1, 0.08, 0.12)), "slower-than-baseline")
+    assert "it must emit 3.10 tokens a round at k = 4" in found.limit
+    assert "a milder recipe" in found.action
+    longer = only(slower(5.5, Interval(-0.4, -0.5, -0.3)), "slower-than-baseline")
+    assert "5 is the most there is, so no acceptance is enough" in longer.limit
+    assert "takes 1.40 times as long" in longer.action
+
+
+def test_a_verdict_names_the_diagnoses_it_rests_on_and_a_go_rests_on_none() -> None:
+    made = explained(slower(3.1, Interval(0.1, 0.08, 0.12)), Policy())
+    assert made.verdict.rests_on == ("slower-than-baseline",)
+    assert made.verdict.advice == tuple(line.sentence for line in explaining(made))
+    assert explained(evaluation(), Policy()).verdict.rests_on == ()
+    first = render_terminal(made).partition("Check  ")[0]
+    assert "The candidate is slower than the baseline draft" in " ".join(first.split())
+
+
+def test_without_timings_k_by_acceptance_is_a_rule_of_thumb() -> None:
+    line = only(unmeasured(), "k-unknown")
+    assert line.state == "cannot tell"
+    assert "a rule of thumb for this α is k = 3 or 4" in line.limit  # α = 73.1 %
+    assert "speed was not measured" in line.seen
 
 
 def test_an_interval_across_the_limit_cannot_tell_early_from_late() -> None:

@@ -171,8 +171,8 @@ def test_an_evaluation_shows_the_limit_beside_the_measured_saving():
     latency = replace(made.latency, arms=arms, roofline=Roofline(200e9, 150e9, {}))
     shown = render_terminal(replace(made, latency=latency, grid=(replace(latency, batch_size=8),)))
     text = " ".join(shown.split())
-    assert "Saving of a draft step over the baseline's: 38.1 % (37.1 to 39.2 %)." in text
-    assert "Its bytes alone would save 60.0 %." in text
+    assert "draft step against the baseline's: 38.1 % shorter (37.1 to 39.2 %)." in text
+    assert "By its bytes alone it would be 60.0 % shorter." in text
     assert "At other batch sizes and contexts:" in text
     assert "Head, of time" not in text  # an evaluation does not time the head alone
 

@@ -17,6 +17,7 @@ from tests.campaigns.fault_record import Tally, as_record, with_others, write_re
 from tests.campaigns.simulated import make_world, with_speedup
 
 ROOT = Path(__file__).parent.parent
+NULL_RUNS = 240
 
 
 @pytest.mark.slow
@@ -75,12 +76,31 @@ def module_patch():  # type: ignore[no-untyped-def]
         yield patch
 
 
+def most_goes(num_runs: int) -> float:
+    """Of runs whose true speedup is the limit: 2.5 % are a go, four standard errors are allowed."""
+    return num_runs * 0.025 + 4 * np.sqrt(num_runs * 0.025 * 0.975)
+
+
+def test_the_runs_suffice_to_see_goes_of_one_in_seven() -> None:
+    """Of runs with 14 % goes, as many as are allowed come up once in a thousand times."""
+    rng = np.random.default_rng(1)
+    assert (rng.binomial(NULL_RUNS, 0.14, 100_000) <= most_goes(NULL_RUNS)).mean() < 1e-3
+
+
 def test_equal_drafts_are_hardly_ever_a_go(few: None, rng: np.random.Generator) -> None:
     world = make_world(rng, null_calibration.EQUAL)
     assert world.speedup == pytest.approx(1, abs=0.005)
-    decisions = [each.decision for each in null_calibration.many(world, 16, 80, rng)]
-    allowed = 80 * 0.05 + 4 * np.sqrt(80 * 0.05 * 0.95)
-    assert decisions.count("go") <= allowed
+    decisions = [each.decision for each in null_calibration.many(world, 16, NULL_RUNS, rng)]
+    # The limit lies 2 points above the truth: fewer still than at the limit itself.
+    assert decisions.count("go") <= most_goes(NULL_RUNS)
+
+
+def test_at_the_limit_itself_a_go_is_as_rare_as_one_end_of_the_interval_says(
+    few: None, rng: np.random.Generator
+) -> None:
+    world = with_speedup(make_world(rng, null_calibration.WORSE), null_calibration.LIMIT)
+    decisions = [each.decision for each in null_calibration.many(world, 16, NULL_RUNS, rng)]
+    assert decisions.count("go") <= most_goes(NULL_RUNS)
 
 
 def test_a_large_gain_on_many_prompts_is_a_go(few: None, rng: np.random.Generator) -> None:

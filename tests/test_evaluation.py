@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,16 @@ from quantdraft.errors import (
 )
 from quantdraft.evaluation import evaluate
 from quantdraft.inputs import Settings
+from quantdraft.kernels import KERNELS, choice
+from quantdraft.kernels.book import Book
 from quantdraft.locks import sole_writer
 from quantdraft.preflight import check
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
-from quantdraft.results import read_evaluation
+from quantdraft.results import Evaluation, read_evaluation
 from quantdraft.traffic import Sampling
 from tests.conftest import Pair, save_tokenizer
+from tests.test_native import UnpackedLinear
 
 NUM_TOKENS = 24
 
@@ -76,6 +80,7 @@ def test_a_run_leaves_a_whole_record_and_its_views(settings):
     assert any(name.startswith("int4") for name in evaluation.latency.arms["candidate"].kernels)
     assert [check.num_divergent for check in evaluation.live] == [0, 0]
     for live in evaluation.live:
+        assert live.num_speculative_tokens == 4  # the nearest of 1, 2 and 4 to 4
         assert live.num_drafts_live == live.num_drafts_replayed
     assert evaluation.provenance["traffic"]["num_prompts"] == 12
 
@@ -234,6 +239,116 @@ def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny
             evaluate(replace(run, **change))
     evaluation, _ = evaluate(replace(run, prompts=others, force=True))
     assert len(evaluation.prompts) == 13
+
+
+def test_layers_held_in_floats_where_they_were_timed_raise_the_alarm(settings, monkeypatch):
+    monkeypatch.setitem(KERNELS, ("cpu", "int4"), (UnpackedLinear,))
+    book = Book(None)
+    monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
+    evaluation, _ = evaluate(settings)
+    (alarm,) = [a for a in evaluation.verdict.alarms if a.code == "not_quantized"]
+    assert "its quantized layers take" in alarm.message
+    assert evaluation.verdict.decision != "go"
+
+
+# A log that does not say how it was sampled
+
+
+@pytest.fixture(scope="module")
+def logs(tiny_pair, tmp_path_factory) -> dict[float, Path]:
+    """Responses at a temperature, as captured (`header`) and as a log has them: no header."""
+    found = {}
+    for temperature in (0.0, 0.8):
+        path = tmp_path_factory.mktemp("logs") / "captured.jsonl"
+        sampling = Sampling(temperature=temperature, seed=2)
+        capture(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=24
+        )
+        log = path.with_name("log.jsonl")
+        log.write_text("".join(path.read_text().splitlines(True)[1:]))
+        found[temperature] = log
+    return found
+
+
+@pytest.fixture
+def of_log(settings, logs) -> Callable[..., Evaluation]:
+    """Evaluates the log of a temperature, without timing."""
+
+    def run(sampled_at: float, **told: object) -> Evaluation:
+        given = replace(settings, traffic_path=logs[sampled_at], no_latency=True)
+        return evaluate(replace(given, **told))[0]
+
+    return run
+
+
+def alarms_of(evaluation: Evaluation) -> set[str]:
+    return {alarm.code for alarm in evaluation.verdict.alarms}
+
+
+def test_a_log_of_unknown_sampling_is_checked_on_text_of_the_loops_own(of_log, capsys):
+    evaluation = of_log(0.8)
+    assert evaluation.acceptance_rule == "greedy_draft"
+    assert evaluation.provenance["traffic"]["sampling"] is None
+    for live in evaluation.live:
+        assert (live.num_own_texts, live.num_divergent, len(live.prompt_ids)) == (2, 0, 2)
+        assert not live.is_expectation
+    assert evaluation.live[0].num_drafts_live == evaluation.live[0].num_drafts_replayed
+    assert not alarms_of(evaluation) & {"live_divergent", "replay_disagrees"}
+    assert "does not say how it was sampled" in capsys.readouterr().err
+
+
+def test_a_greedy_log_that_does_not_say_so_is_still_the_targets_text(of_log, capsys):
+    evaluation = of_log(0.0)
+    assert [check.num_identical_texts for check in evaluation.live] == [2, 2]
+    assert [check.num_own_texts for check in evaluation.live] == [0, 0]
+    assert "does not say" not in capsys.readouterr().err
+
+
+def test_the_user_may_say_how_a_log_was_sampled(of_log):
+    evaluation = of_log(0.8, temperature=0.8, top_p=0.95)
+    told = evaluation.provenance["traffic"]["sampling"]
+    assert (told["temperature"], told["top_p"], told["top_k"]) == (0.8, 0.95, 0)
+    assert evaluation.acceptance_rule == "greedy_draft"
+    for live in evaluation.live:
+        texts = live.num_identical_texts, live.num_own_texts, live.num_divergent
+        assert (texts, len(live.prompt_ids)) == ((0, 0, 0), 2)
+    # The draft takes its argmax: rounds of a text are a number, though tokens were drawn.
+    assert evaluation.live[0].num_drafts_live == evaluation.live[0].num_drafts_replayed
+    assert not evaluation.live[0].is_expectation
+
+
+def test_a_drawn_log_that_is_said_to_be_greedy_raises_the_alarm(of_log):
+    evaluation = of_log(0.8, temperature=0.0)
+    assert evaluation.acceptance_rule == "greedy"
+    assert "live_divergent" in alarms_of(evaluation)
+
+
+def test_a_log_takes_the_rule_that_needs_its_sampling(of_log):
+    evaluation = of_log(0.8, temperature=0.8, acceptance_rule="exact_match", live_prompts=0)
+    assert evaluation.acceptance_rule == "exact_match"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"temperature": 0.8}, "--temperature 0.8: .* says in its header .* temperature 0.0"),
+        ({"temperature": 0.0, "top_k": 5}, "--top-k 5: .* says in its header .* top_k 0"),
+    ],
+)
+def test_what_a_header_contradicts_is_refused(settings, told, message):
+    with pytest.raises(OptionError, match=message):
+        evaluate(replace(settings, **told))
+
+
+def test_what_a_header_confirms_is_taken(settings):
+    given = replace(settings, temperature=0.0, no_latency=True, live_prompts=0)
+    evaluation, _ = evaluate(given)
+    assert evaluation.acceptance_rule == "greedy"
+
+
+def test_a_limit_without_a_temperature_says_too_little_of_a_log(of_log):
+    with pytest.raises(OptionError, match=r"--top-p alone does not say .* Give --temperature too"):
+        of_log(0.8, top_p=0.9)
 
 
 def test_two_runs_in_one_directory_exclude_each_other(settings):

@@ -23,7 +23,7 @@ from quantdraft.errors import (
 )
 from quantdraft.export import export
 from quantdraft.files import file_sha256, write_json
-from quantdraft.results import Evaluation, write_evaluation
+from quantdraft.results import Evaluation, Served, ServedArm, write_evaluation
 from quantdraft.serving.gguf import _splits_as_gpt2 as splits_as_gpt2
 from quantdraft.serving.gguf_blocks import quantize_file
 from quantdraft.serving.padding import plan_padding
@@ -126,6 +126,51 @@ def test_the_card_has_front_matter_evidence_and_verdict(
     assert "1.133×" in card
     assert "a" * 64 in card  # the traffic's sha256
     assert (output / "launch.sh").read_text().splitlines()[-1] in card
+
+
+def measured_in(dtype: str, served: str | None = None) -> Evaluation:
+    """A go whose acceptance was measured in one float type, and served by vLLM in another."""
+    made = evaluation()
+    engine = served and Served(
+        "vllm", "0.32.0", "cpu", served, 4, {}, True, {"candidate": ServedArm("candidate", ())}
+    )
+    provenance = made.provenance | {"compute_dtype": dtype}
+    return replace(made, provenance=provenance, served=engine or None)
+
+
+@pytest.mark.parametrize(
+    ("measured", "served", "launched", "is_said"),
+    [
+        ("float32", None, "bfloat16", True),
+        ("bfloat16", None, "bfloat16", False),
+        ("float32", "float32", "float32", False),  # as it ran, whatever the target is stored in
+        ("bfloat16", "bfloat16", "bfloat16", False),
+        ("float32", "bfloat16", "bfloat16", True),
+        ("float32", "the servers' own", "bfloat16", True),
+    ],
+)
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_draft_that_is_launched_in_another_float_type_than_measured_is_said_to_be(
+    checkpoint: Path,
+    target: str,
+    tmp_path: Path,
+    engine: str,
+    measured: str,
+    served: str | None,
+    launched: str,
+    is_said: bool,
+) -> None:
+    output = tmp_path / "served"
+    run = run_of(checkpoint, measured_in(measured, served))
+    lines = export(checkpoint, engine, output, target=target, run=run)
+    words = shlex.split((output / "launch.sh").read_text().splitlines()[-1])
+    assert words[words.index("--dtype") + 1] == launched
+    found = [line for line in lines if "dtype_mismatch" in line]
+    card = (output / "README.md").read_text()
+    assert bool(found) == is_said == ("dtype_mismatch" in card)
+    if is_said:
+        assert found[0].startswith("WARNING: dtype_mismatch: the draft was measured in float32")
+        assert "--dtype bfloat16" in found[0]
 
 
 def test_require_go_refuses_everything_else(checkpoint: Path, target: str, tmp_path: Path) -> None:

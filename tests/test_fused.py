@@ -11,11 +11,19 @@ from torch import nn
 
 from quantdraft.engines.decoder import Decoder, DecoderShape, Layer, Rotary
 from quantdraft.engines.fused import FusedDecoder, fused_fault
+from quantdraft.engines.fusing import SideBySide
 from quantdraft.engines.native import NativeModel
 from quantdraft.engines.session import Session
 from quantdraft.kernels.dense import DenseLinear, WeightFirstLinear
-from quantdraft.kernels.few_rows import Bf16FewRowsLinear
+from quantdraft.kernels.few_rows import (
+    Bf16FewRowsLinear,
+    F32FewRowsLinear,
+    Int4FewRowsLinear,
+    Int8DynamicFewRowsLinear,
+    Int8FewRowsLinear,
+)
 from quantdraft.kernels.operations import operations_fault
+from quantdraft.unpacking import Unpacked
 
 lacking = operations_fault()
 if lacking is not None:
@@ -67,15 +75,38 @@ def random_decoder(
     return Decoder(shape, table, layers, norm, made(VOCAB, hidden), rotary)
 
 
-def operations_decoder() -> Decoder:
+def operations_decoder(kind: str = "bf16") -> Decoder:
     """All products by the package's own kernels, the table in bfloat16."""
 
     def linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Module:
-        return Bf16FewRowsLinear(weight.to(torch.bfloat16), bias, dtype)
+        if kind == "side by side":  # the parts of a projection, not all in one format
+            first = len(weight) // 4
+            parts = [(weight[:first], "f32"), (weight[first:], "int8")]
+            biases = (None, None) if bias is None else (bias[:first], bias[first:])
+            made = [
+                of_kind(name, part, own) for (part, name), own in zip(parts, biases, strict=True)
+            ]
+            return SideBySide(made, [first, len(weight) - first])
+        return of_kind(kind, weight, bias)
 
-    model = random_decoder(dim=16, hidden=48, intermediate=64, has_bias=True, linear=linear)
+    model = random_decoder(dim=16, hidden=64, intermediate=96, has_bias=True, linear=linear)
     model.embedding = model.embedding.to(torch.bfloat16)
     return model
+
+
+def of_kind(kind: str, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    """A dense weight, rounded where the kind asks for it, as one of the package's own kernels."""
+    if kind == "f32":
+        return F32FewRowsLinear(weight, bias, torch.float32)
+    if kind == "bf16":
+        return Bf16FewRowsLinear(weight.to(torch.bfloat16), bias, torch.float32)
+    group, half = (32, 8) if kind == "int4" else (weight.shape[1], 128)
+    groups = weight.view(len(weight), -1, group)
+    scale = groups.abs().amax(-1, keepdim=True) / (half - 1)
+    integers = (groups / scale).round().to(torch.int8).view_as(weight)
+    kernels = {"int4": Int4FewRowsLinear, "int8": Int8FewRowsLinear}
+    packed = Unpacked(integers, scale[..., 0], None, group, None)
+    return kernels.get(kind, Int8DynamicFewRowsLinear)(packed, bias, torch.float32)
 
 
 def native_of(model: Decoder, dtype: str = "float32") -> NativeModel:
@@ -155,12 +186,21 @@ def test_a_weight_first_products_columns_are_taken_as_they_lie():
     compare(random_decoder(linear=WeightFirstLinear), batch_size=2, start=12, m=3)
 
 
+# Inputs that differ in the last bit are rounded alike, but for the few that lie between two levels:
+# each moves by one level, of 127 or of 32767 to the largest input; the layers behind it add theirs.
+TOLERANCES = {"int8 dynamic": 5 / 127} | dict.fromkeys(("int4", "int8", "side by side"), 5 / 32767)
+
+
 @torch.inference_mode()
-def test_kernels_that_are_operations_run_in_one_call_and_compute_the_same():
-    model = operations_decoder()
-    compare(model, batch_size=2, start=20, m=3)
+@pytest.mark.parametrize("m", [1, 3, 5, 9])
+@pytest.mark.parametrize(
+    "kind", ["bf16", "f32", "int4", "int8", "int8 dynamic", "side by side"]
+)  # fmt: skip
+def test_kernels_that_are_operations_run_in_one_call_and_compute_the_same(kind, m):
+    model = operations_decoder(kind)
+    compare(model, 2, 20, m, TOLERANCES.get(kind, TOLERANCE))
     fused = FusedDecoder(model, 2, 40, torch.float32)
-    fused.forward(torch.zeros(2, 3, dtype=torch.long), torch.arange(3).expand(2, -1))
+    fused.forward(torch.zeros(2, m, dtype=torch.long), torch.arange(m).expand(2, -1))
     (one,) = fused._passes.values()
     assert len(one.program._calls) == 1
 

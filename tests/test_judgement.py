@@ -14,7 +14,7 @@ from quantdraft.comparison.resampling import Bootstrap
 from quantdraft.judgement import Measurements, judged
 from quantdraft.ledger import byte_ledger
 from quantdraft.responses import Response
-from quantdraft.results import Latency
+from quantdraft.results import ArmLatency, Latency, StepSamples
 from quantdraft.traffic import Sampling, Traffic
 from quantdraft.verdict import Policy
 from tests.stored import write_checkpoint
@@ -95,3 +95,50 @@ def test_a_prompt_costs_memory_by_the_number_of_k_and_not_by_its_tokens(ledger, 
     rounds = 2 * len(KS) * (1 + max(KS)) * 8
     resamples = 4 * Bootstrap().num_resamples
     assert growth < rounds + resamples + 100 * 32 + 60 * 128
+
+
+def timed(draft_ms: dict[str, float]) -> Latency:
+    """Exact times: a verification of m tokens takes 4 + m / 10 ms."""
+
+    def arm(name: str, **steps: float) -> ArmLatency:
+        samples = {int(m[1:]): StepSamples((ms,) * 20) for m, ms in steps.items()}
+        return ArmLatency(name, "float32", ("kernel",), 0, samples)
+
+    arms = {name: arm(name, m1=ms) for name, ms in draft_ms.items()}
+    target = arm("target", m1=4.1, **{f"m{k + 1}": 4 + (k + 1) / 10 for k in KS})
+    return Latency("native", "cpu", 1, 1, 64, {**arms, "target": target})
+
+
+def test_each_arm_is_judged_at_its_own_best_k(ledger):
+    """A dear baseline pays at k = 1 alone, a cheap candidate at k = 8."""
+    times = {"baseline": 3.0, "control": 3.0, "candidate": 0.01}
+    keeps = {arm: [np.full(NUM_TOKENS, 0.9) for _ in range(7)] for arm in ARMS}
+    found = judged(replace(measured(ledger, 7), latency=timed(times), keeps=keeps), Policy())
+    point = found.operating_point
+    ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
+    assert ks == (1, 8)
+    assert found.best_k == {"baseline": 1, "candidate": 8}
+
+    def ms_per_token(arm: str, k: int) -> float:
+        at = KS.index(k)
+        rounds = sum(getattr(prompt, f"{arm}_num_drafts")[at] for prompt in found.prompts)
+        return (k * times[arm] + 4 + (k + 1) / 10) * rounds / (7 * (NUM_TOKENS - 1))
+
+    expected = ms_per_token("baseline", 1) / ms_per_token("candidate", 8)
+    assert point.baseline_ms_per_token == pytest.approx(ms_per_token("baseline", 1))
+    assert point.speedup_over_baseline.value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("resident", "promised", "is_raised"),
+    [(None, None, False), (1100, 1000, False), (2000, 1000, True), (0, 0, False)],
+)
+def test_resident_bytes_of_the_timed_candidate_are_held_against_its_scheme(
+    ledger, resident, promised, is_raised
+):
+    latency = timed({"baseline": 1.0, "control": 1.0, "candidate": 1.0})
+    arm = replace(latency.arms["candidate"], quantized_bytes=resident, promised_bytes=promised)
+    given = replace(latency, arms=latency.arms | {"candidate": arm})
+    found = judged(replace(measured(ledger, 7), latency=given), Policy())
+    codes = {alarm.code for alarm in found.verdict.alarms}
+    assert ("not_quantized" in codes) == is_raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,23 @@ def test_small_head_is_kept(tmp_path: Path) -> None:
     tensors = llama_tensors() | {"model.embed_tokens.weight": ("BF16", (16, 256))}
     draft = open_checkpoint(write_checkpoint(tmp_path, tensors))
     assert "keep it" in head_advice(head_options(draft, load_recipe("int4")))
+
+
+def test_a_cache_of_8_bits_takes_half_of_16(draft: Checkpoint, tmp_path: Path) -> None:
+    in_16_bits = byte_ledger(draft).kv_bytes_per_context_token
+    assert in_16_bits == 2 * 1 * 2 * 64 * 2  # keys and values, layers, heads, dim, bytes
+    halved = project(draft, load_recipe("kv-fp8"))
+    assert halved.kv_bytes_per_context_token == in_16_bits // 2
+    for num_bits in (8, 16):
+        path = write_checkpoint(tmp_path / f"kv{num_bits}")
+        config = json.loads((path / "config.json").read_text())
+        config["quantization_config"] = {"kv_cache_scheme": {"num_bits": num_bits}}
+        (path / "config.json").write_text(json.dumps(config))
+        stored = byte_ledger(open_checkpoint(path))
+        assert stored.kv_bytes_per_context_token == in_16_bits * num_bits // 16
+        assert stored.step_bytes(100) - stored.weight_bytes == 100 * in_16_bits * num_bits // 16
+
+
+def test_a_float32_cache_takes_twice_16_bits(tmp_path: Path) -> None:
+    wide = open_checkpoint(write_checkpoint(tmp_path / "wide", llama_tensors("F32")))
+    assert byte_ledger(wide).kv_bytes_per_context_token == 2 * 1 * 2 * 64 * 4

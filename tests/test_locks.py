@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from quantdraft import locks
 from quantdraft.errors import OutputBusyError, OutputError, TrafficError
 from quantdraft.files import whole_directory, write_text
 from quantdraft.locks import lock_path, sole_writer
@@ -116,6 +118,27 @@ def test_never_two_at_once_in_a_crowd(tmp_path, is_inside):
     assert (most, failed) == ([1], [])
     # Of a directory that one of them made, another may have been the last user.
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """The holder before us removes the file between our opening and our locking it.
+
+    A third writer would make another file, and hold another lock of the same output.
+    """
+    output, real, calls = tmp_path / "run", fcntl.flock, []
+
+    def after_its_holder_left(descriptor: int, operation: int) -> None:
+        real(descriptor, operation)
+        if not calls:
+            lock_path(output).unlink()
+        calls.append(operation)
+
+    monkeypatch.setattr(locks.fcntl, "flock", after_its_holder_left)
+    with sole_writer(output):
+        assert lock_path(output).exists()
+        assert len(calls) == 2
+        with pytest.raises(OutputBusyError), sole_writer(output):
+            pass
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path):

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.engines import native
-from quantdraft.engines.native import load_native
+from quantdraft.engines.native import largest_packing, load_native, promised_bytes
 from quantdraft.engines.session import Session
-from quantdraft.engines.source import stored_weights
-from quantdraft.kernels import NoKernelError
+from quantdraft.engines.source import RandomWeights, kernel_format, stored_weights
+from quantdraft.kernels import KERNELS, NoKernelError, choice, kernels_for
+from quantdraft.kernels.book import Book
+from quantdraft.kernels.dense import DenseLinear
 from quantdraft.models import load_model
 from quantdraft.quantization import apply
 from quantdraft.recipe import load_recipe
+from quantdraft.unpacking import Unpacked, dequantized
+from quantdraft.verdict import not_quantized
 
 CPU = torch.device("cpu")
 # Weight-only kernels pass through bf16: three roundings of 2^-9 in each of the 15 products of a
@@ -57,6 +62,72 @@ def test_resident_bytes_and_kernels_are_those_of_the_format(applied, tiny_pair):
     expected = "int4" if recipe.startswith("int4") else "int8"
     assert any(kernel.startswith(expected) for kernel in native.kernels)
     assert dense.is_exact  # whichever of the float32 kernels a trial found fastest
+
+
+def test_quantized_layers_take_what_their_format_promises_in_any_packing(applied):
+    """Several row counts: a layer may then have two packings, of which the largest counts."""
+    source = stored_weights(open_checkpoint(applied[1]))
+    native = load_native(source, torch.float32, CPU, (1, 2, 5, 17, 64))
+    stored = sum(
+        info.num_bytes
+        for name, info in source.checkpoint.tensors.items()
+        if name.rpartition(".")[0] in source.formats and not name.endswith(("shape", "bias"))
+    )
+    assert native.promised_bytes == stored
+    assert 0.9 < native.quantized_bytes / native.promised_bytes < 1.2
+    assert native.quantized_bytes <= native.weight_bytes
+
+
+def test_every_kernel_of_a_cpu_holds_a_weight_in_about_its_formats_bytes(tiny_pair):
+    """The alarm `not_quantized` fires beyond 1.5: none comes near, whatever the group size."""
+    shape = open_checkpoint(tiny_pair.draft)
+    for recipe in ("int4", "int8", "int8-weight-only", "int8-bnb", "nf4", "fp4"):
+        source = RandomWeights(shape, load_recipe(recipe))
+        module, fmt = next(iter(source.formats.items()))
+        kinds = kernels_for("cpu", kernel_format(fmt))
+        groups = (32, 64, 128) if recipe == "int4" else (None,)
+        for group in groups:
+            weight = source.weight(module)
+            if group is not None:
+                scale = torch.full((len(weight.integers), weight.integers.shape[1] // group), 0.1)
+                weight = weight._replace(scale=scale, group_size=group)
+            for kind in kinds:
+                try:
+                    linear = kind(weight, None, torch.float32)
+                except NoKernelError:  # this machine lacks something for it
+                    continue
+                ratio = largest_packing(linear) / promised_bytes(weight, fmt)
+                assert 0.8 < ratio < 1.25, (recipe, group, kind)
+
+
+class UnpackedLinear(DenseLinear):
+    """A kernel that says it computes in 4 bits, and holds floats."""
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(dequantized(weight), bias, dtype)
+        self.kernel = "int4_pretended"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_layers_that_are_held_in_floats_are_seen(tiny_pair, monkeypatch, dtype):
+    monkeypatch.setitem(KERNELS, ("cpu", "int4"), (UnpackedLinear,))
+    book = Book(None)
+    monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
+    source = RandomWeights(open_checkpoint(tiny_pair.draft), load_recipe("int4"))
+    native = load_native(source, dtype, CPU)
+    excess = native.quantized_bytes / native.promised_bytes
+    assert excess > 1.9 * dtype.itemsize
+    alarm = not_quantized(
+        is_identity=False,
+        resident_bytes=native.quantized_bytes,
+        promised_bytes=native.promised_bytes,
+    )
+    assert alarm is not None
+
+
+def test_a_draft_in_floats_has_no_quantized_bytes(tiny_pair):
+    dense = load_native(stored_weights(open_checkpoint(tiny_pair.draft)), torch.float32, CPU)
+    assert (dense.quantized_bytes, dense.promised_bytes) == (0, 0)
 
 
 def test_fp8_on_a_cpu_has_no_kernel_and_says_so(tiny_pair, tmp_path):

@@ -11,6 +11,7 @@ from quantdraft.report import compare, render_terminal, write_comparison, write_
 from quantdraft.report.blocks import Section, Table
 from quantdraft.report.comparison import comparison
 from quantdraft.report.headline import sentence
+from quantdraft.report.markdown import render as render_markdown
 from quantdraft.report.rows import document
 from quantdraft.report.wording import (
     change_points,
@@ -23,6 +24,7 @@ from quantdraft.report.wording import (
     percent,
     rate_change,
     significant,
+    step_change,
     times,
 )
 from quantdraft.results import Evaluation, Interval, LiveCheck, write_evaluation
@@ -85,14 +87,39 @@ def test_words_follow_the_sign() -> None:
     assert pace(2.25, "it") == "2.2 times as fast as it"
 
 
+@pytest.mark.parametrize(
+    ("saving", "words"),
+    [
+        (Interval(0.38, 0.37, 0.39), "38.0 % shorter (37.0 to 39.0 %)"),
+        (Interval(-0.10, -0.12, -0.08), "10.0 % longer (8.0 to 12.0 %)"),
+        (Interval(0.01, -0.02, 0.04), "1.0 % shorter (2.0 % longer to 4.0 % shorter)"),
+        (Interval(-2.448, -2.5, -2.4), "3.45 times as long (3.40 to 3.50)"),
+        (Interval(0.0, 0.0, 0.0), "as long (0.0 to 0.0 %)"),
+        (None, "undefined"),
+    ],
+)
+def test_a_longer_step_is_no_negative_saving(saving: Interval | None, words: str) -> None:
+    assert step_change(saving) == words
+
+
+def test_no_page_shows_a_saving_of_less_than_minus_hundred_percent() -> None:
+    made = evaluation("int8")
+    slow = replace(made.operating_point, draft_latency_saving=Interval(-2.448, -2.5, -2.4))
+    slow_ = replace(made, operating_point=slow)
+    for built in (document(slow_), comparison([slow_])):
+        text = render_markdown(built)
+        assert "244.8" not in text
+        assert "3.45 times as long" in text
+
+
 def test_markdown_numbers_come_from_the_record(tmp_path: Path) -> None:
     markdown, _ = pages(evaluation(), tmp_path)
     row, point = acceptance(4), speed(4, 4)
     assert point.speedup_over_baseline is not None
     assert f"**{times(point.speedup_over_baseline.value)}**" in markdown
     assert point.control_speedup is not None
-    noise = cells(markdown, "Control, baseline against itself")
-    assert noise[1:] == ["1.001×", "0.993× to 1.009×"]
+    noise = cells(markdown, "Control")
+    assert noise[1:] == ["1.001×", "baseline against itself, 0.993× to 1.009×"]
 
     deciding = markdown.splitlines()
     check = next(line for line in deciding if "| decides |" in line)

@@ -95,10 +95,10 @@ def test_a_round_is_its_steps_and_its_verification() -> None:
     }
     assert parts == {
         ("autoregressive", "target pass"): ALONE_MS,
-        ("baseline", "draft steps"): 4 * DRAFT_MS["baseline"],
-        ("baseline", "target pass"): verify_ms(4),
-        ("candidate", "draft steps"): 4 * DRAFT_MS["candidate"],
-        ("candidate", "target pass"): verify_ms(4),
+        ("baseline, k = 4", "draft steps"): 4 * DRAFT_MS["baseline"],
+        ("baseline, k = 4", "target pass"): verify_ms(4),
+        ("candidate, k = 4", "draft steps"): 4 * DRAFT_MS["candidate"],
+        ("candidate, k = 4", "target pass"): verify_ms(4),
     }
 
 

@@ -11,7 +11,7 @@ from quantdraft.engines.session import Session
 from quantdraft.engines.source import stored_weights
 from quantdraft.generation import generate
 from quantdraft.models import load_model
-from quantdraft.speculation import logit_gap, speculate
+from quantdraft.speculation import next_logits, speculate
 from quantdraft.traffic import Sampling
 from quantdraft.verification import Plan
 
@@ -94,9 +94,9 @@ def test_nothing_follows_an_end_token(pair, alone):
     assert run.token_ids == alone[0][: at + 1]
 
 
-def test_the_gap_of_two_tokens_is_that_of_their_logits(pair, tiny_pair):
+def test_the_logits_after_a_prefix_are_the_models(pair, tiny_pair):
     model = load_model(tiny_pair.target, torch.float32, CPU)
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
-    gap = logit_gap(Session(pair[0], 1, 16), PROMPTS[0], 3, 8)
-    assert gap == pytest.approx(float(logits[3] - logits[8]), abs=1e-4)
+    found = next_logits(Session(pair[0], 1, 16), PROMPTS[0])
+    assert torch.allclose(found, logits, atol=1e-4)

@@ -61,3 +61,15 @@ def test_equal_arms_have_a_ratio_of_one_whatever_the_prompts() -> None:
     keeps = [(rng.random(20) < 0.6).astype(float) for _ in range(9)]
     arm = replay_rounds([str(at) for at in range(9)], keeps, [4])
     assert draw_length_ratio(arm, arm, 4, 4, Bootstrap()) == pytest.approx(1.0)
+
+
+def test_a_resample_that_is_too_high_moves_the_draw_down() -> None:
+    """Bootstrap-t is mirrored: where resamples scatter above, the truth may lie below."""
+    rng = np.random.default_rng(2)
+    over, under = np.ones(12), rng.gamma(2.0, 1.0, 12)
+    weights = prompt_weights(12, Bootstrap())
+    resampled = (weights @ over) / (weights @ under)
+    drawn = studentized(over, under, weights)
+    value = over.sum() / under.sum()
+    far = np.abs(np.log(resampled / value)) > 0.05
+    assert (np.sign(resampled - value)[far] == -np.sign(drawn - value)[far]).all()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,7 +24,9 @@ from click.testing import CliRunner
 from quantdraft import cli
 from quantdraft import served as served_module
 from quantdraft.capture import capture
+from quantdraft.comparison.resampling import Bootstrap
 from quantdraft.comparison.served import (
+    load_spread,
     mean_acceptance_length,
     served_point,
     served_prompts,
@@ -49,7 +54,7 @@ from quantdraft.models import load_model
 from quantdraft.results import Evaluation, Served, ServedArm, ServedRequest, read_evaluation
 from quantdraft.served import parse_urls
 from quantdraft.traffic import Sampling, Traffic
-from quantdraft.verdict import Policy, engine_disagrees, served_alarms
+from quantdraft.verdict import Policy, engine_disagrees, forced_dtype, served_alarms
 from tests.conftest import Pair
 from tests.fake_vllm import FakeServer, K, Script, serving
 
@@ -515,6 +520,107 @@ def test_near_ties_are_allowed_where_arithmetic_is_not_exact():
     assert engine_disagrees(served(is_exact=False, candidate=off_by(3)), Policy()) is not None
 
 
+@pytest.mark.parametrize(
+    ("counted", "is_raised"),
+    [(20, False), (24, False), (36, False), (37, True), (19, True), (60, True)],
+)
+def test_in_16_bits_rounds_may_be_what_near_ties_of_the_draft_allow(counted, is_raised):
+    """24 rounds replayed, 20 to 36 with the near-ties; 2 % beyond them is no whole round."""
+    asked = [
+        answered(p, 4.0, num_drafts_low=4.0 if p else 0.0, num_drafts_high=4.0 if p else 16.0)
+        for p in range(6)
+    ]
+    asked[0] = replace(asked[0], num_drafts=counted - 20)
+    alarm = engine_disagrees(served(is_exact=False, candidate=asked * 2), Policy())
+    assert (alarm is not None) == is_raised
+    assert alarm is None or "48.0 by this draft, 40 to 72 with its near-ties" in alarm.message
+    exact = engine_disagrees(served(candidate=asked), Policy())
+    assert (exact is not None) == (counted != 24)
+
+
+def test_one_prompts_near_ties_excuse_no_other_prompt():
+    asked = [answered(p, 4.0, num_drafts_low=4.0, num_drafts_high=4.0) for p in range(6)]
+    asked[0] = replace(asked[0], num_drafts_low=0.0, num_drafts_high=40.0)
+    asked[1] = replace(asked[1], num_drafts=7)
+    assert engine_disagrees(served(is_exact=False, candidate=asked), Policy()) is not None
+
+
+@pytest.mark.parametrize(
+    ("measured", "dtype", "is_raised"),
+    [
+        ("float32", "bfloat16", True),
+        ("bfloat16", "float32", True),
+        ("float32", "float32", False),
+        ("bfloat16", "the servers' own", False),
+        (None, "bfloat16", False),
+    ],
+)
+def test_a_draft_served_in_another_float_type_than_measured_is_an_alarm(measured, dtype, is_raised):
+    found = forced_dtype(measured, replace(served(), dtype=dtype))
+    assert (found is not None) == is_raised
+    assert found is None or found.code == "dtype_mismatch"
+    assert forced_dtype(measured, replace(served(), dtype=dtype, arms={})) is None
+
+
+# Loads: several starts of one arm's server
+
+
+def loaded(paces: dict[str, tuple[float, ...]], num_prompts: int = 6) -> Served:
+    """Arms whose ms per token differ from load to load."""
+    requests = {
+        arm: [answered(p, ms, load=at) for at, ms in enumerate(own) for p in range(num_prompts)]
+        for arm, own in paces.items()
+    }
+    return served(num_prompts, **requests)
+
+
+EVEN = {"autoregressive": (8.0, 8.0), "baseline": (6.0, 6.0), "control": (6.0, 6.0)}
+
+
+def test_loads_that_are_alike_widen_no_interval_and_neither_does_a_machine_that_slows_down():
+    for candidate, factor in (((4.0, 4.0), 1.0), ((4.0, 4.0), 1.25)):
+        slowed = {arm: (ms[0], factor * ms[1]) for arm, ms in EVEN.items()}
+        point = served_point(loaded(slowed | {"candidate": (candidate[0], factor * candidate[1])}))
+        found = point.speedup_over_baseline
+        assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_the_spread_of_loads_is_what_arm_and_load_leave_pooled_over_the_arms():
+    given = loaded(EVEN | {"candidate": (4.0, 4.0 * math.exp(0.04))})
+    prompts = served_prompts(given)
+    spread = load_spread(given, prompts)
+    assert spread is not None
+    # Half of 0.04 is the arm's, a quarter of that the loads': 2 x (0.015^2 + 3 x 0.005^2) is left.
+    assert (spread.freedom, spread.num_loads) == (3, 2)
+    assert spread.error == pytest.approx(math.sqrt(2 * (0.015**2 + 3 * 0.005**2) / 3))
+    speedup = served_point(given).speedup_over_baseline
+    # Student's t with 3 degrees of freedom reaches 3.18 at 2.5 % a side; 6 prompts ask for more.
+    assert math.log(speedup.high / speedup.value) > 3.18 * spread.error * 0.9
+    assert math.log(speedup.value / speedup.low) > 3.18 * spread.error * 0.9
+
+
+def test_one_load_shows_no_spread():
+    assert load_spread(served(), served_prompts(served())) is None
+    once = loaded({arm: ms[:1] for arm, ms in EVEN.items()} | {"candidate": (4.0,)})
+    assert load_spread(once, served_prompts(once)) is None
+    uneven = loaded(EVEN | {"candidate": (4.0,)})
+    assert load_spread(uneven, served_prompts(uneven)) is None
+
+
+def test_intervals_over_two_loads_cover_as_often_as_they_say():
+    """Four arms of one speed; loads differ by 3 %, prompts not at all: the truth is 1."""
+    rng = np.random.default_rng(0)
+    num_runs, covered = 300, 0
+    for run in range(num_runs):
+        paces = {
+            arm: tuple(5.0 * np.exp(0.03 * rng.normal(size=2))) for arm in (*EVEN, "candidate")
+        }
+        found = served_point(loaded(paces), Bootstrap(num_resamples=500, seed=run))
+        covered += found.speedup_over_baseline.low <= 1 <= found.speedup_over_baseline.high
+    # 6 prompts widen the tails: no less than what is said, whatever more.
+    assert covered / num_runs >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / num_runs)
+
+
 def test_an_engine_that_accepts_nothing_is_said_to():
     silent = [
         answered(p, 4.0, num_drafts=10 + p, num_accepted_tokens_per_pos=(0, 0, 0, 0))
@@ -651,6 +757,10 @@ def test_a_server_with_another_k_is_refused(tiny_pair, traffic, tmp_path):
         ({"target": None}, "needs --target"),
         ({"batch_size": 8}, "one at a time"),
         ({"vllm_url": ("http://h:1",), "vllm_spec": ("a=1",)}, "have their own settings"),
+        ({"vllm_url": ("http://h:1",), "vllm_loads": 3}, "not started again"),
+        ({"vllm_k": 17}, "--vllm-k 17 is not replayed. Add it to -k"),
+        ({"vllm_loads": 0}, "--vllm-loads 0 must be at least 1"),
+        ({"engine": "native", "vllm_k": 4}, "--vllm-k needs --engine vllm"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_first(changes, message):
@@ -709,7 +819,9 @@ def test_our_servers_answer_in_turns_or_one_after_another(
     assert list(found.arms) == ["autoregressive", "baseline", "candidate", "control"]
     for arm in found.arms.values():
         assert arm.is_exact
-        assert len(arm.requests) == 2 * 5
+        assert sorted((r.load, r.prompt_id) for r in arm.requests) == sorted(
+            (load, f"line-{p}") for load in (0, 1) for p in range(1, 6)
+        )
     assert {r.num_drafts for r in found.arms["autoregressive"].requests} == {0}
     assert "engine_disagrees" not in {alarm.code for alarm in evaluation.verdict.alarms}
     assert {path.stem for path in run_dir.glob("vllm-*.log")} == {f"vllm-{a}" for a in found.arms}
@@ -717,8 +829,48 @@ def test_our_servers_answer_in_turns_or_one_after_another(
 
 def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
     evaluation, _ = evaluate(replace(own, vllm_python=fake_vllm("float32")))
-    assert evaluation.served.dtype == "bfloat16"
+    assert (evaluation.served.dtype, evaluation.served.replay_dtype) == ("bfloat16", "bfloat16")
     assert not evaluation.served.arms["candidate"].is_exact
+    for request in evaluation.served.arms["candidate"].requests:
+        assert request.num_drafts_low <= request.num_drafts_replayed <= request.num_drafts_high
+    alarms = {alarm.code: alarm.message for alarm in evaluation.verdict.alarms}
+    assert "Measure with --dtype bfloat16" in alarms["dtype_mismatch"]
+    assert "engine_disagrees" not in alarms
+    measured = replace(own, vllm_python=own.output.parent / "env" / "bin" / "python")
+    again, _ = evaluate(replace(measured, dtype="bfloat16", output=own.output.parent / "again"))
+    assert "dtype_mismatch" not in {alarm.code for alarm in again.verdict.alarms}
+
+
+@pytest.mark.parametrize("num_loads", [1, 3])
+def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_loads):
+    evaluation, run_dir = evaluate(
+        replace(own, vllm_python=fake_vllm(), vllm_loads=num_loads, vllm_prompts=2)
+    )
+    for arm in evaluation.served.arms.values():
+        assert Counter(r.load for r in arm.requests) == dict.fromkeys(
+            range(num_loads), 4 if num_loads == 1 else 2
+        )
+    is_said = "started once: what differs from one start to the next is in no interval"
+    assert (is_said in capsys.readouterr().err) == (num_loads == 1)
+    words = "is in no interval" if num_loads == 1 else "Each server was started 3 times"
+    assert words in (run_dir / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ks", "asked", "k"),
+    [((6,), None, 6), ((2, 6), None, 2), ((2, 4, 6), 6, 6), ((1, 2, 4), None, 4)],
+)
+def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, ks, asked, k):
+    given = replace(own, vllm_python=fake_vllm(), ks=ks, vllm_k=asked, vllm_prompts=1)
+    evaluation, _ = evaluate(given)
+    assert evaluation.served.num_speculative_tokens == k
+    assert evaluation.operating_point.candidate_num_speculative_tokens == k
+    started = (tmp_path / "plan.json.started").read_text().splitlines()
+    configs = [json.loads(line.partition(" ")[2]) for line in started if "{" in line]
+    assert {config["num_speculative_tokens"] for config in configs} == {k}
+    assert len(configs) == 2 * 3  # two loads of three arms with a draft
+    said = capsys.readouterr().err
+    assert (f"vLLM serves one k: {k}" in said) == (len(ks) > 1 and asked is None)
 
 
 def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reason(own, fake_vllm):

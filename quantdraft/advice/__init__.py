@@ -3,7 +3,7 @@
 Nothing here decides go or no-go: the verdict does. Left out: advice that no measured number bears.
 """
 
-from quantdraft.advice.all import diagnoses
+from quantdraft.advice.all import diagnoses, explained, explaining
 from quantdraft.advice.diagnosis import Diagnosis, State
 
-__all__ = ["Diagnosis", "State", "diagnoses"]
+__all__ = ["Diagnosis", "State", "diagnoses", "explained", "explaining"]

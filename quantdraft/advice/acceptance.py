@@ -9,12 +9,20 @@ verdict's checks hold the acceptance rate itself; every line here says which of 
 from __future__ import annotations
 
 from quantdraft.acceptance import alpha_from_length
-from quantdraft.advice.diagnosis import Diagnosis
-from quantdraft.advice.limits import HIGH_ALPHA, PRACTITIONERS
+from quantdraft.advice.diagnosis import Diagnosis, State
+from quantdraft.advice.limits import HIGH_ALPHA, MAX_DRAFT_SHARE, MEASURED, PRACTITIONERS
 from quantdraft.advice.sides import more_prompts, side, state_if
-from quantdraft.advice.wording import evaluate_command, model, percent_of, times_of, traffic
-from quantdraft.comparison.plane import acceptance_at
+from quantdraft.advice.wording import (
+    evaluate_command,
+    milder_recipe,
+    model,
+    percent_of,
+    times_of,
+    traffic,
+)
+from quantdraft.comparison.plane import acceptance_at, shown_k
 from quantdraft.results import AcceptanceComparison, Evaluation, Interval
+from quantdraft.results.wording import counted
 from quantdraft.verdict.policy import Policy
 
 
@@ -36,7 +44,7 @@ def measured_acceptance(evaluation: Evaluation) -> AcceptanceComparison | None:
 
 def low_acceptance(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
     """Below one limit divergence, below the other probably the wrong draft; the lower one first."""
-    acceptance = measured_acceptance(evaluation)
+    acceptance = acceptance_at(evaluation, shown_k(evaluation))
     if acceptance is None:
         return ()
     alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)
@@ -72,7 +80,7 @@ def _below(
     if state == "cannot tell":
         action, command = more_prompts(alpha, limit, len(evaluation.prompts)), None
     elif is_recipe:
-        action, command = _milder_recipe(evaluation)
+        action, command = milder_recipe(evaluation)
     else:
         action, command = _another_draft(evaluation, code)
     return Diagnosis(
@@ -100,11 +108,6 @@ def _not_the_rate(acceptance: AcceptanceComparison) -> str:
     )
 
 
-def _milder_recipe(evaluation: Evaluation) -> tuple[str, str]:
-    command = f"quantdraft apply --recipe int8 --draft {model(evaluation, 'baseline')}"
-    return "the baseline is above the limit, so it is the recipe: try a milder one", command
-
-
 def _another_draft(evaluation: Evaluation, code: str) -> tuple[str, str]:
     target, draft = model(evaluation, "target"), model(evaluation, "baseline")
     if code == "diverged":
@@ -120,37 +123,110 @@ def _another_draft(evaluation: Evaluation, code: str) -> tuple[str, str]:
 
 
 def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """Acceptance is high and speculation still does not pay: the draft's pass costs too much."""
+    """Speculation does not pay: because drafting takes too long, or because it is too often wrong?
+
+    Too dear: acceptance is high already, or the draft's steps take most of a round. Else the target
+    passes are most of it, and more accepted tokens would spread them further.
+    """
     acceptance = measured_acceptance(evaluation)
     speedup = evaluation.operating_point.speedup_over_autoregressive
     if acceptance is None or speedup is None:
         return ()
-    k = acceptance.num_speculative_tokens
-    alpha, limit = alpha_of(acceptance.candidate_length, k), policy.min_speedup_over_autoregressive
-    sides = {state_if(alpha, HIGH_ALPHA, "above"), state_if(speedup, limit, "below")}
-    if None in sides:
+    is_slow = state_if(speedup, policy.min_speedup_over_autoregressive, "below")
+    if is_slow is None:
         return ()
-    found = sides == {"found"}
-    command = evaluate_k(evaluation, k)
+    k = acceptance.num_speculative_tokens
+    share = draft_share(evaluation, k)
+    is_high = state_if(alpha_of(acceptance.candidate_length, k), HIGH_ALPHA, "above")
+    if share is not None and share > MAX_DRAFT_SHARE:
+        why = f"drafting over {100 * MAX_DRAFT_SHARE:.0f} % of a round"
+        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", is_slow, why),)
+    if is_high is not None:
+        state: State = "found" if is_high == is_slow == "found" else "cannot tell"
+        why = f"α above {100 * HIGH_ALPHA:.0f} %"
+        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", state, why),)
+    if share is None:
+        return ()
+    why = f"α under {100 * HIGH_ALPHA:.0f} %"
+    return (_does_not_pay(evaluation, policy, acceptance, "draft-too-wrong", is_slow, why),)
+
+
+WHAT_HELPS = {
+    "draft-too-dear": (
+        "the draft's pass is too dear",
+        "a smaller draft, fewer bits or a lower k; better acceptance can hardly help",
+    ),
+    "draft-too-wrong": (
+        "the draft is too often wrong for what it costs",
+        "a better draft, or a milder recipe; a cheaper one can hardly help",
+    ),
+}
+
+
+def _does_not_pay(
+    evaluation: Evaluation,
+    policy: Policy,
+    acceptance: AcceptanceComparison,
+    code: str,
+    state: State,
+    why: str,
+) -> Diagnosis:
+    k = acceptance.num_speculative_tokens
+    alpha = alpha_of(acceptance.candidate_length, k)
+    speedup = evaluation.operating_point.speedup_over_autoregressive
+    assert speedup is not None
+    finding, helps = WHAT_HELPS[code]
+    is_found = state == "found"
+    return Diagnosis(
+        code=code,
+        state=state,
+        finding=finding,
+        seen=(
+            f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
+            f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
+        ),
+        limit=f"{why} without a speedup over {policy.min_speedup_over_autoregressive:.2f} ×",
+        source=PRACTITIONERS,
+        action=helps if is_found else "time longer, and replay more prompts",
+        command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
+        observed=alpha,
+        threshold=HIGH_ALPHA,
+    )
+
+
+def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
+    """The candidate is surely slower: what acceptance it would need, and which part is to blame."""
+    point, acceptance = evaluation.operating_point, measured_acceptance(evaluation)
+    speedup, needed = point.speedup_over_baseline, point.break_even_length
+    if speedup is None or needed is None or acceptance is None or speedup.high >= 1:
+        return ()
+    k = acceptance.num_speculative_tokens
+    most = f"; {k + 1} is the most there is, so no acceptance is enough" if needed > k + 1 else ""
     return (
         Diagnosis(
-            code="draft-too-dear",
-            state="found" if found else "cannot tell",
-            finding="the draft's pass is too dear",
+            code="slower-than-baseline",
+            state="found",
+            finding="the candidate is slower than the baseline draft",
             seen=(
-                f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
-                f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
+                f"{times_of(speedup)} the baseline's speed; it emits "
+                f"{acceptance.candidate_length.value:.2f} tokens a round at k = {k}"
             ),
-            limit=f"α above {100 * HIGH_ALPHA:.0f} % without a speedup over {limit:.2f} ×",
-            source=PRACTITIONERS,
-            action="a smaller draft, fewer bits or a lower k; better acceptance can hardly help"
-            if found
-            else "time longer, and replay more prompts",
-            command=command if found else None,
-            observed=alpha,
-            threshold=HIGH_ALPHA,
+            limit=f"to be as fast it must emit {needed:.2f} tokens a round at k = {k}{most}",
+            source=MEASURED,
+            action=_what_slows(point.draft_latency_saving),
+            observed=speedup,
+            threshold=1.0,
         ),
     )
+
+
+def _what_slows(saving: Interval | None) -> str:
+    if saving is not None and saving.value < 0:
+        return (
+            f"its draft step takes {1 - saving.value:.2f} times as long as the baseline's: another "
+            "format, or a device with a faster kernel for this one"
+        )
+    return "its draft step is shorter, but it loses more by acceptance: a milder recipe"
 
 
 def evaluate_k(evaluation: Evaluation, k: int) -> str | None:
@@ -159,11 +235,18 @@ def evaluate_k(evaluation: Evaluation, k: int) -> str | None:
     return None if set(range(1, k + 1)) <= tried else evaluate_command(evaluation, f"-k 1-{k}")
 
 
-def _share(evaluation: Evaluation, k: int) -> str:
-    """How much of a round the draft's steps take, where both were timed."""
+def draft_share(evaluation: Evaluation, k: int) -> float | None:
+    """The share of a round that the draft's steps take; None where one was not timed."""
     point = evaluation.operating_point
     step_ms, verify_ms = point.candidate_draft_step_ms, point.candidate_verify_step_ms
     if step_ms is None or verify_ms is None:
+        return None
+    return k * step_ms / (k * step_ms + verify_ms)
+
+
+def _share(evaluation: Evaluation, k: int) -> str:
+    share = draft_share(evaluation, k)
+    if share is None:
         return ""
-    share = k * step_ms / (k * step_ms + verify_ms)
-    return f"; its {k} steps take {100 * share:.0f} % of a round"
+    takes = "takes" if k == 1 else "take"
+    return f"; its {counted(k, 'step')} {takes} {100 * share:.0f} % of a round"

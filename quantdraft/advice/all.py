@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from quantdraft.advice.acceptance import draft_too_dear, low_acceptance
+from dataclasses import replace
+
+from quantdraft.advice.acceptance import (
+    draft_too_dear,
+    low_acceptance,
+    slower_than_baseline,
+)
 from quantdraft.advice.batches import skip_speculation
 from quantdraft.advice.diagnosis import Diagnosis
 from quantdraft.advice.placement import (
@@ -27,8 +33,7 @@ def diagnoses(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnos
     bootstrap = Bootstrap(seed=_seed(evaluation))
     lines = (
         *skip_speculation(evaluation, policy, bootstrap),
-        *low_acceptance(evaluation, policy),
-        *draft_too_dear(evaluation, policy),
+        *_causes(evaluation, policy),
         *k_too_high_or_low(evaluation, policy, bootstrap),
         *rejections_early_or_late(evaluation, bootstrap),
         *acceptance_by_context(evaluation, bootstrap),
@@ -36,6 +41,32 @@ def diagnoses(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnos
         *weakest_domain(evaluation, bootstrap),
     )
     return tuple(sorted(lines, key=lambda line: line.state != "found"))
+
+
+def _causes(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
+    return (
+        *low_acceptance(evaluation, policy),
+        *draft_too_dear(evaluation, policy),
+        *slower_than_baseline(evaluation),
+    )
+
+
+def explaining(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnosis, ...]:
+    """The diagnoses that a verdict other than a go rests on: arithmetic on the record alone."""
+    if evaluation.verdict.decision == "go":
+        return ()
+    return tuple(line for line in _causes(evaluation, policy) if line.state == "found")
+
+
+def explained(evaluation: Evaluation, policy: Policy) -> Evaluation:
+    """The same record whose verdict names the diagnoses it rests on."""
+    found = explaining(evaluation, policy)
+    verdict = replace(
+        evaluation.verdict,
+        advice=tuple(line.sentence for line in found),
+        rests_on=tuple(line.code for line in found),
+    )
+    return replace(evaluation, verdict=verdict)
 
 
 def _seed(evaluation: Evaluation) -> int:

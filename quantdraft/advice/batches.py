@@ -34,7 +34,7 @@ def skip_speculation(
     by_context: dict[int, list[GridPoint]] = {}
     for point in points:
         by_context.setdefault(point.context_length, []).append(point)
-    stops = stops_paying_at(tuple(points))
+    stops = stops_paying_at(tuple(points), policy.min_speedup_over_autoregressive)
     lines = [_at_context(each, stops.get(context), policy) for context, each in by_context.items()]
     if len({point.batch_size for point in points}) == 1:
         lines.append(_one_batch(evaluation, points[0].batch_size))

@@ -12,7 +12,9 @@ PAYS = "arXiv 2211.17192, corollary 3.9: speculation has to beat the target alon
 
 # Acceptance per token above which more of it can hardly be what is missing.
 HIGH_ALPHA = 0.90
+# Share of a round from which drafting, and not verifying, is what makes it long.
+MAX_DRAFT_SHARE = 0.50
+# Used only where speed was not measured: which k an acceptance per token is good for.
+K_BY_ALPHA = ((0.90, "8 or more"), (0.85, "6 to 8"), (0.75, "4 to 6"), (0.60, "3 or 4"))
 # A difference of conditional acceptance between two parts of the tokens that is worth a line.
 MIN_CONTRAST = 0.03
-# The k that engines' documents and launch lines use most.
-USUAL_K = 4

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from quantdraft.advice.diagnosis import Diagnosis
 from quantdraft.advice.limits import MIN_CONTRAST, OWN, PRACTITIONERS
 from quantdraft.advice.sides import more_prompts, side, state_if
-from quantdraft.advice.wording import evaluate_command, model, points_of
+from quantdraft.advice.wording import evaluate_command, milder_recipe, model, points_of
 from quantdraft.comparison.contrasts import Arm, Term, contrast
 from quantdraft.comparison.resampling import MIN_PROMPTS, Bootstrap
 from quantdraft.results import Evaluation, Interval, Slice
 
+Owner = Literal["pair", "recipe", "unknown"]
 OLD_RECORD = "the record does not say what each prompt kept"
 FEW = f"under {MIN_PROMPTS} prompts have tokens in one of them"
 
@@ -51,8 +53,8 @@ def _early(evaluation: Evaluation, ends: Interval, bootstrap: Bootstrap) -> Diag
         ends,
         bootstrap,
         code="early-rejections",
-        finding="rejections fall early in the response, which points to tokenizer or prompt format",
-        limit=f"over {100 * MIN_CONTRAST:.0f} points",
+        when="early",
+        points_to="which points to tokenizer or prompt format",
         action="compare special tokens, and the chat template that the draft was trained with",
         command=f"quantdraft check --target {target} --draft {draft}",
     )
@@ -64,8 +66,8 @@ def _late(evaluation: Evaluation, ends: Interval, bootstrap: Bootstrap) -> Diagn
         ends,
         bootstrap,
         code="late-rejections",
-        finding="rejections fall late in the response, which points to lost coherence",
-        limit=f"over {100 * MIN_CONTRAST:.0f} points",
+        when="late",
+        points_to="which points to lost coherence",
         action="a draft with more depth or a longer context, or shorter responses; measure them",
         command=None,
     )
@@ -77,22 +79,27 @@ def _third(
     bootstrap: Bootstrap,
     *,
     code: str,
-    finding: str,
-    limit: str,
+    when: str,
+    points_to: str,
     action: str,
     command: str | None,
 ) -> Diagnosis:
+    """points_to, action, command: of a pair that shows it already in full precision."""
     first, last = evaluation.by_position[0], evaluation.by_position[-1]
-    baseline = difference(last, first, bootstrap, "baseline")
+    owner, words = blame(last, first, ends, bootstrap)
+    finding = f"rejections fall {when} in the response, {points_to}"
+    if owner == "recipe":
+        finding = f"the recipe's rejections fall {when} in the response; the baseline's do not"
+        action, command = milder_recipe(evaluation)
     return Diagnosis(
         code=code,
         state="found",
         finding=finding,
         seen=(
             f"{last.name} minus {first.name}: {points_of(ends)} of the tokens asked for are kept"
-            f"{_same_of_baseline(baseline, ends)}"
+            f"{words}"
         ),
-        limit=limit,
+        limit=f"over {100 * MIN_CONTRAST:.0f} points",
         source=f"{PRACTITIONERS}; {OWN}",
         action=action,
         command=command,
@@ -101,13 +108,28 @@ def _third(
     )
 
 
-def _same_of_baseline(baseline: Interval | None, candidate: Interval) -> str:
-    """Whether the pair or the quantization is to blame."""
-    if baseline is None:
-        return ""
-    is_same = side(baseline, 0.0) == side(candidate, 0.0)
-    blame = "the pair's, not the recipe's" if is_same else "not the baseline's: the recipe's"
-    return f" (baseline {points_of(baseline)}: it is {blame})"
+def blame(one: Slice, other: Slice, ends: Interval, bootstrap: Bootstrap) -> tuple[Owner, str]:
+    """Whose a contrast of the candidate is, and the words that say so.
+
+    Held against the baseline's own contrast, prompt by prompt: the recipe's is only the part in
+    which the two differ. ends: one's conditional acceptance minus the other's, of the candidate
+    """
+    baseline = difference(one, other, bootstrap, "baseline")
+    terms: list[Term] = []
+    for sign, part in ((1.0, one), (-1.0, other)):
+        terms += [Term(sign, part, "candidate"), Term(-sign, part, "baseline")]
+    added = contrast(terms, bootstrap)
+    if baseline is None or added is None:
+        return "unknown", ""
+    limit, beyond = (MIN_CONTRAST, "above") if ends.value > 0 else (-MIN_CONTRAST, "below")
+    is_in_both, is_added = side(baseline, limit) == beyond, side(added, 0.0) == beyond
+    of_baseline, more = f"the baseline {points_of(baseline)}", points_of(added)
+    if is_in_both:
+        also = f"; the recipe adds {more}" if is_added else ", not the recipe's"
+        return "pair", f" ({of_baseline}: it is the pair's or the traffic's{also})"
+    if is_added:
+        return "recipe", f" ({of_baseline}: it is the recipe's, which adds {more})"
+    return "unknown", f" ({of_baseline}: whether the recipe adds to it cannot be told, {more})"
 
 
 def _unsure_third(evaluation: Evaluation, ends: Interval, limit: float) -> Diagnosis:
@@ -137,7 +159,6 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
     state = state_if(ends, MIN_CONTRAST, "above")
     if state is None:
         return ()
-    baseline = difference(short, long, bootstrap, "baseline")
     return (
         Diagnosis(
             code="context-falls",
@@ -145,7 +166,7 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
             finding="acceptance falls with context",
             seen=(
                 f"{short.name} minus {long.name}: {points_of(ends)} of the tokens asked for are "
-                f"kept{_same_of_baseline(baseline, ends) if state == 'found' else ''}"
+                f"kept{blame(short, long, ends, bootstrap)[1] if state == 'found' else ''}"
             ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
             source=f"{PRACTITIONERS}; {OWN}",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from quantdraft.advice.acceptance import alpha_of
 from quantdraft.advice.diagnosis import Diagnosis
-from quantdraft.advice.limits import MEASURED, USUAL_K
+from quantdraft.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS
 from quantdraft.advice.sides import state_if
-from quantdraft.advice.wording import evaluate_command, times_of
+from quantdraft.advice.wording import evaluate_command, percent_of, times_of
 from quantdraft.comparison import speed_point
+from quantdraft.comparison.plane import acceptance_at, shown_k
 from quantdraft.comparison.points import replayed_of
 from quantdraft.comparison.resampling import Bootstrap
+from quantdraft.proposals import MAX_K, USUAL_K
 from quantdraft.results import Evaluation, Interval, Latency
 from quantdraft.verdict.policy import Policy
-
-MAX_K = 16
 
 
 def k_too_high_or_low(
@@ -23,8 +24,10 @@ def k_too_high_or_low(
 ) -> tuple[Diagnosis, ...]:
     """The candidate's best k against the baseline's best and against the usual one."""
     curve = _measured_ks(evaluation)
-    if not curve or evaluation.served is not None:
+    if evaluation.served is not None:
         return ()
+    if not curve:
+        return _by_rule_of_thumb(evaluation)
     if len(curve) == 1:
         return (_no_curve(evaluation, curve[0]),)
     best = evaluation.best_k.get("candidate")
@@ -36,6 +39,31 @@ def k_too_high_or_low(
     lines = [line for line in held if line is not None]
     found = [line for line in lines if line.state == "found"] or lines[:1]
     return (*found, *([_ends_at_best(evaluation, best)] if best == max(curve) < MAX_K else []))
+
+
+def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
+    """Without timings: what practitioners would try at this acceptance."""
+    acceptance = acceptance_at(evaluation, shown_k(evaluation))
+    if acceptance is None:
+        return ()
+    alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)
+    k = next((k for least, k in K_BY_ALPHA if alpha.value >= least), None)
+    if k is None:
+        return ()
+    return (
+        Diagnosis(
+            code="k-unknown",
+            state="cannot tell",
+            finding=f"k = {k} is best",
+            seen=(
+                f"α = {percent_of(alpha)} at k = {acceptance.num_speculative_tokens}, and the "
+                "candidate's speed was not measured"
+            ),
+            limit=f"a rule of thumb for this α is k = {k}",
+            source=PRACTITIONERS,
+            action="measure its speed, where its format has a kernel",
+        ),
+    )
 
 
 def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> Interval | None:

@@ -47,6 +47,12 @@ def evaluate_command(evaluation: Evaluation, *options: str) -> str:
     return " ".join([*words, "--traffic", traffic(evaluation), *options])
 
 
+def milder_recipe(evaluation: Evaluation) -> tuple[str, str]:
+    """What to do where the baseline is well: an action and its command."""
+    command = f"quantdraft apply --recipe int8 --draft {model(evaluation, 'baseline')}"
+    return "the baseline does not show it, so it is the recipe: try a milder one", command
+
+
 def _signed(fraction: float) -> str:
     points = round(100 * fraction, 1) + 0.0  # + 0.0: no negative zero
     return f"{'−' if points < 0 else '+'}{abs(points):.1f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from quantdraft.cli.values import (
 )
 from quantdraft.errors import OptionError
 from quantdraft.progress import step
+from quantdraft.proposals import USUAL_K
 
 A_CONFIG = Name("shape", shape_names, is_open=True)
 
@@ -61,9 +63,10 @@ def recipes(action: str | None, name: str | None, as_json: bool) -> None:
 )
 @options.target(required=True)
 @click.option("--draft", "-d", type=Model(), required=True, help=options.A_DRAFT)
-@click.option("-k", "--num-speculative-tokens", "k", type=int, default=4, show_default=True)
+@click.option("-k", "--num-speculative-tokens", "k", type=int, default=USUAL_K, show_default=True)
+@options.POLICY
 @options.as_json()
-def check(target: str, draft: str, k: int, as_json: bool) -> None:
+def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -> None:
     """Do target and draft fit, and how much could quantizing the draft gain at most?
 
     Exit code 0: compatible; 1: not. Every finding is one line with what to do.
@@ -71,7 +74,7 @@ def check(target: str, draft: str, k: int, as_json: bool) -> None:
     with step("check"):
         from quantdraft.preflight import check as check_pair
 
-        result = check_pair(target, draft, k)
+        result = check_pair(target, draft, k, policy)
     if as_json:
         print_json(asdict(result))
     else:

@@ -39,9 +39,17 @@ ENGINE = Name("engine", serving_names, is_open=True)
     help="JSONL: traffic, or texts. Or the Hub id that the recipe names, to download it.",
 )
 @options.DEVICE
+@options.POLICY
 @options.force()
 @options.as_json("Print the manifest as JSON.")
-def apply(recipe: str, draft: str, output: Path | None, as_json: bool, **given: Any) -> None:
+def apply(
+    recipe: str,
+    draft: str,
+    output: Path | None,
+    policy: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Quantize a draft by a recipe, and prove that it worked.
 
     The output directory appears whole or not at all. Before success is printed it is opened again:
@@ -53,11 +61,15 @@ def apply(recipe: str, draft: str, output: Path | None, as_json: bool, **given: 
         from quantdraft.quantization import applied_lines
         from quantdraft.quantization import apply as apply_recipe
         from quantdraft.recipe import load_recipe
+        from quantdraft.verdict.policy import load_policy
 
+        limit = load_policy(policy).min_speedup_over_baseline
         known = load_recipe(recipe)
         if given["calibration"] is not None and not known.needs_calibration:
             raise OptionError(f"recipe {recipe!r} is not calibrated. Leave out --calibration.")
-        made = apply_recipe(known, draft, output, progress=now, announce=tell_aside, **given)
+        made = apply_recipe(
+            known, draft, output, min_speedup=limit, progress=now, announce=tell_aside, **given
+        )
     if as_json:
         print_json(made.manifest)
     else:

@@ -41,7 +41,7 @@ SHAPE = Name("shape", shape_names, is_open=True)
 @options.KS
 @options.ACCEPTANCE_RULE
 @options.max_new_tokens("With --prompts.")
-@options.sampling("With --prompts.", "With --prompts.", "With --prompts.")
+@options.told_sampling("With --prompts, or of a log that does not say.")
 @options.SEED
 @options.BATCH_SIZE
 @options.context_length("Default: the traffic's median.")
@@ -55,7 +55,7 @@ SHAPE = Name("shape", shape_names, is_open=True)
 @options.live_prompts(4, "0: no live loop.")
 @options.POLICY
 @options.DEVICE
-@options.dtype("Of replay and the live loop.")
+@options.dtype("Of replay and the live loop; of vLLM's servers.")
 @options.threads()
 @click.option(
     "--engine",
@@ -69,6 +69,8 @@ SHAPE = Name("shape", shape_names, is_open=True)
 @click.option("--vllm-spec", multiple=True, help="KEY=VALUE for vLLM's speculative config.")
 @click.option("--vllm-args", multiple=True, help="One more argument of vLLM's server.")
 @click.option("--vllm-prompts", type=int, help="Only so many prompts are served. Default: all.")
+@click.option("--vllm-k", type=int, help="The k that is served. Default: the nearest of -k to 4.")
+@click.option("--vllm-loads", type=int, help="Starts of each arm's server. Default: 2.")
 @options.force("Replace a finished run.")
 @options.as_json("Print the record as JSON.")
 def evaluate(

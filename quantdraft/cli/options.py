@@ -20,6 +20,7 @@ from quantdraft.cli.values import (
     Recipe,
     recipe_names,
 )
+from quantdraft.proposals import MAX_K
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -104,6 +105,15 @@ def max_new_tokens(help_text: str | None = None) -> Decorator[Any]:
     )
 
 
+def told_sampling(help_text: str) -> Decorator[Any]:
+    """--temperature, --top-p and --top-k, None where they are not given"""
+    return together(
+        click.option("--temperature", type=float, help=f"0: greedy. {help_text}"),
+        click.option("--top-p", type=float, help=help_text),
+        click.option("--top-k", type=int, help=help_text),
+    )
+
+
 def sampling(temperature: str, top_p: str | None, top_k: str) -> Decorator[Any]:
     """--temperature, --top-p and --top-k; the words say when they matter"""
     return together(
@@ -141,7 +151,7 @@ KS = click.option(
     "-k",
     "--num-speculative-tokens",
     "ks",
-    default="1-16",
+    default=f"1-{MAX_K}",
     show_default=True,
     help="4, 1-8 or 2,4,8. One value is the operating point; of several, each arm takes its best.",
 )

@@ -53,6 +53,7 @@ def capture(
     """
     with step("capture"):
         from quantdraft.capture import capture as capture_traffic
+        from quantdraft.results.wording import counted
         from quantdraft.traffic import Sampling
 
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -72,7 +73,7 @@ def capture(
         tell_aside(f"Skipped: {reason}")
     print_lines(
         [
-            f"{num_responses} responses, {num_tokens} tokens: {output}",
+            f"{counted(num_responses, 'response')}, {counted(num_tokens, 'token')}: {output}",
             f"Next: quantdraft evaluate CANDIDATE --target {target} --traffic {output}",
         ]
     )

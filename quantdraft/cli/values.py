@@ -11,11 +11,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from quantdraft.errors import OptionError, nearest
+from quantdraft.proposals import MAX_K
 
 DIRECTORY = click.Path(path_type=Path)
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
-MAX_K = 16
 MAX_DIGITS, MAX_RANGE = 9, 10_000  # more is a slip of the hand, and would fill the memory
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.results import AcceptanceComparison, Evaluation, Interval, SpeedPoint
 
 NUM_ELLIPSE_POINTS = 72
@@ -67,6 +68,20 @@ def point_at(evaluation: Evaluation, k: int) -> SpeedPoint | None:
     """Both arms' speed at one k."""
     points = (p for p in evaluation.equal_k if p.candidate_num_speculative_tokens == k)
     return next(points, None)
+
+
+def shown_k(evaluation: Evaluation) -> int:
+    """The k at which acceptance is shown, for both arms and in every comparison of runs.
+
+    It follows from what was replayed, and not from a best k, which the timing's noise may move.
+    """
+    return nearest_to_usual(evaluation.num_speculative_tokens)
+
+
+def slices_k(evaluation: Evaluation) -> int:
+    """The k of the record's slices and disagreements."""
+    operating_k = evaluation.operating_point.candidate_num_speculative_tokens
+    return operating_k if evaluation.slices_k is None else evaluation.slices_k
 
 
 def acceptance_at(evaluation: Evaluation, k: int) -> AcceptanceComparison | None:

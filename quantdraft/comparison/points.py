@@ -78,16 +78,17 @@ def _grid_point(
     return GridPoint(*place, point, "")
 
 
-def stops_paying_at(points: tuple[GridPoint, ...]) -> dict[int, int | None]:
+def stops_paying_at(points: tuple[GridPoint, ...], limit: float = 1.0) -> dict[int, int | None]:
     """Per context: the smallest batch at which the best draft is surely no faster than the target.
 
-    None where no measured batch is. Sure: the whole interval of the better arm is at 1 or below.
+    None where no measured batch is. Sure: the whole interval of the better arm is at `limit`, the
+    policy's speedup over the target alone, or below.
     """
     found: dict[int, int | None] = {}
     for point in points:
         found.setdefault(point.context_length, None)
         best = best_over_autoregressive(point)
-        if best is not None and best.high <= 1.0 and found[point.context_length] is None:
+        if best is not None and best.high <= limit and found[point.context_length] is None:
             found[point.context_length] = point.batch_size
     return found
 

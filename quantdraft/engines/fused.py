@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantdraft.engines.decoder import Decoder, KVCache, Layer, RMSNorm
+from quantdraft.engines.fusing import SideBySide
 from quantdraft.kernels.choice import LinearByRows
 from quantdraft.kernels.few_rows import FewRowsLinear
 from quantdraft.kernels.operations import (
@@ -102,7 +103,7 @@ class _Pass:
         self.gate_up = torch.empty(rows, 2 * shape.intermediate_size)
         self.active = torch.empty(rows, shape.intermediate_size)
         self.last = torch.empty(batch_size * (num_picked or num_tokens), shape.hidden_size)
-        self.head = self._product(self.model.head, self.last, torch.empty(0))
+        self.head = self._product(self.model.head, self.last, torch.empty(0, shape.vocab_size))
         self.program = Program(self._steps())
 
     @property
@@ -143,16 +144,16 @@ class _Pass:
         before = None if is_first else self.added
         return [
             self._norm(layer.attention_norm, self.normed, before),
-            self._product(layer.qkv, self.normed, self.projected),
+            *self._products(layer.qkv, self.normed, self.projected),
             self._attention(layer, entries),
-            self._product(layer.out, self.attended, self.added),
+            *self._products(layer.out, self.attended, self.added),
             self._norm(layer.mlp_norm, self.normed, self.added),
-            self._product(layer.gate_up, self.normed, self.gate_up),
+            *self._products(layer.gate_up, self.normed, self.gate_up),
             Gate(
                 gate_up=self.gate_up, out=self.active, rows=rows, size=size,
                 threads=self.num_threads,
             ),
-            self._product(layer.down, self.active, self.added),
+            *self._products(layer.down, self.active, self.added),
         ]  # fmt: skip
 
     def _embedding(self) -> Step:
@@ -186,6 +187,15 @@ class _Pass:
         )  # fmt: skip
         made.hold(scratch=self._room(4 * made.scratch_size))
         return made
+
+    def _products(self, linear: nn.Module, x: Tensor, out: Tensor) -> list[Step]:
+        """A Linear's product, or those of its parts, each into its own columns of out."""
+        if not isinstance(linear, SideBySide):
+            return [self._product(linear, x, out)]
+        columns = torch.split(out, linear.widths, dim=1)
+        return [
+            self._product(part, x, own) for part, own in zip(linear.parts, columns, strict=True)
+        ]
 
     def _product(self, linear: nn.Module, x: Tensor, out: Tensor) -> Step:
         """A Linear's product of x into out: as an operation where its kernel is one."""

@@ -63,9 +63,10 @@ def _are_alike(weights: Sequence[Unpacked]) -> bool:
 class SideBySide(nn.Module):
     """Projections that could not be stacked: each on its own, outputs joined."""
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, parts: Sequence[nn.Module], widths: Sequence[int]) -> None:
+        """widths: the outputs of each part."""
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.widths = nn.ModuleList(parts), list(widths)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., sum of out)."""

@@ -24,15 +24,18 @@ from quantdraft.engines.fusing import SideBySide, stacked, stacked_bias
 from quantdraft.engines.source import Weight, WeightSource, kernel_format
 from quantdraft.errors import CheckpointError
 from quantdraft.kernels import NoKernelError, kernels_for
+from quantdraft.kernels.c_library import INSTRUCTION_SETS
 from quantdraft.kernels.choice import fastest_linear
+from quantdraft.kernels.trials import held_bytes
 from quantdraft.quantizers.quiet import hush_torchao
-from quantdraft.schemes import HEAD
+from quantdraft.schemes import HEAD, WeightFormat
+from quantdraft.unpacking import Codebook, Unpacked
 
 EXACT_KERNELS = (
     "linear_float32",
     "weight_first_float32",
     "onednn_prepacked_float32",
-    "bf16_few_rows_avx2",
+    *(f"{kind}_few_rows_{name}" for kind in ("bf16", "f32") for name in INSTRUCTION_SETS),
 )
 
 
@@ -47,6 +50,8 @@ class NativeModel:
     weight_bytes: int  # resident, embedding table included
     source: WeightSource | None  # None: a transformers model that was loaded elsewhere
     end_token_ids: tuple[int, ...] = ()
+    quantized_bytes: int = 0  # resident, of the quantized layers: the largest packing of each
+    promised_bytes: int = 0  # what these layers come to in their formats
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,6 +120,8 @@ def load_native(
             _generation_config(source).get("eos_token_id"),
             getattr(config.get_text_config(), "eos_token_id", None),
         ),
+        quantized_bytes=linears.quantized_bytes,
+        promised_bytes=linears.promised_bytes,
     )
 
 
@@ -140,6 +147,7 @@ class Linears:
     ) -> None:
         self.source, self.dtype, self.device, self.rows = source, dtype, device, rows
         self.kernels: set[str] = set()
+        self.quantized_bytes = self.promised_bytes = 0
 
     def one(self, module: str, tied_to: Tensor | None = None) -> nn.Module:
         """The Linear of one module; a tied head takes the embedding table itself."""
@@ -151,10 +159,10 @@ class Linears:
         weights = [self.source.weight(module) for module in modules]
         joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
         biases = [self._bias(module) for module in modules]
+        rows = [int(_num_rows(weight)) for weight in weights]
         if joined is None:
             parts = zip(modules, weights, biases, strict=True)
-            return SideBySide([self._made(*part) for part in parts])
-        rows = [int(_num_rows(weight)) for weight in weights]
+            return SideBySide([self._made(*part) for part in parts], rows)
         return self._made(modules[0], joined, stacked_bias(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
@@ -176,6 +184,10 @@ class Linears:
                 f"the {self.device.type} kernel cannot take {module}: {error}"
             ) from error
         self.kernels.add(str(linear.kernel))
+        fmt = self.source.formats.get(module)
+        if fmt is not None and not isinstance(weight, Tensor):
+            self.quantized_bytes += largest_packing(linear)
+            self.promised_bytes += promised_bytes(weight, fmt)
         return linear
 
     def _format(self, module: str) -> str:
@@ -257,6 +269,21 @@ def _generation_config(source: WeightSource) -> dict[str, Any]:
     """What lies beside the weights; empty where nothing does."""
     checkpoint = source.checkpoint
     return {} if checkpoint is None else read_generation_config(checkpoint.path)
+
+
+def largest_packing(linear: nn.Module) -> int:
+    """Return the bytes of a Linear's weight; of several packings, those of the largest."""
+    return max(held_bytes(part) for part in getattr(linear, "parts", (linear,)))
+
+
+def promised_bytes(weight: Unpacked | Codebook, fmt: WeightFormat) -> int:
+    """Return what a weight takes in its format: its integers, and 16 bits for each scale."""
+    if isinstance(weight, Codebook):
+        nested = 0 if weight.double is None else weight.double.scale.nbytes
+        return weight.integers.nbytes + weight.scale.nbytes + nested
+    zeros = 0 if weight.zero_point is None else weight.zero_point.numel()
+    bits = (weight.integers.numel() + zeros) * fmt.num_bits
+    return bits // 8 + 2 * weight.scale.numel()
 
 
 def _num_rows(weight: Weight) -> int:

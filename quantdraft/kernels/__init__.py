@@ -29,16 +29,28 @@ from quantdraft.kernels.cuda import (
 )
 from quantdraft.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
 from quantdraft.kernels.dequantizing import Int8DequantizingLinear
-from quantdraft.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear, Int8FewRowsLinear
+from quantdraft.kernels.few_rows import (
+    Bf16FewRowsLinear,
+    F32FewRowsLinear,
+    Int4FewRowsLinear,
+    Int8DynamicFewRowsLinear,
+    Int8FewRowsLinear,
+)
 from quantdraft.kernels.llm_int8 import LlmInt8Linear
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
-    ("cpu", "dense"): (DenseLinear, WeightFirstLinear, PrepackedLinear, Bf16FewRowsLinear),
+    ("cpu", "dense"): (
+        DenseLinear,
+        WeightFirstLinear,
+        PrepackedLinear,
+        Bf16FewRowsLinear,
+        F32FewRowsLinear,
+    ),
     ("cpu", "int4"): (Int4Linear, Int4FewRowsLinear),
-    ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear),
+    ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear, Int8DynamicFewRowsLinear),
     ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear, Int8FewRowsLinear),
     ("cpu", "nf4"): (BitsandbytesLinear,),
     ("cpu", "fp4"): (BitsandbytesLinear,),

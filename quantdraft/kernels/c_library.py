@@ -1,4 +1,5 @@
-"""The C files beside this one as a shared library: compiled once, by the machine's own compiler.
+"""The C files beside this one as a shared library: compiled once, by the machine's own compiler,
+for the fastest instruction set that this CPU has.
 
 It lies in the user's cache under a name made of sources and flags, so that a new version never
 meets an old library. What a machine lacks for it is a ValueError that says what.
@@ -14,34 +15,86 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 DIRECTORY = Path(__file__).parent
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
 COMPILE_SECONDS = 120
+VARIABLE = "QUANTDRAFT_INSTRUCTIONS"  # names the set to use where the fastest is not wanted
 
 
-@lru_cache(maxsize=1)
+class InstructionSet(NamedTuple):
+    """What a CPU has to be capable of, as torch names it, and what makes a compiler use it."""
+
+    capabilities: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+# The fastest first. A kernel's name ends in the name of its set.
+INSTRUCTION_SETS = {
+    "avx512": InstructionSet(
+        ("avx2", "avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni"),
+        ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    ),
+    "avx_vnni": InstructionSet(("avx2", "avx_vnni"), ("-mavxvnni",)),
+    "avx2": InstructionSet(("avx2",), ()),
+}
+
+
 def c_library() -> ctypes.CDLL:
     """The functions of the C files, which run on torch's own threads.
 
     Raises ValueError where the CPU, the compiler, the cache or torch's build is not fit for them.
     """
+    return _library(os.environ.get(VARIABLE))[1]
+
+
+def instruction_set() -> str:
+    """The name of the set that the C files are compiled for; raises as `c_library` does."""
+    return _library(os.environ.get(VARIABLE))[0]
+
+
+def available_sets() -> list[str]:
+    """The names of the sets that this CPU has, the fastest first."""
     capabilities = torch.cpu.get_capabilities()
-    if not (capabilities.get("avx2") and capabilities.get("fma3", capabilities.get("fma", True))):
-        raise ValueError("this CPU has no AVX2 and FMA")
+    if not capabilities.get("fma3", capabilities.get("fma", True)):
+        return []
+    return [
+        name
+        for name, each in INSTRUCTION_SETS.items()
+        if all(capabilities.get(capability) for capability in each.capabilities)
+    ]
+
+
+@lru_cache(maxsize=len(INSTRUCTION_SETS) + 1)
+def _library(wanted: str | None) -> tuple[str, ctypes.CDLL]:
+    """The first set that the compiler knows, or the one that is wanted, and its functions."""
+    names = [name for name in available_sets() if wanted in (None, name)]
+    if not names:
+        raise ValueError(f"this CPU has no {'AVX2 and FMA' if wanted is None else wanted}")
+    _share_threads()
+    for name in names[:-1]:
+        try:
+            return name, _loaded(name)
+        except ValueError:  # an older compiler, perhaps
+            continue
+    return names[-1], _loaded(names[-1])
+
+
+def _loaded(name: str) -> ctypes.CDLL:
     try:
-        _share_threads()
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(_built(INSTRUCTION_SETS[name].flags)))
     except OSError as error:
         raise ValueError(f"it could not be built: {error}") from error
 
 
-def _built() -> Path:
+def _built(more_flags: tuple[str, ...] = ()) -> Path:
     """The shared library, compiled unless these very sources were before."""
-    sources = sorted(DIRECTORY.glob("*.c"))
-    path = _cache_dir() / f"kernels-{_digest([*sources, *sorted(DIRECTORY.glob('*.h'))])}.so"
+    sources, flags = sorted(DIRECTORY.glob("*.c")), (*FLAGS, *more_flags)
+    files = [*sources, *sorted(DIRECTORY.glob("*.h"))]
+    path = _cache_dir() / f"kernels-{_digest(files, flags)}.so"
     if path.is_file():
         return path
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
@@ -51,7 +104,7 @@ def _built() -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = [str(Path(directory) / f"{source.stem}.o") for source in sources]
         for source, compiled in zip(sources, made, strict=True):
-            _run([compiler, *FLAGS, str(source), "-o", compiled])
+            _run([compiler, *flags, str(source), "-o", compiled])
         linked = Path(directory) / "linked.so"
         # Without -fopenmp: its functions are to come from the threads that torch runs.
         _run([compiler, "-shared", *made, "-o", str(linked)])
@@ -59,10 +112,10 @@ def _built() -> Path:
     return path
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: list[Path], flags: tuple[str, ...]) -> str:
     """Sixteen characters that change with the files and the flags."""
     contents = b"".join(file.name.encode() + file.read_bytes() for file in files)
-    return hashlib.sha256(contents + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return hashlib.sha256(contents + " ".join(flags).encode()).hexdigest()[:16]
 
 
 def _cache_dir() -> Path:
@@ -82,7 +135,11 @@ def _run(command: list[str]) -> None:
 
 def _share_threads() -> None:
     """Make torch's OpenMP visible: a second pool of threads would fight it for the cores."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError as error:
+        raise ValueError(f"the loaded libraries cannot be told: {error}") from error
+    loaded = {line.split()[-1] for line in maps.splitlines()}
     runtimes = [
         path for path in loaded if Path(path).name.startswith(("libgomp", "libomp", "libiomp5"))
     ]

@@ -1,232 +1,430 @@
-/* Products of few rows with 4-, 8- and 16-bit weights, for CPUs with AVX2 and FMA.
+/* Products of few rows with weights of 4 to 32 bits: AVX2 and FMA, and wider where flags allow.
  *
  * A draft step multiplies one row by every weight, so the weights' way from memory is all there is
- * to hide: they are unpacked in registers, next to the multiplication, and read once for up to four
- * rows. Beside bfloat16 weights inputs are float32 and so are the sums. Beside integers inputs are
- * 16-bit integers with one scale a group, 2^-16 of the group's largest at most from what they were;
- * their products with weights are added exactly, in 32 bits, up to the group's end.
+ * to hide: they are unpacked in registers, next to the multiplication, and read once for up to
+ * MAX_ROWS rows.
+ *
+ * FLOAT32, BFLOAT16: inputs are float32 and so are the sums.
+ * INT4, INT8: inputs are 16-bit integers with one scale a group, 2^-16 of the group's largest at
+ *     most from what they were; their products with weights are added exactly, in 32 bits, up to the
+ *     group's end.
+ * INT8_DYNAMIC: inputs are 8-bit integers with one scale a row, as compressed-tensors rounds them:
+ *     x / (largest / 127.5), half to even, in -128..127. All products are added exactly, in 32 bits.
  *
  * Weights of 4 bits: value = (u - zero) * scale with u in 0..15; since
- * sum((u - zero) x) = sum(u x) - zero sum(x), the zero costs one product a group. A block is as many
- * weights as its 16-bit words have half-bytes: in 64 weights the lowest half-bytes of 16 words are
- * the first 16 weights, and so on; in 32, the low halves of 16 bytes are the first 16.
+ * sum((u - zero) x) = sum(u x) - zero sum(x), the zero costs one product a group. A block is four
+ * times as many weights as a vector has 16-bit words: its lowest half-bytes are the first quarter of
+ * them, and so on. Where a group is no multiple of it: 32 weights, or a vector's half of bytes, whose
+ * low halves are the first half of the weights.
  */
-#include "vectors.h"
+#include <float.h>
 
-#define MAX_ROWS 4
-#define AHEAD 1024  /* bytes: what is fetched while the weights before it are multiplied */
+#include "wide.h"
 
-INLINE __m256i at(const void *place) { return _mm256_loadu_si256((const __m256i *)place); }
+#define WORDS (2 * WIDE)      /* 16-bit integers of a vector */
+#define BYTES 64              /* rows of 8-bit inputs start at multiples of it */
+#ifdef BYTE_PRODUCTS
+typedef int8_t Level;         /* an 8-bit input as the multiplication takes it */
+#else
+typedef int16_t Level;        /* without byte products: sums of pairs of them leave 16 bits */
+#endif
 
-INLINE __m256i multiplied(__m256i weights, const int16_t *x, __m256i sum) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, at(x)));
+enum { INT4, INT8, INT8_DYNAMIC, BFLOAT16, FLOAT32 };
+
+typedef struct {
+    const float *x;        /* (rows, inputs) */
+    float *out;            /* (rows, outputs), rows `stride` apart */
+    void *scratch;         /* `product_scratch` bytes */
+    const void *weight;    /* (outputs, inputs); of 4 bits: (outputs, inputs / 2) bytes */
+    const float *scale;    /* (outputs, inputs / group) of 4 bits, (outputs) of 8 */
+    const uint8_t *zero;   /* (outputs, inputs / group) of 4 bits; NULL: 8 throughout */
+    const float *bias;     /* (outputs) or NULL */
+    const int64_t *order;  /* (inputs), the columns of x as the weight has them, or NULL */
+    float *ordered;        /* (rows, inputs) where there is an order */
+    long kind, rows, inputs, outputs, group, stride, threads;
+} Product;
+
+/* Inputs as a product takes them, in its scratch memory. */
+typedef struct {
+    int32_t *sums;  /* of 16 bits: of the groups by lane, (rows, groups, WIDE), times -8 where all
+                     * zeros are 8; of 8 bits: (rows) */
+    float *step;    /* (rows, groups), or (rows) */
+    void *levels;   /* (rows, inputs) int16_t or float, or (rows, padded) Level or float */
+    long groups, padded;
+} Inputs;
+
+static long padded_of(long n) { return (n + BYTES - 1) / BYTES * BYTES; }
+
+static Inputs inputs_of(const Product *a) {
+    const long groups = a->group ? a->inputs / a->group : 1;
+    int32_t *sums = a->scratch;
+    float *step = (float *)(sums + a->rows * groups * WIDE);
+    return (Inputs){sums, step, step + a->rows * groups, groups, padded_of(a->inputs)};
 }
 
-/* x (n) to q (n) with step (n / group), and the sums of the groups by lane, (n / group, LANES). */
-static void to_int16(const float *x, int16_t *q, float *step, int32_t *sums, long n, long group) {
-    const __m256 sign = _mm256_set1_ps(-0.0f), none = _mm256_setzero_ps();
-    for (long g = 0; g < n / group; g++) {
-        const float *from = x + g * group;
-        __m256 most = none, wrong = none;  /* not a number where an input is none */
-        for (long k = 0; k < group; k += LANES) {
-            const __m256 value = _mm256_loadu_ps(from + k);
-            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, value));
-            wrong = _mm256_fmadd_ps(value, none, wrong);
+/* Bytes of scratch memory that a product of any kind does with. */
+long product_scratch(long rows, long inputs, long group) {
+    const long groups = group ? inputs / group : 1, width = sizeof(float);
+    return rows * (groups * (WIDE + 1) + padded_of(inputs)) * width;
+}
+
+/* ---- inputs ---- */
+
+/* The largest of n absolute values; `wrong` becomes no number where one of them is none. */
+INLINE float largest_at(const float *x, long n, float *wrong) {
+    FLOATS most = V(setzero_ps)(), nothing = most;
+    for (long k = 0; k < n; k += WIDE) {
+        const FLOATS value = V(loadu_ps)(x + k);
+        most = V(max_ps)(most, V(andnot_ps)(V(set1_ps)(-0.0f), value));
+        nothing = V(fmadd_ps)(value, V(setzero_ps)(), nothing);
+    }
+    *wrong = total_of(nothing);
+    return most_of(most);
+}
+
+static void to_int16(const Product *a, const float *x, const Inputs *to) {
+    for (long g = 0; g < a->rows * to->groups; g++) {
+        const float *from = x + g * a->group;
+        int16_t *levels = (int16_t *)to->levels + g * a->group;
+        float wrong;
+        const float largest = largest_at(from, a->group, &wrong);
+        const FLOATS inverse = V(set1_ps)(largest > 0.0f ? 32767.0f / largest : 0.0f);
+        INTS sum = VI(setzero)();
+        for (long k = 0; k < a->group; k += WIDE) {
+            int32_t level[WIDE];
+            const INTS value = V(cvtps_epi32)(V(mul_ps)(V(loadu_ps)(from + k), inverse));
+            VI(storeu)((INTS *)level, value);
+            for (long lane = 0; lane < WIDE; lane++) levels[k + lane] = (int16_t)level[lane];
+            sum = V(add_epi32)(sum, value);
         }
-        const float largest = largest_of(most);
-        const __m256 inverse = _mm256_set1_ps(largest > 0.0f ? 32767.0f / largest : 0.0f);
-        __m256i sum = _mm256_setzero_si256();
-        for (long k = 0; k < group; k += 2 * LANES) {
-            const __m256 low = _mm256_mul_ps(_mm256_loadu_ps(from + k), inverse);
-            const __m256 high = _mm256_mul_ps(_mm256_loadu_ps(from + k + LANES), inverse);
-            const __m256i both = _mm256_permute4x64_epi64(
-                _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high)), 0xD8);
-            _mm256_storeu_si256((__m256i *)(q + g * group + k), both);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
-        }
-        step[g] = largest / 32767.0f + total(wrong);
-        _mm256_storeu_si256((__m256i *)(sums + g * LANES), sum);
+        to->step[g] = largest / 32767.0f + wrong;
+        if (!a->zero) sum = V(mullo_epi32)(sum, V(set1_epi32)(-8));
+        VI(storeu)((INTS *)(to->sums + g * WIDE), sum);
     }
 }
 
-INLINE void block_of_64(const int rows, const uint8_t *weight, const int16_t *x, long in,
-                        __m256i *one, __m256i *two) {
-    const __m256i low = _mm256_set1_epi16(0x0F), raw = at(weight);
-    const __m256i a = _mm256_and_si256(raw, low);
-    const __m256i b = _mm256_and_si256(_mm256_srli_epi16(raw, 4), low);
-    const __m256i c = _mm256_and_si256(_mm256_srli_epi16(raw, 8), low);
-    const __m256i d = _mm256_srli_epi16(raw, 12);
-    for (int r = 0; r < rows; r++) {
-        one[r] = multiplied(a, x + r * in, one[r]);
-        two[r] = multiplied(b, x + r * in + 16, two[r]);
-        one[r] = multiplied(c, x + r * in + 32, one[r]);
-        two[r] = multiplied(d, x + r * in + 48, two[r]);
+static void to_int8(const Product *a, const float *x, const Inputs *to) {
+    for (long r = 0; r < a->rows; r++) {
+        const float *from = x + r * a->inputs;
+        Level *levels = (Level *)to->levels + r * to->padded;
+        float wrong;
+        const float largest = largest_at(from, a->inputs, &wrong);
+        const float step = (largest > FLT_MIN ? largest : FLT_MIN) / 127.5f;
+        INTS sum = VI(setzero)();
+        for (long k = 0; k < a->inputs; k += WIDE) {
+            int32_t level[WIDE];
+            INTS value = V(cvtps_epi32)(V(div_ps)(V(loadu_ps)(from + k), V(set1_ps)(step)));
+            value = V(max_epi32)(V(min_epi32)(value, V(set1_epi32)(127)), V(set1_epi32)(-128));
+            VI(storeu)((INTS *)level, value);
+            for (long lane = 0; lane < WIDE; lane++) levels[k + lane] = (Level)level[lane];
+            sum = V(add_epi32)(sum, value);
+        }
+        memset(levels + a->inputs, 0, (to->padded - a->inputs) * sizeof(Level));
+        to->step[r] = step + wrong;
+        to->sums[r] = sum_of(sum);
     }
 }
 
-INLINE void block_of_32(const int rows, const uint8_t *weight, const int16_t *x, long in,
-                        __m256i *one, __m256i *two) {
-    const __m128i low = _mm_set1_epi8(0x0F), raw = _mm_loadu_si128((const __m128i *)weight);
-    const __m256i a = _mm256_cvtepu8_epi16(_mm_and_si128(raw, low));
-    const __m256i b = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(raw, 4), low));
-    for (int r = 0; r < rows; r++) {
-        one[r] = multiplied(a, x + r * in, one[r]);
-        two[r] = multiplied(b, x + r * in + 16, two[r]);
+/* Of two vectors of inputs, the even columns and the odd ones: as bfloat16 weights are taken. */
+static void to_pairs(const Product *a, const float *x, const Inputs *to) {
+    for (long r = 0; r < a->rows; r++) {
+        const float *from = x + r * a->inputs;
+        float *row = (float *)to->levels + r * to->padded;
+        for (long k = 0; k < a->inputs; k += WORDS)
+            for (long lane = 0; lane < WIDE; lane++)
+                for (long odd = 0; odd < 2; odd++) {
+                    const long column = k + 2 * lane + odd;
+                    row[k + odd * WIDE + lane] = column < a->inputs ? from[column] : 0.0f;
+                }
     }
 }
 
-INLINE void int4_dot(const int rows, const int16_t *x, const float *step, const int32_t *sums,
-                     const uint8_t *weight, const float *scale, const uint8_t *zero, float *out,
-                     long in, long outputs, long group) {
-    const long groups = in / group;
-    __m256 acc[MAX_ROWS];
-    for (int r = 0; r < rows; r++) acc[r] = _mm256_setzero_ps();
-    for (long g = 0; g < groups; g++) {
-        const __m256i less = _mm256_set1_epi32(zero ? -zero[g] : 0);
-        __m256i one[MAX_ROWS], two[MAX_ROWS];
-        for (int r = 0; r < rows; r++) {
-            one[r] = at(sums + (r * groups + g) * LANES);
-            if (zero) one[r] = _mm256_mullo_epi32(less, one[r]);
-            two[r] = _mm256_setzero_si256();
-        }
-        if (group % 64 == 0) {
-            _mm_prefetch((const char *)(weight + g * group / 2 + AHEAD), _MM_HINT_T0);
-#pragma GCC unroll 2
-            for (long k = g * group; k < (g + 1) * group; k += 64)
-                block_of_64(rows, weight + k / 2, x + k, in, one, two);
-        } else {
-            block_of_32(rows, weight + g * group / 2, x + g * group, in, one, two);
-        }
-        for (int r = 0; r < rows; r++) {
-            const __m256 both = _mm256_cvtepi32_ps(_mm256_add_epi32(one[r], two[r]));
-            acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(scale[g] * step[r * groups + g]), both, acc[r]);
-        }
-    }
-    for (int r = 0; r < rows; r++) out[r * outputs] = total(acc[r]);
+/* ---- up to MAX_ROWS rows times the weights of a few outputs ---- */
+
+/* What a vector of inputs meets while it is in a register. Counts that the compiler knows, and loops
+ * that it unrolls, keep the sums in registers.
+ */
+#define OUTS 4  /* outputs that share one reading of the inputs */
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+
+/* Fetch what the next outputs have at this place: rows that lie in one page of memory are read side
+ * by side, and a CPU's own prefetcher follows one place a page.
+ */
+INLINE void fetch_next(const int outs, const void *weight, long next_out) {
+    EACH(o, outs) _mm_prefetch((const char *)weight + (o + OUTS) * next_out, _MM_HINT_T0);
 }
 
-INLINE void int8_dot(const int rows, const int16_t *x, const float *step, const int8_t *weight,
-                     float scale, float *out, long in, long outputs, long group) {
-    const long groups = in / group;
-    __m256 acc[MAX_ROWS];
-    for (int r = 0; r < rows; r++) acc[r] = _mm256_setzero_ps();
-    for (long g = 0; g < groups; g++) {
-        __m256i one[MAX_ROWS], two[MAX_ROWS];
-        for (int r = 0; r < rows; r++) one[r] = two[r] = _mm256_setzero_si256();
-        for (long k = g * group; k < (g + 1) * group; k += 32) {
-            const __m256i a = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(weight + k)));
-            const __m256i b =
-                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(weight + k + 16)));
-            for (int r = 0; r < rows; r++) {
-                one[r] = multiplied(a, x + r * in + k, one[r]);
-                two[r] = multiplied(b, x + r * in + k + 16, two[r]);
+typedef INTS Sums[MAX_ROWS][OUTS];
+typedef FLOATS Totals[MAX_ROWS][OUTS];
+
+INLINE void add_words(const int rows, const int outs, const INTS *weights, const int16_t *x,
+                      long next_row, Sums sums) {
+    EACH(r, rows) {
+        const INTS own = ints_at(x + r * next_row);
+        EACH(o, outs) sums[r][o] = WORD_PRODUCTS(sums[r][o], weights[o], own);
+    }
+}
+
+INLINE void add_floats(const int rows, const int outs, const FLOATS *weights, const float *x,
+                       long left, long next_row, Totals totals) {
+    EACH(r, rows) {
+        const FLOATS own = floats_at(x + r * next_row, left);
+        EACH(o, outs) totals[r][o] = V(fmadd_ps)(weights[o], own, totals[r][o]);
+    }
+}
+
+/* The sums of 4 outputs, or of one, times the outputs' `scales` unless these are NULL. */
+INLINE void put_totals(const int outs, const FLOATS *totals, const float *scales, float *to) {
+    if (outs == 1) {
+        *to = total_of(totals[0]) * (scales ? *scales : 1.0f);
+    } else {
+        const __m128 four = four_totals(totals[0], totals[1], totals[2], totals[3]);
+        _mm_storeu_ps(to, scales ? _mm_mul_ps(four, _mm_loadu_ps(scales)) : four);
+    }
+}
+
+/* Of integers, which are `less` each. */
+INLINE void put_sums(const int outs, const INTS *sums, int32_t less, float step,
+                     const float *scales, float *to) {
+    if (outs == 1) {
+        *to = (float)(sum_of(sums[0]) - less) * (step * *scales);
+    } else {
+        const __m128i four = four_sums(sums[0], sums[1], sums[2], sums[3]);
+        const __m128 whole = _mm_cvtepi32_ps(_mm_sub_epi32(four, _mm_set1_epi32(less)));
+        _mm_storeu_ps(to, _mm_mul_ps(whole, _mm_mul_ps(_mm_set1_ps(step), _mm_loadu_ps(scales))));
+    }
+}
+
+INLINE void four_quarters(const int rows, const int outs, const uint8_t *weight, long next_out,
+                          const int16_t *x, long in, Sums sums) {
+    INTS raw[OUTS], quarter[OUTS];
+    fetch_next(outs, weight, next_out);
+    EACH(o, outs) raw[o] = ints_at(weight + o * next_out);
+    EACH(q, 4) {
+        EACH(o, outs) {
+            quarter[o] = VI(and)(raw[o], V(set1_epi16)(0x0F));
+            raw[o] = V(srli_epi16)(raw[o], 4);
+        }
+        add_words(rows, outs, quarter, x + q * WORDS, in, sums);
+    }
+}
+
+INLINE void two_halves(const int rows, const int outs, const uint8_t *weight, long next_out,
+                       const int16_t *x, long in, Sums sums) {
+    INTS low[OUTS], high[OUTS];
+    fetch_next(outs, weight, next_out);
+    EACH(o, outs) {
+        const INTS raw = V(cvtepu8_epi16)(HALF_FROM(weight + o * next_out));
+        low[o] = VI(and)(raw, V(set1_epi16)(0x0F));
+        high[o] = V(srli_epi16)(raw, 4);
+    }
+    add_words(rows, outs, low, x, in, sums);
+    add_words(rows, outs, high, x + WORDS, in, sums);
+}
+
+#if WIDE == 16
+/* 32 weights, where a group has no more. */
+INLINE void one_vector(const int rows, const int outs, const uint8_t *weight, long next_out,
+                       const int16_t *x, long in, Sums sums) {
+    INTS wide[OUTS];
+    EACH(o, outs) {
+        const __m128i raw = _mm_loadu_si128((const __m128i *)(weight + o * next_out));
+        const __m128i low = _mm_set1_epi8(0x0F), high = _mm_and_si128(_mm_srli_epi16(raw, 4), low);
+        wide[o] = V(cvtepu8_epi16)(_mm256_set_m128i(high, _mm_and_si128(raw, low)));
+    }
+    add_words(rows, outs, wide, x, in, sums);
+}
+#endif
+
+INLINE void int4_dot(const int rows, const int outs, const Product *a, const Inputs *in, long row,
+                     long out) {
+    const long groups = in->groups, group = a->group, next_out = a->inputs / 2;
+    const int16_t *x = (const int16_t *)in->levels + row * a->inputs;
+    const uint8_t *weight = (const uint8_t *)a->weight + out * next_out;
+    Totals totals;
+    EACH(r, rows) EACH(o, outs) totals[r][o] = V(setzero_ps)();
+    for (long g = 0; g < groups; g++, weight += group / 2, x += group) {
+        Sums sums;
+        EACH(o, outs) {
+            const INTS less = V(set1_epi32)(a->zero ? -a->zero[(out + o) * groups + g] : 1);
+            EACH(r, rows) {
+                const INTS own = ints_at(in->sums + ((row + r) * groups + g) * WIDE);
+                sums[r][o] = a->zero ? V(mullo_epi32)(less, own) : own;
             }
         }
-        for (int r = 0; r < rows; r++) {
-            const __m256 both = _mm256_cvtepi32_ps(_mm256_add_epi32(one[r], two[r]));
-            acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(step[r * groups + g]), both, acc[r]);
+        if (group % (4 * WORDS) == 0)
+            for (long k = 0; k < group; k += 4 * WORDS)
+                four_quarters(rows, outs, weight + k / 2, next_out, x + k, a->inputs, sums);
+#if WIDE == 16
+        else if (group == WORDS) one_vector(rows, outs, weight, next_out, x, a->inputs, sums);
+#endif
+        else two_halves(rows, outs, weight, next_out, x, a->inputs, sums);
+        EACH(o, outs) {
+            const float scale = a->scale[(out + o) * groups + g];
+            EACH(r, rows) {
+                const FLOATS factor = V(set1_ps)(scale * in->step[(row + r) * groups + g]);
+                totals[r][o] = V(fmadd_ps)(factor, V(cvtepi32_ps)(sums[r][o]), totals[r][o]);
+            }
         }
     }
-    for (int r = 0; r < rows; r++) out[r * outputs] = scale * total(acc[r]);
+    EACH(r, rows) put_totals(outs, totals[r], NULL, a->out + (row + r) * a->stride + out);
+}
+
+INLINE void int8_dot(const int rows, const int outs, const Product *a, const Inputs *in, long row,
+                     long out) {
+    const int16_t *x = (const int16_t *)in->levels + row * a->inputs;
+    const int8_t *weight = (const int8_t *)a->weight + out * a->inputs;
+    Totals totals;
+    EACH(r, rows) EACH(o, outs) totals[r][o] = V(setzero_ps)();
+    for (long g = 0; g < in->groups; g++) {
+        Sums sums;
+        EACH(r, rows) EACH(o, outs) sums[r][o] = VI(setzero)();
+        for (long k = g * a->group; k < (g + 1) * a->group; k += WORDS) {
+            INTS wide[OUTS];
+            fetch_next(outs, weight + k, a->inputs);
+            EACH(o, outs) wide[o] = V(cvtepi8_epi16)(HALF_FROM(weight + o * a->inputs + k));
+            add_words(rows, outs, wide, x + k, a->inputs, sums);
+        }
+        EACH(r, rows) {
+            const FLOATS step = V(set1_ps)(in->step[(row + r) * in->groups + g]);
+            EACH(o, outs)
+                totals[r][o] = V(fmadd_ps)(step, V(cvtepi32_ps)(sums[r][o]), totals[r][o]);
+        }
+    }
+    EACH(r, rows)
+        put_totals(outs, totals[r], a->scale + out, a->out + (row + r) * a->stride + out);
+}
+
+/* Byte products take one side without a sign: 128 more is 128 times the inputs' sum too much. */
+INLINE void int8_dynamic_dot(const int rows, const int outs, const Product *a, const Inputs *in,
+                             long row, long out) {
+    const Level *x = (const Level *)in->levels + row * in->padded;
+    const int8_t *weight = (const int8_t *)a->weight + out * a->inputs;
+    Sums sums;
+    EACH(r, rows) EACH(o, outs) sums[r][o] = VI(setzero)();
+#ifdef BYTE_PRODUCTS
+    const int32_t excess = 128;
+    for (long k = 0; k < a->inputs; k += 4 * WIDE) {
+        INTS raised[OUTS];
+        fetch_next(outs, weight + k, a->inputs);
+        EACH(o, outs) {
+            const INTS raw = bytes_at(weight + o * a->inputs + k, a->inputs - k);
+            raised[o] = VI(xor)(raw, V(set1_epi8)(-128));
+        }
+        EACH(r, rows) {
+            const INTS own = ints_at(x + r * in->padded + k);
+            EACH(o, outs) sums[r][o] = BYTE_PRODUCTS(sums[r][o], raised[o], own);
+        }
+    }
+#else
+    const int32_t excess = 0;
+    for (long k = 0; k < a->inputs; k += WORDS) {
+        INTS wide[OUTS];
+        fetch_next(outs, weight + k, a->inputs);
+        EACH(o, outs) wide[o] = V(cvtepi8_epi16)(HALF_FROM(weight + o * a->inputs + k));
+        add_words(rows, outs, wide, x + k, in->padded, sums);
+    }
+#endif
+    EACH(r, rows)
+        put_sums(outs, sums[r], excess * in->sums[row + r], in->step[row + r], a->scale + out,
+                 a->out + (row + r) * a->stride + out);
 }
 
 /* A bfloat16 is the upper half of a float32: of two neighbours one is shifted, one masked. */
-INLINE void bf16_dot(const int rows, const float *x, const uint16_t *weight, float *out, long in,
-                     long outputs) {
-    const __m256i upper = _mm256_set1_epi32((int)0xFFFF0000u);
-    __m256 even[MAX_ROWS], odd[MAX_ROWS];
-    for (int r = 0; r < rows; r++) even[r] = odd[r] = _mm256_setzero_ps();
-#pragma GCC unroll 2
-    for (long k = 0; k < in; k += 2 * LANES) {
-        const __m256i raw = at(weight + k);
-        const __m256 a = _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
-        const __m256 b = _mm256_castsi256_ps(_mm256_and_si256(raw, upper));
-        for (int r = 0; r < rows; r++) {
-            even[r] = _mm256_fmadd_ps(a, _mm256_loadu_ps(x + r * in + k), even[r]);
-            odd[r] = _mm256_fmadd_ps(b, _mm256_loadu_ps(x + r * in + k + LANES), odd[r]);
+INLINE void bf16_dot(const int rows, const int outs, const Product *a, const Inputs *in, long row,
+                     long out) {
+    const float *x = (const float *)in->levels + row * in->padded;
+    const uint16_t *weight = (const uint16_t *)a->weight + out * a->inputs;
+    Totals totals;
+    EACH(r, rows) EACH(o, outs) totals[r][o] = V(setzero_ps)();
+    for (long k = 0; k < a->inputs; k += WORDS) {
+        FLOATS even[OUTS], odd[OUTS];
+        fetch_next(outs, weight + k, 2 * a->inputs);
+        EACH(o, outs) {
+            const INTS raw = bytes_at(weight + o * a->inputs + k, 2 * (a->inputs - k));
+            even[o] = AS_FLOATS(V(slli_epi32)(raw, 16));
+            odd[o] = AS_FLOATS(VI(and)(raw, V(set1_epi32)((int)0xFFFF0000u)));
         }
+        add_floats(rows, outs, even, x + k, WIDE, in->padded, totals);
+        add_floats(rows, outs, odd, x + k + WIDE, WIDE, in->padded, totals);
     }
-    for (int r = 0; r < rows; r++) out[r * outputs] = total(_mm256_add_ps(even[r], odd[r]));
+    EACH(r, rows) put_totals(outs, totals[r], NULL, a->out + (row + r) * a->stride + out);
 }
 
-/* A row count that the compiler knows keeps the sums in registers. */
-#define BY_ROWS(rows, call)          \
-    switch (rows) {                  \
-        case 1: call(1); break;      \
-        case 2: call(2); break;      \
-        case 3: call(3); break;      \
-        default: call(4); break;     \
+INLINE void f32_dot(const int rows, const int outs, const Product *a, const Inputs *in, long row,
+                    long out) {
+    const float *x = (const float *)in->levels + row * a->inputs;
+    const float *weight = (const float *)a->weight + out * a->inputs;
+    const long whole = a->inputs / WIDE * WIDE, left = a->inputs - whole;
+    FLOATS own[OUTS];
+    Totals totals;
+    EACH(r, rows) EACH(o, outs) totals[r][o] = V(setzero_ps)();
+    for (long k = 0; k < whole; k += WIDE) {
+        fetch_next(outs, weight + k, 4 * a->inputs);
+        EACH(o, outs) own[o] = V(loadu_ps)(weight + o * a->inputs + k);
+        add_floats(rows, outs, own, x + k, WIDE, a->inputs, totals);
     }
-
-/* Bytes of `scratch` that a product with integers needs. */
-long scratch_bytes(long rows, long in, long group) {
-    return rows * (in * (long)sizeof(int16_t) + in / group * (1 + LANES) * (long)sizeof(float));
+    if (left) {
+        EACH(o, outs) own[o] = floats_at(weight + o * a->inputs + whole, left);
+        add_floats(rows, outs, own, x + whole, left, a->inputs, totals);
+    }
+    EACH(r, rows) put_totals(outs, totals[r], NULL, a->out + (row + r) * a->stride + out);
 }
 
-/* x (rows, in); weight (outputs, in / 2); scale and zero (outputs, in / group), zero NULL where it
- * is 8 throughout; out (rows, outputs). group: a multiple of 64, or 32.
- */
-void int4_product(const float *x, void *scratch, const uint8_t *weight, const float *scale,
-                  const uint8_t *zero, float *out, long rows, long in, long outputs, long group,
-                  int threads) {
-    const long groups = in / group;
-    int32_t *sums = scratch;
-    float *step = (float *)(sums + rows * groups * LANES);
-    int16_t *q = (int16_t *)(step + rows * groups);
-    to_int16(x, q, step, sums, rows * in, group);
-    if (!zero)
-        for (long i = 0; i < rows * groups * LANES; i++) sums[i] *= -8;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long o = 0; o < outputs; o++) {
-        const uint8_t *own_zero = zero ? zero + o * groups : 0;
-        for (long r = 0; r < rows; r += MAX_ROWS) {
-#define CALL(n)                                                                                  \
-    int4_dot(n, q + r * in, step + r * groups, sums + r * groups * LANES, weight + o * in / 2,   \
-             scale + o * groups, own_zero, out + r * outputs + o, in, outputs, group)
-            BY_ROWS(rows - r, CALL)
-#undef CALL
-        }
+/* ---- products ---- */
+
+#define ROWS(n, dot) \
+    case n: dot(n, OUTS, a, in, row, out); break;
+#if MAX_ROWS > 4
+#define MORE_ROWS(dot) ROWS(4, dot) ROWS(5, dot)
+#else
+#define MORE_ROWS(dot)
+#endif
+/* rows: up to MAX_ROWS; 0: one row times one output, where there are no four left. */
+#define SOME_ROWS(dot)                                                                      \
+    static void dot##s(const Product *a, const Inputs *in, long row, long rows, long out) { \
+        switch (rows) {                                                                     \
+            ROWS(1, dot) ROWS(2, dot) ROWS(3, dot) MORE_ROWS(dot)                           \
+            case 0: dot(1, 1, a, in, row, out); break;                                      \
+            default: dot(MAX_ROWS, OUTS, a, in, row, out);                                  \
+        }                                                                                   \
     }
+SOME_ROWS(int4_dot)
+SOME_ROWS(int8_dot)
+SOME_ROWS(int8_dynamic_dot)
+SOME_ROWS(bf16_dot)
+SOME_ROWS(f32_dot)
+
+typedef void (*Dots)(const Product *, const Inputs *, long, long, long);
+typedef void (*Prepare)(const Product *, const float *, const Inputs *);
+
+static const float *in_order(const Product *a) {
+    if (!a->order) return a->x;
+    for (long r = 0; r < a->rows; r++)
+        for (long k = 0; k < a->inputs; k++)
+            a->ordered[r * a->inputs + k] = a->x[r * a->inputs + a->order[k]];
+    return a->ordered;
 }
 
-/* x (rows, in); weight (outputs, in); scale (outputs); out (rows, outputs). group: of inputs. */
-void int8_product(const float *x, void *scratch, const int8_t *weight, const float *scale,
-                  float *out, long rows, long in, long outputs, long group, int threads) {
-    const long groups = in / group;
-    int32_t *sums = scratch;
-    float *step = (float *)(sums + rows * groups * LANES);
-    int16_t *q = (int16_t *)(step + rows * groups);
-    to_int16(x, q, step, sums, rows * in, group);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long o = 0; o < outputs; o++) {
-        for (long r = 0; r < rows; r += MAX_ROWS) {
-#define CALL(n)                                                                         \
-    int8_dot(n, q + r * in, step + r * groups, weight + o * in, scale[o],               \
-             out + r * outputs + o, in, outputs, group)
-            BY_ROWS(rows - r, CALL)
-#undef CALL
+int multiply(const Product *a) {
+    static const Prepare prepare[] = {to_int16, to_int16, to_int8, to_pairs, NULL};
+    static const Dots all[] = {int4_dots, int8_dots, int8_dynamic_dots, bf16_dots, f32_dots};
+    const float *x = in_order(a);
+    Inputs in = inputs_of(a);
+    if (prepare[a->kind]) prepare[a->kind](a, x, &in);
+    else in.levels = (void *)x;
+    const Dots dots = all[a->kind];
+    const long passes = (a->rows + MAX_ROWS - 1) / MAX_ROWS, whole = a->outputs / OUTS;
+#pragma omp parallel for num_threads((int)a->threads) schedule(static)
+    for (long block = 0; block < whole; block++)
+        for (long i = 0; i < passes; i++) {
+            const long row = i * a->rows / passes, next = (i + 1) * a->rows / passes;
+            dots(a, &in, row, next - row, block * OUTS);
         }
-    }
-}
-
-/* x (rows, in); weight (outputs, in) bfloat16; out (rows, outputs); scratch (rows, in) floats. in: a
- * multiple of 16.
- */
-void bf16_product(const float *x, float *scratch, const uint16_t *weight, float *out, long rows,
-                  long in, long outputs, int threads) {
-    for (long k = 0; k < rows * in; k += 2 * LANES) {
-        for (long lane = 0; lane < LANES; lane++) {
-            scratch[k + lane] = x[k + 2 * lane];
-            scratch[k + LANES + lane] = x[k + 2 * lane + 1];
-        }
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long o = 0; o < outputs; o++) {
-        for (long r = 0; r < rows; r += MAX_ROWS) {
-#define CALL(n) \
-    bf16_dot(n, scratch + r * in, weight + o * in, out + r * outputs + o, in, outputs)
-            BY_ROWS(rows - r, CALL)
-#undef CALL
-        }
-    }
+    for (long o = whole * OUTS; o < a->outputs; o++)
+        for (long row = 0; row < a->rows; row++) dots(a, &in, row, 0, o);
+    if (a->bias)
+        for (long r = 0; r < a->rows; r++)
+            for (long o = 0; o < a->outputs; o++) a->out[r * a->stride + o] += a->bias[o];
+    return 0;
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -86,12 +86,12 @@ class Gate(Operation):
 
 
 class Product(Operation):
-    """A product with weights of 4, 8 or 16 bits; see few_rows.c."""
+    """A product with weights of 4 to 32 bits; see few_rows.c."""
 
     function = "multiply"
     _fields_ = _fields(
         "x out scratch weight scale zero bias order ordered",
-        "bits rows inputs outputs group threads",
+        "kind rows inputs outputs group stride threads",
     )
 
 
@@ -163,7 +163,7 @@ def _grouped(steps: Sequence[Step]) -> Iterator[Call]:
 def _as_call(operations: list[Operation]) -> Call:
     run, count = _library().run, len(operations)
     places = [
-        _Listed(_address(operation.function), ctypes.addressof(operation))
+        _Listed(_address(_library(), operation.function), ctypes.addressof(operation))
         for operation in operations
     ]
     listed = (_Listed * count)(*places)
@@ -176,7 +176,6 @@ def _as_call(operations: list[Operation]) -> Call:
     return call
 
 
-@lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = c_library()
     library.run.argtypes, library.run.restype = [ctypes.c_void_p, ctypes.c_long], ctypes.c_int
@@ -186,8 +185,8 @@ def _library() -> ctypes.CDLL:
 
 
 @cache
-def _address(function: str) -> int:
-    address = ctypes.cast(getattr(_library(), function), ctypes.c_void_p).value
+def _address(library: ctypes.CDLL, function: str) -> int:
+    address = ctypes.cast(getattr(library, function), ctypes.c_void_p).value
     assert address is not None
     return address
 

@@ -10,6 +10,7 @@ from quantdraft.planning.curve import Curve, plan_curve
 from quantdraft.planning.devices import load_device
 from quantdraft.planning.pair import read_model, require_full_precision
 from quantdraft.planning.prediction import Prediction, predict
+from quantdraft.proposals import ALL_KS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class PlanSettings:
 
     acceptance_rate: float
     draft_cost: float | None = None
-    ks: tuple[int, ...] = tuple(range(1, 17))
+    ks: tuple[int, ...] = ALL_KS
     target_config: str | None = None
     draft_config: str | None = None
     device: str | None = None

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from quantdraft.advice.acceptance import alpha_of
 from quantdraft.comparison import MIN_PROMPTS
-from quantdraft.comparison.plane import acceptance_at
+from quantdraft.comparison.plane import acceptance_at, shown_k, slices_k
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.acceptance import losses, position_bars
 from quantdraft.report.wording import (
@@ -39,7 +39,7 @@ BOTH_RATES = (
 
 def acceptance_section(evaluation: Evaluation) -> Section:
     """Per position, and the loss as a paired difference: by position, response, context, domain."""
-    k = evaluation.operating_point.candidate_num_speculative_tokens
+    k = shown_k(evaluation)
     acceptance = acceptance_at(evaluation, k)
     if acceptance is None:
         text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
@@ -49,11 +49,12 @@ def acceptance_section(evaluation: Evaluation) -> Section:
         ("context", "Context length", evaluation.by_context),
         ("domain", "Domain", evaluation.by_domain),
     ]
-    charts = [slice_chart(*part) for part in parts]
+    at = slices_k(evaluation)
+    charts = [slice_chart(*part, at) for part in parts]
     blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
     blocks += [chart for chart in charts if chart is not None]
     blocks.append(Paragraph(early_or_late(evaluation.by_position)))
-    blocks += [slice_table(title, slices) for _, title, slices in parts if slices]
+    blocks += [slice_table(title, slices, at) for _, title, slices in parts if slices]
     return Section("Acceptance", tuple(blocks))
 
 
@@ -110,7 +111,10 @@ def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
         (f"position {at}", ends, kept_before, kept_after)
         for at, (ends, kept_before, kept_after) in enumerate(positions, 1)
     ]
-    described = "Share of rounds that kept the position, baseline minus candidate, 95 % intervals."
+    described = (
+        f"Share of rounds that kept the position at k = {acceptance.num_speculative_tokens}, "
+        "baseline minus candidate, 95 % intervals."
+    )
     return [chart, loss_chart("position", "Lost per position", described, parts)]
 
 
@@ -210,11 +214,22 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
         f"The candidate's rejections fall {when}: it keeps "
         f"{percent(first.candidate_conditional_acceptance)} of the tokens it is asked for "
         f"({first.name}) and "
-        f"{percent(last.candidate_conditional_acceptance)} ({last.name})."
-    )
+        f"{percent(last.candidate_conditional_acceptance)} ({last.name}). "
+        f"{_of_the_baseline(first, last, when)}"
+    ).strip()
 
 
-def slice_chart(name: str, title: str, slices: tuple[Slice, ...]) -> Chart | None:
+def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
+    """What the full-precision draft shows in the same places: that much is not the recipe's."""
+    before, after = first.baseline_conditional_acceptance, last.baseline_conditional_acceptance
+    if before is None or after is None:
+        return ""
+    same = compared(after - before, 0.0, "early", "late", "evenly")
+    word = f"The baseline's fall {same}" + (" too" if same == when else "")
+    return f"{word}: {percent(before)} and {percent(after)}."
+
+
+def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:
     """The paired loss of every part, kept / asked for; None where no part has an interval."""
     parts = [
         (
@@ -228,11 +243,13 @@ def slice_chart(name: str, title: str, slices: tuple[Slice, ...]) -> Chart | Non
         and part.baseline_conditional_acceptance is not None
         and part.candidate_conditional_acceptance is not None
     ]
-    described = "Kept of the tokens asked for, baseline minus candidate; 95 % intervals."
+    described = (
+        f"Kept of the tokens asked for at k = {k}, baseline minus candidate, 95 % intervals."
+    )
     return loss_chart(name, f"Lost by {title.lower()}", described, parts) if parts else None
 
 
-def slice_table(title: str, slices: tuple[Slice, ...]) -> Table:
+def slice_table(title: str, slices: tuple[Slice, ...], k: int) -> Table:
     """One row a part. Conditional acceptance: kept / asked for."""
     return Table(
         columns=(
@@ -245,6 +262,7 @@ def slice_table(title: str, slices: tuple[Slice, ...]) -> Table:
         ),
         rows=tuple(_slice_row(part) for part in slices),
         numeric=frozenset(range(1, 6)),
+        caption=f"Both drafts at k = {k}. Kept: of the tokens asked for.",
     )
 
 

@@ -24,6 +24,7 @@ from quantdraft.report.wording import (
     valued,
 )
 from quantdraft.results import ArmLatency, Bench, Latency, Roofline
+from quantdraft.results.wording import counted
 
 MAX_PLACES = 3  # named one by one
 DRAFT_COLUMNS = (
@@ -238,7 +239,8 @@ def _conditions(bench: Bench) -> str:
     loads = [load for point in bench.points if point.load_average for load in point.load_average]
     load = f"load average up to {max(loads):.2f}" if loads else "load average not known"
     return (
-        f"{title_of(first.engine)} engine on {first.device}, {first.num_threads} threads, {load}; "
+        f"{title_of(first.engine)} engine on {first.device}, "
+        f"{counted(first.num_threads, 'thread')}, {load}; "
         "arms timed in turns, in shuffled blocks"
     )
 

@@ -12,6 +12,7 @@ from quantdraft.report.headline import checks_table, figures, missing_speed, mod
 from quantdraft.report.markdown import escape, render_block, render_section
 from quantdraft.report.wording import valued
 from quantdraft.results import Evaluation
+from quantdraft.results.wording import counted
 
 NO_EVALUATION = (
     "Not evaluated. Nothing is known of its acceptance or speed: "
@@ -112,7 +113,7 @@ def _verdict(evaluation: Evaluation | None) -> list[str]:
     parts += [f"**Alarm {alarm.code}**: {escape(alarm.message)}" for alarm in verdict.alarms]
     if verdict.to_settle:
         parts.append(f"What would settle it: {escape(verdict.to_settle)}.")
-    return [*parts, render_block(figures(evaluation)), render_block(checks_table(verdict.checks))]
+    return [*parts, render_block(figures(evaluation)), render_block(checks_table(evaluation))]
 
 
 def _evidence(evaluation: Evaluation) -> str:
@@ -120,7 +121,7 @@ def _evidence(evaluation: Evaluation) -> str:
     traffic = evaluation.provenance.get("traffic") or {}
     rows = [
         ("Target", model_name(evaluation.provenance, "target")),
-        ("Traffic", f"{len(evaluation.prompts)} prompts, {_tokens(traffic)}"),
+        ("Traffic", f"{counted(len(evaluation.prompts), 'prompt')}, {_tokens(traffic)}"),
         ("Traffic sha256", str(traffic.get("sha256", "unknown"))),
         ("Acceptance rule", evaluation.acceptance_rule),
         ("Timed on", f"{latency.device}, {latency.engine} engine, batch {latency.batch_size}"),

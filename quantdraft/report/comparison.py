@@ -30,6 +30,7 @@ from quantdraft.report.recipes_rows import (
 )
 from quantdraft.report.wording import interval, times
 from quantdraft.results import Evaluation
+from quantdraft.results.wording import counted
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:
@@ -190,7 +191,7 @@ def _subtitle(evaluation: Evaluation) -> str:
         (
             f"draft {model_name(evaluation.provenance, 'baseline')}",
             f"target {model_name(evaluation.provenance, 'target')}",
-            f"{len(evaluation.prompts)} prompts",
+            counted(len(evaluation.prompts), "prompt"),
             f"rule {evaluation.acceptance_rule}",
             f"batch {latency.batch_size}",
             f"context {latency.context_length}",

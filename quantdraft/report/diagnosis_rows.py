@@ -6,11 +6,12 @@ from quantdraft.advice import Diagnosis, diagnoses
 from quantdraft.report.blocks import Notice, Section
 from quantdraft.report.wording import title_of
 from quantdraft.results import Evaluation
+from quantdraft.verdict.policy import policy_of
 
 
 def diagnosis_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """One section, or none where nothing was found."""
-    found = diagnoses(evaluation)
+    found = diagnoses(evaluation, policy_of(evaluation))
     return (Section("Diagnosis", tuple(_notice(each) for each in found)),) if found else ()
 
 

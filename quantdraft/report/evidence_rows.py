@@ -10,10 +10,11 @@ from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.headline import model_name
 from quantdraft.report.wording import UNDEFINED, count, load_words, percent, valued
 from quantdraft.results import Evaluation, LiveCheck
+from quantdraft.results.wording import counted
 
 NOT_COVERED = (
     "prefill and the first token, scheduling, other users' requests; another target precision, "
-    "engine, batch or context than those above"
+    "engine, batch, context or machine than those above, or this machine under another load"
 )
 HASH_LENGTH = 12
 MODELS = ("target", "baseline", "candidate")
@@ -45,7 +46,7 @@ def evidence_section(evaluation: Evaluation) -> Section:
 def _traffic(evaluation: Evaluation) -> str:
     found = _part(evaluation, "traffic")
     tokens, sampling = found.get("num_tokens"), found.get("sampling")
-    parts = [f"{count(len(evaluation.prompts))} prompts"]
+    parts = [counted(len(evaluation.prompts), "prompt")]
     parts += [f"{count(tokens)} response tokens"] if isinstance(tokens, int) else []
     parts += [_sampling(sampling)] if isinstance(sampling, dict) else []
     parts += [f"{found['path']}"] if found.get("path") else []
@@ -94,9 +95,13 @@ def _timing(evaluation: Evaluation) -> str:
     if not latency.arms:
         return UNDEFINED
     blocks = min(len(s.samples_ms) for a in latency.arms.values() for s in a.steps.values())
+    size = f"batch {latency.batch_size}, context {latency.context_length}"
+    if not latency.loads:
+        return f"{latency.engine} engine, {count(blocks)} shuffled blocks of every arm, {size}"
+    again = f"; timed again on kernels chosen anew: {latency.retried[0]}" if latency.retried else ""
     return (
-        f"{latency.engine} engine, {count(blocks)} shuffled blocks of every arm, batch "
-        f"{latency.batch_size}, context {latency.context_length}"
+        f"{latency.engine} engine, every arm loaded {count(latency.num_loads)} times, "
+        f"{count(len(latency.loads))} shuffled blocks in all, {size}{again}"
     )
 
 
@@ -105,12 +110,8 @@ def _machine(evaluation: Evaluation) -> str:
     device = record.get("device")
     known = device if isinstance(device, dict) else record
     name = record.get("device_name") or known.get("cpu") or known.get("model")
-    parts = [latency.device, *([str(name)] if name else []), _threads(latency.num_threads)]
+    parts = [latency.device, *([str(name)] if name else []), counted(latency.num_threads, "thread")]
     return f"{', '.join(parts)}. {load_words(latency.load_average)}"
-
-
-def _threads(number: int) -> str:
-    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def _baseline_step(evaluation: Evaluation) -> str:
@@ -131,7 +132,11 @@ def _control(evaluation: Evaluation) -> str:
     ends = evaluation.operating_point.control_speedup
     if ends is None:
         return f"{UNDEFINED}: the baseline was not timed against itself"
-    return f"the baseline against itself {valued(ends, 'speedup')}, which should be 1"
+    words = f"the baseline against itself {valued(ends, 'speedup')}"
+    of_target = evaluation.operating_point.target_control_speedup
+    if of_target is not None:
+        words += f", the target against itself {valued(of_target, 'speedup')}"
+    return f"{words}, which should be 1"
 
 
 def _live(evaluation: Evaluation) -> str:
@@ -142,7 +147,9 @@ def _live(evaluation: Evaluation) -> str:
 
 def _agreement(check: LiveCheck) -> str:
     if check.is_expectation:
-        return f"{check.arm}: rounds agree in the mean on {len(check.prompt_ids)} prompts"
+        return (
+            f"{check.arm}: rounds agree in the mean on {counted(len(check.prompt_ids), 'prompt')}"
+        )
     equal = sum(
         abs(live - replayed) < 1e-6
         for live, replayed in zip(check.num_drafts_live, check.num_drafts_replayed, strict=True)
@@ -151,10 +158,13 @@ def _agreement(check: LiveCheck) -> str:
 
 
 def _intervals(evaluation: Evaluation) -> str:
-    seeds = _part(evaluation, "seeds")
+    seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
+    times = "of loads of the arms" if has_loads else "of timing blocks of one load"
     return (
         f"95 %, by {count(DEFAULT.num_resamples)} resamples of prompts (both arms of one together) "
-        f"and of timing blocks, seed {seeds.get('bootstrap', 0)}"
+        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
+        f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
+        f"{'' if has_loads else ', and not what differs between loads of one model'}"
     )
 
 

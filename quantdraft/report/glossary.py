@@ -7,7 +7,14 @@ from quantdraft.report.blocks import Section, Table
 WORDS = (
     ("target, draft", "the model that verifies; the small model that proposes"),
     ("baseline, candidate", "the full-precision draft; the quantized draft"),
-    ("control", "the baseline timed against itself: what noise alone looks like"),
+    (
+        "control",
+        "the baseline, or the target, timed against its own copy: what noise alone looks like",
+    ),
+    (
+        "load",
+        "all arms loaded anew, in fresh memory; loads are what intervals of speed resample",
+    ),
     ("autoregressive, AR", "the target alone, without speculation"),
     ("k", "tokens that the draft proposes a round"),
     ("round", "one proposal of k tokens and one verification by the target"),

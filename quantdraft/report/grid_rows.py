@@ -8,10 +8,10 @@ from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, 
 from quantdraft.report.charts.planes import paying_by_batch, verdict_map
 from quantdraft.report.charts.style import Row
 from quantdraft.report.headline import missing_speed
-from quantdraft.report.turning import speed_limit
 from quantdraft.report.wording import times, undefined, valued
 from quantdraft.results import Evaluation, Interval
 from quantdraft.verdict.checks import result_of
+from quantdraft.verdict.policy import policy_of
 
 TITLE = "Batch and context"
 HOW = (
@@ -34,7 +34,8 @@ def grid_section(evaluation: Evaluation) -> Section:
         blocks = [Paragraph(HOW)]
     elif (chart := _paying(points)) is not None:
         blocks.append(chart)
-    blocks.append(Bullets(tuple(_stopping(points))))
+    limit = policy_of(evaluation).min_speedup_over_autoregressive
+    blocks.append(Bullets(tuple(_stopping(points, limit))))
     return Section(TITLE, tuple(blocks))
 
 
@@ -96,9 +97,11 @@ def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
     """By the speed checks there, and those of the run that hold everywhere."""
     if point.speed is None:
         return "undefined"
+    policy = policy_of(evaluation)
+    over_target = point.speed.speedup_over_autoregressive
     results = {
-        result_of(point.speed.speedup_over_baseline, ">=", speed_limit(evaluation)),
-        result_of(point.speed.speedup_over_autoregressive, ">", 1.0),
+        result_of(point.speed.speedup_over_baseline, ">=", policy.min_speedup_over_baseline),
+        result_of(over_target, ">", policy.min_speedup_over_autoregressive),
     }
     others = {
         check.result
@@ -148,14 +151,14 @@ def _better(point: GridPoint, ends: Interval) -> str:
     return "candidate" if is_candidate else "baseline"
 
 
-def _stopping(points: tuple[GridPoint, ...]) -> list[str]:
+def _stopping(points: tuple[GridPoint, ...], limit: float) -> list[str]:
     """One line a context; one for all of them where they say the same."""
     largest: dict[int, int] = {}
     for point in points:
         if point.speed is not None:
             batch = largest.get(point.context_length, 0)
             largest[point.context_length] = max(batch, point.batch_size)
-    stops = {c: batch for c, batch in stops_paying_at(points).items() if c in largest}
+    stops = {c: batch for c, batch in stops_paying_at(points, limit).items() if c in largest}
     if not stops:
         return ["No point has a speed."]
     if all(batch is None for batch in stops.values()):

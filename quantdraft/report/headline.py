@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.comparison.plane import acceptance_at
+from quantdraft.advice import explaining
+from quantdraft.comparison.plane import acceptance_at, shown_k
 from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
 from quantdraft.report.turning import turning_points
 from quantdraft.report.wording import (
@@ -17,6 +18,7 @@ from quantdraft.report.wording import (
     pace,
     percent,
     rate_change,
+    shorter,
     significant,
     title_of,
     undefined,
@@ -24,8 +26,11 @@ from quantdraft.report.wording import (
     whole_sentence,
 )
 from quantdraft.results import Check, Evaluation, Verdict
+from quantdraft.results.wording import counted
+from quantdraft.verdict.policy import RATE, RATE_LOSS, policy_of
 
-OPENINGS = ("for want of ", "control: ", "speculation with ", "acceptance ")
+OPENINGS = ("speed was ", "the ", "control: ", "speculation with ", "acceptance ")
+OLDER_WORDS = "for want of speed ("  # as records of earlier versions say it
 NOT_MEASURED = "not measured here"
 TONES: dict[str, Tone] = {
     "go": "good",
@@ -44,7 +49,8 @@ def banner(evaluation: Evaluation) -> Banner:
     number = measure = ""  # where it is undefined the sentence says so, and why
     if speedup is not None:
         number = metric(speedup.value, "speedup")
-        measure = f"of the baseline draft's speed; 95 % interval {interval(speedup, 'speedup')}"
+        ends = interval(speedup, "speedup")
+        measure = f"of the baseline draft's speed, {at_ks(evaluation)}; 95 % interval {ends}"
     return Banner(
         verdict.decision.upper(), sentence(verdict), TONES[verdict.decision], number, measure
     )
@@ -56,6 +62,7 @@ def sentence(verdict: Verdict) -> str:
     A name at its start stays as it is written: `int8 is 9.9 % slower …`.
     """
     text = verdict.summary.removeprefix(f"{verdict.decision}: ")
+    text = text.replace(OLDER_WORDS, "speed was not measured (")
     if text.startswith(OPENINGS):
         return whole_sentence(text)
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -70,33 +77,51 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
         blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
     if verdict.to_settle:
         blocks.append(Notice("What would settle it", (whole_sentence(verdict.to_settle),), "doubt"))
+    causes = tuple(
+        whole_sentence(f"{line.finding}: {line.seen}")
+        for line in explaining(evaluation, policy_of(evaluation))
+    )
+    if causes:
+        blocks.append(Notice("Diagnosis", causes, "plain"))
     change = turning_points(evaluation)
     if change:
         blocks.append(Notice("What would change the answer", change, "plain"))
-    return (*blocks, _strip(evaluation), checks_table(verdict.checks, verdict.summary))
+    return (*blocks, _strip(evaluation), checks_table(evaluation, verdict.summary))
 
 
-def checks_table(checks: tuple[Check, ...], said: str = "") -> Table:
+def checks_table(evaluation: Evaluation, said: str = "") -> Table:
     """Every check, those that decide first. said: what stands above; no reason is given twice."""
-    ordered = sorted(checks, key=lambda check: check.kind != "decides")
+    ordered = sorted(evaluation.verdict.checks, key=lambda check: check.kind != "decides")
     return Table(
         columns=("Check", "Result", "Observed (95 % interval)", "Limit", "Role"),
-        rows=tuple(_check_row(check, said) for check in ordered),
+        rows=tuple(_check_row(evaluation, check, said) for check in ordered),
         tones=tuple(TONES[check.result] for check in ordered),
         tone_column=1,
     )
 
 
-def _check_row(check: Check, said: str) -> tuple[str, ...]:
+def _check_row(evaluation: Evaluation, check: Check, said: str) -> tuple[str, ...]:
     comparison = {">=": "≥", "<=": "≤", ">": ">", None: ""}[check.comparison]
     has_limit = check.limit is not None and check.comparison is not None
     return (
-        title_of(RATE_NAME if check.name == "acceptance rate" else check.name),
+        title_of(RATE_NAME if check.name == RATE else check.name),
         check.result,
         valued(check.observed, check.name) if check.observed else _absent(check, said),
-        f"{comparison} {metric(check.limit, check.name)}" if has_limit else "—",
+        f"{comparison} {metric(check.limit, check.name)}{_at(evaluation, check)}"
+        if has_limit
+        else "—",
         check.kind,
     )
+
+
+def _at(evaluation: Evaluation, check: Check) -> str:
+    """A check of acceptance says at which k it was made: of an older record, the candidate's."""
+    if check.name not in (RATE, RATE_LOSS):
+        return ""
+    k = check.num_speculative_tokens
+    if k is None:
+        k = evaluation.operating_point.candidate_num_speculative_tokens
+    return f" at k = {k}"
 
 
 def _absent(check: Check, said: str) -> str:
@@ -110,9 +135,11 @@ def _strip(evaluation: Evaluation) -> Figures:
     """The first screen's: the banner has the speedup already, so the noise stands in its place."""
     _, *others = figures(evaluation).items
     control = evaluation.operating_point.control_speedup
-    noise = interval(control, "speedup") if control else "the control was not timed"
+    noise = "it was not timed"
+    if control is not None:
+        noise = f"baseline against itself, {interval(control, 'speedup')}"
     shown = metric(control.value if control else None, "speedup")
-    return Figures((*others, Figure("Control, baseline against itself", shown, noise)))
+    return Figures((*others, Figure("Control", shown, noise)))
 
 
 def figures(evaluation: Evaluation) -> Figures:
@@ -139,25 +166,34 @@ def figures(evaluation: Evaluation) -> Figures:
 
 
 def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
-    point = evaluation.operating_point
-    before = acceptance_at(evaluation, point.baseline_num_speculative_tokens)
-    after = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
-    if before is None or after is None:
-        return (Figure("Acceptance rate", UNDEFINED, "not replayed at this k"),)
-    rates = before.baseline_rate.value, after.candidate_rate.value
-    lengths = before.baseline_length.value, after.candidate_length.value
+    """Both drafts at one k, whatever each one's best k is: rates at two k do not compare."""
+    k = shown_k(evaluation)
+    found = acceptance_at(evaluation, k)
+    if found is None:
+        return (Figure(f"Acceptance rate at k = {k}", UNDEFINED, "not replayed at this k"),)
+    before, after = found.baseline_rate.value, found.candidate_rate.value
     return (
         Figure(
-            "Acceptance rate",
-            f"{percent(rates[0])} → {percent(rates[1])}",
-            f"accepted / proposed; {rate_change(rates[0] - rates[1])}",
+            f"Acceptance rate at k = {k}",
+            f"{percent(before)} → {percent(after)}",
+            f"{rate_change(before - after)}; accepted / proposed",
         ),
         Figure(
-            "Tokens a round, τ",
-            f"{length(lengths[0])} → {length(lengths[1])}",
-            _ks(evaluation),
+            f"Tokens a round τ at k = {k}",
+            f"{length(found.baseline_length.value)} → {length(found.candidate_length.value)}",
+            _best_ks(evaluation),
         ),
     )
+
+
+def _best_ks(evaluation: Evaluation) -> str:
+    """Where each draft is fastest, as far as it was timed."""
+    known = [
+        f"{arm} {evaluation.best_k[arm]}"
+        for arm in ("baseline", "candidate")
+        if evaluation.best_k.get(arm) is not None
+    ]
+    return f"best k: {', '.join(known)}" if known else "no best k: speed was not measured"
 
 
 def _draft_step_figure(evaluation: Evaluation) -> Figure:
@@ -169,8 +205,7 @@ def _draft_step_figure(evaluation: Evaluation) -> Figure:
         return Figure("Draft step", UNDEFINED, NOT_MEASURED)
     saving = point.draft_latency_saving
     value = saving.value if saving else 1 - after / before
-    word = "shorter" if value > 0 else "longer"
-    note = f"{percent(abs(value))} {word}" if value != 0 else "as long"
+    note = shorter(value)
     return Figure("Draft step", f"{significant(before)} → {milliseconds(after)}", note)
 
 
@@ -182,13 +217,16 @@ def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
     return Figure("Tokens per second", speeds, pace(before_ms / after_ms, "the baseline draft"))
 
 
-def _ks(evaluation: Evaluation) -> str:
+def at_ks(evaluation: Evaluation) -> str:
+    """The k of both drafts at the operating point, where their speeds are compared."""
     point = evaluation.operating_point
     baseline, candidate = (
         point.baseline_num_speculative_tokens,
         point.candidate_num_speculative_tokens,
     )
-    return f"k = {candidate}" if baseline == candidate else f"k = {baseline} → {candidate}"
+    if baseline == candidate:
+        return f"both at k = {candidate}"
+    return f"the candidate at k = {candidate}, the baseline at k = {baseline}"
 
 
 def missing_speed(evaluation: Evaluation) -> str:
@@ -207,9 +245,9 @@ def subtitle(evaluation: Evaluation) -> str:
         (
             f"draft {model_name(record, 'baseline')}",
             f"target {model_name(record, 'target')}",
-            f"{len(evaluation.prompts)} prompts",
+            counted(len(evaluation.prompts), "prompt"),
             f"rule {evaluation.acceptance_rule}",
-            _ks(evaluation),
+            at_ks(evaluation),
             f"batch {latency.batch_size}",
             f"context {latency.context_length}",
             f"{latency.engine} on {latency.device}",

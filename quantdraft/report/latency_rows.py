@@ -19,13 +19,14 @@ from quantdraft.report.wording import (
     count,
     load_words,
     memory_not_speed,
-    percent,
+    shorter,
     significant,
+    step_change,
     title_of,
     undefined,
-    valued,
 )
 from quantdraft.results import ArmLatency, Evaluation
+from quantdraft.results.wording import counted
 
 
 def latency_section(evaluation: Evaluation) -> Section:
@@ -70,11 +71,9 @@ def _saving_and_limit(evaluation: Evaluation) -> str:
         return "The candidate's draft step was not timed; these are the other arms'."
     figures = step_figures(latency, "candidate")
     byte_ratio = figures.byte_ratio
-    limit = percent(1 - 1 / byte_ratio) if byte_ratio else UNDEFINED
-    said = (
-        f"Saving of a draft step over the baseline's: {valued(saving, 'saving')}. Its bytes alone "
-        f"would save {limit}."
-    )
+    said = f"The candidate's draft step against the baseline's: {step_change(saving)}."
+    if byte_ratio:
+        said += f" By its bytes alone it would be {shorter(1 - 1 / byte_ratio)}."
     memory_alone = memory_not_speed("the candidate", figures.ratio, byte_ratio)
     return f"{said} {memory_alone}" if memory_alone else said
 
@@ -119,7 +118,8 @@ def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
 def _conditions(evaluation: Evaluation) -> str:
     latency = evaluation.latency
     words = (
-        f"{title_of(latency.engine)} engine on {latency.device}, {latency.num_threads} threads, "
+        f"{title_of(latency.engine)} engine on {latency.device}, "
+        f"{counted(latency.num_threads, 'thread')}, "
         f"batch {latency.batch_size}, context {latency.context_length}."
     )
     return f"{words} {load_words(latency.load_average)}"

@@ -6,6 +6,12 @@ from quantdraft.report.blocks import Paragraph, Section, Table
 from quantdraft.report.wording import count
 from quantdraft.results import Evaluation, LiveCheck
 
+OWN_TEXTS = (
+    "The log does not say how it was sampled, and it is not the target's greedy text: texts of its "
+    "own were written, and nothing here shows that this target wrote the log. --temperature says "
+    "how a log was sampled."
+)
+
 
 def live_section(evaluation: Evaluation) -> Section:
     """The proof: the real loop's rounds against the replayed ones."""
@@ -17,7 +23,9 @@ def live_section(evaluation: Evaluation) -> Section:
         (
             Paragraph(
                 "The same prompts through the propose, verify, accept loop. Greedy rounds must be "
-                "equal prompt by prompt; sampled ones agree in the mean."
+                "equal prompt by prompt; where the draft draws too they agree in the mean, and in "
+                "16 bits they lie in what near-ties of the draft allow."
+                + (f" {OWN_TEXTS}" if any(c.num_own_texts for c in evaluation.live) else "")
             ),
             Table(
                 columns=(

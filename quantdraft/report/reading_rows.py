@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 
 from quantdraft.acceptance import token_acceptance
+from quantdraft.comparison.plane import slices_k
 from quantdraft.report.blocks import (
     Block,
     Chart,
@@ -21,6 +22,7 @@ from quantdraft.report.charts.acceptance import prompts_scatter
 from quantdraft.report.safety import shown_text
 from quantdraft.report.wording import count, length
 from quantdraft.results import Disagreement, Evaluation, PromptReplay
+from quantdraft.results.wording import counted
 
 NUM_WORST_PROMPTS = 10
 MAX_POINTS = 2000  # of one chart: more take a browser seconds, and cover each other
@@ -35,7 +37,7 @@ LEGEND = (
 
 def reading_section(evaluation: Evaluation) -> Section:
     """Prompts as points, the worst ones as rows, and their text."""
-    k = evaluation.operating_point.candidate_num_speculative_tokens
+    k = slices_k(evaluation)
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))
     blocks: list[Block] = [prompts_chart(evaluation, k), _worst_table(evaluation, k)]
@@ -127,7 +129,7 @@ def _passage(found: Disagreement, k: int) -> Passage:
     }
     rejected = [sum(fate == "rejected" for fate in marks) for marks in fates.values()]
     left_out = found.num_tokens_left_out
-    rest = f"; {count(left_out)} more tokens are left out" if left_out else ""
+    rest = f"; {counted(left_out, 'more token')} not shown" if left_out else ""
     return Passage(
         title=found.prompt_id,
         domain=found.domain,

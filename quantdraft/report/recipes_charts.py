@@ -32,7 +32,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     return Chart(
         name="speedups",
         title="Speedup over the baseline draft",
-        description="95 % intervals at each run's operating point; no mark: undefined.",
+        description="95 % intervals, each draft at its own best k; no mark: undefined.",
         spec=forest(rows, ((1.0, "no gain"), (limit, f"go from {times(limit)}"))),
         data=Table(
             ("Recipe", "Speedup (95 % interval)", "Verdict"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from quantdraft.comparison import Pair
 from quantdraft.comparison.plane import acceptance_at
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.report.blocks import Table, Tone
 from quantdraft.report.headline import TONES
 from quantdraft.report.wording import (
@@ -13,6 +14,7 @@ from quantdraft.report.wording import (
     length,
     milliseconds,
     num_bytes,
+    step_change,
     times,
     valued,
 )
@@ -27,8 +29,8 @@ def speed_table(ordered: Sequence[Evaluation]) -> Table:
         "Speedup over baseline",
         "Speedup over AR",
         "Draft step",
-        "Draft latency saving",
-        "Best k",
+        "Against the baseline's step",
+        "k",
     )
     return Table(
         columns=columns,
@@ -36,28 +38,39 @@ def speed_table(ordered: Sequence[Evaluation]) -> Table:
         numeric=frozenset(range(2, 7)),
         tone_column=1,
         tones=tuple(TONES[evaluation.verdict.decision] for evaluation in ordered),
-        caption="At each run's operating point. AR: autoregressive, the target alone.",
+        caption=(
+            "Each draft at its own best k: the candidate's, and the baseline's where it differs. "
+            "AR: autoregressive, the target alone."
+        ),
     )
 
 
 def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
     point = evaluation.operating_point
-    best = evaluation.best_k.get("candidate")
     return (
         evaluation.name,
         evaluation.verdict.decision,
         valued(point.speedup_over_baseline, "speedup"),
         valued(point.speedup_over_autoregressive, "speedup"),
         milliseconds(point.candidate_draft_step_ms),
-        valued(point.draft_latency_saving, "saving"),
-        str(best) if best is not None else UNDEFINED,
+        step_change(point.draft_latency_saving),
+        _best_ks(evaluation),
     )
 
 
+def _best_ks(evaluation: Evaluation) -> str:
+    """`5`, or `5 (baseline 4)` where the speed is held to a baseline at another k."""
+    best, point = evaluation.best_k.get("candidate"), evaluation.operating_point
+    if best is None:
+        return UNDEFINED
+    baseline = point.baseline_num_speculative_tokens
+    return str(best) if best == baseline else f"{best} (baseline {baseline})"
+
+
 def common_k(ordered: Sequence[Evaluation]) -> int | None:
-    """The k nearest to 4 that every run replayed: rates at different k do not compare."""
+    """The k nearest to the usual one that every run replayed; None where they share none."""
     shared = set.intersection(*(set(each.num_speculative_tokens) for each in ordered))
-    return min(shared, key=lambda k: (abs(k - 4), k)) if shared else None
+    return nearest_to_usual(shared) if shared else None
 
 
 def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:

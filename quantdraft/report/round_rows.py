@@ -95,7 +95,7 @@ def _served_rows(evaluation: Evaluation) -> list[Row]:
 def _arm_name(evaluation: Evaluation, arm: str, k: int) -> str:
     acceptance = acceptance_at(evaluation, k)
     tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
-    return f"{arm}: {tau} tokens"
+    return f"{arm}, k = {k}: {tau} tokens"
 
 
 def _row(arm: str, part: str, ms: float, order: int) -> Row:

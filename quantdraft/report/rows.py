@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantdraft.report import headline
 from quantdraft.report.acceptance_rows import acceptance_section
-from quantdraft.report.blocks import Bullets, Document, Section
+from quantdraft.report.blocks import Document
 from quantdraft.report.diagnosis_rows import diagnosis_sections
 from quantdraft.report.evidence_rows import evidence_section
 from quantdraft.report.glossary import words_section
@@ -17,7 +17,6 @@ from quantdraft.report.record_rows import ledger_section, provenance_section
 from quantdraft.report.round_rows import time_section
 from quantdraft.report.served_rows import served_sections
 from quantdraft.report.speed_rows import noise_section, speed_section
-from quantdraft.report.wording import whole_sentence
 from quantdraft.results import Evaluation
 
 
@@ -29,7 +28,6 @@ def document(evaluation: Evaluation) -> Document:
         banner=headline.banner(evaluation),
         lead=headline.lead(evaluation),
         sections=(
-            *advice_section(evaluation),
             *diagnosis_sections(evaluation),
             speed_section(evaluation),
             time_section(evaluation),
@@ -48,12 +46,6 @@ def document(evaluation: Evaluation) -> Document:
         ),
         footer=_footer(evaluation),
     )
-
-
-def advice_section(evaluation: Evaluation) -> tuple[Section, ...]:
-    """The verdict's advice, where there is any."""
-    advice = tuple(whole_sentence(line) for line in evaluation.verdict.advice)
-    return (Section("Advice", (Bullets(advice),)),) if advice else ()
 
 
 def _footer(evaluation: Evaluation) -> str:

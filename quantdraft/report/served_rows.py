@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
-from quantdraft.comparison.served import mean_acceptance_length, pace, served_prompts
+from quantdraft.comparison.served import (
+    load_spread,
+    loads,
+    mean_acceptance_length,
+    pace,
+    served_prompts,
+)
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
+from quantdraft.report.live_rows import OWN_TEXTS
 from quantdraft.report.wording import (
     UNDEFINED,
     count,
@@ -15,7 +23,7 @@ from quantdraft.report.wording import (
     title_of,
     undefined,
 )
-from quantdraft.results import Evaluation, Served, ServedArm
+from quantdraft.results import Evaluation, Served, ServedArm, ServedRequest
 
 ORDER = ("autoregressive", "baseline", "candidate", "control")
 
@@ -87,9 +95,10 @@ def counters_table(served: Served) -> Table:
         rows=tuple(_counter_row(served, arm) for arm in _arms(served)),
         numeric=frozenset({1, 2, 3, 4, 6, 7, 8}),
         caption=(
-            "Replayed: a teacher-forced pass over the text that the engine wrote. In float32 and "
-            "with weight-only drafts the rounds must be equal; in 16 bits, and where the engine "
-            "rounds activations in its own kernels, near-ties of the draft fall either way."
+            "Replayed: a teacher-forced pass over the text that the engine wrote, in its float "
+            "type. In float32 and with weight-only drafts the rounds must be equal; in 16 bits, "
+            "and where the engine rounds activations in its own kernels, near-ties of the draft "
+            "fall either way: in brackets, the fewest and the most rounds that they allow."
         ),
     )
 
@@ -107,7 +116,7 @@ def _counter_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
     return (
         arm.name,
         count(num_drafts),
-        count(sum(r.num_drafts_replayed or 0.0 for r in replayed)),
+        _replayed(replayed),
         "in the mean" if served.is_expectation else f"{equal} of {len(replayed)}",
         length(mean_acceptance_length(arm)),
         ", ".join(count(n) for n in accepted),
@@ -115,11 +124,38 @@ def _counter_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
     )
 
 
+def _replayed(requests: Sequence[ServedRequest]) -> str:
+    """Rounds of all requests, and between what numbers near-ties may move them."""
+    shown = count(sum(r.num_drafts_replayed or 0.0 for r in requests))
+    ends = [
+        (r.num_drafts_low, r.num_drafts_high)
+        for r in requests
+        if r.num_drafts_low is not None and r.num_drafts_high is not None
+    ]
+    if len(ends) < len(requests):
+        return shown
+    return f"{shown} ({count(sum(e[0] for e in ends))} to {count(sum(e[1] for e in ends))})"
+
+
+def _loads_words(served: Served) -> str:
+    """How often the servers were started, and what of it no interval holds."""
+    num_loads = max((len(loads(arm)) for arm in served.arms.values()), default=0)
+    if num_loads > 1 and load_spread(served, served_prompts(served)) is not None:
+        return (
+            f"Each server was started {num_loads} times; what the starts differ by is in the "
+            "intervals."
+        )
+    return (
+        "What differs from one start of a server to the next is in no interval: each was started "
+        "once, or it was not recorded."
+    )
+
+
 def _conditions(served: Served) -> str:
     turns = (
         "all servers up at once, asked in turns"
         if served.is_interleaved
-        else "the servers ran one after another, each twice"
+        else "the servers ran one after another"
     )
     words = (
         f"{title_of(served.engine)} {served.version} on {served.device}, {served.dtype}: {turns}, "
@@ -128,7 +164,9 @@ def _conditions(served: Served) -> str:
     if served.speculative:
         given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())
         words += f" Own settings: {given}."
-    return f"{words} {load_words(served.load_average)}"
+    if any(r.text == "own" for arm in served.arms.values() for r in arm.requests):
+        words += f" {OWN_TEXTS}"
+    return f"{words} {_loads_words(served)} {load_words(served.load_average)}"
 
 
 def _arms(served: Served) -> list[ServedArm]:

@@ -95,9 +95,16 @@ def break_even(evaluation: Evaluation) -> str:
             f"observed {percent(observed.candidate_rate.value)})"
         )
     return (
-        f"Break-even with the baseline: the candidate needs τ = {length(point.break_even_length)}"
-        f"{rate}. Observed τ = {length(tau)}: {side} break-even."
+        f"Break-even with the baseline{_of_its_k(point)}: at k = "
+        f"{point.candidate_num_speculative_tokens} the candidate needs τ = "
+        f"{length(point.break_even_length)}{rate}. Observed τ = {length(tau)}: {side} break-even."
     )
+
+
+def _of_its_k(point: SpeedPoint) -> str:
+    """The baseline's k, where it is another than the candidate's."""
+    k = point.baseline_num_speculative_tokens
+    return "" if k == point.candidate_num_speculative_tokens else f" at its k = {k}"
 
 
 def projection(projected: Projection) -> str:
@@ -106,7 +113,7 @@ def projection(projected: Projection) -> str:
         "Projection, not a measurement, and no part of the verdict: if a draft step shrank as its "
         f"bytes do ({times(projected.ceiling)} fewer), it would take "
         f"{milliseconds(projected.candidate_draft_step_ms)}, and the candidate would run at "
-        f"{times(projected.speedup_over_baseline)} of the baseline draft's speed at "
+        f"{times(projected.speedup_over_baseline)} of the baseline draft's speed, both at "
         f"k = {projected.num_speculative_tokens}. No engine reaches this; measure on a device with "
         "a kernel for the format."
     )

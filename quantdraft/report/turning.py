@@ -5,15 +5,12 @@ from __future__ import annotations
 from quantdraft.comparison.plane import acceptance_at, draft_speedup, plane_of
 from quantdraft.report.wording import change_points, milliseconds, percent, times
 from quantdraft.results import Evaluation
-from quantdraft.verdict.checks import OVER_BASELINE
-
-DEFAULT_LIMIT = 1.02
+from quantdraft.verdict.policy import policy_of
 
 
 def speed_limit(evaluation: Evaluation) -> float:
     """The least speedup over the baseline that the verdict asked for."""
-    found = (c.limit for c in evaluation.verdict.checks if c.name == OVER_BASELINE)
-    return next((limit for limit in found if limit is not None), DEFAULT_LIMIT)
+    return policy_of(evaluation).min_speedup_over_baseline
 
 
 def turning_points(evaluation: Evaluation) -> tuple[str, ...]:
@@ -32,12 +29,13 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
     needed = plane.needed_draft_speedup(acceptance.acceptance_rate_loss.value, limit)
     if needed is None:
         return (
-            f"At the measured acceptance no draft step, however short, gives {times(limit)}: "
-            "verification alone takes too long."
+            f"At the measured acceptance no draft step, however short, gives {times(limit)} over "
+            f"the baseline, both at k = {k}: verification alone takes too long."
         )
     measured = "its own is undefined here" if now is None else f"measured {times(now.value)}"
     return (
-        f"At the measured acceptance, {times(limit)} over the baseline needs a draft step "
+        f"At the measured acceptance, {times(limit)} over the baseline, both at k = {k}, needs a "
+        "draft step "
         f"{times(needed)} as fast as the baseline's, {milliseconds(plane.draft_step_ms / needed)} "
         f"({measured})."
     )
@@ -54,11 +52,11 @@ def _other_acceptance(evaluation: Evaluation) -> str | None:
     measured = change_points(-acceptance.acceptance_rate_loss.value)
     if acceptance.baseline_rate.value - allowed > 1:
         return (
-            f"At the measured draft step no acceptance, not even of every token, gives "
-            f"{times(limit)} at k = {k}."
+            "At the measured draft step no acceptance, not even of every token, gives "
+            f"{times(limit)} over the baseline, both at k = {k}."
         )
     return (
-        f"At the measured draft step, {times(limit)} needs an acceptance rate of at least "
-        f"{percent(acceptance.baseline_rate.value - allowed)} at k = {k}: "
+        f"At the measured draft step, {times(limit)} over the baseline, both at k = {k}, needs an "
+        f"acceptance rate of at least {percent(acceptance.baseline_rate.value - allowed)}: "
         f"{change_points(-allowed)} against the baseline (measured {measured})."
     )

@@ -137,6 +137,31 @@ def memory_not_speed(name: str, ratio: Interval | None, byte_ratio: float | None
     )
 
 
+def step_change(saving: Interval | None) -> str:
+    """How long a step takes beside the baseline's: '12.3 % shorter (10.1 to 14.0 %)'."""
+    if saving is None:
+        return UNDEFINED
+    if saving.value <= -1:
+        ends = f"{significant(1 - saving.high)} to {significant(1 - saving.low)}"
+    elif saving.low < 0 < saving.high:
+        ends = f"{shorter(saving.low)} to {shorter(saving.high)}"
+    else:
+        low, high = sorted((abs(saving.low), abs(saving.high)))
+        ends = f"{100 * low:.1f} to {percent(high)}"
+    return f"{shorter(saving.value)} ({ends})"
+
+
+def shorter(saving: float) -> str:
+    """A saving in words: 0.123 → '12.3 % shorter', −2.4 → '3.40 times as long'.
+
+    Twice as long or more is said in times: a saving of less than −100 % means nothing to a reader.
+    """
+    if saving <= -1:
+        return f"{significant(1 - saving)} times as long"
+    word = compared(saving, 0.0, "shorter", "longer", "")
+    return f"{percent(abs(saving))} {word}" if word else "as long"
+
+
 def load_words(load: tuple[float, float] | None) -> str:
     """The machine's load before and after a timing, or that nobody knows it."""
     if load is None:

@@ -34,11 +34,19 @@ from quantdraft.results.timing import (
     SpeedPoint,
     StepSamples,
 )
-from quantdraft.results.verdict import Alarm, Check, CheckResult, Decision, Verdict
+from quantdraft.results.verdict import (
+    MIN_SPEEDUP,
+    Alarm,
+    Check,
+    CheckResult,
+    Decision,
+    Verdict,
+)
 
 __all__ = [
     "BENCH_SCHEMA_VERSION",
     "EVALUATION_SCHEMA_VERSION",
+    "MIN_SPEEDUP",
     "RECORD_FILE",
     "AcceptanceComparison",
     "AcceptanceCounts",

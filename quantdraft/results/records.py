@@ -51,6 +51,8 @@ class Evaluation:
     grid: tuple[Latency, ...] = ()  # more points (batch, context) than the one of `latency`
     projection: Projection | None = None  # where the candidate's speed could not be measured
     disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
+    # The k of the slices and disagreements; None: the candidate's k of the operating point.
+    slices_k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

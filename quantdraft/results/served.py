@@ -23,7 +23,12 @@ class ServedRequest:
     num_draft_tokens: int
     num_accepted_tokens_per_pos: tuple[int, ...]  # empty without a draft
     num_drafts_replayed: float | None  # on the text the engine emitted; None without a draft
-    text: Literal["identical", "near-tie", "divergent", "sampled"]  # against the traffic's
+    # Against the traffic's; "own": the traffic does not say how it was sampled.
+    text: Literal["identical", "near-tie", "divergent", "sampled", "own"]
+    # Rounds if every near-tie of the draft were kept, and if none were; None: arithmetic is exact.
+    num_drafts_low: float | None = None
+    num_drafts_high: float | None = None
+    load: int | None = None  # which start of the arm's server answered: 0, 1, …; None: not known
 
     @property
     def decode_seconds(self) -> float:
@@ -57,7 +62,7 @@ class Served:
     engine: str
     version: str
     device: str
-    dtype: str
+    dtype: str  # of the servers, as far as they tell
     num_speculative_tokens: int
     speculative: dict[str, Any]  # the user's own keys of the speculative config
     is_interleaved: bool  # all servers up at once, requests in turns; False: one after another
@@ -65,3 +70,4 @@ class Served:
     undefined: dict[str, str] = field(default_factory=dict)
     is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
     load_average: tuple[float, float] | None = None  # before and after
+    replay_dtype: str | None = None  # in which the rounds were replayed

@@ -40,6 +40,10 @@ class ArmLatency:
     # What decided the mode: ms of a step of the baseline's first layer, run each way.
     mode_trial_ms: dict[str, float] = field(default_factory=dict)
     runtime: str = "transformers modules"  # "native decoder" | "transformers modules"
+    # Of the quantized layers alone: bytes of the largest packing of each, and what their scheme
+    # makes of them. None: a record from before they were told apart; 0: there are none.
+    quantized_bytes: int | None = None
+    promised_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +157,8 @@ class LiveCheck:
     # False in 16 bits, or where the draft rounds its activations to 8: near-ties of the draft then
     # fall either way in two runs of different batch shape, and rounds differ by a few.
     is_exact: bool = True
+    # Texts of the loop's own, held against none: the traffic does not say how it was sampled.
+    num_own_texts: int = 0
+    # Rounds if every near-tie of the draft were kept, and if none were; () in exact arithmetic.
+    num_drafts_low: tuple[float, ...] = ()
+    num_drafts_high: tuple[float, ...] = ()

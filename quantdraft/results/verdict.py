@@ -10,6 +10,10 @@ from quantdraft.results.interval import Interval
 CheckResult = Literal["pass", "fail", "unsure", "undefined"]
 Decision = Literal["go", "no-go", "inconclusive"]
 
+# The speedup over the baseline draft that a go needs unless a policy says otherwise: a new artifact
+# must earn its keep. It stands here because the byte ledger, which knows no policy, shows it too.
+MIN_SPEEDUP = 1.02
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -30,6 +34,7 @@ class Check:
     limit: float | None
     comparison: Literal[">=", ">", "<="] | None
     reason: str
+    num_speculative_tokens: int | None = None  # the k of an acceptance; None where it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +45,6 @@ class Verdict:
     summary: str
     checks: tuple[Check, ...]
     alarms: tuple[Alarm, ...]
-    advice: tuple[str, ...]
+    advice: tuple[str, ...]  # the diagnoses that explain it, each as a sentence
     to_settle: str | None  # e.g. "about 130 prompts (now 32)"; None unless inconclusive
+    rests_on: tuple[str, ...] = ()  # codes of the same diagnoses; () for a go

@@ -9,14 +9,17 @@ from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, S
 from quantdraft.report.glossary import words_section
 from quantdraft.report.wording import (
     UNDEFINED,
+    compared,
     interval,
     milliseconds,
     num_bytes,
+    percent,
     significant,
     times,
     valued,
 )
 from quantdraft.results import Interval
+from quantdraft.results.wording import counted
 from quantdraft.selection.names import name_of, short
 from quantdraft.selection.pictures import domains_chart, plane_chart, speeds_chart
 from quantdraft.selection.ranking import Ranked
@@ -32,7 +35,8 @@ def selection_document(selection: Selection) -> Document:
     return Document(
         title=f"{len(selection.rows)} drafts and recipes for one target",
         subtitle=(
-            f"target {selection.target} · {selection.num_prompts} prompts of {selection.traffic} · "
+            f"target {selection.target} · "
+            f"{counted(selection.num_prompts, 'prompt')} of {selection.traffic} · "
             f"rule {selection.acceptance_rule}"
         ),
         banner=banner(selection),
@@ -142,13 +146,27 @@ def reasons(selection: Selection) -> Iterator[str]:
     for row in selection.rows[1:]:
         ratio = row.speed_ratio
         sure = "" if row.is_slower else " (not told apart)"
-        rounds = times(row.round_ratio)
         speed = times(None if ratio is None else ratio.value)
         yield (
-            f"{name_of(row, selection)}: {speed} the first's speed{sure}: "
-            f"{times(row.length_ratio)} the tokens a round, {rounds} the time of one"
+            f"{name_of(row, selection)}: {speed} the first's speed{sure}; {_gap(row, selection)}; "
+            f"its draft step costs {_cost(row)} of a step of the target, the first's {_cost(best)}"
             f"{_difference(row, best)}"
         )
+
+
+def _gap(row: Ranked, selection: Selection) -> str:
+    """Both rates at the common k: at each one's own k they would not compare."""
+    gap = row.acceptance_gap.value if row.acceptance_gap else 0.0
+    side = compared(gap, 0.0, "higher", "lower", "")
+    size = f"{abs(100 * gap):.1f} points {side}" if side else "the same"
+    return f"its acceptance rate at k = {selection.common_k} is {size}"
+
+
+def _cost(row: Ranked) -> str:
+    """c, measured where it was, else by the bytes."""
+    return (
+        percent(row.step_cost.value) if row.step_cost else f"{percent(row.draft_cost)} (by bytes)"
+    )
 
 
 def _difference(row: Ranked, best: Ranked) -> str:
@@ -169,7 +187,6 @@ def cost_table(selection: Selection) -> Table:
             "Recipe",
             "Acceptance rate",
             "Minus the first, points",
-            "τ",
             "Step",
             "Bytes",
             "c by bytes",
@@ -180,17 +197,16 @@ def cost_table(selection: Selection) -> Table:
                 row.recipe,
                 valued(row.acceptance_rate, "rate"),
                 "–" if row.acceptance_gap is None else _points(row.acceptance_gap),
-                f"{row.mean_acceptance_length:.2f}",
                 milliseconds(row.draft_step_ms),
                 num_bytes(row.step_bytes),
                 f"{row.draft_cost:.3f}",
             )
             for row in selection.rows
         ),
-        numeric=frozenset(range(2, 8)),
+        numeric=frozenset(range(2, 7)),
         caption=(
-            f"Acceptance at k = {selection.common_k} for all, paired by prompt; τ at each row's "
-            "own k. Bytes of a draft step at batch 1; c by bytes: those over the target's. The "
+            f"Acceptance at k = {selection.common_k} for all, paired by prompt. "
+            "Bytes of a draft step at batch 1; c by bytes: those over the target's. The "
             "picture's c is measured."
         ),
     )

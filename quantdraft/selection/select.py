@@ -21,6 +21,7 @@ from quantdraft.locks import sole_writer
 from quantdraft.models import resolve_model
 from quantdraft.pairing import check_pairing
 from quantdraft.progress import bar
+from quantdraft.proposals import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.selection.ranking import Contender, basis_of, rank
@@ -181,7 +182,7 @@ def _concluded(
     runs, apart = _on_the_same_prompts(runs)
     contenders = _contenders(pairing, runs)
     first = runs[0][1]
-    common_k = min(first.num_speculative_tokens, key=lambda k: (abs(k - 4), k))
+    common_k = nearest_to_usual(first.num_speculative_tokens)
     basis = basis_of(contenders)
     return Selection(
         schema_version=SELECTION_SCHEMA_VERSION,

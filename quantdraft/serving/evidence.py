@@ -8,13 +8,11 @@ from pathlib import Path
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import OptionError, PairingError, VerdictError
 from quantdraft.files import file_sha256
+from quantdraft.proposals import USUAL_K
 from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.headline import sentence
 from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.weights import weight_files
-
-# Used, and said so, only where nothing was measured.
-UNMEASURED_K = 4
 
 
 def read_run(run: Path | None) -> Evaluation | None:
@@ -83,4 +81,4 @@ def choose_k(evaluation: Evaluation | None, asked: int | None) -> tuple[int, tup
     if evaluation is not None:
         k = evaluation.operating_point.candidate_num_speculative_tokens
         return k, (f"k = {k} is the evaluated one, not a measured best: speed is undefined.",)
-    return UNMEASURED_K, (f"k = {UNMEASURED_K} is a guess: nothing was measured.",)
+    return USUAL_K, (f"k = {USUAL_K} is a guess: nothing was measured.",)

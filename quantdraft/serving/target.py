@@ -13,6 +13,8 @@ from quantdraft.files import file_sha256
 from quantdraft.results import Evaluation
 from quantdraft.serving.findings import Draft, float_type
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -39,8 +41,13 @@ class Target:
         return f"`{self.name}` ({known})"
 
     def dtype(self, evaluation: Evaluation | None) -> str | None:
-        """The float type to pin: its own config's, or else the evaluated target's."""
-        return float_type(self.config) or float_type(_recorded(evaluation))
+        """The float type to pin: that of the engine that was evaluated, or else the target's own.
+
+        What a native evaluation computed in is not pinned: on a CPU that is float32, in which an
+        engine may have no kernel for the draft. `export` says that they differ.
+        """
+        served = served_dtype(evaluation)
+        return served or float_type(self.config) or float_type(_recorded(evaluation))
 
     def cross_pairing(self, evaluation: Evaluation | None) -> Iterator[str]:
         """What differs from the target that was evaluated: a verdict belongs to that one alone."""
@@ -56,6 +63,12 @@ class Target:
         known = hashes.get("config.json") if isinstance(hashes, dict) else None
         if known and file.is_file() and file_sha256(file) != known:
             yield _other("config.json (its quantization too)", "one", "another")
+
+
+def served_dtype(evaluation: Evaluation | None) -> str | None:
+    """Return the float type in which an engine served the evaluated arms, where it is known."""
+    served = None if evaluation is None else evaluation.served
+    return served.dtype if served is not None and served.arms and served.dtype in DTYPES else None
 
 
 def read_target(name: str) -> Target:

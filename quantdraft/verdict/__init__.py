@@ -8,6 +8,7 @@ from quantdraft.verdict.alarms import (
     control_strays,
     dtype_mismatch,
     engine_disagrees,
+    forced_dtype,
     live_divergent,
     measured_alarms,
     not_quantized,
@@ -16,7 +17,7 @@ from quantdraft.verdict.alarms import (
 )
 from quantdraft.verdict.decision import decide
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy, load_policy
+from quantdraft.verdict.policy import Policy, load_policy, policy_of
 
 __all__ = [
     "Evidence",
@@ -26,10 +27,12 @@ __all__ = [
     "decide",
     "dtype_mismatch",
     "engine_disagrees",
+    "forced_dtype",
     "live_divergent",
     "load_policy",
     "measured_alarms",
     "not_quantized",
+    "policy_of",
     "replay_disagrees",
     "served_alarms",
 ]

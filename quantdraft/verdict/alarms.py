@@ -31,9 +31,14 @@ REPLAY_DISAGREES = "replay_disagrees"
 DTYPE_MISMATCH = "dtype_mismatch"
 ENGINE_DISAGREES = "engine_disagrees"
 
-# Resident weights may exceed the scheme's promise by buffers and padding, not by more.
-MAX_EXCESS_BYTES = 0.10
-# One near-tie that falls the other way moves a prompt's rounds by one or two.
+FLOAT_TYPES = ("float32", "bfloat16", "float16")
+
+# Of the quantized layers alone, in one packing. A kernel pads rows, and holds scales in 32 bits: in
+# groups of 32, 0.625 bytes a 4-bit weight where the file has 0.5625. What was not quantized has at
+# least twice the bytes: 8-bit weights in bfloat16, 4-bit ones in 8 bits.
+MAX_EXCESS_BYTES = 0.5
+# Of records that do not hold what near-ties allow: one that falls the other way moves a prompt's
+# rounds by one or two.
 MAX_FLIPS = 2.0
 
 
@@ -57,14 +62,22 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
     """The candidate is hardly ever right, or far less often than the baseline."""
     if all(found.value >= limit for found, limit in collapse_limits(acceptance, policy)):
         return None
-    length, ratio = acceptance.candidate_length.value, acceptance.length_ratio.value
+    length, baseline = acceptance.candidate_length.value, acceptance.baseline_length.value
+    ratio, k = acceptance.length_ratio, acceptance.num_speculative_tokens
+    seen = f"mean acceptance length {length:.2f} at k = {k}, baseline {baseline:.2f}"
+    if baseline < policy.min_acceptance_length:  # then it is not the quantization
+        return Alarm(
+            ACCEPTANCE_COLLAPSED,
+            f"acceptance collapsed, and the baseline's too: {seen} (limit "
+            f"{policy.min_acceptance_length:.2f}). It is the pair or the traffic, not the "
+            "quantization: this draft hardly ever proposes what these responses say. Check that "
+            "this target wrote the traffic, and that draft and target fit (`quantdraft check`).",
+        )
     return Alarm(
         ACCEPTANCE_COLLAPSED,
-        f"acceptance collapsed: mean acceptance length {length:.2f}, baseline "
-        f"{acceptance.baseline_length.value:.2f} (ratio {ratio:.2f}, 95 % interval "
-        f"{acceptance.length_ratio.low:.2f} to {acceptance.length_ratio.high:.2f}, limit "
-        f"{policy.min_length_ratio:.2f}). The quantized weights or scales are probably wrong; "
-        "apply the recipe again or take a milder one.",
+        f"acceptance collapsed: {seen} (ratio {ratio.value:.2f}, 95 % interval {ratio.low:.2f} to "
+        f"{ratio.high:.2f}, limit {policy.min_length_ratio:.2f}). The quantized weights or scales "
+        "are probably wrong; apply the recipe again or take a milder one.",
     )
 
 
@@ -93,18 +106,23 @@ def not_quantized(
 ) -> Alarm | None:
     """The checkpoint claims a format that was not loaded. None means: not looked at.
 
-    resident_bytes: the candidate's weights in memory where it was timed
-    promised_bytes: what its scheme comes to, by the byte ledger
+    resident_bytes: of the candidate's quantized layers where it was timed, in one packing
+    promised_bytes: what its scheme makes of these layers
     has_identical_logits: equal to the baseline's to the last bit
     complaint: what else found the checkpoint not to be quantized
     """
     if is_identity:
         return None
     found = complaint
-    if resident_bytes is not None and promised_bytes is not None:
-        excess = resident_bytes / promised_bytes - 1
-        if excess > MAX_EXCESS_BYTES:
-            found = f"{resident_bytes:,} bytes of weights where the scheme has {promised_bytes:,}"
+    if (
+        resident_bytes is not None
+        and promised_bytes is not None
+        and resident_bytes > (1 + MAX_EXCESS_BYTES) * promised_bytes
+    ):
+        found = (
+            f"its quantized layers take {resident_bytes:,} bytes where it was timed, and its "
+            f"scheme has {promised_bytes:,}"
+        )
     if has_identical_logits:
         found = "its logits equal the baseline's to the last bit"
     if found is None:
@@ -148,9 +166,10 @@ def live_divergent(live: Sequence[LiveCheck]) -> Alarm | None:
 def replay_disagrees(live: Sequence[LiveCheck], policy: Policy) -> Alarm | None:
     """Rounds counted live differ from rounds replayed.
 
-    Where the arithmetic is exact every prompt must agree, but those that left the text. Otherwise
-    near-ties of the draft differ too, and the sums may, by `max_replay_disagreement` or MAX_FLIPS.
-    Expectations (sampling rules) agree in the mean, within 4 standard errors.
+    Where the arithmetic is exact every prompt must agree. Otherwise near-ties of the draft may fall
+    either way: each prompt has its fewest and its most rounds, and what lies outside may be
+    `max_replay_disagreement` of all rounds. Expectations (sampling rules) agree in the mean, within
+    4 standard errors.
     """
     for check in live:
         if _agrees(check, policy):
@@ -176,19 +195,38 @@ def dtype_mismatch(draft_dtype: str, target_dtype: str, is_forced: bool) -> Alar
     )
 
 
-def served_alarms(served: Served | None, policy: Policy) -> tuple[Alarm, ...]:
-    """The alarms that follow from what a serving engine did."""
+def forced_dtype(measured: str | None, served: Served | None) -> Alarm | None:
+    """The engine served in another float type than the draft's acceptance was measured in.
+
+    vLLM gives the draft the target's. Servers of the user's own do not tell theirs.
+    """
+    if measured is None or served is None or served.dtype not in FLOAT_TYPES:
+        return None
+    return dtype_mismatch(measured, served.dtype, is_forced=bool(served.arms))
+
+
+def served_alarms(
+    served: Served | None, policy: Policy, measured_dtype: str | None = None
+) -> tuple[Alarm, ...]:
+    """The alarms that follow from what a serving engine did.
+
+    measured_dtype: the float type in which acceptance was measured; None: it is not known
+    """
     if served is None:
         return ()
-    raised = (engine_disagrees(served, policy), served_divergent(served))
+    raised = (
+        engine_disagrees(served, policy),
+        served_divergent(served),
+        forced_dtype(measured_dtype, served),
+    )
     return tuple(alarm for alarm in raised if alarm is not None)
 
 
 def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
     """The engine's counters differ from replay of the text that the engine itself wrote.
 
-    Rules as for `replay_disagrees`: equal prompt by prompt where the arithmetic is exact, else the
-    sums within `max_replay_disagreement` or MAX_FLIPS, and in the mean under sampling rules.
+    Rules as for `replay_disagrees`: equal prompt by prompt where the arithmetic is exact, else
+    within what near-ties of the draft allow, and in the mean under sampling rules.
     """
     for arm in served.arms.values():
         replayed = [r for r in arm.requests if r.num_drafts_replayed is not None]
@@ -197,12 +235,16 @@ def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
         counted = sum(request.num_drafts for request in replayed)
         expected = sum(request.num_drafts_replayed or 0.0 for request in replayed)
         num_accepted = sum(sum(request.num_accepted_tokens_per_pos) for request in replayed)
+        low, high = (
+            sum(n or 0.0 for n in ends) for ends in zip(*map(_ends, replayed), strict=True)
+        )
+        between = f", {low:.0f} to {high:.0f} with its near-ties" if low < high else ""
         nothing = "It accepted no proposed token at all. " if not num_accepted else ""
         return Alarm(
             ENGINE_DISAGREES,
             f"the engine does not do what the checkpoint says: {arm.name}, k = "
             f"{served.num_speculative_tokens}: {served.engine} {served.version} counted "
-            f"{counted} rounds for text that takes {expected:.1f} by this draft. {nothing}"
+            f"{counted} rounds for text that takes {expected:.1f} by this draft{between}. {nothing}"
             "Check the engine's version, its float type, and how it samples.",
         )
     return None
@@ -237,12 +279,21 @@ def _engine_agrees(
         num_drafts_live=tuple(float(request.num_drafts) for request in requests),
         num_drafts_replayed=tuple(request.num_drafts_replayed or 0.0 for request in requests),
         num_identical_texts=0,
-        num_near_ties=0,  # replay reads the engine's own text, so none of them is excused
+        num_near_ties=0,
         num_divergent=0,
         is_expectation=is_expectation,
         is_exact=arm.is_exact,
+        num_drafts_low=tuple(r.num_drafts_low for r in requests if r.num_drafts_low is not None),
+        num_drafts_high=tuple(r.num_drafts_high for r in requests if r.num_drafts_high is not None),
     )
     return _agrees(counted, policy)
+
+
+def _ends(request: ServedRequest) -> tuple[float | None, float | None]:
+    """The fewest and the most rounds that near-ties allow; what was replayed without any."""
+    if request.num_drafts_low is None or request.num_drafts_high is None:
+        return request.num_drafts_replayed, request.num_drafts_replayed
+    return request.num_drafts_low, request.num_drafts_high
 
 
 def _agrees(check: LiveCheck, policy: Policy) -> bool:
@@ -256,6 +307,10 @@ def _agrees(check: LiveCheck, policy: Policy) -> bool:
         error = differences.std(ddof=1) / np.sqrt(len(live))
         return bool(abs(differences.mean()) <= 4 * error)
     if check.is_exact:
-        return bool((differences != 0).sum() <= check.num_near_ties + check.num_divergent)
+        return False
+    low, high = np.array(check.num_drafts_low), np.array(check.num_drafts_high)
+    if len(low) == len(high) == len(live):
+        outside = np.maximum(low - live, 0) + np.maximum(live - high, 0)
+        return bool(outside.sum() <= policy.max_replay_disagreement * replayed.sum())
     allowed = max(MAX_FLIPS, policy.max_replay_disagreement * replayed.sum())
     return bool(abs(differences.sum()) <= allowed)

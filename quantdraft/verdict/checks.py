@@ -6,14 +6,18 @@ from typing import Literal
 
 from quantdraft.results import Check, CheckResult, Interval
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.policy import (
+    OVER_AUTOREGRESSIVE,
+    OVER_BASELINE,
+    RATE,
+    RATE_LOSS,
+    Policy,
+)
 from quantdraft.verdict.wording import percent, signed, times
 
 Kind = Literal["decides", "advises"]
 Comparison = Literal[">=", ">", "<="]
 
-OVER_BASELINE = "speedup over the baseline draft"
-OVER_AUTOREGRESSIVE = "speedup over autoregressive"
 NO_ALARM = "no alarm"
 
 
@@ -70,19 +74,21 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
 def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
     """Loss is already inside the speedup: where speed was measured, these explain it only."""
     kind: Kind = "advises" if evidence.is_speed_measured else "decides"
-    loss, rate = evidence.acceptance.acceptance_rate_loss, evidence.acceptance.candidate_rate
+    k = evidence.rates.num_speculative_tokens
+    loss, rate = evidence.rates.acceptance_rate_loss, evidence.rates.candidate_rate
     return (
         Check(
-            name="acceptance rate loss",
+            name=RATE_LOSS,
             kind=kind,
             result=result_of(loss, "<=", policy.max_acceptance_rate_loss),
             observed=loss,
             limit=policy.max_acceptance_rate_loss,
             comparison="<=",
             reason=f"{signed(loss.value)} points lost ({signed(loss.low)} to {signed(loss.high)})",
+            num_speculative_tokens=k,
         ),
         Check(
-            name="acceptance rate",
+            name=RATE,
             kind=kind,
             result=result_of(rate, ">=", policy.min_acceptance_rate),
             observed=rate,
@@ -90,6 +96,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             comparison=">=",
             reason=f"{percent(rate.value)} of the proposed tokens "
             f"({percent(rate.low)} to {percent(rate.high)})",
+            num_speculative_tokens=k,
         ),
     )
 

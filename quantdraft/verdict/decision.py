@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantdraft.results import Check, Decision, Verdict
-from quantdraft.verdict.advice import all_advice
 from quantdraft.verdict.alarms import (
     ACCEPTANCE_COLLAPSED,
     ENGINE_DISAGREES,
@@ -37,7 +36,7 @@ def decide(evidence: Evidence, policy: Policy = DEFAULT) -> Verdict:
         summary=summarize(evidence, policy, checks, decision),
         checks=checks,
         alarms=evidence.alarms,
-        advice=all_advice(evidence, policy),
+        advice=(),  # from the whole record, see `quantdraft.advice`
         to_settle=what_to_add(evidence, policy, checks) if decision == "inconclusive" else None,
     )
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from quantdraft.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.results import Check
 from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
-from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.policy import OVER_AUTOREGRESSIVE, OVER_BASELINE, Policy
 
 # Beyond this many times the data there is, the honest answer is that the limit is met exactly.
 MAX_FACTOR = 1000

@@ -15,6 +15,7 @@ class Evidence:
     baseline_name: str  # as in "the bf16 draft"
     is_identity: bool  # a control: the candidate is the baseline's copy, nothing was quantized
     acceptance: AcceptanceComparison  # at the candidate's k of the operating point
+    rates: AcceptanceComparison  # at the k where rates are shown and held to their limits
     speed: SpeedPoint  # at the operating point
     num_prompts: int
     num_timings: int  # blocks, as many samples of each step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantdraft.documents import all_problems, read_yaml
 from quantdraft.errors import OptionError, nearest_path
+from quantdraft.results import MIN_SPEEDUP, Evaluation
+
+OVER_BASELINE = "speedup over the baseline draft"
+OVER_AUTOREGRESSIVE = "speedup over autoregressive"
+RATE_LOSS = "acceptance rate loss"
+RATE = "acceptance rate"
+# The name of the check that holds each of these limits of a policy.
+CHECK_OF_LIMIT = {
+    "min_speedup_over_baseline": OVER_BASELINE,
+    "min_speedup_over_autoregressive": OVER_AUTOREGRESSIVE,
+    "max_acceptance_rate_loss": RATE_LOSS,
+    "min_acceptance_rate": RATE,
+}
 
 
 class Policy(BaseModel):
@@ -17,8 +31,8 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # A new artifact must earn its keep; lower end of the interval.
-    min_speedup_over_baseline: float = Field(default=1.02, gt=0)
+    # Lower end of the interval.
+    min_speedup_over_baseline: float = Field(default=MIN_SPEEDUP, gt=0)
     # Else skip speculation; lower end, exclusive.
     min_speedup_over_autoregressive: float = Field(default=1.0, gt=0)
     # 2-4 points is the usual cost of INT4. These decide only where speed was not measured.
@@ -29,7 +43,8 @@ class Policy(BaseModel):
     min_acceptance_length: float = Field(default=1.05, ge=1)
     min_length_ratio: float = Field(default=0.80, ge=0, le=1)
     max_control_deviation: float = Field(default=0.02, ge=0)
-    # Live and replayed rounds, relative, where arithmetic is not exact (bfloat16, other kernels).
+    # Rounds beyond what near-ties of the draft allow, as a share of those replayed, where
+    # arithmetic is not exact (bfloat16, other kernels).
     max_replay_disagreement: float = Field(default=0.02, ge=0)
 
 
@@ -48,6 +63,21 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
             f"{where}: {all_problems(error, Policy).rstrip('.')}. "
             f"Limits: {', '.join(Policy.model_fields)}."
         ) from error
+
+
+def policy_of(evaluation: Evaluation) -> Policy:
+    """The limits that an evaluation was judged by, so that every page shows those.
+
+    An older record has no policy: its checks hold the limits that decided, the rest are defaults.
+    """
+    recorded = evaluation.provenance.get("policy")
+    if isinstance(recorded, dict):
+        known = {name: recorded[name] for name in Policy.model_fields if name in recorded}
+        with suppress(ValidationError):
+            return Policy.model_validate(known)
+    limits = {check.name: check.limit for check in evaluation.verdict.checks}
+    found = {name: limits.get(check) for name, check in CHECK_OF_LIMIT.items()}
+    return Policy(**{name: limit for name, limit in found.items() if limit is not None})
 
 
 def _read(path: Path) -> dict[str, Any]:

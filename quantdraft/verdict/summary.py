@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from quantdraft.results import Check, Decision
 from quantdraft.verdict.alarms import ACCEPTANCE_COLLAPSED
-from quantdraft.verdict.checks import OVER_AUTOREGRESSIVE, OVER_BASELINE
 from quantdraft.verdict.evidence import Evidence
-from quantdraft.verdict.policy import Policy
+from quantdraft.verdict.policy import OVER_AUTOREGRESSIVE, OVER_BASELINE, Policy
 from quantdraft.verdict.wording import faster, percent, signed, times
 
 
@@ -23,10 +22,10 @@ def summarize(
     if evidence.is_speed_measured:
         return f"{decision}: {_with_speed(evidence, policy, checks)}"
     if decision == "inconclusive":
-        why = evidence.speed_undefined or "latency was not measured"
-        return f"{decision}: for want of speed ({why}): {_acceptance(evidence)}"
+        why = evidence.speed_undefined or "its latency was not asked for"
+        return f"{decision}: speed was not measured ({why}). {_acceptance(evidence)}"
     failed = next(check.name for check in checks if check.result == "fail")
-    return f"{decision}: {failed}, from acceptance alone: {_acceptance(evidence)}"
+    return f"{decision}: the {failed} alone is enough to refuse it. {_acceptance(evidence)}"
 
 
 def _alarm(evidence: Evidence, decision: Decision) -> str:
@@ -62,10 +61,12 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
 
 
 def _acceptance(evidence: Evidence) -> str:
-    acceptance = evidence.acceptance
+    """Both rates and their difference, all at one k."""
+    acceptance = evidence.rates
     loss = acceptance.acceptance_rate_loss
     return (
-        f"{evidence.candidate_name} has an acceptance rate of "
+        f"At k = {acceptance.num_speculative_tokens} {evidence.candidate_name} has an acceptance "
+        "rate of "
         f"{percent(acceptance.candidate_rate.value)} where the {evidence.baseline_name} has "
         f"{percent(acceptance.baseline_rate.value)}, a loss of {signed(loss.value)} points "
         f"(95 % interval {signed(loss.low)} to {signed(loss.high)})"

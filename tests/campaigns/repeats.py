@@ -212,8 +212,8 @@ def as_markdown(found: dict[str, list[Evaluation]], options: argparse.Namespace)
         "# One question, asked again and again",
         f"`python -m tests.campaigns.repeats --runs {options.runs} --latency-seconds "
         f"{options.latency_seconds:g}`: the README's evaluate line (int4 on the embedded pair), "
-        "each run a process of its own, on the same checkpoint and traffic. Disturbed: beside a process "
-        "that reads memory at random times. "
+        "each run a process of its own, on the same checkpoint and traffic. Disturbed: beside a "
+        "process that reads memory at random times. "
         f"Processor: {environment.get('cpu') or environment.get('device')}, "
         f"{found['quiet'][0].latency.num_threads} threads.",
         table(head, rows),

@@ -1,8 +1,10 @@
 """The arms, each a server of its own, asked the same prompts in turns, one request at a time.
 
-Within a prompt the arms come in one order and then in the reverse (ABBA), and another arm goes
-first with every prompt, so that a machine that slows down slows all arms alike. Where memory does
-not hold all servers, they run one after another in that order, and each answers all prompts.
+Every arm's server is started several times, for two starts of one program differ in speed: each
+start is a load, in which every prompt is answered once. The arms come in one order in one load and
+in the reverse in the next (ABBA), and another arm goes first with every prompt, so that a machine
+that slows down slows all arms alike. In a single load every prompt comes twice, forward and back.
+Where memory does not hold all servers, they run one after another, and each answers all prompts.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Answer:
     prompt: int  # position among the requests
     completion: Completion
     counters: Counters
+    load: int = 0  # which start of the arm's server
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,17 @@ class Answers:
 
 
 def ask_in_turns(
-    clients: Mapping[str, Client], requests: Sequence[Request], progress: Progress
+    clients: Mapping[str, Client],
+    requests: Sequence[Request],
+    progress: Progress,
+    load: int = 0,
+    num_loads: int = 1,
 ) -> dict[str, list[Answer]]:
-    """Ask servers that are all up: every prompt once in one order of the arms, once in reverse."""
+    """Ask servers that are all up, prompt by prompt; see `turn` for the order of the arms."""
     answers: dict[str, list[Answer]] = {arm: [] for arm in clients}
     for index, request in enumerate(requests):
-        for arm in visits(list(clients), index):
-            answers[arm].append(Answer(index, *clients[arm].ask(request)))
+        for arm in turn(list(clients), index, load, num_loads):
+            answers[arm].append(Answer(index, *clients[arm].ask(request), load))
             progress(1)
     return answers
 
@@ -68,6 +75,19 @@ def visits(arms: Sequence[str], prompt: int) -> list[str]:
     first = prompt % len(arms)
     forward = [*arms[first:], *arms[:first]]
     return [*forward, *reversed(forward)]
+
+
+def turn(arms: Sequence[str], prompt: int, load: int, num_loads: int) -> list[str]:
+    """Return the order of the arms on one prompt: both ways, or of several loads each its own."""
+    both = visits(arms, prompt)
+    if num_loads == 1:
+        return both
+    return both[len(arms) :] if load % 2 else both[: len(arms)]
+
+
+def num_visits(num_loads: int) -> int:
+    """Return how often each arm answers a prompt."""
+    return max(2, num_loads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +109,41 @@ class Fleet:
         with started(command, port, log, variables) as server:
             yield server
 
-    def ask_together(self, requests: Sequence[Request], progress: Progress) -> Answers:
+    def ask_together(
+        self, requests: Sequence[Request], num_loads: int, progress: Progress
+    ) -> Answers:
         """All servers up at once, asked in turns; nobody is asked where one does not come up."""
-        with contextlib.ExitStack() as stack:
-            servers = {arm: stack.enter_context(self.start(arm)) for arm in self.drafts}
-            failed = {arm: why for arm, s in servers.items() if (why := not_ready(s, requests))}
-            if failed:
-                return Answers({}, failed)
-            clients = {arm: Client(server.url) for arm, server in servers.items()}
-            with blamed_on(servers):
-                return Answers(ask_in_turns(clients, requests, progress), {})
-
-    def ask_one_by_one(self, requests: Sequence[Request], progress: Progress) -> Answers:
-        """One server at a time, in one order of the arms and then in reverse."""
         answers: dict[str, list[Answer]] = {arm: [] for arm in self.drafts}
-        arms = list(self.drafts)
-        for arm in [*arms, *reversed(arms)]:
-            with self.start(arm) as server:
-                reason = not_ready(server, requests)
-                if reason is not None:
-                    return Answers({}, {arm: reason})
-                client = Client(server.url)
-                with blamed_on({arm: server}):
-                    for index, request in enumerate(requests):
-                        answers[arm].append(Answer(index, *client.ask(request)))
-                        progress(1)
+        for load in range(num_loads):
+            with contextlib.ExitStack() as stack:
+                servers = {arm: stack.enter_context(self.start(arm)) for arm in self.drafts}
+                failed = {arm: why for arm, s in servers.items() if (why := not_ready(s, requests))}
+                if failed:
+                    return Answers({}, failed)
+                clients = {arm: Client(server.url) for arm, server in servers.items()}
+                with blamed_on(servers):
+                    found = ask_in_turns(clients, requests, progress, load, num_loads)
+                for arm, new in found.items():
+                    answers[arm] += new
+        return Answers(answers, {})
+
+    def ask_one_by_one(
+        self, requests: Sequence[Request], num_loads: int, progress: Progress
+    ) -> Answers:
+        """One server at a time, in one order of the arms in one load and in reverse in the next."""
+        answers: dict[str, list[Answer]] = {arm: [] for arm in self.drafts}
+        times_asked = num_visits(num_loads) // num_loads
+        for load in range(num_loads):
+            for arm in [*self.drafts][:: -1 if load % 2 else 1]:
+                with self.start(arm) as server:
+                    reason = not_ready(server, requests)
+                    if reason is not None:
+                        return Answers({}, {arm: reason})
+                    client = Client(server.url)
+                    with blamed_on({arm: server}):
+                        for index, request in [*enumerate(requests)] * times_asked:
+                            answers[arm].append(Answer(index, *client.ask(request), load))
+                            progress(1)
         return Answers(answers, {})
 
 
