@@ -203,6 +203,14 @@ def alpha_from_length(length: float, k: int) -> float:
     return (low + high) / 2
 
 
+def alpha_from_rate(rate: float, k: int) -> float:
+    """The independent per-token acceptance that gives an acceptance rate, as engines count it.
+
+    A round of k proposals of which `rate` are accepted emits 1 + k * rate tokens.
+    """
+    return alpha_from_length(1 + k * rate, k)
+
+
 def rate_from_length(length: float, k: int) -> float:
     """The acceptance rate (accepted / proposed) at a mean acceptance length: (length - 1) / k.
 

@@ -238,39 +238,50 @@ class Measuring:
         is_exact: every product of the draft is a float32 sum
         keep: of the traffic's own texts, which hold for a loop that wrote the same
         """
-        checkpoint: Checkpoint = getattr(self.models, arm)
-        is_exact = is_exact and not rounds_activations(checkpoint)
+        is_exact = is_exact and not rounds_activations(getattr(self.models, arm))
         counted = [i for i, prompt in enumerate(prompts) if prompt.text != "divergent"]
         some = [prompts[i] for i in counted]
-        is_expectation = self._is_expectation
-        low: tuple[float, ...] = ()
-        high: tuple[float, ...] = ()
-        ids = [prompt.response.prompt_id for prompt in some]
-        if is_expectation:
-            kept = self._drawn_keep(checkpoint, some)
-        elif is_exact and all(prompt.text == "identical" for prompt in some):
-            kept = [keep[i] for i in counted]
-        else:
-            found = self._text_keeps(checkpoint, some, is_exact)
-            kept = [each.keep for each in found]
-            if not is_exact:
-                low, high = rounds_between(ids, kept, [each.is_near_tie for each in found], k)
+        rounds = self._live_rounds(arm, is_exact, k, some, [keep[i] for i in counted])
         texts = [prompt.text for prompt in prompts]
         return LiveCheck(
             num_speculative_tokens=k,
             arm=arm,
-            prompt_ids=tuple(ids),
+            prompt_ids=tuple(prompt.response.prompt_id for prompt in some),
             num_drafts_live=tuple(float(prompt.run.num_drafts) for prompt in some),
-            num_drafts_replayed=_rounds(ids, kept, k),
+            num_drafts_replayed=rounds[0],
             num_identical_texts=texts.count("identical"),
             num_near_ties=texts.count("near-tie"),
             num_divergent=texts.count("divergent"),
-            is_expectation=is_expectation,
+            is_expectation=self._is_expectation,
             is_exact=is_exact,
             num_own_texts=texts.count("own"),
-            num_drafts_low=low,
-            num_drafts_high=high,
+            num_drafts_low=rounds[1],
+            num_drafts_high=rounds[2],
         )
+
+    def _live_rounds(
+        self,
+        arm: str,
+        is_exact: bool,
+        k: int,
+        prompts: Sequence[LivePrompt],
+        keep: Sequence[Floats],
+    ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Rounds of the loop's texts; where arithmetic is not exact, the fewest and most too."""
+        checkpoint: Checkpoint = getattr(self.models, arm)
+        ids = [prompt.response.prompt_id for prompt in prompts]
+        if not prompts:
+            return (), (), ()
+        if self._is_expectation:
+            return _rounds(ids, self._drawn_keep(checkpoint, prompts), k), (), ()
+        if is_exact and all(prompt.text == "identical" for prompt in prompts):
+            return _rounds(ids, keep, k), (), ()
+        found = self._text_keeps(checkpoint, prompts, is_exact)
+        kept = [each.keep for each in found]
+        replayed = _rounds(ids, kept, k)
+        if is_exact:
+            return replayed, (), ()
+        return replayed, *rounds_between(ids, kept, [each.is_near_tie for each in found], k)
 
     @property
     def _is_expectation(self) -> bool:
@@ -290,7 +301,7 @@ class Measuring:
         dtype = str(self.dtype).removeprefix("torch.") if is_exact else "bfloat16"
         step = input_step(quantized_modules(checkpoint).values())
         texts = [prompt.response for prompt in prompts]
-        return text_keeps(self._load(checkpoint), texts, dtype, step) if texts else []
+        return text_keeps(self._load(checkpoint), texts, dtype, step)
 
     def _native(self, checkpoint: Checkpoint) -> NativeModel:
         """A model on its own kernels, or dequantized where this machine has none for it."""
@@ -360,4 +371,4 @@ def _plain(sampling: Sampling | None) -> dict[str, Any] | None:
 
 
 def _rounds(ids: list[str], keep: Sequence[Floats], k: int) -> tuple[float, ...]:
-    return tuple(replay_rounds(ids, keep, [k]).num_drafts[0].tolist()) if ids else ()
+    return tuple(replay_rounds(ids, keep, [k]).num_drafts[0].tolist())

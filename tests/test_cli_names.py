@@ -117,7 +117,7 @@ def test_a_missing_option_is_named_with_an_example():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("plan", "-a", "x"), "--acceptance-rate: 'x' is not a valid float."),
+        (("plan", "-a", "x"), "--alpha: 'x' is not a valid float."),
         (("plan", "-a"), "option '-a' requires an argument."),
         (("evaluate",), "`quantdraft evaluate` needs CANDIDATE."),
         (

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from quantdraft import speedup
+from quantdraft.acceptance import alpha_from_rate
 from quantdraft.cli import main
 from quantdraft.errors import CheckpointError, OptionError
 from quantdraft.formats import SCHEMES
@@ -59,14 +60,14 @@ def test_the_best_k_is_that_of_brute_force() -> None:
 
 def test_speculation_breaks_even_at_the_acceptance_that_is_printed() -> None:
     for point in plan_curve(0.75, 0.05, KS).points:
-        k, alpha = point.num_speculative_tokens, point.break_even_acceptance
+        k, alpha = point.num_speculative_tokens, point.break_even_alpha
         assert alpha is not None
         assert speedup.leviathan(alpha, k, 0.05) == pytest.approx(1.0)
 
 
 def test_a_draft_as_dear_as_its_target_never_pays() -> None:
     curve = plan_curve(0.9, 1.2, KS)
-    assert all(point.break_even_acceptance is None for point in curve.points)
+    assert all(point.break_even_alpha is None for point in curve.points)
     assert curve.best.leviathan < 1
 
 
@@ -194,12 +195,56 @@ def test_the_help_names_every_device() -> None:
     assert all(name in text for name in device_names())
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 0.95, 1.0])
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_a_rate_counted_at_a_k_gives_the_alpha_of_the_closed_form(alpha: float, k: int) -> None:
+    accepted = sum(alpha**j for j in range(1, k + 1))  # a round keeps position j by alpha^j
+    rate = accepted / k
+    assert alpha_from_rate(rate, k) == pytest.approx(alpha, abs=1e-9)
+    made = plan(PlanSettings(draft_cost=0.05, acceptance_rate=rate, measured_k=k))
+    assert made.curve.alpha == pytest.approx(alpha, abs=1e-9)
+    by_alpha = plan(PlanSettings(alpha, 0.05))
+    assert made.curve.best.leviathan == pytest.approx(by_alpha.curve.best.leviathan)
+    at = next(p for p in by_alpha.curve.points if p.num_speculative_tokens == k)
+    assert at.acceptance_rate == pytest.approx(rate)
+
+
+def test_the_k_of_a_rate_is_that_of_the_plan_where_it_has_one() -> None:
+    one = plan(PlanSettings(draft_cost=0.05, acceptance_rate=0.5, ks=(4,)))
+    other = plan(PlanSettings(draft_cost=0.05, acceptance_rate=0.5, measured_k=4))
+    assert one.curve.alpha == other.curve.alpha
+    assert "(from 50.0 % accepted / proposed at k = 4)" in " ".join(plan_lines(other))
+    # At k = 1 the two are one number; at any other k the rate is the lower.
+    same = plan(PlanSettings(draft_cost=0.05, acceptance_rate=0.5, measured_k=1))
+    assert same.curve.alpha == pytest.approx(0.5)
+    assert other.curve.alpha > 0.6
+
+
+def test_proposals_that_cost_nothing_are_planned() -> None:
+    """n-grams: (1 - α^(k+1)) / (1 - α), which grows with k and pays from the first right one."""
+    curve = plan_curve(0.5, 0.0, KS)
+    for point in curve.points:
+        k = point.num_speculative_tokens
+        assert point.leviathan == pytest.approx((1 - 0.5 ** (k + 1)) / 0.5)
+        assert point.break_even_alpha == pytest.approx(0.0, abs=1e-12)
+    assert curve.best.num_speculative_tokens == 16
+    result = CliRunner().invoke(main, ["plan", "-a", "0.5", "-c", "0"])
+    assert result.exit_code == 0
+    assert "A proposal costs nothing here" in " ".join(result.output.split())
+
+
 WRONG = (
-    (["-a", "75", "-c", "0.05"], "--acceptance-rate 75: it is a share"),
+    (["-a", "75", "-c", "0.05"], "--alpha 75: it is a share"),
     (["-a", "0.75"], "what does a draft step cost?"),
-    (["-a", "0.75", "-c", "0"], "--draft-cost 0: it is a draft step"),
+    (["-a", "0.75", "-c", "-0.1"], "--draft-cost -0.1: it is a draft step"),
     (["-a", "0.75", "-c", "nan"], "--draft-cost nan"),
-    (["-a", "nan", "-c", "0.1"], "--acceptance-rate nan"),
+    (["-a", "nan", "-c", "0.1"], "--alpha nan"),
+    (["-c", "0.1"], "give one of --alpha"),
+    (["-a", "0.7", "--acceptance-rate", "0.5", "-c", "0.1"], "give one of --alpha"),
+    (["--acceptance-rate", "0.5", "-c", "0.1"], "accepted / proposed falls with k"),
+    (["--acceptance-rate", "50", "--measured-k", "4", "-c", "0.1"], "--acceptance-rate 50: it is"),
+    (["--acceptance-rate", "0.5", "--measured-k", "17", "-c", "0.1"], "lies in 1..16"),
+    (["-a", "0.5", "--measured-k", "4", "-c", "0.1"], "α does not depend on k"),
     (["-a", "0.75", "-c", "0.05", "-k", "0-4"], "lies in 1..16"),
     (["-a", "0.75", "-c", "0.05", "--device", "h200"], "--device needs --target-config"),
     (["-a", "0.75", "-t", "llama-3.1-8b"], "--draft-config is missing"),
@@ -247,6 +292,11 @@ def test_json_says_what_the_table_says() -> None:
     result = CliRunner().invoke(main, ["plan", "-a", "0.75", "-c", "0.05", "--json"])
     record = json.loads(result.output)
     assert record["kind"] == "prediction"
+    assert (record["alpha"], record["counted"]) == (0.75, None)
+    given = ["--acceptance-rate", "0.5", "--measured-k", "4", "-c", "0.05", "--json"]
+    counted = json.loads(CliRunner().invoke(main, ["plan", *given]).output)
+    assert counted["counted"] == {"acceptance_rate": 0.5, "num_speculative_tokens": 4}
+    assert counted["points"][3]["acceptance_rate"] == pytest.approx(0.5)
     assert record["best_k"] == plan_curve(0.75, 0.05, KS).best.num_speculative_tokens
     assert len(record["points"]) == 16
 
@@ -264,6 +314,6 @@ def test_planning_loads_no_heavy_library() -> None:
 
 
 def test_a_rate_or_cost_that_is_no_number_is_refused() -> None:
-    for alpha, cost in ((1.5, 0.1), (-0.1, 0.1), (0.5, 0.0), (0.5, float("inf"))):
+    for alpha, cost in ((1.5, 0.1), (-0.1, 0.1), (0.5, -0.1), (0.5, float("inf"))):
         with pytest.raises(OptionError):
             plan_curve(alpha, cost, KS)

@@ -13,6 +13,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import columns, print_json, print_lines
 from quantdraft.cli.values import (
+    AT_LEAST_1,
     Model,
     Name,
     Recipe,
@@ -86,16 +87,28 @@ def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -
 @click.command(
     cls=Command,
     short_help="Predict the speedup by k, without any model.",
-    example="quantdraft plan --acceptance-rate 0.75 --draft-cost 0.05",
+    example="quantdraft plan --alpha 0.75 --draft-cost 0.05",
 )
 @click.option(
-    "--acceptance-rate",
+    "--alpha",
     "-a",
     type=float,
-    required=True,
-    help="Accepted per token asked for, in 0..1 (alpha of the paper).",
+    help="Acceptance per token asked for, in 0..1: alpha of the paper and of our reports.",
 )
-@click.option("--draft-cost", "-c", type=float, help="A draft step over a step of the target.")
+@click.option(
+    "--acceptance-rate", type=float, help="Instead of alpha: accepted / proposed, as engines print."
+)
+@click.option(
+    "--measured-k",
+    type=AT_LEAST_1,
+    help="The k at which that rate was counted. Default: -k, where it is one value.",
+)
+@click.option(
+    "--draft-cost",
+    "-c",
+    type=float,
+    help="A draft step over a step of the target; 0 for n-gram proposals.",
+)
 @options.KS
 @click.option(
     "--target-config", "-t", type=A_CONFIG, help="A config.json, its directory, or a known shape."
@@ -109,7 +122,12 @@ def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -
 @click.option("--context-length", type=int, default=0, show_default=True, help="Cached tokens.")
 @options.as_json()
 def plan(ks: str, as_json: bool, **given: Any) -> None:
-    """Predict the speedup by k from an acceptance rate and a cost; no model is needed.
+    """Predict the speedup by k from an acceptance and a cost; no model is needed.
+
+    The rate that an engine prints is not alpha, and falls with k: say at which k it was counted.
+
+    \b
+      quantdraft plan --acceptance-rate 0.5 --measured-k 4 --draft-cost 0.05
 
     \b
     The cost of a pair that is not here, and what each recipe could gain, from its configs:

@@ -28,7 +28,7 @@ INPUT_GROUPS = (128, 64, 32)  # inputs that share a step; the sums of more would
 BF16_MULTIPLE = 16
 INT8_MULTIPLE = 32
 MAX_DYNAMIC_INPUTS = 1 << 16  # 255 * 128 times as many is just under 2^31
-# Fewer multiplications are done before another thread is awake: about 50 microseconds for one.
+# Fewer multiplications are done before another thread is awake: 20 to 50 microseconds for one.
 PRODUCTS_PER_WAKE = 1 << 19
 
 Move = Callable[[Tensor], Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quantdraft.errors import NoKernelError, is_out_of_memory
 from quantdraft.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.kernels.few_rows import FewRowsLinear
-from quantdraft.kernels.operations import Program
+from quantdraft.kernels.operations import Program, operations_fault
 from quantdraft.unpacking import Codebook, Unpacked, dequantized
 
 Weight = Unpacked | Codebook | Tensor
@@ -173,11 +173,15 @@ def _timed(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
 
 
 def _ready(kernel: nn.Module, x: Tensor) -> Callable[[], object]:
-    """What runs a kernel on a CPU as the fused mode does."""
-    if not isinstance(kernel, FewRowsLinear):
+    """What runs a kernel on a CPU as a fused pass does, between activations in float32."""
+    given = x.float()
+    if isinstance(kernel, FewRowsLinear):
+        out = torch.empty(len(x), kernel.out_features)
+        return Program([kernel.as_operation(given, out, _bytes)]).run
+    if operations_fault() is not None:
         return partial(kernel, x)
-    out = torch.empty(len(x), kernel.out_features)
-    return Program([kernel.as_operation(x.float(), out, _bytes)]).run
+    out = torch.empty_like(kernel(x), dtype=torch.float32)
+    return lambda: out.copy_(kernel(given.to(x.dtype)))
 
 
 def _bytes(num_bytes: int) -> Tensor:

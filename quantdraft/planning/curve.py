@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantdraft import speedup
-from quantdraft.acceptance import alpha_from_length, closed_form_length
+from quantdraft.acceptance import alpha_from_length, closed_form_length, rate_from_length
 from quantdraft.errors import OptionError, UndefinedMetricError
 
 
@@ -16,18 +16,18 @@ class CurvePoint:
 
     num_speculative_tokens: int
     mean_acceptance_length: float
+    acceptance_rate: float  # accepted / proposed, which engines print: it falls with k
     leviathan: float
     rule_of_thumb: float
     operations: float  # arithmetic of speculation over that of the target alone
-    # Acceptance per token from which speculation pays at this k; None where none does.
-    break_even_acceptance: float | None
+    break_even_alpha: float | None  # from which speculation pays at this k; None where none does
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """All the k that were asked for, in order."""
 
-    acceptance_rate: float  # per token asked for, independent: Leviathan et al.'s α
+    alpha: float  # acceptance per token asked for, independent: Leviathan et al.'s α
     draft_cost: float  # a draft step over a step of the target: their c
     points: tuple[CurvePoint, ...]
 
@@ -47,30 +47,35 @@ class Curve:
         return self.best is self.points[-1]
 
 
-def plan_curve(acceptance_rate: float, draft_cost: float, ks: Sequence[int]) -> Curve:
-    """Every k of `ks`. Raises OptionError for a rate outside [0, 1] or a cost not above 0."""
-    if not 0 <= acceptance_rate <= 1:
+def plan_curve(alpha: float, draft_cost: float, ks: Sequence[int]) -> Curve:
+    """Every k of `ks`. Raises OptionError for an α outside [0, 1] or a cost below 0.
+
+    draft_cost: 0 is a proposal that costs no time, as one looked up in the text (n-grams)
+    """
+    if not 0 <= alpha <= 1:
         raise OptionError(
-            f"--acceptance-rate {acceptance_rate:g}: it is a share of the tokens asked for, in "
-            "0..1. Write 0.75 for 75 %."
+            f"--alpha {alpha:g}: it is a share of the tokens asked for, in 0..1. Write 0.75 for "
+            "75 %."
         )
-    if not 0 < draft_cost < float("inf"):
+    if not 0 <= draft_cost < float("inf"):
         raise OptionError(
-            f"--draft-cost {draft_cost:g}: it is a draft step over a step of the target, above 0. "
-            "Write 0.05 where the target takes 20 times as long."
+            f"--draft-cost {draft_cost:g}: it is a draft step over a step of the target, at least "
+            "0. Write 0.05 where the target takes 20 times as long, 0 for proposals without a "
+            "model (n-grams)."
         )
-    points = tuple(_point(acceptance_rate, draft_cost, k) for k in ks)
-    return Curve(acceptance_rate, draft_cost, points)
+    return Curve(alpha, draft_cost, tuple(_point(alpha, draft_cost, k) for k in ks))
 
 
 def _point(alpha: float, cost: float, k: int) -> CurvePoint:
+    length = closed_form_length(alpha, k)
     return CurvePoint(
         num_speculative_tokens=k,
-        mean_acceptance_length=closed_form_length(alpha, k),
+        mean_acceptance_length=length,
+        acceptance_rate=rate_from_length(length, k),
         leviathan=speedup.leviathan(alpha, k, cost),
         rule_of_thumb=speedup.rule_of_thumb(alpha, k, cost),
         operations=speedup.operations_factor(alpha, k, cost),
-        break_even_acceptance=_break_even(k, cost),
+        break_even_alpha=_break_even(k, cost),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from quantdraft.planning.curve import Curve, CurvePoint
-from quantdraft.planning.plan import Plan
+from quantdraft.planning.plan import CountedRate, Plan
 from quantdraft.planning.prediction import Prediction, RecipePrediction
 from quantdraft.report import terminal
 from quantdraft.report.blocks import Table
@@ -13,22 +13,31 @@ from quantdraft.report.screen import here
 
 UNDEFINED = "none"
 MIN_LOSS = 0.0005  # under it the points round to nothing
-CURVE_COLUMNS = ("k", "tokens a round", "speedup", "rule of thumb", "arithmetic", "pays from", "")
+CURVE_COLUMNS = (
+    "k",
+    "tokens a round",
+    "accepted / proposed",
+    "speedup",
+    "rule of thumb",
+    "arithmetic",
+    "pays from α",
+    "",
+)
 PAIR_COLUMNS = ("recipe", "step", "at least", "c", "best k", "× target", "× draft", "may lose")
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """What the terminal shows: the table by k, the answer, and the pair's prediction."""
-    lines = [*_curve(plan.curve)]
+    lines = [*_curve(plan.curve, plan.counted)]
     if plan.prediction is not None:
         lines = [*_pair(plan.prediction), "", "The full-precision draft by k:", *lines]
     return lines
 
 
-def _curve(curve: Curve) -> Iterator[str]:
+def _curve(curve: Curve, counted: CountedRate | None) -> Iterator[str]:
     yield from _wrapped(
-        f"Prediction for {100 * curve.acceptance_rate:.1f} % accepted per token asked for, a draft "
-        f"step at {curve.draft_cost:.4g} of the target's"
+        f"Prediction for α = {100 * curve.alpha:.1f} %, accepted per token asked for"
+        f"{_counted(counted)}, and a draft step at {curve.draft_cost:.4g} of the target's"
     )
     yield ""
     best = curve.best
@@ -39,16 +48,25 @@ def _curve(curve: Curve) -> Iterator[str]:
         "speedup: over the target alone, Leviathan et al. (arXiv 2211.17192, theorem 3.8), if "
         "verifying costs one step of the target. rule of thumb: the draft charged once a round, "
         "too high for every k above 1. arithmetic: computing over the target's alone (theorem "
-        "3.11), what a batch bound by arithmetic pays. pays from: the acceptance per token at "
-        "which the speedup is 1."
+        "3.11), what a batch bound by arithmetic pays. pays from α: the acceptance per token asked "
+        "for at which the speedup is 1. accepted / proposed: the rate that engines print, which "
+        "falls with k."
     )
 
 
+def _counted(counted: CountedRate | None) -> str:
+    if counted is None:
+        return ""
+    rate, k = counted.acceptance_rate, counted.num_speculative_tokens
+    return f" (from {100 * rate:.1f} % accepted / proposed at k = {k})"
+
+
 def _cells(point: CurvePoint, best: CurvePoint) -> tuple[str, ...]:
-    pays_from = point.break_even_acceptance
+    pays_from = point.break_even_alpha
     return (
         str(point.num_speculative_tokens),
         f"{point.mean_acceptance_length:.2f}",
+        f"{100 * point.acceptance_rate:.1f} %",
         f"{point.leviathan:.3f}×",
         f"{point.rule_of_thumb:.3f}×",
         f"{point.operations:.2f}×",
@@ -71,6 +89,8 @@ def _answer(curve: Curve) -> str:
             f" The rule of thumb would say k = {thumb.num_speculative_tokens} and "
             f"{thumb.rule_of_thumb:.2f}×, which would give {thumb.leviathan:.2f}×."
         )
+    if curve.draft_cost == 0:
+        return f"{text} A proposal costs nothing here, so more of them never cost time either."
     if curve.ends_at_best and len(curve.points) > 1:
         text += " It is the highest of these: a higher one may be better still."
     return text
@@ -92,8 +112,8 @@ def _pair(prediction: Prediction) -> Iterator[str]:
     yield from _wrapped(
         "at least: a draft step if memory ran at its peak. c: draft bytes over target bytes. "
         "× target, × draft: speedup over the target alone and over the full-precision draft, each "
-        "at its best k, at equal acceptance. may lose: the acceptance per token that would eat the "
-        "gain. No engine reaches these; measure with `quantdraft evaluate` before you decide."
+        "at its best k, at equal acceptance. may lose: the points of α that would eat the gain. "
+        " No engine reaches these; measure with `quantdraft evaluate` before you decide."
     )
     by_reason: dict[str, list[str]] = {}
     for row in prediction.recipes:

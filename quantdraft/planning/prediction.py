@@ -59,7 +59,7 @@ class Prediction:
 def predict(
     target: Checkpoint,
     draft: Checkpoint,
-    acceptance_rate: float,
+    alpha: float,
     ks: Sequence[int],
     *,
     device: Device | None = None,
@@ -67,11 +67,11 @@ def predict(
 ) -> Prediction:
     """What the byte model says of a pair, of every bundled recipe. No weights are read.
 
-    acceptance_rate: per token asked for, of the full-precision draft; it is the user's to know
+    alpha: acceptance per token asked for of the full-precision draft; it is the user's to know
     """
     of_target, before = byte_ledger(target), byte_ledger(draft)
     cost = estimated_cost_ratio(before, of_target, context_length)
-    curve = plan_curve(acceptance_rate, cost, ks)
+    curve = plan_curve(alpha, cost, ks)
     model = _Model(of_target, before, curve, device, context_length)
     recipes = sorted(_recipes(draft, model), key=_order)
     target_bytes = of_target.step_bytes(context_length)
@@ -110,7 +110,7 @@ class _Model:
         """A draft of these bytes, at the baseline's acceptance."""
         ks = [point.num_speculative_tokens for point in self.curve.points]
         cost = estimated_cost_ratio(ledger, self.target, self.context_length)
-        best = plan_curve(self.curve.acceptance_rate, cost, ks).best
+        best = plan_curve(self.curve.alpha, cost, ks).best
         step_bytes = ledger.step_bytes(self.context_length)
         return RecipePrediction(
             recipe=name,
@@ -133,7 +133,7 @@ class _Model:
             at.mean_acceptance_length,
         )
         try:
-            return self.curve.acceptance_rate - alpha_from_length(length, k)
+            return self.curve.alpha - alpha_from_length(length, k)
         except UndefinedMetricError:
             return None
 

@@ -114,14 +114,11 @@ def not_quantized(
     if is_identity:
         return None
     found = complaint
-    if (
-        resident_bytes is not None
-        and promised_bytes is not None
-        and resident_bytes > (1 + MAX_EXCESS_BYTES) * promised_bytes
-    ):
+    resident, promised = resident_bytes or 0, promised_bytes
+    if promised is not None and resident > (1 + MAX_EXCESS_BYTES) * promised:
         found = (
-            f"its quantized layers take {resident_bytes:,} bytes where it was timed, and its "
-            f"scheme has {promised_bytes:,}"
+            f"its quantized layers take {resident:,} bytes where it was timed, and its scheme "
+            f"has {promised:,}"
         )
     if has_identical_logits:
         found = "its logits equal the baseline's to the last bit"

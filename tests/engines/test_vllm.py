@@ -142,3 +142,4 @@ def test_three_arms_and_a_control_are_served_and_compared(vllm: Environment, tmp
         assert 0 < speedup.low <= speedup.value <= speedup.high
     logs = sorted(path.name for path in (tmp_path / "run").glob("vllm-*.log"))
     assert logs == [f"vllm-{arm}.log" for arm in sorted(served.arms)]
+    assert {r.load for arm in served.arms.values() for r in arm.requests} == {0, 1}
