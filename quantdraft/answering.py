@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from quantdraft.checkpoint import open_checkpoint
 from quantdraft.configs import num_positions
+from quantdraft.end_tokens import stored_end_token_ids
 from quantdraft.engines.vllm.client import Client, Request
 from quantdraft.files import file_sha256
-from quantdraft.generation import Answer, generate, stored_end_token_ids
+from quantdraft.generation import Answer, generate
 from quantdraft.models import load_model, pick_device, pick_dtype
 from quantdraft.traffic import Sampling
 

@@ -18,7 +18,7 @@ from quantdraft.recipe import (
     load_recipe,
     load_sweep,
 )
-from quantdraft.schemes import weight_format
+from quantdraft.recipe_formats import weight_format
 from quantdraft.serving.support import Support, support
 
 LEGEND = (

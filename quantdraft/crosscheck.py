@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,10 @@ from quantdraft.near_ties import TextStatus, coarsest, input_step, text_keeps, t
 from quantdraft.replay import keep_probabilities, response_logits
 from quantdraft.responses import Response
 from quantdraft.results import AcceptanceRule, Served, ServedArm, ServedRequest
+from quantdraft.served_run import Serve
 from quantdraft.serving.findings import float_type
 from quantdraft.traffic import Sampling, Traffic
 from quantdraft.unpacking import quantized_modules, rounds_activations
-
-if TYPE_CHECKING:
-    from quantdraft.served import Serve
 
 Texts = Mapping[tuple[int, tuple[int, ...]], TextStatus]  # (prompt, token ids) -> what they are
 

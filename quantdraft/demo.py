@@ -10,7 +10,7 @@ from pathlib import Path
 from quantdraft.capture import capture
 from quantdraft.engines.session import live_mode
 from quantdraft.errors import OutputExistsError
-from quantdraft.evaluation import RECORD_FILE, evaluate
+from quantdraft.evaluation import evaluate
 from quantdraft.export import export
 from quantdraft.inputs import ModeChoice, Settings
 from quantdraft.models import pick_device
@@ -20,7 +20,7 @@ from quantdraft.recipe import load_recipe
 from quantdraft.reference import pair_dir
 from quantdraft.report import compare
 from quantdraft.report.headline import sentence
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.results.wording import counted
 from quantdraft.selection import SelectSettings, lines_of, select
 from quantdraft.traffic import Sampling

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantdraft.acceptance import replay_rounds
 from quantdraft.benchmark import Review
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.comparison.focus import widths_near_best
 from quantdraft.errors import OutputExistsError
 from quantdraft.files import file_sha256, require_outside, write_text
@@ -35,17 +36,14 @@ from quantdraft.locks import sole_writer
 from quantdraft.measuring import Measuring
 from quantdraft.models import pick_device, pick_dtype, speller
 from quantdraft.progress import step
-from quantdraft.proof import claims_but_not_quantized
 from quantdraft.provenance import command_line, environment, model_identity
 from quantdraft.report import write_report
-from quantdraft.results import AcceptanceRule, Evaluation, Latency, write_evaluation
+from quantdraft.results import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
 from quantdraft.results.wording import counted
 from quantdraft.stages import STAGES_DIR
 from quantdraft.traffic import Traffic
 from quantdraft.verdict import Policy, load_policy
 from quantdraft.verdict.suspicion import suspicions
-
-RECORD_FILE = "evaluation.json"
 
 
 def evaluate(settings: Settings) -> tuple[Evaluation, Path]:

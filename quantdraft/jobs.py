@@ -23,7 +23,7 @@ from quantdraft.inputs import Settings
 from quantdraft.locks import lock_path, sole_writer
 from quantdraft.provenance import directory_sha256, package_versions
 from quantdraft.recipe import Recipe
-from quantdraft.report import RECORD_FILE
+from quantdraft.results import RECORD_FILE
 
 Places = Callable[[Path], Path]  # where a path of the one who asks lies on the machine that works
 

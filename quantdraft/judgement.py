@@ -26,7 +26,6 @@ from quantdraft.comparison import (
 from quantdraft.comparison.focus import timed_throughout
 from quantdraft.comparison.projection import project_speed
 from quantdraft.comparison.served import served_point, served_prompts, served_speed_undefined
-from quantdraft.ledger import Ledger, ceiling, ledger_summary
 from quantdraft.proposals import nearest_to_usual
 from quantdraft.results import (
     EVALUATION_SCHEMA_VERSION,
@@ -41,6 +40,7 @@ from quantdraft.results import (
     Slice,
     SpeedPoint,
 )
+from quantdraft.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.traffic import Traffic, token_counts
 from quantdraft.verdict import (
     Evidence,

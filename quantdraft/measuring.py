@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quantdraft.acceptance import Floats, replay_rounds, rounds_between
 from quantdraft.benchmark import Place, Review, measure_latency
 from quantdraft.checkpoint import Checkpoint
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.engines.native import NativeModel, borrow, load_native
 from quantdraft.engines.session import live_mode
 from quantdraft.engines.source import stored_weights
@@ -24,12 +25,13 @@ from quantdraft.live import LivePrompt, live_keep, run_live
 from quantdraft.models import load_model, pick_dtype
 from quantdraft.near_ties import TextKeeps, input_step, text_keeps
 from quantdraft.progress import bar, share_bar
-from quantdraft.proof import claims_but_not_quantized, probe_logits
+from quantdraft.proof import probe_logits
 from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import model_identity
 from quantdraft.replay import keep_probabilities
 from quantdraft.results import AcceptanceRule, Latency, LiveCheck, Served
-from quantdraft.served import Serve, serve, served_k
+from quantdraft.served import serve, served_k
+from quantdraft.served_run import Serve
 from quantdraft.stages import stage
 from quantdraft.traffic import Sampling, Traffic, token_counts
 from quantdraft.unpacking import quantized_modules, rounds_activations

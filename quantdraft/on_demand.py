@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.models import load_model
-from quantdraft.quantizers.job import FLOAT_NAMES
 from quantdraft.unpacking import read_rows, read_tensor
-from quantdraft.weights import FLOAT_DTYPES
+from quantdraft.weights import FLOAT_DTYPES, FLOAT_NAMES
 
 Read = Callable[[], Iterable[Tensor]]  # a weight's rows in pieces; of an Embedding one piece
 

@@ -10,14 +10,7 @@ from typing import Any
 from quantdraft.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.errors import OptionError, RecipeError
 from quantdraft.heads import require_draft_model
-from quantdraft.ledger import (
-    byte_ledger,
-    estimated_cost_ratio,
-    head_options,
-    judged_context,
-    ledger_summary,
-    project,
-)
+from quantdraft.ledger import byte_ledger, head_options, judged_context, project
 from quantdraft.models import resolve_model
 from quantdraft.pairing import Finding, check_pairing, is_compatible
 from quantdraft.proposals import MAX_K, USUAL_K
@@ -26,6 +19,7 @@ from quantdraft.report import terminal
 from quantdraft.report.blocks import Table
 from quantdraft.report.screen import here
 from quantdraft.report.wording import UNDEFINED, num_bytes, times
+from quantdraft.step_bytes import estimated_cost_ratio, ledger_summary
 from quantdraft.verdict.policy import load_policy
 
 

@@ -22,22 +22,18 @@ from quantdraft.checkpoint import (
 )
 from quantdraft.errors import CheckpointError, RecipeError
 from quantdraft.files import hidden_directory, require_apart, whole_directory, write_json
-from quantdraft.heads import DraftHead, draft_head, recipe_for_head
-from quantdraft.ledger import (
-    byte_ledger,
-    embedding_name,
-    head_options,
-    judged_context,
-    ledger_summary,
-    project,
-)
+from quantdraft.heads import DraftHead, draft_head
+from quantdraft.heads.recipes import recipe_for_head
+from quantdraft.ledger import byte_ledger, embedding_name, head_options, judged_context, project
 from quantdraft.proof import Proof, prove
 from quantdraft.provenance import directory_sha256, environment, model_identity
 from quantdraft.quantizers import BACKENDS, QuantizationJob
 from quantdraft.recipe import Recipe
+from quantdraft.recipe_formats import formats_by_module
 from quantdraft.results import MIN_SPEEDUP
 from quantdraft.results.wording import counted
-from quantdraft.schemes import HEAD, formats_by_module
+from quantdraft.schemes import HEAD
+from quantdraft.step_bytes import ledger_summary
 from quantdraft.weights import FLOAT_DTYPES, INDEX_FILE
 
 # What belongs to a model besides config and weights, and is copied as it is.

@@ -7,7 +7,7 @@ engine's counters must be; they are kept side by side, prompt by prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.configs import num_positions
 from quantdraft.crosscheck import crosschecked, replay_dtype
+from quantdraft.end_tokens import stored_end_token_ids
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
 from quantdraft.engines.vllm.run import (
@@ -28,17 +29,16 @@ from quantdraft.engines.vllm.run import (
 )
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
-from quantdraft.generation import stored_end_token_ids
-from quantdraft.inputs import Models, Settings, say
+from quantdraft.inputs import Settings, say
 from quantdraft.kernels.dense import type_name
 from quantdraft.memory import available_bytes
 from quantdraft.progress import bar
 from quantdraft.proposals import nearest_to_usual
 from quantdraft.provenance import load_around, load_average
-from quantdraft.results import AcceptanceRule, Served
+from quantdraft.results import Served
+from quantdraft.served_run import Serve
 from quantdraft.serving.findings import Draft
 from quantdraft.serving.vllm import check
-from quantdraft.traffic import Sampling, Traffic
 
 # Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
@@ -48,38 +48,6 @@ ONE_LOAD = (
     "each arm has one server, started once: what differs from one start to the next is in no "
     "interval."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """What is served, and to which end: the settings of the run, opened."""
-
-    settings: Settings
-    models: Models
-    traffic: Traffic
-    rule: AcceptanceRule
-    device: torch.device
-    dtype: torch.dtype  # of replay, where the servers do not tell theirs
-    run_dir: Path
-    num_speculative_tokens: int
-
-    @property
-    def sampling(self) -> Sampling:
-        """As the traffic was sampled; a log that does not say is answered greedily."""
-        return self.traffic.sampling or Sampling()
-
-    @property
-    def target(self) -> Checkpoint:
-        """The target, without which nothing is served."""
-        if self.models.target is None:
-            raise OptionError("--engine vllm needs --target: it is what the engine serves.")
-        return self.models.target
-
-    def checkpoint(self, arm: str) -> Checkpoint | None:
-        """The draft of an arm; None for the target alone."""
-        if arm == "autoregressive":
-            return None
-        return self.models.candidate if arm == "candidate" else self.models.baseline
 
 
 def served_k(settings: Settings) -> int:

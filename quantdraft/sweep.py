@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.errors import OptionError, OutputExistsError, TrafficError
-from quantdraft.evaluation import RECORD_FILE
 from quantdraft.executors.local import run_local
 from quantdraft.executors.ray_cluster import Resources, run_on_ray
 from quantdraft.files import write_json, write_text
@@ -28,7 +27,7 @@ from quantdraft.models import resolve_model
 from quantdraft.progress import bar
 from quantdraft.recipe import load_recipe
 from quantdraft.report import compare
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.results.wording import counted
 
 RECORD = "sweep.json"

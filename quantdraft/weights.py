@@ -27,7 +27,9 @@ ELEMENT_BYTES = {
 }  # fmt: skip
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 MAX_NAME_BYTES = 255  # of a file's name, on any file system
-FLOAT_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
+# Float types by torch's name.
+FLOAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+FLOAT_DTYPES = frozenset(FLOAT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import click
 
 from quantdraft.errors import OptionError
 from quantdraft.files import read_json
-from quantdraft.report import RECORD_FILE, write_comparison, write_document, write_report
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.report import write_comparison, write_document, write_report
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.selection.rows import selection_document
 from quantdraft.selection.select import RECORD as SELECTION_FILE

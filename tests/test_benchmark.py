@@ -23,8 +23,8 @@ from quantdraft.benchmark import (
     num_loads_for,
 )
 from quantdraft.kernels.book import Book
-from quantdraft.ledger import Ledger
 from quantdraft.results import Roofline
+from quantdraft.step_bytes import Ledger
 from tests.clock import Clock
 
 CPU = torch.device("cpu")

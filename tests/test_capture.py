@@ -17,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from quantdraft import answering
 from quantdraft import capture as capture_module
 from quantdraft.capture import capture
+from quantdraft.end_tokens import end_token_ids
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
-from quantdraft.generation import end_token_ids, generate
+from quantdraft.generation import generate
 from quantdraft.sampling import processed_logprobs
 from quantdraft.traffic import Sampling, Traffic, read_traffic
 

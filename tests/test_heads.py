@@ -18,7 +18,8 @@ pytest.importorskip("llmcompressor")
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
 from quantdraft.export import export
-from quantdraft.heads import FAMILIES, draft_head, engine_method, recipe_for_head
+from quantdraft.heads import FAMILIES, draft_head, engine_method
+from quantdraft.heads.recipes import recipe_for_head
 from quantdraft.inputs import Settings, open_models
 from quantdraft.ledger import byte_ledger, project
 from quantdraft.proof import prove

@@ -16,7 +16,8 @@ ROOT = Path(quantdraft.__file__).parent
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 DATA = {"errors", "files", "recipe", "weights", "checkpoint", "traffic", "results", "provenance"}
 DATA |= {"formats", "prompts", "schemes", "ledger", "stages", "progress", "shapes"}
-DATA |= {"promises", "heads", "documents", "configs"}
+DATA |= {"promises", "heads", "documents", "configs", "recipe_formats", "end_tokens"}
+DATA |= {"claims", "step_bytes"}
 DATA |= {"locks", "lines", "keeps", "responses", "domains", "proposals"}
 JUDGE = {"acceptance", "speedup", "comparison", "verdict", "report", "judgement"}
 JUDGE |= {"advice", "planning", "whole_numbers"}
@@ -27,7 +28,7 @@ MACHINE |= {"activations", "fidelity", "microscaling", "head_proof", "on_demand"
 TOP = {"cli", "demo", "evaluation", "quantization", "capture", "calibration", "preflight", "export"}
 TOP |= {"catalogue", "inputs", "measuring", "served", "crosscheck", "benching", "answering"}
 TOP |= {"sweep", "grid", "jobs", "executors"}
-TOP |= {"selection"}
+TOP |= {"selection", "served_run"}
 
 
 def part_of(path: Path) -> str:

@@ -8,19 +8,16 @@ from pathlib import Path
 import pytest
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.ledger import (
+from quantdraft.ledger import byte_ledger, head_options, part_of, project
+from quantdraft.recipe import load_recipe
+from quantdraft.step_bytes import (
     Ledger,
-    byte_ledger,
     ceiling,
     estimated_cost_ratio,
     head_advice,
-    head_options,
     largest_speedup,
     ledger_summary,
-    part_of,
-    project,
 )
-from quantdraft.recipe import load_recipe
 from tests.stored import llama_tensors, write_checkpoint
 
 ATTENTION = 256 * 256 * 2 + 128 * 256 * 2  # weights: q and o, k and v

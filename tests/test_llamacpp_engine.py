@@ -16,11 +16,7 @@ import pytest
 
 from quantdraft.engines.llamacpp.client import Client, Request
 from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
-from quantdraft.engines.llamacpp.proof import (
-    context_length,
-    embedded_prompts,
-    load_and_speculate,
-)
+from quantdraft.engines.llamacpp.proof import context_length, load_and_speculate
 from quantdraft.engines.llamacpp.server import (
     LOG,
     Serving,
@@ -32,6 +28,7 @@ from quantdraft.engines.llamacpp.server import (
 )
 from quantdraft.engines.process import free_port, running
 from quantdraft.errors import EngineError
+from quantdraft.reference import embedded_prompts
 from quantdraft.serving.findings import Pair
 from quantdraft.serving.gguf import Conversion, convert
 from quantdraft.serving.gguf_proof import prove
@@ -403,7 +400,9 @@ def test_llamacpp_leaves_a_draft_of_another_vocabulary_unused_and_we_say_so(llam
     (swapped / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     draft = converted(swapped, "f32", "draft", llamacpp, tmp_path)
     target = converted(pair_dir() / "target", "f32", "target", llamacpp, tmp_path)
-    found = load_and_speculate(target, draft, llamacpp=llamacpp, max_tokens=4)
+    found = load_and_speculate(
+        target, draft, prompts=embedded_prompts(4), llamacpp=llamacpp, max_tokens=4
+    )
     assert found.loaded is False
     assert "proposed no draft token" in found.error
     assert "vocabs are not compatible" in found.error

@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("llmcompressor")
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.errors import (
     CheckpointError,
     MissingPackageError,
@@ -32,7 +33,7 @@ from quantdraft.fidelity import weight_errors
 from quantdraft.files import file_sha256
 from quantdraft.ledger import byte_ledger, project, projected_tensors
 from quantdraft.promises import require_promised_tensors
-from quantdraft.proof import claims_but_not_quantized, prove
+from quantdraft.proof import prove
 from quantdraft.quantization import applied_lines, apply
 from quantdraft.quantizers.packages import missing_packages
 from quantdraft.recipe import Recipe, bundled_recipe_names, load_recipe

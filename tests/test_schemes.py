@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 
 from quantdraft.recipe import bundled_recipe_names, load_recipe
-from quantdraft.schemes import (
-    SCHEMES,
-    formats_by_module,
-    has_one_group,
-    ignored_names,
-    kv_scales,
-    linear_modules,
-    matches,
-    stored_format,
-    weight_format,
-)
+from quantdraft.recipe_formats import formats_by_module, has_one_group, ignored_names, weight_format
+from quantdraft.schemes import SCHEMES, kv_scales, linear_modules, matches, stored_format
 from quantdraft.weights import TensorInfo
 from tests.stored import llama_tensors
 

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from quantdraft.errors import OptionError
-from quantdraft.ledger import byte_ledger, ceiling, project
+from quantdraft.ledger import byte_ledger, project
 from quantdraft.recipe import load_recipe
 from quantdraft.shapes import shape_checkpoint, shape_config, shape_names
+from quantdraft.step_bytes import ceiling
 
 # Exact counts of the safetensors (a tied head counted once), as model cards round them.
 NUM_PARAMETERS = {

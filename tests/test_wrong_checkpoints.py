@@ -17,8 +17,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from quantdraft.claims import claims_but_not_quantized  # noqa: E402
 from quantdraft.errors import CheckpointError, NoKernelError  # noqa: E402
-from quantdraft.proof import claims_but_not_quantized, prove  # noqa: E402
+from quantdraft.proof import prove  # noqa: E402
 from quantdraft.quantizers.packages import missing_packages  # noqa: E402
 from quantdraft.recipe import load_recipe  # noqa: E402
 from quantdraft.unpacking import read_tensor  # noqa: E402

@@ -88,10 +88,10 @@ def evaluate(
     report.md and report.html. A killed run resumes.
     """
     with step("evaluate"):
-        from quantdraft.evaluation import RECORD_FILE
         from quantdraft.evaluation import evaluate as evaluate_candidate
         from quantdraft.inputs import Settings
         from quantdraft.report import render_verdict
+        from quantdraft.results import RECORD_FILE
 
         settings = Settings(
             candidate=candidate,

@@ -48,8 +48,8 @@ def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent
     with step("report"):
-        from quantdraft.report import RECORD_FILE, render_terminal, write_report
-        from quantdraft.results import read_evaluation
+        from quantdraft.report import render_terminal, write_report
+        from quantdraft.results import RECORD_FILE, read_evaluation
 
         evaluation = read_evaluation(run / RECORD_FILE if run.is_dir() else run)
         if not as_json:

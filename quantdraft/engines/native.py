@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.claims import claims_but_not_quantized
 from quantdraft.configs import read_generation_config
+from quantdraft.end_tokens import end_token_ids, first_token_ids
 from quantdraft.engines.borrowed import load_borrowed
 from quantdraft.engines.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
 from quantdraft.engines.fusing import SideBySide, stacked, stacked_bias
 from quantdraft.engines.source import Weight, WeightSource, kernel_format
 from quantdraft.errors import CheckpointError
-from quantdraft.generation import end_token_ids, first_token_ids
 from quantdraft.kernels import NoKernelError, kernels_for
 from quantdraft.kernels.c_library import INSTRUCTION_SETS
 from quantdraft.kernels.choice import fastest_linear
 from quantdraft.kernels.trials import held_bytes
-from quantdraft.proof import claims_but_not_quantized
 from quantdraft.quantizers.quiet import hush_torchao
 from quantdraft.schemes import HEAD, WeightFormat
 from quantdraft.unpacking import Codebook, Unpacked

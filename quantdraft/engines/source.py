@@ -17,9 +17,11 @@ from torch import Tensor
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import NoKernelError
 from quantdraft.kernels.codebook import code_table
-from quantdraft.ledger import Ledger, byte_ledger, project, untied_tensors
+from quantdraft.ledger import byte_ledger, project, untied_tensors
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import HEAD, WeightFormat, formats_by_module
+from quantdraft.recipe_formats import formats_by_module
+from quantdraft.schemes import HEAD, WeightFormat
+from quantdraft.step_bytes import Ledger
 from quantdraft.unpacking import (
     Codebook,
     Unpacked,

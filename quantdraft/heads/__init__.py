@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from quantdraft.heads.families import FAMILIES, Exclusion, Family, engine_method, family_of_config
 from quantdraft.heads.head import DraftHead, draft_head, require_draft_model
-from quantdraft.heads.recipes import recipe_for_head, require_data_free
 
 __all__ = [
     "FAMILIES",
@@ -19,7 +18,5 @@ __all__ = [
     "draft_head",
     "engine_method",
     "family_of_config",
-    "recipe_for_head",
-    "require_data_free",
     "require_draft_model",
 ]

@@ -14,11 +14,12 @@ from quantdraft import speedup
 from quantdraft.acceptance import alpha_from_length
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.errors import RecipeError, UndefinedMetricError
-from quantdraft.ledger import Ledger, byte_ledger, ceiling, estimated_cost_ratio, project
+from quantdraft.ledger import byte_ledger, project
 from quantdraft.planning.curve import Curve, plan_curve
 from quantdraft.planning.devices import Device
 from quantdraft.recipe import Recipe, bundled_recipe_names, load_recipe
-from quantdraft.schemes import weight_format
+from quantdraft.recipe_formats import weight_format
+from quantdraft.step_bytes import Ledger, ceiling, estimated_cost_ratio
 
 BASELINE = "full precision"
 

@@ -15,7 +15,8 @@ from quantdraft.formats import LLM_INT8_THRESHOLD
 from quantdraft.quantizers.job import QuantizationJob
 from quantdraft.quantizers.packages import require_packages
 from quantdraft.quantizers.quiet import disk_errors, quiet
-from quantdraft.schemes import formats_by_module, linear_modules, weight_format
+from quantdraft.recipe_formats import formats_by_module, weight_format
+from quantdraft.schemes import linear_modules
 
 
 def quantize(job: QuantizationJob) -> None:

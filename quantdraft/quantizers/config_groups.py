@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import HEAD, WeightFormat, head_format, ignored_names, weight_format
+from quantdraft.recipe_formats import head_format, ignored_names, weight_format
+from quantdraft.schemes import HEAD, WeightFormat
 
 HEAD_TARGET = f"re:(.*\\.)?{HEAD}$"
 KV_CACHE_FP8 = {

@@ -18,7 +18,7 @@ from quantdraft.files import write_json
 from quantdraft.quantizers.job import QuantizationJob
 from quantdraft.quantizers.packages import require_packages
 from quantdraft.quantizers.quiet import disk_errors, quiet
-from quantdraft.schemes import weight_format
+from quantdraft.recipe_formats import weight_format
 
 # One in each of eight 4-bit fields: what v1 takes off the zero points, and v2 does not.
 ONE_IN_EVERY_FIELD = 0x11111111

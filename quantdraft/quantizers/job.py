@@ -8,8 +8,7 @@ from pathlib import Path
 
 from quantdraft.checkpoint import Checkpoint
 from quantdraft.recipe import Recipe
-
-FLOAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+from quantdraft.weights import FLOAT_NAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from quantdraft.quantizers.job import QuantizationJob
 from quantdraft.quantizers.packages import require_packages
 from quantdraft.quantizers.quiet import Progress, disk_errors, quiet
 from quantdraft.quantizers.rewriting import rewrite_weights
-from quantdraft.schemes import HEAD, formats_by_module, head_format
+from quantdraft.recipe_formats import formats_by_module, head_format
+from quantdraft.schemes import HEAD
 
 # How much of the inputs' range moves into the weights; llm-compressor's own examples use it.
 SMOOTHING_STRENGTH = 0.8

@@ -13,9 +13,8 @@ from quantdraft.report.blocks import Document
 from quantdraft.report.comparison import comparison
 from quantdraft.report.plain import plain
 from quantdraft.report.rows import document
-from quantdraft.results import Bench, Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Bench, Evaluation, read_evaluation
 
-RECORD_FILE = "evaluation.json"
 ROWS_FILE = "report.json"
 HTML_FILE = "report.html"
 BENCH_RECORD_FILE = "bench.json"

@@ -17,6 +17,7 @@ from quantdraft.results.interval import Interval
 from quantdraft.results.records import (
     BENCH_SCHEMA_VERSION,
     EVALUATION_SCHEMA_VERSION,
+    RECORD_FILE,
     Bench,
     Evaluation,
     read_bench,
@@ -46,6 +47,7 @@ __all__ = [
     "BENCH_SCHEMA_VERSION",
     "EVALUATION_SCHEMA_VERSION",
     "MIN_SPEEDUP",
+    "RECORD_FILE",
     "AcceptanceComparison",
     "AcceptanceCounts",
     "AcceptanceRule",

@@ -18,6 +18,7 @@ from quantdraft.results.served import Served
 from quantdraft.results.timing import Latency, LiveCheck, Projection, SpeedPoint
 from quantdraft.results.verdict import Verdict
 
+RECORD_FILE = "evaluation.json"  # of a run, in its directory
 EVALUATION_SCHEMA_VERSION = 1
 BENCH_SCHEMA_VERSION = 1
 
@@ -44,7 +45,7 @@ class Evaluation:
     latency: Latency
     live: tuple[LiveCheck, ...]
     verdict: Verdict
-    ledger: dict[str, Any]  # see quantdraft.ledger.ledger_summary
+    ledger: dict[str, Any]  # see quantdraft.step_bytes.ledger_summary
     provenance: dict[str, Any]  # versions, device, hashes, seeds, command, models
     served: Served | None = None  # None: no serving engine was asked
     grid: tuple[Latency, ...] = ()  # more points (batch, context) than the one of `latency`

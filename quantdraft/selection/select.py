@@ -10,7 +10,6 @@ from typing import Any
 
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, PairingError
-from quantdraft.evaluation import RECORD_FILE
 from quantdraft.executors.local import run_local
 from quantdraft.files import write_json, write_text
 from quantdraft.grid import Cell, SweepSettings, grid
@@ -24,7 +23,7 @@ from quantdraft.pairing import check_pairing
 from quantdraft.progress import bar
 from quantdraft.proposals import nearest_to_usual
 from quantdraft.report import write_document
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.selection.ranking import Contender, basis_of, rank
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.selection.rows import selection_document

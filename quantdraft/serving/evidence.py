@@ -11,10 +11,8 @@ from quantdraft.files import file_sha256
 from quantdraft.proposals import USUAL_K
 from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.headline import sentence
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.weights import weight_files
-
-RECORD_FILE = "evaluation.json"
 
 
 def read_run(run: Path | None) -> Evaluation | None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from quantdraft.engines.llamacpp.proof import MAX_TOKENS, Speculation, load_and_speculate
 from quantdraft.engines.llamacpp.server import DIRECTORY_VARIABLE, PROGRAM, find_server
 from quantdraft.errors import CheckpointError, EngineError
+from quantdraft.reference import embedded_prompts
 from quantdraft.serving.gguf import Conversion, convert
 from quantdraft.serving.target import Target
 
+NUM_PROMPTS = 4  # of the embedded pair
 # A larger target is not converted for the proof alone: it takes as much disk again, and minutes.
 MAX_TARGET_BYTES = 16 * 2**30
 TARGET_TYPE = "auto"  # 16 bits, as it is stored
@@ -45,7 +47,11 @@ def prove(conversion: Conversion, draft: Path, target: Target, k: int) -> Proof:
         try:
             served = _target_file(target, conversion.llamacpp, Path(directory))
             found = load_and_speculate(
-                served, draft, num_speculative_tokens=k, llamacpp=conversion.llamacpp
+                served,
+                draft,
+                prompts=embedded_prompts(NUM_PROMPTS),
+                num_speculative_tokens=k,
+                llamacpp=conversion.llamacpp,
             )
         except (EngineError, CheckpointError) as error:
             return _untried(str(error))

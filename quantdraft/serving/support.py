@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from quantdraft.formats import WeightFormat
 from quantdraft.recipe import Recipe
-from quantdraft.schemes import has_one_group, stored_format, weight_format
+from quantdraft.recipe_formats import has_one_group, weight_format
+from quantdraft.schemes import stored_format
 from quantdraft.serving.findings import Draft, Finding
 
 Level = Literal["yes", "part", "no", "unknown"]

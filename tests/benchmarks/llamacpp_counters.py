@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantdraft.engines.llamacpp.client import Answer, Request
 from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
-from quantdraft.engines.llamacpp.proof import answers, context_length, embedded_prompts
+from quantdraft.engines.llamacpp.proof import answers, context_length
 from quantdraft.engines.llamacpp.proof import ms_per_token as milliseconds
 from quantdraft.engines.llamacpp.server import Serving, require_server, version
 from quantdraft.errors import EngineError, QuantDraftError
-from quantdraft.reference import pair_dir
+from quantdraft.reference import embedded_prompts, pair_dir
 from quantdraft.replay import keep_probabilities
 from quantdraft.serving.gguf import Conversion, convert
 from quantdraft.traffic import Response, Sampling, Traffic

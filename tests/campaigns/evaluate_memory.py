@@ -128,6 +128,7 @@ def evaluated(traffic: Path, root: Path, output: Path) -> dict[str, Any]:
     """The peak's growth up to the end of each part, and the size of the record."""
     from quantdraft import evaluation
     from quantdraft.inputs import Settings
+    from quantdraft.results import RECORD_FILE
 
     before, peaks, started = peak_bytes(), {}, time.process_time()
 
@@ -154,7 +155,7 @@ def evaluated(traffic: Path, root: Path, output: Path) -> dict[str, Any]:
             threads=1,
         )
     )
-    record = (output / evaluation.RECORD_FILE).stat().st_size
+    record = (output / RECORD_FILE).stat().st_size
     seconds = time.process_time() - started
     return {"peak_bytes": peaks, "record_bytes": record, "seconds": seconds}
 

@@ -14,9 +14,9 @@ from quantdraft.engines.vllm.replies import completion_piece, parse_counters, pa
 from quantdraft.ledger import project
 from quantdraft.prompts import read_prompts
 from quantdraft.recipe import bundled_recipe_names, load_recipe, recipes_dir
+from quantdraft.recipe_formats import formats_by_module
 from quantdraft.report import render_bench, render_terminal
 from quantdraft.results import read_bench, read_evaluation
-from quantdraft.schemes import formats_by_module
 from quantdraft.stages import key_of, stage
 from quantdraft.traffic import read_traffic
 from quantdraft.verdict.policy import Policy, load_policy

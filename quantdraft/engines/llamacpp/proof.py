@@ -8,7 +8,6 @@ and says so in its log alone, so an answer without a proposed token counts as no
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from quantdraft.engines.llamacpp.server import (
 )
 from quantdraft.engines.process import Server, free_port, running
 from quantdraft.errors import EngineError
-from quantdraft.reference import pair_dir
 
-NUM_PROMPTS, MAX_TOKENS = 4, 64
+MAX_TOKENS = 64
 HEALTH_SECONDS = 300.0
 MIN_CONTEXT = 512
 
@@ -56,8 +54,8 @@ def load_and_speculate(
     target: Path,
     draft: Path,
     *,
+    prompts: Prompts,
     num_speculative_tokens: int = 4,
-    prompts: Prompts | None = None,
     max_tokens: int = MAX_TOKENS,
     llamacpp: Path | None = None,
     arguments: Sequence[str] = (),
@@ -66,7 +64,7 @@ def load_and_speculate(
     """Serve `target` alone, then with `draft`, ask both the same prompts, and compare.
 
     target, draft: GGUF files
-    prompts: texts, or token ids of the target; None takes the first NUM_PROMPTS embedded ones
+    prompts: texts, or token ids of the target
     llamacpp: a directory of llama.cpp with its server built; None looks in $QUANTDRAFT_LLAMACPP
         and on PATH
     arguments: more arguments of both servers
@@ -77,8 +75,7 @@ def load_and_speculate(
     """
     program = require_server(llamacpp)
     about = version(program)
-    asked = embedded_prompts() if prompts is None else prompts
-    requests = [Request(prompt, max_tokens) for prompt in asked]
+    requests = [Request(prompt, max_tokens) for prompt in prompts]
     with _logs(log_dir) as logs:
         alone = Serving(target, None, 0, context_length(requests), tuple(arguments))
         try:
@@ -136,12 +133,6 @@ def context_length(requests: Sequence[Request]) -> int:
         for each in requests
     ]
     return max(MIN_CONTEXT, max(lengths) + 16)  # a draft looks a few tokens ahead
-
-
-def embedded_prompts(limit: int = NUM_PROMPTS) -> list[str]:
-    """The first texts of the embedded prompts."""
-    lines = (pair_dir() / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [str(json.loads(line)["prompt"]) for line in lines[:limit]]
 
 
 def _compared(own: Sequence[Answer], found: Sequence[Answer], about: str) -> Speculation:
