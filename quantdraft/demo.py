@@ -24,6 +24,7 @@ from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.results.wording import counted
 from quantdraft.selection import SelectSettings, lines_of, select
 from quantdraft.traffic import Sampling
+from quantdraft.verdict.checks import is_control
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
@@ -71,7 +72,7 @@ def demo(
     say(compare(runs, output / "comparison", force=True))
     evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
     say("")
-    _select(output, target, traffic["prompts"], say)
+    _select(output, target, traffic["prompts"], runs, say)
     _export_best(evaluations, output, target, say)
     say("")
     say(f"Report:     {output / 'comparison' / 'report.html'}")
@@ -130,8 +131,11 @@ def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: 
     )
 
 
-def _select(output: Path, target: str, traffic: Path, say: Say) -> None:
-    """Which of the embedded drafts: one is shallower, one has seen another part of the corpus."""
+def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say: Say) -> None:
+    """Which of the embedded drafts: one is shallower, one has seen another part of the corpus.
+
+    What the demo measured already is taken as it is, so that no recipe has two verdicts.
+    """
     say(f"Choosing among {len(DRAFTS)} drafts, as they are and in {SELECT_RECIPE}:")
     found = select(
         SelectSettings.of(
@@ -139,6 +143,7 @@ def _select(output: Path, target: str, traffic: Path, say: Say) -> None:
             drafts=tuple(str(_pair() / name) for name in DRAFTS),
             recipes=(SELECT_RECIPE,),
             traffic_path=traffic,
+            runs=tuple(runs),
             output=output / "selection",
             ks=KS,
             latency_seconds=LATENCY_SECONDS,
@@ -163,7 +168,7 @@ def _line(evaluation: Evaluation) -> str:
 
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
     """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
-    timed = [e for e in evaluations if _speedup(e) is not None and e.name != "identity"]
+    timed = [e for e in evaluations if _speedup(e) is not None and not is_control(e)]
     if not timed:
         say("Nothing is exported: no recipe could be timed on this machine.")
         return

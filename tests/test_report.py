@@ -27,7 +27,14 @@ from quantdraft.report.wording import (
     step_change,
     times,
 )
-from quantdraft.results import Evaluation, Interval, LiveCheck, write_evaluation
+from quantdraft.results import (
+    Check,
+    Evaluation,
+    Interval,
+    LiveCheck,
+    Roofline,
+    write_evaluation,
+)
 from tests.example_evaluation import (
     WHY_UNDEFINED,
     acceptance,
@@ -259,6 +266,50 @@ def test_comparison_sorts_by_speedup_and_undefined_comes_last(tmp_path: Path) ->
     assert "Recommended: the fastest of the recipes with a go (2 go, 0 no-go, 1" in markdown
     assert "draft step is undefined: fp8." in markdown
     assert "go from 1.020×" in (tmp_path / "report.html").read_text()
+
+
+def controlled() -> Evaluation:
+    """The control: a no-go that is no recipe."""
+    made = evaluation("identity")
+    check = Check("another than the baseline", "decides", "fail", None, None, None, "control")
+    verdict = replace(made.verdict, decision="no-go", checks=(*made.verdict.checks, check))
+    return replace(made, verdict=verdict)
+
+
+def test_the_control_is_not_counted_among_the_recipes() -> None:
+    built = comparison([controlled(), unmeasured()])
+    assert built.title == "1 recipe and the control side by side"
+    assert built.banner is not None
+    assert "(0 go, 0 no-go, 1 inconclusive)" in built.banner.why
+    assert built.banner.measure == "of 1 go"
+    assert comparison([controlled(), faster("fast", 1.2)]).banner.why.startswith("Recommended")
+    alone = comparison([controlled()]).banner
+    assert alone is not None
+    assert alone.why == "Only the control was evaluated: there is no recipe."
+
+
+def test_where_no_recipe_pays_the_page_says_what_keeps_each_from_it() -> None:
+    slow = evaluation("int8")
+    arms = {
+        name: replace(arm, step_bytes=size)
+        for (name, arm), size in zip(
+            slow.latency.arms.items(), (100_000_000, 40_000_000, None), strict=True
+        )
+    }
+    latency = replace(slow.latency, arms=arms, roofline=Roofline(400e9, 300e9, {}))
+    point = replace(slow.operating_point, draft_latency_saving=Interval(-1.66, -1.72, -1.60))
+    verdict = replace(slow.verdict, decision="no-go")
+    slow = replace(slow, latency=latency, operating_point=point, verdict=verdict)
+    text = " ".join(render_markdown(comparison([slow, unmeasured(), controlled()])).split())
+    assert "Why no recipe pays here" in text
+    assert f"fp8: its draft step was not timed: {WHY_UNDEFINED}." in text
+    assert "its draft step is 2.66 times as long (2.60 to 2.72)" in text
+    assert "its bytes alone would make it 60.0 % shorter" in text
+    # 100 MB in 0.8125 ms are 123 GB/s of 400.
+    assert "not bound by memory: the baseline's reads at 31 % of the copy bandwidth" in text
+    assert "1.020× would need a step" in text
+    assert "identity:" not in text.partition("Why no recipe pays here")[2].partition("##")[0]
+    assert "Why no recipe" not in str(comparison([faster("fast", 1.2)]).lead)
 
 
 @pytest.mark.parametrize(

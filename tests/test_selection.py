@@ -15,10 +15,14 @@ from click.testing import CliRunner
 from quantdraft.capture import capture
 from quantdraft.cli import main
 from quantdraft.errors import OptionError
+from quantdraft.evaluation import evaluate
+from quantdraft.inputs import Settings
 from quantdraft.locks import sole_writer
+from quantdraft.quantization import apply
+from quantdraft.recipe import load_recipe
 from quantdraft.report import write_document
 from quantdraft.report.blocks import Chart
-from quantdraft.results import Alarm, Evaluation, Latency, PromptReplay
+from quantdraft.results import Alarm, Evaluation, Latency, PromptReplay, read_evaluation
 from quantdraft.selection import Contender, Traits, rank
 from quantdraft.selection.ranking import basis_of
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
@@ -226,6 +230,37 @@ def test_an_alarm_stands_beside_its_row() -> None:
     assert "alarm: replay-disagrees" in page
 
 
+def judged_as(decision: str, one: Contender) -> Contender:
+    verdict = replace(one.run.verdict, decision=decision)
+    return replace(one, run=replace(one.run, verdict=verdict))
+
+
+def test_a_recipe_without_a_go_is_not_recommended_and_the_page_says_why() -> None:
+    """compare would say: serve the full-precision draft."""
+    plain = contender("a", 0.8, 1.0)
+    faster = contender("a", 0.8, 0.9, recipe="int4")
+    made = selection_of(plain, judged_as("inconclusive", faster))
+    assert made.rows[0].recipe == "int4"  # in the order of the measured speeds
+    assert answer(made).startswith("Take a as it is, at k = ")
+    assert "a + int4 comes before it by the estimate" in answer(made)
+    assert "its verdict is inconclusive" in answer(made)
+    assert banner(made).word == "a"
+    standings = {row["name"]: row["standing"] for row in rows_of(drawn(made)["kept-for-cost"])}
+    assert standings == {"a": "recommended", "a + int4": "faster, no go"}
+    assert answer(selection_of(plain, judged_as("go", faster))).startswith("Take a with the recipe")
+
+
+def test_the_reasons_compare_rates_at_the_common_k_alone() -> None:
+    made = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 4.0))
+    ks = {row.num_speculative_tokens for row in made.rows}
+    assert len(ks) == 2  # each is fastest at another k
+    page = " ".join(lines_of(made).split())
+    gap = 100 * (rounds(0.8, 4).acceptance_rate - rounds(0.6, 4).acceptance_rate)
+    assert f"its acceptance rate at k = 4 is {gap:.1f} points lower" in page
+    assert "its draft step costs 40.0 % of a step of the target, the first's 10.0 %" in page
+    assert "the tokens a round" not in page
+
+
 @pytest.fixture(scope="module")
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
@@ -273,6 +308,41 @@ def test_a_choice_refuses_another_vocabulary_ranks_the_rest_and_is_not_done_twic
     code, _, _ = choose(*given)
     assert code == 0
     assert [path.stat().st_mtime_ns for path in runs] == before
+
+
+def test_a_run_that_measured_it_already_is_taken_as_it_is(
+    tiny_pair: Pair, traffic: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for recipe in ("int8", "int4"):
+        made, run = tmp_path / f"D-{recipe}", tmp_path / f"run-{recipe}"
+        apply(load_recipe(recipe), str(tiny_pair.draft), made)
+        # int4 was replayed at other k: it is another measurement.
+        ks = (1, 2, 3, 4) if recipe == "int8" else (1, 2)
+        evaluate(
+            Settings(
+                candidate=str(made),
+                target=str(tiny_pair.target),
+                traffic_path=traffic,
+                output=run,
+                ks=ks,
+                no_latency=True,
+                live_prompts=0,
+            )
+        )
+        runs += ["--run", run]
+    given = ["--target", tiny_pair.target, "--traffic", traffic, "-o", tmp_path / "out"]
+    given += ["--draft", tiny_pair.draft, "--recipe", "int8", "--recipe", "int4"]
+    code, _, told = choose(*given, *runs, "--no-latency", "-k", "1-4")
+    assert code == 0
+    assert f"Measured before: {tiny_pair.draft} + int8, {tmp_path / 'run-int8'}" in told
+    assert "run-int4" not in told
+    made_here = [path.name for path in (tmp_path / "out" / "candidates").iterdir() if path.is_dir()]
+    assert made_here == ["draft-int4"]
+    record = json.loads((tmp_path / "out" / "selection.json").read_text())
+    (row,) = (row for row in record["rows"] if row["recipe"] == "int8")
+    known = read_evaluation(tmp_path / "run-int8" / "evaluation.json")
+    assert row["decision"] == known.verdict.decision
 
 
 def test_two_choices_into_one_directory_exclude_each_other(

@@ -11,6 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_lines, print_record, tell, tell_aside
 from quantdraft.cli.values import (
+    DIRECTORY,
     Name,
     Positive,
     Recipe,
@@ -118,6 +119,13 @@ def sweep(ks: str, recipes: str, as_json: bool, **given: Any) -> None:
 @options.DEVICE
 @options.dtype("Of replay and the live loop.")
 @options.threads()
+@click.option(
+    "--run",
+    "runs",
+    type=DIRECTORY,
+    multiple=True,
+    help="A finished evaluation: not measured again where it is one of these.",
+)
 @options.output("selection")
 @options.force("Add to a directory that holds something else.")
 @options.as_json("Print the record as JSON.")

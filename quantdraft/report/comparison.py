@@ -19,6 +19,7 @@ from quantdraft.report.blocks import (
 )
 from quantdraft.report.glossary import words_section
 from quantdraft.report.headline import model_name, sentence
+from quantdraft.report.obstacles import obstacles_notice
 from quantdraft.report.plane_rows import plane_chart
 from quantdraft.report.recipes_charts import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.recipes_rows import (
@@ -31,6 +32,7 @@ from quantdraft.report.recipes_rows import (
 from quantdraft.report.wording import interval, times
 from quantdraft.results import Evaluation
 from quantdraft.results.wording import counted
+from quantdraft.verdict.checks import is_control
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:
@@ -46,10 +48,15 @@ def comparison(evaluations: Sequence[Evaluation]) -> Document:
     k = common_k(ordered)
     pairs = all_pairs(ordered, k)
     return Document(
-        title=f"{len(ordered)} recipes side by side",
+        title=_title(ordered),
         subtitle=_subtitle(ordered[0]),
         banner=_banner(ordered, pairs),
-        lead=(*_conditions_differ(ordered), forest_chart(ordered), speed_table(ordered)),
+        lead=(
+            *obstacles_notice(ordered),
+            *_conditions_differ(ordered),
+            forest_chart(ordered),
+            speed_table(ordered),
+        ),
         sections=(
             _pareto_section(ordered, k),
             Section("Recipes", (acceptance_table(ordered, k),)),
@@ -61,6 +68,13 @@ def comparison(evaluations: Sequence[Evaluation]) -> Document:
         ),
         footer="Every number comes from the runs' evaluation.json.",
     )
+
+
+def _title(ordered: Sequence[Evaluation]) -> str:
+    """The control is no recipe: it is named beside them."""
+    num_recipes = sum(not is_control(evaluation) for evaluation in ordered)
+    beside = " and the control" if num_recipes < len(ordered) else ""
+    return f"{counted(num_recipes, 'recipe')}{beside} side by side"
 
 
 def _with_own_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -75,17 +89,20 @@ def _with_own_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _banner(ordered: Sequence[Evaluation], pairs: Sequence[Pair]) -> Banner:
-    """The recommended recipe: of those with a go, the fastest."""
+    """The recommended recipe: of those with a go, the fastest. The control is not counted."""
+    recipes = [evaluation for evaluation in ordered if not is_control(evaluation)]
+    if not recipes:
+        return Banner("NONE", "Only the control was evaluated: there is no recipe.", "doubt")
     counts = ", ".join(
-        f"{sum(e.verdict.decision == decision for e in ordered)} {decision}"
+        f"{sum(e.verdict.decision == decision for e in recipes)} {decision}"
         for decision in ("go", "no-go", "inconclusive")
     )
-    go = [evaluation for evaluation in ordered if evaluation.verdict.decision == "go"]
+    go = [evaluation for evaluation in recipes if evaluation.verdict.decision == "go"]
     if not go:
-        is_settled = all(e.verdict.decision == "no-go" for e in ordered)
+        is_settled = all(e.verdict.decision == "no-go" for e in recipes)
         until = "" if is_settled else " until a doubt is settled"
         why = f"No recipe earns a go ({counts}). Serve the full-precision draft{until}."
-        return Banner("NONE", why, "bad" if is_settled else "doubt", "0", f"of {len(ordered)} go")
+        return Banner("NONE", why, "bad" if is_settled else "doubt", "0", f"of {len(recipes)} go")
     best = go[0]
     speed = best.operating_point.speedup_over_baseline
     return Banner(

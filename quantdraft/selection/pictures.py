@@ -51,9 +51,11 @@ def _speed_row(row: Ranked, selection: Selection) -> dict[str, Any]:
 
 
 def standing(row: Ranked, selection: Selection) -> str:
-    """Of a row against the first."""
-    if row is selection.rows[0]:
+    """Of a row against the first, and whether it is the one to take."""
+    if row is selection.recommended:
         return "recommended"
+    if row in selection.passed_over:
+        return "faster, no go"
     return "slower" if row.is_slower else "not told apart"
 
 

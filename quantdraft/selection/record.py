@@ -28,6 +28,24 @@ class Selection:
     warnings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
+    def recommended(self) -> Ranked:
+        """The fastest draft as it is, or recipe with a go: a recipe has to earn its place.
+
+        In an order by prediction no recipe can have a go, so it is the first row.
+        """
+        if self.basis == "predicted":
+            return self.rows[0]
+        earned = [
+            r for r in self.rows if r.recipe == "none" or (r.decision == "go" and not r.alarms)
+        ]
+        return earned[0] if earned else self.rows[0]
+
+    @property
+    def passed_over(self) -> tuple[Ranked, ...]:
+        """Rows that are faster than the recommended one by the estimate, and have no go."""
+        return self.rows[: self.rows.index(self.recommended)]
+
+    @property
     def undecided(self) -> tuple[Ranked, ...]:
         """Rows that the intervals cannot tell from the first."""
         return tuple(row for row in self.rows[1:] if not row.is_slower)

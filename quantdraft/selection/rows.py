@@ -54,7 +54,7 @@ def selection_document(selection: Selection) -> Document:
 
 def banner(selection: Selection) -> Banner:
     """The draft, the recipe and the k to take; in doubt where the intervals leave it open."""
-    best, speed = selection.rows[0], _deciding(selection)
+    best, speed = selection.recommended, _deciding(selection)
     pays, k = speed.high > 1, best.num_speculative_tokens
     is_sure = selection.basis == "measured" and not selection.undecided and not best.alarms
     return Banner(
@@ -68,8 +68,8 @@ def banner(selection: Selection) -> Banner:
 
 
 def _deciding(selection: Selection) -> Interval:
-    """The first row's speed, of the kind that the order goes by."""
-    best = selection.rows[0]
+    """The recommended row's speed, of the kind that the order goes by."""
+    best = selection.recommended
     return best.measured if best.measured and selection.basis == "measured" else best.predicted
 
 
@@ -85,7 +85,7 @@ def lines_of(selection: Selection) -> str:
 
 def answer(selection: Selection) -> str:
     """Which draft, which recipe, which k, and how sure."""
-    best = selection.rows[0]
+    best = selection.recommended
     recipe = "as it is" if best.recipe == "none" else f"with the recipe {best.recipe}"
     speed = _deciding(selection)
     text = (
@@ -97,13 +97,27 @@ def answer(selection: Selection) -> str:
             f"None of these pays: the best, {name_of(best, selection)}, is {selection.basis} at "
             f"{valued(speed, 'speedup')} of the target's own speed. Serve without speculation."
         )
-    undecided = [name_of(row, selection) for row in selection.undecided]
+    text += "".join(f" {_passed_over(row, selection)}" for row in selection.passed_over)
+    undecided = [name_of(row, selection) for row in selection.undecided if row is not best]
     if undecided:
+        first = "it" if best is selection.rows[0] else name_of(selection.rows[0], selection)
         more = "more prompts" + (" or longer timing" if selection.basis == "measured" else "")
-        text += f" The intervals cannot tell it from {_listed(undecided)}: {more} might."
+        text += f" The intervals cannot tell {first} from {_listed(undecided)}: {more} might."
     if selection.basis_reason:
         text += f" Ordered by prediction, because {selection.basis_reason}."
     return text
+
+
+def _passed_over(row: Ranked, selection: Selection) -> str:
+    """Why a row that measured faster is not taken."""
+    speed = "undefined" if row.measured is None else _times(row.measured)
+    why = f"its verdict is {row.decision}"
+    if row.alarms:
+        why = f"it raised the alarm {', '.join(row.alarms)}"
+    return (
+        f"{name_of(row, selection)} comes before it by the estimate ({speed}), but {why}: a recipe "
+        "must be surely faster than its own draft as it is."
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -133,7 +147,7 @@ def ranking_table(selection: Selection) -> Table:
             f"In the order of the {selection.basis} speedup over the target alone, each at its own "
             "best k, with 95 % intervals. Predicted: if memory were the only limit. Of the first: "
             "its interval holds over all rows together; one that reaches 1 is not told apart. "
-            "Verdict: of the recipe on its own draft."
+            "Verdict: of the recipe on its own draft; only a go is recommended."
         ),
     )
 

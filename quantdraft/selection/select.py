@@ -24,6 +24,7 @@ from quantdraft.progress import bar
 from quantdraft.proposals import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.selection.known import with_known_runs
 from quantdraft.selection.ranking import Contender, basis_of, rank
 from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.selection.rows import selection_document
@@ -46,6 +47,7 @@ class SelectSettings:
     evaluation: Settings  # its candidate, baseline, traffic and output are each run's own
     recipes: tuple[str, ...] = ()  # none: the drafts as they are
     calibration: Path | None = None
+    runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
     force: bool = False
 
     @classmethod
@@ -82,7 +84,7 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         raise PairingError(f"no draft fits target '{settings.target}': {first}")
     with sole_writer(settings.output, is_inside=True):
         _open_output(settings)
-        cells, outcomes = _measure(settings, tuple(pairing.fitting))
+        cells, outcomes = _measure(settings, pairing, say)
         selection = _concluded(settings, pairing, cells, outcomes)
         write_json(settings.output / RECORD, selection)
         write_document(selection_document(selection), settings.output)
@@ -144,20 +146,27 @@ def _open_output(settings: SelectSettings) -> None:
 
 
 def _measure(
-    settings: SelectSettings, drafts: Sequence[str]
+    settings: SelectSettings, pairing: _Pairing, say: Say
 ) -> tuple[list[Cell], dict[str, Outcome]]:
     sweep = SweepSettings(
-        drafts=tuple(drafts),
+        drafts=tuple(pairing.fitting),
         recipes=settings.recipes or (AS_IS,),
         traffic_path=settings.traffic_path,
         output=settings.output,
         evaluation=settings.evaluation,
         calibration=settings.calibration,
     )
-    cells, jobs = grid(sweep)
+    asked, jobs = grid(sweep)
+    cells, jobs = with_known_runs(
+        asked, jobs, settings.runs, settings.evaluation, pairing.target, pairing.fitting
+    )
+    for before, cell in zip(asked, cells, strict=True):
+        if cell.run_dir != before.run_dir:
+            say(f"Measured before: {cell.draft} + {cell.recipe}, {cell.run_dir}")
     with bar(len(jobs), "select", "job") as advance:
         outcomes = run_local(jobs, settings.output / "logs", lambda outcome: advance(1))
-    return cells, outcomes
+    known = {cell.job: Outcome(cell.job, was_done=True) for cell in cells}
+    return cells, known | outcomes
 
 
 def _concluded(

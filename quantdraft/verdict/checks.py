@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantdraft.results import Check, CheckResult, Interval
+from quantdraft.results import Check, CheckResult, Evaluation, Interval
 from quantdraft.verdict.evidence import Evidence
 from quantdraft.verdict.policy import (
     OVER_AUTOREGRESSIVE,
@@ -19,6 +19,7 @@ Kind = Literal["decides", "advises"]
 Comparison = Literal[">=", ">", "<="]
 
 NO_ALARM = "no alarm"
+IS_OTHER = "another than the baseline"
 
 
 def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
@@ -29,6 +30,12 @@ def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
         _other_than_baseline(evidence),
         _no_alarm(evidence),
     )
+
+
+def is_control(evaluation: Evaluation) -> bool:
+    """True where the candidate is the baseline's copy: it prices the noise, and is no recipe."""
+    checks = evaluation.verdict.checks
+    return any(check.name == IS_OTHER and check.result == "fail" for check in checks)
 
 
 def result_of(observed: Interval | None, comparison: Comparison, limit: float) -> CheckResult:
@@ -104,7 +111,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
 def _other_than_baseline(evidence: Evidence) -> Check:
     is_other = not evidence.is_identity
     reason = "it is not the baseline's copy" if is_other else "control: nothing was quantized"
-    return _yes_or_no("another than the baseline", is_other, reason)
+    return _yes_or_no(IS_OTHER, is_other, reason)
 
 
 def _no_alarm(evidence: Evidence) -> Check:

@@ -21,6 +21,7 @@ from quantdraft.report.safety import shown_values
 
 STANDING = {
     "recommended": LIGHT["good"],
+    "faster, no go": LIGHT["orange"],
     "not told apart": LIGHT["doubt"],
     "slower": LIGHT["baseline"],
 }
@@ -34,12 +35,13 @@ def speeds(rows: Sequence[Row]) -> dict[str, Any]:
     import altair as alt
 
     title = "speed over the target alone"
+    found = [each for each in STANDING if any(row["standing"] == each for row in rows)]
     names = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False))
     base = alt.Chart(inline(rows)).encode(
         y=names,
         color=alt.Color(
             "standing:N",
-            scale=alt.Scale(domain=list(STANDING), range=list(STANDING.values())),
+            scale=alt.Scale(domain=found, range=[STANDING[each] for each in found]),
             legend=alt.Legend(title=None),
         ),
         tooltip=[
