@@ -13,14 +13,13 @@ from typing import Any
 from quantdraft import __version__
 from quantdraft.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.errors import QuantDraftError
-from quantdraft.evaluation import RECORD_FILE
 from quantdraft.files import file_sha256
 from quantdraft.grid import Cell
 from quantdraft.inputs import Settings
 from quantdraft.jobs import Job
 from quantdraft.provenance import model_identity
 from quantdraft.recipe import load_recipe
-from quantdraft.results import Evaluation, read_evaluation
+from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.verdict import load_policy, policy_of
 
 
