@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from quantdraft import provenance
+from quantdraft.demo import demo
 from quantdraft.errors import OptionError
 from quantdraft.files import read_json
 from quantdraft.report import write_comparison, write_document, write_report
@@ -69,3 +71,15 @@ def test_the_examples_are_taken_and_drawn_as_the_commands_do(tmp_path: Path) -> 
     assert all((path / "report.html").is_file() for path in drawn)
     with pytest.raises(OptionError, match=r"neither evaluation\.json nor selection\.json"):
         take(tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_new_demo_does_not_contradict_the_published_one(tmp_path: Path) -> None:
+    """One question, one answer: never a go here and a no-go there, on a processor of one kind."""
+    published = {run.name: read_evaluation(run / "evaluation.json") for run in RUNS}
+    cpu = provenance.environment("cpu")["cpu"]
+    if cpu != published["int4"].provenance["cpu"]:
+        pytest.skip(f"published on another processor: {published['int4'].provenance['cpu']}")
+    for measured in demo(tmp_path / "demo"):
+        answers = {measured.verdict.decision, published[measured.name].verdict.decision}
+        assert answers != {"go", "no-go"}, measured.verdict.summary
