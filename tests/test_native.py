@@ -100,6 +100,14 @@ def test_every_kernel_of_a_cpu_holds_a_weight_in_about_its_formats_bytes(tiny_pa
                 assert 0.8 < ratio < 1.25, (recipe, group, kind)
 
 
+def test_of_two_packings_the_largest_counts_and_not_their_sum():
+    weight = torch.ones(8, 16)
+    parts = [DenseLinear(weight, None, torch.float32), DenseLinear(weight, None, torch.bfloat16)]
+    by_rows = choice.LinearByRows((1, 5), [0, 1], parts)
+    assert largest_packing(parts[1]) == 8 * 16 * 2
+    assert largest_packing(by_rows) == 8 * 16 * 4
+
+
 class UnpackedLinear(DenseLinear):
     """A kernel that says it computes in 4 bits, and holds floats."""
 

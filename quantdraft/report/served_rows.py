@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
@@ -137,6 +138,12 @@ def _replayed(requests: Sequence[ServedRequest]) -> str:
     return f"{shown} ({count(sum(e[0] for e in ends))} to {count(sum(e[1] for e in ends))})"
 
 
+def _visits(served: Served) -> int:
+    """How often an arm answered a prompt, at most."""
+    prompts = Counter(r.prompt_id for arm in served.arms.values() for r in arm.requests)
+    return -(-max(prompts.values(), default=0) // max(len(served.arms), 1))
+
+
 def _loads_words(served: Served) -> str:
     """How often the servers were started, and what of it no interval holds."""
     num_loads = max((len(loads(arm)) for arm in served.arms.values()), default=0)
@@ -159,7 +166,7 @@ def _conditions(served: Served) -> str:
     )
     words = (
         f"{title_of(served.engine)} {served.version} on {served.device}, {served.dtype}: {turns}, "
-        "every prompt twice in each arm."
+        f"every prompt {_visits(served)} times in each arm."
     )
     if served.speculative:
         given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+FLOAT_TYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True, slots=True)
 class ServedRequest:
@@ -71,3 +73,8 @@ class Served:
     is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
     load_average: tuple[float, float] | None = None  # before and after
     replay_dtype: str | None = None  # in which the rounds were replayed
+
+    @property
+    def known_dtype(self) -> str | None:
+        """The float type of the servers; None where they are the user's and do not tell."""
+        return self.dtype if self.dtype in FLOAT_TYPES else None

@@ -13,8 +13,6 @@ from quantdraft.files import file_sha256
 from quantdraft.results import Evaluation
 from quantdraft.serving.findings import Draft, float_type
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -68,7 +66,7 @@ class Target:
 def served_dtype(evaluation: Evaluation | None) -> str | None:
     """Return the float type in which an engine served the evaluated arms, where it is known."""
     served = None if evaluation is None else evaluation.served
-    return served.dtype if served is not None and served.arms and served.dtype in DTYPES else None
+    return served.known_dtype if served is not None and served.arms else None
 
 
 def read_target(name: str) -> Target:

@@ -31,8 +31,6 @@ REPLAY_DISAGREES = "replay_disagrees"
 DTYPE_MISMATCH = "dtype_mismatch"
 ENGINE_DISAGREES = "engine_disagrees"
 
-FLOAT_TYPES = ("float32", "bfloat16", "float16")
-
 # Of the quantized layers alone, in one packing. A kernel pads rows, and holds scales in 32 bits: in
 # groups of 32, 0.625 bytes a 4-bit weight where the file has 0.5625. What was not quantized has at
 # least twice the bytes: 8-bit weights in bfloat16, 4-bit ones in 8 bits.
@@ -197,9 +195,9 @@ def forced_dtype(measured: str | None, served: Served | None) -> Alarm | None:
 
     vLLM gives the draft the target's. Servers of the user's own do not tell theirs.
     """
-    if measured is None or served is None or served.dtype not in FLOAT_TYPES:
+    if measured is None or served is None or served.known_dtype is None:
         return None
-    return dtype_mismatch(measured, served.dtype, is_forced=bool(served.arms))
+    return dtype_mismatch(measured, served.known_dtype, is_forced=bool(served.arms))
 
 
 def served_alarms(
