@@ -22,8 +22,9 @@ from quantdraft.recipe_formats import weight_format
 from quantdraft.serving.support import Support, support
 
 LEGEND = (
-    "made: by `quantdraft apply`. timed: a kernel of the native engine computes in the format. "
-    "loaded by: engines that take it as a draft; `quantdraft recipes show NAME` says more."
+    "`quantdraft apply` makes a draft by a recipe. Its speed is measured with a kernel of the "
+    "native engine that computes in the format. `quantdraft recipes show NAME` says more of each "
+    "engine."
 )
 
 
@@ -54,8 +55,8 @@ class Entry:
         """What the terminal shows of it: what it is, can be made and timed here, who loads it."""
         return [
             self.recipe.summary,
-            f"made: {self._making()}; timed: {self._timing()}",
-            f"loaded by: {self._loading()}",
+            f"{self._making()} {self._timing()}",
+            self._loading(),
             *([self.recipe.notes] if self.recipe.notes else []),
         ]
 
@@ -71,29 +72,37 @@ class Entry:
 
     def _making(self) -> str:
         if self.install is not None:
-            return f"not here, {', '.join(self.missing_packages)} is missing ({self.install})"
-        return "here, calibrated" if self.recipe.needs_calibration else "here, data-free"
+            missing = ", ".join(self.missing_packages)
+            return f"It cannot be made here: {missing} is missing ({self.install})."
+        data = "from calibration data" if self.recipe.needs_calibration else "without data"
+        return f"It can be made here, {data}."
 
     def _timing(self) -> str:
         needed = self.recipe.requires
         gpu = "cuda" if needed is None else f"cuda from capability {needed.compute_capability}"
         devices = [gpu if device == "cuda" else device for device in self.kernels]
         if self.device_problem is None:
-            return f"here ({', '.join(devices)})"
+            return f"Its speed can be measured here (kernels: {', '.join(devices)})."
         if not devices:
             where = "" if needed is None else f" ({gpu})"
-            return f"only by an engine{where}"
-        return f"not here, on {', '.join(devices)}"
+            return f"Its speed can be measured by a serving engine alone{where}."
+        return f"Its speed cannot be measured here; it can on {', '.join(devices)}."
 
     def _loading(self) -> str:
         by_level: dict[str, list[str]] = {}
         for name, each in self.engines.items():
             by_level.setdefault(each.level, []).append(name)
-        told = {"yes": "", "part": "in part ", "unknown": "not known of "}
+        told = {
+            "yes": "Engines that load it as a draft",
+            "part": "In part",
+            "unknown": "Not known",
+        }
         parts = [
-            words + ", ".join(by_level[level]) for level, words in told.items() if level in by_level
+            f"{words}: {', '.join(by_level[level])}."
+            for level, words in told.items()
+            if level in by_level
         ]
-        return "; ".join(parts) or "none"
+        return " ".join(parts) or "No engine loads it as a draft."
 
 
 def listing(columns: int) -> list[str]:

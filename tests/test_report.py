@@ -288,7 +288,7 @@ def test_the_control_is_not_counted_among_the_recipes() -> None:
     assert alone.why == "Only the control was evaluated: there is no recipe."
 
 
-def test_where_no_recipe_pays_the_page_says_what_keeps_each_from_it() -> None:
+def test_where_no_recipe_has_a_go_the_page_says_what_keeps_each_from_it() -> None:
     slow = evaluation("int8")
     arms = {
         name: replace(arm, step_bytes=size)
@@ -300,16 +300,40 @@ def test_where_no_recipe_pays_the_page_says_what_keeps_each_from_it() -> None:
     point = replace(slow.operating_point, draft_latency_saving=Interval(-1.66, -1.72, -1.60))
     verdict = replace(slow.verdict, decision="no-go")
     slow = replace(slow, latency=latency, operating_point=point, verdict=verdict)
-    text = " ".join(render_markdown(comparison([slow, unmeasured(), controlled()])).split())
-    assert "Why no recipe pays here" in text
+    unsure = Check(
+        "speedup over the baseline draft",
+        "decides",
+        "unsure",
+        Interval(1.03, 1.0, 1.06),
+        1.02,
+        ">=",
+        "",
+    )
+    doubt = replace(
+        evaluation("int4").verdict,
+        decision="inconclusive",
+        checks=(unsure,),
+        to_settle="about 130 prompts (now 32)",
+    )
+    open_ = replace(evaluation("int4"), verdict=doubt)
+    built = comparison([slow, open_, unmeasured(), controlled()])
+    text = " ".join(render_markdown(built).split())
+    assert "What keeps each recipe from a go here" in text
     assert f"fp8: its draft step was not timed: {WHY_UNDEFINED}." in text
     assert "its draft step is 2.66 times as long (2.60 to 2.72)" in text
     assert "its bytes alone would make it 60.0 % shorter" in text
     # 100 MB in 0.8125 ms are 123 GB/s of 400.
     assert "not bound by memory: the baseline's reads at 31 % of the copy bandwidth" in text
     assert "1.020× would need a step" in text
-    assert "identity:" not in text.partition("Why no recipe pays here")[2].partition("##")[0]
-    assert "Why no recipe" not in str(comparison([faster("fast", 1.2)]).lead)
+    assert (
+        "int4: its speedup over the baseline draft, 1.030× (1.000× to 1.060×), is not told" in text
+    )
+    assert "apart from the limit of 1.020×; to settle it: about 130 prompts" in text
+    assert (
+        "identity:"
+        not in text.partition("What keeps each recipe from a go here")[2].partition("##")[0]
+    )
+    assert "What keeps each" not in str(comparison([faster("fast", 1.2)]).lead)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def live(
         (A_LITTLE, PAYS, "no-go", "less than the +2.0 % asked for"),
         (FASTER, SKIP, "no-go", "0.93 × (0.91 to 0.95) as fast as the target alone"),
         (OPEN, PAYS, "inconclusive", "the limit of +2.0 % lies inside"),
-        (FASTER, PERHAPS, "inconclusive", "leaves it open"),
+        (FASTER, PERHAPS, "inconclusive", "whether it beats the target alone is open"),
         (OPEN, SKIP, "no-go", "as fast as the target alone"),
         (
             None,
@@ -365,7 +365,7 @@ def test_an_open_verdict_says_how_much_data_would_close_it() -> None:
     at_limit = decide(evidence(Interval(1.02, 1.0, 1.04)))
     assert "at the limit" in (at_limit.to_settle or "")
     assert decide(evidence(None, None)).to_settle == (
-        "a measured speed: no FP8 kernel on this machine"
+        "a measured speed, which is missing here: no FP8 kernel on this machine"
     )
 
 

@@ -125,7 +125,7 @@ def _rivals(best: Evaluation, go: Sequence[Evaluation], pairs: Sequence[Pair]) -
     rivals = [name for name in close if name in others]
     if not rivals:
         return "No other go is as fast." if others else "It is the only one."
-    return f"Not told apart from it: {', '.join(rivals)}."
+    return f"These cannot be told apart from it: {', '.join(rivals)}."
 
 
 def _pareto_section(ordered: Sequence[Evaluation], k: int | None) -> Section:
@@ -134,7 +134,9 @@ def _pareto_section(ordered: Sequence[Evaluation], k: int | None) -> Section:
     blocks: list[Block] = [] if chart is None else [chart]
     if missing:
         blocks.append(
-            Paragraph(f"Not in the picture, their draft step is undefined: {', '.join(missing)}.")
+            Paragraph(
+                f"Not in the picture, because their draft step is undefined: {', '.join(missing)}."
+            )
         )
     return Section("Acceptance against draft latency", tuple(blocks))
 

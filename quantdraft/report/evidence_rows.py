@@ -124,7 +124,7 @@ def _baseline_step(evaluation: Evaluation) -> str:
         return UNDEFINED
     return (
         f"its bytes over its time are {percent(fraction)} of the copy bandwidth measured in the "
-        "same run; far below 100 % its time is not its bytes'"
+        "same run; far below 100 % the step does not wait for its bytes"
     )
 
 

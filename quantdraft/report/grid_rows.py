@@ -47,7 +47,7 @@ def _map(evaluation: Evaluation, points: tuple[GridPoint, ...]) -> Chart:
         description=(
             "The verdict's two speed checks at every timed point, each arm at its best k there: "
             "the candidate's speed over the baseline draft's and, after AR, over the target alone. "
-            "Outlined: the point of the verdict above. Empty: not timed. Alarms count everywhere."
+            "Outlined: the point of the verdict above. Empty: not timed. An alarm holds everywhere."
         ),
         spec=verdict_map(rows),
         data=Table(

@@ -1,4 +1,4 @@
-"""What keeps a recipe from paying on this machine: one sentence, with the numbers it rests on."""
+"""What keeps a recipe from a go on this machine: one sentence, with the numbers it rests on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from quantdraft.report.blocks import Block, Notice
 from quantdraft.report.turning import speed_limit
 from quantdraft.report.wording import (
     change_points,
+    metric,
     percent,
     shorter,
     significant,
     step_change,
     times,
+    valued,
 )
 from quantdraft.results import Evaluation
 from quantdraft.verdict.checks import is_control
@@ -24,12 +26,12 @@ MEMORY_BOUND = 0.70
 
 
 def obstacles_notice(evaluations: Sequence[Evaluation]) -> tuple[Block, ...]:
-    """Why no recipe pays here; nothing where one has a go."""
+    """What keeps each recipe from a go; nothing where one has a go."""
     if any(evaluation.verdict.decision == "go" for evaluation in evaluations):
         return ()
     found = [obstacle(evaluation) for evaluation in evaluations if not is_control(evaluation)]
     lines = tuple(line for line in found if line is not None)
-    return (Notice("Why no recipe pays here", lines, "doubt"),) if lines else ()
+    return (Notice("What keeps each recipe from a go here", lines, "doubt"),) if lines else ()
 
 
 def obstacle(evaluation: Evaluation) -> str | None:
@@ -41,9 +43,27 @@ def obstacle(evaluation: Evaluation) -> str | None:
         return f"{name}: {verdict.alarms[0].message}"
     if "candidate" in evaluation.latency.undefined:
         return f"{name}: its draft step was not timed: {evaluation.latency.undefined['candidate']}."
+    if verdict.decision == "inconclusive" and (doubt := _doubt(evaluation)):
+        return f"{name}: {doubt}."
     parts = [_step(evaluation), _needed(evaluation), _over_target(evaluation)]
     said = "; ".join(part for part in parts if part)
     return f"{name}: {said}." if said else f"{name}: speed was not measured."
+
+
+def _doubt(evaluation: Evaluation) -> str:
+    """The speed check whose limit lies inside the interval, and what would settle it."""
+    unsure = [
+        check
+        for check in evaluation.verdict.checks
+        if check.kind == "decides" and check.result == "unsure" and check.limit is not None
+    ]
+    said = [
+        f"its {check.name}, {valued(check.observed, check.name)}, is not told apart from the limit "
+        f"of {metric(check.limit, check.name)}"
+        for check in unsure
+    ]
+    settle = evaluation.verdict.to_settle
+    return "; ".join([*said, *([f"to settle it: {settle}"] if settle else [])]) if said else ""
 
 
 def _step(evaluation: Evaluation) -> str:

@@ -29,7 +29,7 @@ MAX_POINTS = 2000  # of one chart: more take a browser seconds, and cover each o
 # From this probability on an expected event is shown as if it happened.
 LIKELY = 0.5
 LEGEND = (
-    "Plain on a wash: proposed by the draft and accepted. Struck through: the draft proposed "
+    "On a coloured ground: proposed by the draft and accepted. Struck through: the draft proposed "
     "something else, and the round ended there. Bare: not proposed (the bonus token of a round, or "
     "the first token). Both arms saw the same text."
 )

@@ -14,7 +14,7 @@ from quantdraft.results import Evaluation
 
 OVERHEAD = (
     "Steps are timed one by one: what lies between them (choosing tokens, bookkeeping) is in no "
-    "part. An engine's own overhead is undefined here; `--engine vllm` measures whole rounds."
+    "part. An engine's own overhead was not measured; `--engine vllm` measures whole rounds."
 )
 SYMBOLS = (
     "t_d: a draft step; t_v(m): a target pass over m new tokens; τ: tokens a round. All measured "
@@ -22,7 +22,7 @@ SYMBOLS = (
 )
 SERVED = (
     "A serving engine shows no steps, so a round is one part: its tokens times the measured time "
-    "of a token. How it splits is undefined here; the native engine (`--engine native`) times it."
+    "of a token. How it splits was not measured; the native engine (`--engine native`) times it."
 )
 
 

@@ -32,7 +32,7 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
             f"At the measured acceptance no draft step, however short, gives {times(limit)} over "
             f"the baseline, both at k = {k}: verification alone takes too long."
         )
-    measured = "its own is undefined here" if now is None else f"measured {times(now.value)}"
+    measured = "its own was not measured" if now is None else f"measured {times(now.value)}"
     return (
         f"At the measured acceptance, {times(limit)} over the baseline, both at k = {k}, needs a "
         "draft step "

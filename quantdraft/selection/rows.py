@@ -129,7 +129,7 @@ def _listed(names: list[str]) -> str:
 def ranking_table(selection: Selection) -> Table:
     """One row a draft and recipe, fastest first."""
     return Table(
-        columns=("Draft", "Recipe", "k", "Measured", "Predicted", "Of the first", "Verdict"),
+        columns=("Draft", "Recipe", "k", "Measured", "Predicted", "Against the first", "Verdict"),
         rows=tuple(
             (
                 short(row.draft, selection),
@@ -145,8 +145,9 @@ def ranking_table(selection: Selection) -> Table:
         numeric=frozenset({2, 3, 4, 5}),
         caption=(
             f"In the order of the {selection.basis} speedup over the target alone, each at its own "
-            "best k, with 95 % intervals. Predicted: if memory were the only limit. Of the first: "
-            "its interval holds over all rows together; one that reaches 1 is not told apart. "
+            "best k, with 95 % intervals. Predicted: if memory were the only limit. Against "
+            "the first: speed over the first row's; the intervals hold for all rows together, and "
+            "a row whose interval reaches 1 cannot be told apart from the first. "
             "Verdict: of the recipe on its own draft; only a go is recommended."
         ),
     )

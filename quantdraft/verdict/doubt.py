@@ -22,7 +22,8 @@ def what_to_add(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
             return _in_words(evidence, [_to_be_sure_of_a_collapse(evidence, policy)])
         return f"clear the alarm first: {', '.join(alarm.code for alarm in evidence.alarms)}"
     if not evidence.is_speed_measured:
-        return f"a measured speed: {evidence.speed_undefined or 'time the draft and the target'}"
+        why = evidence.speed_undefined or "time the draft and the target"
+        return f"a measured speed, which is missing here: {why}"
     needed = [_needed(evidence, check) for check in checks if check.result == "unsure"]
     return _in_words(evidence, [each for each in needed if each is not None])
 

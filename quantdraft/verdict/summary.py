@@ -53,9 +53,12 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
     if result[OVER_AUTOREGRESSIVE] == "fail":
         return f"speculation with {gain}, but only {times(over_target)} as fast as the target alone"
     if result[OVER_BASELINE] == "unsure":
-        return f"{gain}, and the limit of {asked} lies inside"
+        return f"{gain}, and the limit of {asked} lies inside that interval"
     if result[OVER_AUTOREGRESSIVE] == "unsure":
-        return f"{gain}, but {times(over_target)} as fast as the target alone leaves it open"
+        return (
+            f"{gain}, but whether it beats the target alone is open: it is {times(over_target)} as "
+            "fast"
+        )
     k = evidence.speed.candidate_num_speculative_tokens
     return f"{gain} and {times(over_target)} as fast as the target alone, at k = {k}"
 
