@@ -40,18 +40,19 @@ from quantdraft.kernels.llm_int8 import LlmInt8Linear
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
-# (device type, format) -> kernels that may be the fastest for it; `choice` measures which is.
+# (device type, format) -> kernels that may be the fastest for it; `choice` measures which is, and
+# keeps the first where trials do not tell them apart: ours are part of a fused pass.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "dense"): (
+        Bf16FewRowsLinear,
+        F32FewRowsLinear,
         DenseLinear,
         WeightFirstLinear,
         PrepackedLinear,
-        Bf16FewRowsLinear,
-        F32FewRowsLinear,
     ),
-    ("cpu", "int4"): (Int4Linear, Int4FewRowsLinear),
-    ("cpu", "int8"): (Int8DynamicLinear, Int8OnednnLinear, Int8DynamicFewRowsLinear),
-    ("cpu", "int8-weight-only"): (Int8WeightOnlyLinear, Int8FewRowsLinear),
+    ("cpu", "int4"): (Int4FewRowsLinear, Int4Linear),
+    ("cpu", "int8"): (Int8DynamicFewRowsLinear, Int8DynamicLinear, Int8OnednnLinear),
+    ("cpu", "int8-weight-only"): (Int8FewRowsLinear, Int8WeightOnlyLinear),
     ("cpu", "nf4"): (BitsandbytesLinear,),
     ("cpu", "fp4"): (BitsandbytesLinear,),
     ("cpu", "llm-int8"): (LlmInt8Linear,),
