@@ -318,9 +318,8 @@ def step_trials(
 def _trials(
     steps: Mapping[str, Callable[[], None]], device: torch.device
 ) -> list[dict[str, float]]:
-    rehearsed = frozenset(steps)
     timed = [
-        time_interleaved(steps, device, TRIAL_SECONDS, rehearsed=rehearsed, seed=seed)
+        time_interleaved(steps, device, TRIAL_SECONDS, rehearsals=steps, seed=seed)
         for seed in range(NUM_VOTES)
     ]
     return [{name: median(found[name].samples_ms) for name in steps} for found in timed]

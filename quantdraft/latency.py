@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -34,7 +35,8 @@ def time_interleaved(
     device: torch.device,
     max_seconds: float,
     max_blocks: int = 400,
-    rehearsed: frozenset[str] = frozenset(),
+    rehearsals: Mapping[str, Callable[[], object] | None] | None = None,
+    repeats: Mapping[str, int] | None = None,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
     min_blocks: int = MIN_BLOCKS,
@@ -48,12 +50,20 @@ def time_interleaved(
 
     A step that follows itself finds its weights in the caches, and one that follows a larger model
     does not: timed in a fixed order, two copies of one draft differed by 3 %. So the order changes
-    with every block, and a step in `rehearsed` runs once untimed just before, as draft steps do.
+    with every block, and what comes before a step when it is served comes before it here.
+
+    rehearsals: what runs, untimed, just before a step
+    repeats: how often a step runs in a row under one reading of the clock; once where it is absent
     """
     names, shuffled = list(steps), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in names}
+    often = NUM_REPEATS.get(device.type)
+    runs = {
+        name: Run(steps[name], (rehearsals or {}).get(name), often or (repeats or {}).get(name, 1))
+        for name in names
+    }
     for _ in range(num_warmup_blocks):
-        _run_block(steps, names, rehearsed, device)
+        _run_block(runs, names, device)
     started = time.perf_counter()
     for block in range(max_blocks):
         elapsed = time.perf_counter() - started
@@ -61,26 +71,29 @@ def time_interleaved(
             break
         progress(min(1.0, elapsed / max_seconds) if max_seconds > 0 else 1.0)
         shuffled.shuffle(names)
-        for name, ms in _run_block(steps, names, rehearsed, device).items():
+        for name, ms in _run_block(runs, names, device).items():
             samples[name].append(ms)
     return {name: StepSamples(tuple(values)) for name, values in samples.items()}
 
 
-def _run_block(
-    steps: Mapping[str, Callable[[], None]],
-    names: list[str],
-    rehearsed: frozenset[str],
-    device: torch.device,
-) -> dict[str, float]:
-    total = dict.fromkeys(steps, 0.0)
-    repeats = NUM_REPEATS.get(device.type, 1)
+class Run(NamedTuple):
+    """A step as it is timed."""
+
+    step: Callable[[], None]
+    rehearsal: Callable[[], object] | None
+    repeats: int
+
+
+def _run_block(runs: Mapping[str, Run], names: list[str], device: torch.device) -> dict[str, float]:
+    total = dict.fromkeys(runs, 0.0)
     for name in [*names, *reversed(names)]:
-        if name in rehearsed:
-            steps[name]()
+        step, rehearsal, repeats = runs[name]
+        if rehearsal is not None:
+            rehearsal()
         synchronize(device)
         started = time.perf_counter()
         for _ in range(repeats):
-            steps[name]()
+            step()
         synchronize(device)
         total[name] += (time.perf_counter() - started) / repeats
     return {name: seconds * 1e3 / 2 for name, seconds in total.items()}

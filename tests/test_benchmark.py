@@ -13,11 +13,16 @@ from quantdraft import arms, benchmark, latency
 from quantdraft.arms import Arms, row_counts, weight_bytes
 from quantdraft.benchmark import (
     BLOCKS_PER_LOAD,
+    CACHED_BYTES,
     MIN_LOADS,
+    NUM_IN_A_ROW,
+    NUM_REHEARSALS,
     WARMUP_BLOCKS,
+    Opened,
     Place,
     Plan,
     Review,
+    _rehearsal,
     fewest_seconds,
     measure_grid,
     num_loads_for,
@@ -278,11 +283,49 @@ def test_apart_from_the_target_the_drafts_keep_their_own_blocks(loads):
     assert len(draft) > len(target) >= NUM_BLOCKS
 
 
-def test_the_fewest_seconds_are_those_of_warmup_and_fewest_blocks():
-    probes = {"baseline": {1: 10.0}, "target": {1: 20.0, 5: 30.0}}
-    # a block: the draft forwards and backwards, rehearsed each time; the target twice
+def opened(cached: bool = True, **probes: dict[int, float]) -> dict[str, Opened]:
+    """Arms as they are before they are timed; `calls` gets what their steps do."""
+    size = 1000 if cached else 2 * CACHED_BYTES
+    return {
+        name: Opened(
+            SimpleNamespace(native=SimpleNamespace(weight_bytes=size)),
+            SimpleNamespace(step=lambda width, name=name: calls.append((name, width))),
+            0,
+            looks,
+        )
+        for name, looks in probes.items()
+    }
+
+
+calls: list[tuple[str, int]] = []
+
+
+def test_the_fewest_seconds_are_those_of_the_fewest_blocks_of_the_fewest_loads():
+    arms = opened(baseline={1: 10.0}, target={1: 20.0, 5: 30.0})
+    row, before = NUM_IN_A_ROW, NUM_REHEARSALS
+    block_ms = 2 * ((row + before) * 10 + (row + before) * 20 + (30 + before * 20))
     num_blocks = MIN_LOADS * (WARMUP_BLOCKS + BLOCKS_PER_LOAD)
-    assert fewest_seconds(probes) == (4 * 10 + 2 * 50) * num_blocks / 1e3
+    assert fewest_seconds(arms) == block_ms * num_blocks / 1e3
+    large = opened(cached=False, baseline={1: 10.0}, target={1: 20.0, 5: 30.0})
+    assert fewest_seconds(large) == 2 * (10 + 20 + 30) * num_blocks / 1e3
+
+
+def test_before_a_step_runs_what_comes_before_it_when_it_is_served():
+    arms = opened(baseline={1: 10.0}, candidate={1: 5.0}, target={1: 20.0, 5: 30.0})
+    for name, width, wanted in (
+        ("candidate", 1, [("candidate", 1)] * NUM_REHEARSALS),
+        ("target", 1, [("target", 1)] * NUM_REHEARSALS),
+        ("target", 5, [*[("target", 1)] * (NUM_REHEARSALS - 1), ("baseline", 1)]),
+    ):
+        calls.clear()
+        rehearsal = _rehearsal(arms, name, width)
+        assert rehearsal is not None
+        rehearsal()
+        assert calls == wanted
+
+
+def test_weights_that_no_cache_holds_need_no_rehearsal():
+    assert _rehearsal(opened(cached=False, target={1: 20.0}), "target", 1) is None
 
 
 def test_rows_are_every_batch_with_every_number_of_tokens():

@@ -26,8 +26,19 @@ def test_every_block_runs_forwards_and_backwards_and_keeps_every_sample():
 def test_a_rehearsed_step_runs_untimed_just_before_it_is_timed():
     calls: list[str] = []
     steps = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    time_interleaved(steps, CPU, max_seconds=0.0, rehearsed=frozenset("a"))
-    assert "".join(calls[:6]) == "aabbaa"
+    rehearsals = {"a": lambda: calls.append("r"), "b": None}
+    time_interleaved(steps, CPU, max_seconds=0.0, rehearsals=rehearsals)
+    assert "".join(calls[:6]) == "rabbra"
+
+
+def test_steps_in_a_row_share_one_reading_of_the_clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    steps = {"a": lambda: clock.sleep(0.004)}
+    timed = time_interleaved(
+        steps, CPU, 0.0, rehearsals={"a": lambda: clock.sleep(1.0)}, repeats={"a": 3}
+    )
+    assert timed["a"].samples_ms == pytest.approx([4.0] * MIN_BLOCKS)
 
 
 def test_a_step_twice_as_long_takes_twice_as_long(monkeypatch):
