@@ -115,7 +115,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
             baseline_name=measured.baseline_name,
             is_identity=measured.is_control,
             acceptance=acceptance[ks[1]],
-            rates=acceptance[rates_k],
+            shown=acceptance[rates_k],
             speed=point,
             num_prompts=_num_prompts(measured),
             num_timings=_num_timings(measured.latency),

@@ -102,7 +102,6 @@ def evidence(
         baseline_name="bf16 draft",
         is_identity=is_identity,
         acceptance=acceptance or comparison(),
-        rates=acceptance or comparison(),
         speed=point(over_baseline, over_target),
         num_prompts=32,
         num_timings=20,
@@ -171,6 +170,15 @@ def test_acceptance_alone_may_refuse_but_never_allows(acceptance, decision, word
     verdict = decide(evidence(None, None, acceptance))
     assert verdict.decision == decision
     assert words in verdict.summary
+
+
+def test_rates_are_held_to_their_limits_at_the_k_where_they_are_shown() -> None:
+    at_2 = replace(comparison(rate=0.40, k=2), num_speculative_tokens=2)
+    verdict = decide(replace(evidence(None, None), shown=at_2))
+    assert verdict.decision == "no-go"
+    assert "At k = 2 int4 has an acceptance rate of" in verdict.summary
+    ks = {check.num_speculative_tokens for check in verdict.checks if "rate" in check.name}
+    assert ks == {2}
 
 
 def test_where_speed_was_measured_acceptance_does_not_overrule_it() -> None:
