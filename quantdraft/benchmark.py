@@ -164,12 +164,12 @@ def measure_grid(
     memory ends, the arms that come last are the ones left out.
     keep: gives back a part that an earlier run measured, or measures it; parts stand alone
     """
-    run = _Run(sources, plan, progress, keep)
-    found = run.all_loads(attempt=0, retried=())
+    roofline = measure_roofline(plan.device)
+    found = _Run(sources, plan, roofline, progress, keep).all_loads(attempt=0, retried=())
     if isinstance(found, Review):  # what was timed contradicts itself: once more, on fresh trials
         forget_choices()
-        run = _Run(sources, plan, progress, keep)
-        found = run.all_loads(attempt=1, retried=found.doubts)
+        again = _Run(sources, plan, roofline, progress, keep)
+        found = again.all_loads(attempt=1, retried=found.doubts)
     assert not isinstance(found, Review)
     return found
 
@@ -178,10 +178,15 @@ class _Run:
     """All loads of a plan; arms are settled and loaded only where a part is not kept."""
 
     def __init__(
-        self, sources: Mapping[str, WeightSource], plan: Plan, progress: Progress, keep: Keep
+        self,
+        sources: Mapping[str, WeightSource],
+        plan: Plan,
+        roofline: Roofline,
+        progress: Progress,
+        keep: Keep,
     ) -> None:
         self.sources, self.plan, self.progress, self.keep = sources, plan, progress, keep
-        self.roofline = measure_roofline(plan.device)
+        self.roofline = roofline
         widths = {name: _widths(name, plan.widths) for name in sources}
         batch_sizes = [batch for batch, _ in plan.points]
         self.arms = Arms(sources, widths, batch_sizes, plan.device, plan.mode)

@@ -125,7 +125,7 @@ def _interval(
     if ratio is None:
         return None
     if length is None:
-        return interval_of(ratio.value, ratio.draws, None, bootstrap)
+        return ratio.interval(bootstrap)
     return interval_of(ratio.value * length.value, ratio.draws * length.draws, None, bootstrap)
 
 

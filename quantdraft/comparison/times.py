@@ -13,9 +13,15 @@ import numpy as np
 
 from quantdraft import speedup
 from quantdraft.acceptance import Floats, Ints
-from quantdraft.comparison.resampling import MIN_TIMINGS, Bootstrap, block_draws, t_factor
+from quantdraft.comparison.resampling import (
+    MIN_TIMINGS,
+    Bootstrap,
+    block_draws,
+    interval_of,
+    t_factor,
+)
 from quantdraft.errors import PairingError
-from quantdraft.results import Latency, StepSamples
+from quantdraft.results import Interval, Latency, StepSamples
 
 MIN_LOADS = 3  # under these, loads say nothing of their spread, and blocks are resampled
 
@@ -33,6 +39,10 @@ class TimeRatio(NamedTuple):
     value: float
     draws: Floats  # (num_resamples,)
     num_loads: int
+
+    def interval(self, bootstrap: Bootstrap) -> Interval:
+        """Return the ratio with percentiles of its resamples."""
+        return interval_of(self.value, self.draws, None, bootstrap)
 
 
 def timed_steps(latency: Latency, arm: str, num_new_tokens: int) -> Timed | None:
@@ -77,23 +87,34 @@ def time_ratio(
     """
     if over is None or under is None:
         return None
-    one, other, blocks = _in_common(over, under, latency)
-    if len(blocks) < MIN_TIMINGS:
+    by_load = log_ratios(over, under, latency)
+    logs = np.concatenate([np.empty(0), *by_load.values()])
+    if len(logs) < MIN_TIMINGS:
         return None
-    logs = np.log(one / other)
-    of_load: Ints = np.array(latency.loads or [0] * (int(blocks[-1]) + 1), np.int64)[blocks]
-    loads = np.unique(of_load)
-    if len(loads) < MIN_LOADS:
+    if len(by_load) < MIN_LOADS:
         middle = float(np.median(logs))
         draws = np.median(logs[block_draws(len(logs), bootstrap)], axis=1)
         size = len(logs)
     else:
-        medians = np.array([np.median(logs[of_load == load]) for load in loads])
+        medians = np.array([np.median(some) for some in by_load.values()])
         middle = float(medians.mean())
         draws = medians[block_draws(len(medians), bootstrap)].mean(axis=1)
         size = len(medians)
     wide = middle + (draws - middle) * t_factor(size, bootstrap.confidence)
-    return TimeRatio(math.exp(middle), np.exp(wide), len(loads))
+    return TimeRatio(math.exp(middle), np.exp(wide), len(by_load))
+
+
+def log_ratios(over: Timed, under: Timed, latency: Latency) -> dict[int, Floats]:
+    """Return log(over / under) in the blocks that have both, in their order, by load.
+
+    Raises PairingError for times of one load with different numbers of blocks.
+    """
+    one, other, blocks = _in_common(over, under, latency)
+    logs = np.log(one / other)
+    if not latency.loads:
+        return {0: logs} if len(logs) else {}
+    of_load = np.array(latency.loads, np.int64)[blocks]
+    return {int(load): logs[of_load == load] for load in np.unique(of_load)}
 
 
 def _in_common(one: Timed, other: Timed, latency: Latency) -> tuple[Floats, Floats, Ints]:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -25,6 +24,8 @@ import torch
 
 from quantdraft.errors import OutputError
 from quantdraft.files import write_text
+from quantdraft.kernels.c_library import cache_dir
+from quantdraft.provenance import cpu_name
 
 NUM_VOTES = 5
 MIN_GAIN = 1.05  # by which another kernel of as many bytes must be faster
@@ -131,7 +132,7 @@ def machine(device: str, num_threads: int) -> dict[str, Any]:
         found = torch.cuda.get_device_properties(device)
         return facts | {"device": found.name, "cuda": torch.version.cuda}
     return facts | {
-        "device": _processor(),
+        "device": cpu_name(),
         "cores": os.cpu_count(),
         "instructions": {key: bool(has) for key, has in torch.cpu.get_capabilities().items()},
     }
@@ -168,8 +169,8 @@ def _directory() -> Path | None:
     if given is not None:
         return Path(given) if given else None
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
-    except RuntimeError:  # a user without a home
+        return cache_dir()
+    except ValueError:  # a user without a home
         return None
 
 
@@ -179,10 +180,3 @@ def _sources() -> list[Path]:
 
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -94,7 +94,7 @@ def _built(more_flags: tuple[str, ...] = ()) -> Path:
     """The shared library, compiled unless these very sources were before."""
     sources, flags = sorted(DIRECTORY.glob("*.c")), (*FLAGS, *more_flags)
     files = [*sources, *sorted(DIRECTORY.glob("*.h"))]
-    path = _cache_dir() / f"kernels-{_digest(files, flags)}.so"
+    path = cache_dir() / f"kernels-{_digest(files, flags)}.so"
     if path.is_file():
         return path
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
@@ -118,7 +118,8 @@ def _digest(files: list[Path], flags: tuple[str, ...]) -> str:
     return hashlib.sha256(contents + " ".join(flags).encode()).hexdigest()[:16]
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """Return the user's cache for what is made once a machine; ValueError where there is none."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
     except RuntimeError as error:  # a user without a home

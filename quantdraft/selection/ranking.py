@@ -212,7 +212,7 @@ def _step_cost(contender: Contender, bootstrap: Bootstrap) -> Interval | None:
     latency = contender.run.latency
     steps, alone = timed_steps(latency, contender.arm, 1), timed_steps(latency, "target", 1)
     cost = time_ratio(steps, alone, latency, bootstrap)
-    return None if cost is None else interval_of(cost.value, cost.draws, None, bootstrap)
+    return None if cost is None else cost.interval(bootstrap)
 
 
 def _replayed(speed: _Speed) -> Replayed:

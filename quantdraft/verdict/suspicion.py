@@ -7,14 +7,20 @@ another process ran, a load that met other memory. It stops the verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from quantdraft.acceptance import Floats
 from quantdraft.comparison.resampling import DEFAULT, Bootstrap
 from quantdraft.comparison.steps import step_figures
-from quantdraft.comparison.times import Timed, time_ratio, timed_rounds, timed_steps
+from quantdraft.comparison.times import (
+    Timed,
+    log_ratios,
+    time_ratio,
+    timed_rounds,
+    timed_steps,
+)
 from quantdraft.results import Alarm, Interval, Latency
 from quantdraft.verdict.wording import times
 
@@ -154,37 +160,28 @@ def loads_disagree(latency: Latency) -> Alarm | None:
 
 def _stray(over: Timed, under: Timed, latency: Latency) -> tuple[int, float, float] | None:
     """The load that strays most, its ratio and the middle one; None where none strays surely."""
-    blocks, at, there = np.intersect1d(over.blocks, under.blocks, return_indices=True)
-    logs = np.log(over.ms[at] / under.ms[there])
-    of_load = np.array(latency.loads)[blocks]
-    loads = np.unique(of_load)
-    middles = np.array([np.median(logs[of_load == load]) for load in loads])
+    by_load = log_ratios(over, under, latency)
+    loads = list(by_load)
+    middles = np.array([np.median(logs) for logs in by_load.values()])
     middle = float(np.median(middles))
     worst = int(np.argmax(np.abs(middles - middle)))
     off = abs(float(middles[worst]) - middle)
-    if off <= math.log(1 + LOAD_TOLERANCE) or off <= LOAD_ERRORS * _error(
-        logs[of_load == loads[worst]]
-    ):
+    if off <= math.log(1 + LOAD_TOLERANCE) or off <= LOAD_ERRORS * _error(by_load[loads[worst]]):
         return None
-    return int(loads[worst]), math.exp(float(middles[worst])), math.exp(middle)
+    return loads[worst], math.exp(float(middles[worst])), math.exp(middle)
 
 
-def _error(values: Sequence[float]) -> float:
+def _error(values: Floats) -> float:
     """The standard error of a median of few values, by their mean absolute deviation from it."""
-    found = np.asarray(values)
-    spread = float(np.abs(found - np.median(found)).mean()) * math.sqrt(math.pi / 2)
-    return 1.25 * spread / math.sqrt(max(len(found) - 1, 1))
+    spread = float(np.abs(values - np.median(values)).mean()) * math.sqrt(math.pi / 2)
+    return 1.25 * spread / math.sqrt(max(len(values) - 1, 1))
 
 
 def _ratio(
     over: Timed | None, under: Timed | None, latency: Latency, bootstrap: Bootstrap
 ) -> Interval | None:
     found = time_ratio(over, under, latency, bootstrap)
-    if found is None:
-        return None
-    tail = (1 - bootstrap.confidence) / 2
-    low, high = np.quantile(found.draws, [tail, 1 - tail])
-    return Interval(found.value, float(low), float(high))
+    return None if found is None else found.interval(bootstrap)
 
 
 def _kernels(latency: Latency, arm: str) -> str:
