@@ -240,23 +240,6 @@ def test_an_operation_writes_into_columns_of_a_wider_matrix(rows):
         assert (wide[:, 11:] == 7).all()
 
 
-def test_a_weight_that_is_moved_leaves_its_old_memory_and_computes_the_same():
-    x = torch.randn(3, IN, generator=torch.Generator().manual_seed(0))
-    for module in one_of_each():
-        before, held, old = module(x), dict(module.named_buffers()), []
-
-        def move(tensor: torch.Tensor, old=old) -> torch.Tensor:
-            old.append(tensor)
-            return tensor.clone()
-
-        module.relocate(move)
-        for tensor in old:
-            tensor.zero_()
-        assert torch.equal(module(x), before)
-        if "weight" in held:
-            assert module.weight.data_ptr() == module.packed.values.data_ptr()
-
-
 def room(num_bytes: int) -> torch.Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8)
 

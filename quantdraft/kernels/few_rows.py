@@ -31,8 +31,6 @@ MAX_DYNAMIC_INPUTS = 1 << 16  # 255 * 128 times as many is just under 2^31
 # Fewer multiplications are done before another thread is awake: 20 to 50 microseconds for one.
 PRODUCTS_PER_WAKE = 1 << 19
 
-Move = Callable[[Tensor], Tensor]
-
 
 class FewRowsLinear(nn.Module):
     """What the kernels share: a packed weight, its product, and the same as an operation."""
@@ -68,13 +66,6 @@ class FewRowsLinear(nn.Module):
         ordered = None if order is None else torch.empty_like(x)
         operation.hold(bias=self.bias, order=order, ordered=ordered)
         return operation
-
-    def relocate(self, move: Move) -> None:
-        """Put the weight elsewhere in memory: every tensor of it becomes what `move` returns.
-
-        Operations made before go on reading the old memory.
-        """
-        self.packed.relocate(move)
 
 
 class Int4FewRowsLinear(FewRowsLinear):
@@ -138,11 +129,6 @@ class DenseFewRowsLinear(FewRowsLinear):
         self.register_buffer("weight", values)
         self._hold(PackedWeight(self.kind, values, None, None, values.shape[1], 0), bias)
 
-    def relocate(self, move: Move) -> None:
-        """Put the weight elsewhere in memory; see `FewRowsLinear.relocate`."""
-        super().relocate(move)
-        self.weight = self.packed.values
-
 
 class Bf16FewRowsLinear(DenseFewRowsLinear):
     """Weights as the checkpoint has them, in bfloat16; inputs and sums in float32."""
@@ -185,12 +171,6 @@ class PackedWeight:
         self.num_outputs, self.num_inputs, self.group = len(values), num_inputs, group
         self.num_bytes = sum(each.nbytes for each in (values, scale, zero) if each is not None)
         compiled_library()
-
-    def relocate(self, move: Move) -> None:
-        """Every tensor becomes what `move` makes of it: the same numbers in other memory."""
-        self.values = move(self.values)
-        self.scale = None if self.scale is None else move(self.scale)
-        self.zero = None if self.zero is None else move(self.zero)
 
     def operation(self, x: Tensor, out: Tensor, room: Callable[[int], Tensor]) -> Product:
         """The product of x, (rows, in), into out, (rows, out); both float32."""
