@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantdraft.results import (
+from quantdraft.record import (
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
     AcceptanceCounts,

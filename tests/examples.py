@@ -13,13 +13,13 @@ from pathlib import Path
 
 import click
 
+from quantdraft.common.files import read_json
 from quantdraft.errors import OptionError
-from quantdraft.files import read_json
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.report import write_comparison, write_document, write_report
-from quantdraft.results import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.selection.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.selection.rows import selection_document
-from quantdraft.selection.select import RECORD as SELECTION_FILE
+from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.rows import selection_document
+from quantdraft.workflows.select.select import RECORD as SELECTION_FILE
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 COMPARISON = "comparison"

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from quantdraft.weights import ELEMENT_BYTES
+from quantdraft.checkpoints.weights import ELEMENT_BYTES
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 LLAMA_CONFIG = {

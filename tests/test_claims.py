@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from quantdraft import speedup
-from quantdraft.acceptance import alpha_from_length, closed_form_length
 from quantdraft.cli import main
-from quantdraft.planning import PlanSettings, plan, plan_curve
+from quantdraft.judge import speedup
+from quantdraft.judge.acceptance import alpha_from_length, closed_form_length
+from quantdraft.workflows.plan import PlanSettings, plan, plan_curve
 
 PAGE = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
 KS = tuple(range(1, 17))

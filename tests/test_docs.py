@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from quantdraft import cli
-from quantdraft.quantization import apply
-from quantdraft.recipe import load_recipe
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import load_recipe
 from quantdraft.report.glossary import WORDS
 from tests.conftest import Pair
 

@@ -1,8 +1,8 @@
 """What SECURITY.md promises: files of strangers run nothing, reach nothing and stay where they lie.
 
-Fuzzing of every reader is `tests/test_fuzz.py`; that servers of ours listen on the loopback and end
-with their owner is in `tests/test_vllm_engine.py`; that a recipe alone downloads no data set, in
-`tests/test_calibration.py`.
+Fuzzing of every reader is `tests/tools/test_fuzz.py`; that servers of ours listen on the loopback
+and end with their owner is in `tests/engines/test_vllm.py`; that a recipe alone downloads no data
+set, in `tests/quantize/test_calibration.py`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ import pytest
 from click.testing import CliRunner
 
 from quantdraft import cli
-from quantdraft.checkpoint import open_checkpoint, require_own_files
-from quantdraft.documents import MAX_YAML_BYTES, parse_json, parse_yaml
+from quantdraft.checkpoints.checkpoint import open_checkpoint, require_own_files
+from quantdraft.checkpoints.tensors.loading import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+from quantdraft.checkpoints.weights import read_header, read_tensors, weight_files
+from quantdraft.common.documents import MAX_YAML_BYTES, parse_json, parse_yaml
 from quantdraft.engines.process import free_port
 from quantdraft.engines.vllm.client import Client
 from quantdraft.engines.vllm.server import server_variables
 from quantdraft.engines.vllm.settings import require_loopback
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
-from quantdraft.inputs import source_of
-from quantdraft.models import load_config, load_model, load_tokenizer, resolve_model
-from quantdraft.prompts import chat_text
-from quantdraft.provenance import command_line, environment
-from quantdraft.recipe import load_recipe
-from quantdraft.report import html
-from quantdraft.report.record_rows import provenance_section
-from quantdraft.report.rows import document
-from quantdraft.traffic import read_traffic
-from quantdraft.verdict.policy import load_policy
-from quantdraft.weights import read_header, read_tensors, weight_files
+from quantdraft.judge.verdict.policy import load_policy
+from quantdraft.measure.settings import source_of
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.record.provenance import command_line, environment
+from quantdraft.report.evaluation import document
+from quantdraft.report.sections.record import provenance_section
+from quantdraft.report.views import html
+from quantdraft.traffic.prompts import chat_text
+from quantdraft.traffic.traffic import read_traffic
 from tests.conftest import Pair
 from tests.example_evaluation import evaluation
 from tests.stored import LLAMA_CONFIG, write_checkpoint, write_safetensors

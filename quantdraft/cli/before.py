@@ -22,9 +22,9 @@ from quantdraft.cli.values import (
     recipe_and_sweep_names,
     shape_names,
 )
+from quantdraft.common.progress import step
 from quantdraft.errors import OptionError
-from quantdraft.progress import step
-from quantdraft.proposals import USUAL_K
+from quantdraft.record.proposals import USUAL_K
 
 A_CONFIG = Name("shape", shape_names, is_open=True)
 
@@ -44,7 +44,7 @@ def recipes(action: str | None, name: str | None, as_json: bool) -> None:
     the result.
     """
     with step("recipes"):
-        from quantdraft import catalogue
+        from quantdraft.workflows import list_recipes as catalogue
 
         if action != "show" and name is not None:
             raise OptionError(f"`list` takes no name. `quantdraft recipes show {name}`.")
@@ -73,7 +73,7 @@ def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -
     Exit code 0: compatible; 1: not. Every finding is one line with what to do.
     """
     with step("check"):
-        from quantdraft.preflight import check as check_pair
+        from quantdraft.workflows.check import check as check_pair
 
         result = check_pair(target, draft, k, policy)
     if as_json:
@@ -136,8 +136,8 @@ def plan(ks: str, as_json: bool, **given: Any) -> None:
     Everything it prints is a prediction; `quantdraft evaluate` measures.
     """
     with step("plan"):
-        from quantdraft.planning import PlanSettings, plan_lines
-        from quantdraft.planning import plan as make_plan
+        from quantdraft.workflows.plan import PlanSettings, plan_lines
+        from quantdraft.workflows.plan import plan as make_plan
 
         made = make_plan(PlanSettings(ks=parse_ks(ks), **given))
     if as_json:

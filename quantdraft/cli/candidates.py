@@ -11,8 +11,8 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, print_lines, tell_aside
 from quantdraft.cli.values import DIRECTORY, Model, Name, serving_names
+from quantdraft.common.progress import step
 from quantdraft.errors import OptionError
-from quantdraft.progress import step
 
 WARNING = "WARNING: "
 ENGINE = Name("engine", serving_names, is_open=True)
@@ -58,10 +58,10 @@ def apply(
     beginning; the same inputs and seed give the same bytes.
     """
     with step("apply") as now:
-        from quantdraft.quantization import applied_lines
-        from quantdraft.quantization import apply as apply_recipe
-        from quantdraft.recipe import load_recipe
-        from quantdraft.verdict.policy import load_policy
+        from quantdraft.judge.verdict.policy import load_policy
+        from quantdraft.quantize.apply import applied_lines
+        from quantdraft.quantize.apply import apply as apply_recipe
+        from quantdraft.quantize.recipe import load_recipe
 
         limit = load_policy(policy).min_speedup_over_baseline
         known = load_recipe(recipe)
@@ -114,7 +114,7 @@ def export(
     what it counted.
     """
     with step("export"):
-        from quantdraft.export import export as export_checkpoint
+        from quantdraft.workflows.export.export import export as export_checkpoint
 
         lines = export_checkpoint(checkpoint, engine, output, num_speculative_tokens=k, **given)
     if as_json:

@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, tell, tell_aside
 from quantdraft.cli.values import AT_LEAST_1, DIRECTORY, Recipe, recipe_names
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 
 @click.command(
@@ -36,7 +36,7 @@ def demo(
 ) -> None:
     """The whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
     with step("demo"):
-        from quantdraft.demo import demo as run_demo
+        from quantdraft.workflows.demo import demo as run_demo
 
         say = tell_aside if as_json else tell
         evaluations = run_demo(output, names, num_prompts=num_prompts, force=force, say=say)

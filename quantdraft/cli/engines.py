@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Commands
 from quantdraft.cli.printing import print_json
 from quantdraft.cli.values import DIRECTORY, Name
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 
 @click.group(

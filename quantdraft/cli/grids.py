@@ -20,7 +20,7 @@ from quantdraft.cli.values import (
     recipe_and_sweep_names,
     recipe_names,
 )
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 
 @click.command(
@@ -76,9 +76,9 @@ def sweep(ks: str, recipes: str, as_json: bool, **given: Any) -> None:
     steps there only with a whole node for a job (the default).
     """
     with step("sweep"):
-        from quantdraft.grid import SweepSettings
-        from quantdraft.sweep import RECORD
-        from quantdraft.sweep import sweep as run_sweep
+        from quantdraft.workflows.sweep.grid import SweepSettings
+        from quantdraft.workflows.sweep.sweep import RECORD
+        from quantdraft.workflows.sweep.sweep import sweep as run_sweep
 
         settings = SweepSettings.of(ks=parse_ks(ks), recipes=parse_names(recipes), **given)
         result = run_sweep(settings, tell_aside if as_json else tell)
@@ -137,8 +137,8 @@ def select(ks: str, as_json: bool, **given: Any) -> None:
     goes on where it stopped when the same command is given again.
     """
     with step("select"):
-        from quantdraft.selection import SelectSettings, lines_of
-        from quantdraft.selection import select as select_draft
+        from quantdraft.workflows.select import SelectSettings, lines_of
+        from quantdraft.workflows.select import select as select_draft
 
         settings = SelectSettings.of(ks=parse_ks(ks), **given)
         selection = select_draft(settings, tell_aside)

@@ -21,7 +21,7 @@ from quantdraft.cli.values import (
     recipe_names,
     shape_names,
 )
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 SHAPE = Name("shape", shape_names, is_open=True)
 
@@ -88,10 +88,10 @@ def evaluate(
     report.md and report.html. A killed run resumes.
     """
     with step("evaluate"):
-        from quantdraft.evaluation import evaluate as evaluate_candidate
-        from quantdraft.inputs import Settings
+        from quantdraft.measure.settings import Settings
+        from quantdraft.record import RECORD_FILE
         from quantdraft.report import render_verdict
-        from quantdraft.results import RECORD_FILE
+        from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = Settings(
             candidate=candidate,
@@ -148,9 +148,9 @@ def bench(
     memory or time is left out, and the table says so. Writes bench.json and bench.md.
     """
     with step("bench"):
-        from quantdraft.benching import BenchSettings
-        from quantdraft.benching import bench as run_bench
         from quantdraft.report import render_bench
+        from quantdraft.workflows.bench import BenchSettings
+        from quantdraft.workflows.bench import bench as run_bench
 
         settings = BenchSettings(
             candidates=candidates,

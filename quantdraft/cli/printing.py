@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from quantdraft.progress import aside
+from quantdraft.common.progress import aside
 
 MAX_COLUMNS = 100  # wider lines are not read with ease
 
@@ -40,7 +40,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_items(lines: Iterable[str], indent: int) -> None:
     """Lines that begin with a label of `indent` columns: wrapped beside it in a terminal."""
-    from quantdraft.report.screen import here
+    from quantdraft.report.views.screen import here
 
     print_lines(here().listed(line[indent:], line[:indent]) for line in lines)
 

@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, print_record
 from quantdraft.cli.values import DIRECTORY
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 
 @click.command(
@@ -48,8 +48,8 @@ def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent
     with step("report"):
+        from quantdraft.record import RECORD_FILE, read_evaluation
         from quantdraft.report import render_terminal, write_report
-        from quantdraft.results import RECORD_FILE, read_evaluation
 
         evaluation = read_evaluation(run / RECORD_FILE if run.is_dir() else run)
         if not as_json:

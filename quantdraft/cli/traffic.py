@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, tell_aside
 from quantdraft.cli.values import DIRECTORY
-from quantdraft.progress import step
+from quantdraft.common.progress import step
 
 
 @click.command(
@@ -52,9 +52,9 @@ def capture(
     A killed run goes on where it stopped when the same command is given again.
     """
     with step("capture"):
-        from quantdraft.capture import capture as capture_traffic
-        from quantdraft.results.wording import counted
-        from quantdraft.traffic import Sampling
+        from quantdraft.measure.capture import capture as capture_traffic
+        from quantdraft.record.limit_words import counted
+        from quantdraft.traffic.traffic import Sampling
 
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         traffic = capture_traffic(target, prompts, output, sampling=sampling, **given)

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from quantdraft.errors import OptionError, nearest
-from quantdraft.proposals import MAX_K
+from quantdraft.record.proposals import MAX_K
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -104,35 +104,35 @@ class Positive(click.ParamType[float]):
 
 def recipe_names() -> list[str]:
     """The bundled recipes."""
-    from quantdraft.recipe import bundled_recipe_names
+    from quantdraft.quantize.recipe import bundled_recipe_names
 
     return bundled_recipe_names()
 
 
 def recipe_and_sweep_names() -> list[str]:
     """The bundled recipes, and the sweeps that stand for several."""
-    from quantdraft.recipe import bundled_sweep_names
+    from quantdraft.quantize.recipe import bundled_sweep_names
 
     return [*recipe_names(), *bundled_sweep_names()]
 
 
 def shape_names() -> list[str]:
     """Published models whose shape is known."""
-    from quantdraft.shapes import shape_names as known
+    from quantdraft.checkpoints.shapes import shape_names as known
 
     return known()
 
 
 def gpu_names() -> list[str]:
     """Devices that `plan` knows."""
-    from quantdraft.planning.devices import device_names
+    from quantdraft.workflows.plan.devices import device_names
 
     return device_names()
 
 
 def serving_names() -> list[str]:
     """Engines that `export` writes for."""
-    from quantdraft.serving import ENGINES
+    from quantdraft.engines.registry import ENGINES
 
     return list(ENGINES)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantdraft.common.files import write_json, write_text
 from quantdraft.errors import OutputExistsError
-from quantdraft.files import write_json, write_text
-from quantdraft.report import drawing, html, markdown, terminal
-from quantdraft.report.bench_rows import bench_document
+from quantdraft.record import RECORD_FILE, Bench, Evaluation, read_evaluation
 from quantdraft.report.blocks import Document
+from quantdraft.report.charts import drawing
 from quantdraft.report.comparison import comparison
-from quantdraft.report.plain import plain
-from quantdraft.report.rows import document
-from quantdraft.results import RECORD_FILE, Bench, Evaluation, read_evaluation
+from quantdraft.report.evaluation import document
+from quantdraft.report.sections.bench import bench_document
+from quantdraft.report.views import html, markdown, terminal
+from quantdraft.report.views.plain import plain
 
 ROWS_FILE = "report.json"
 HTML_FILE = "report.html"

@@ -7,12 +7,18 @@ from typing import Any
 
 import yaml
 
+from quantdraft.record import Evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.record.numbers import valued
 from quantdraft.report.blocks import Paragraph, Section, Table
-from quantdraft.report.headline import checks_table, figures, missing_speed, model_name, sentence
-from quantdraft.report.markdown import escape, render_block, render_section
-from quantdraft.report.wording import valued
-from quantdraft.results import Evaluation
-from quantdraft.results.wording import counted
+from quantdraft.report.sections.headline import (
+    checks_table,
+    figures,
+    missing_speed,
+    model_name,
+    sentence,
+)
+from quantdraft.report.views.markdown import escape, render_block, render_section
 
 NO_EVALUATION = (
     "Not evaluated. Nothing is known of its acceptance or speed: "

@@ -6,33 +6,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quantdraft.comparison import Pair, all_pairs
 from quantdraft.errors import OptionError, PairingError
-from quantdraft.report.blocks import (
-    Banner,
-    Block,
-    Bullets,
-    Document,
-    Notice,
-    Paragraph,
-    Section,
-)
+from quantdraft.judge.comparison import Pair, all_pairs
+from quantdraft.judge.verdict.checks import is_control
+from quantdraft.record import Evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.record.numbers import interval, times
+from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
 from quantdraft.report.glossary import words_section
-from quantdraft.report.headline import model_name, sentence
-from quantdraft.report.obstacles import obstacles_notice
-from quantdraft.report.plane_rows import plane_chart
-from quantdraft.report.recipes_charts import forest_chart, lengths_chart, pareto_chart
-from quantdraft.report.recipes_rows import (
+from quantdraft.report.sections.headline import model_name, sentence
+from quantdraft.report.sections.obstacles import obstacles_notice
+from quantdraft.report.sections.plane import plane_chart
+from quantdraft.report.sections.recipes import (
     acceptance_table,
     common_k,
     length_table,
     pairs_table,
     speed_table,
 )
-from quantdraft.report.wording import interval, times
-from quantdraft.results import Evaluation
-from quantdraft.results.wording import counted
-from quantdraft.verdict.checks import is_control
+from quantdraft.report.sections.recipes_charts import forest_chart, lengths_chart, pareto_chart
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:

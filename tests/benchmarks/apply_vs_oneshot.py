@@ -38,9 +38,9 @@ def write_model(directory: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from quantdraft.files import write_json, write_text
-    from quantdraft.reference import pair_dir
-    from quantdraft.shapes import shape_checkpoint
+    from quantdraft.checkpoints.reference import pair_dir
+    from quantdraft.checkpoints.shapes import shape_checkpoint
+    from quantdraft.common.files import write_json, write_text
 
     directory.mkdir(parents=True)
     shape, generator = shape_checkpoint(SHAPE), torch.Generator().manual_seed(0)
@@ -67,8 +67,8 @@ def _random(name: str, shape: tuple[int, ...], generator: Any) -> Any:
 
 def apply_side(recipe_name: str, model: Path, output: Path) -> dict[str, float]:
     """What `quantdraft apply` does; the seconds that its proof took."""
-    from quantdraft import quantization
-    from quantdraft.recipe import load_recipe
+    from quantdraft.quantize import apply as quantization
+    from quantdraft.quantize.recipe import load_recipe
 
     recipe, proof_s = load_recipe(recipe_name), 0.0
     prove = quantization.prove

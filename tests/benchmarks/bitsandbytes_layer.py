@@ -18,13 +18,13 @@ from statistics import median
 import torch
 from torch import nn
 
-from quantdraft.engines.source import RandomWeights
-from quantdraft.kernels.codebook import BitsandbytesLinear
-from quantdraft.kernels.dense import DenseLinear
-from quantdraft.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear
-from quantdraft.kernels.llm_int8 import LlmInt8Linear
-from quantdraft.recipe import load_recipe
-from quantdraft.shapes import shape_checkpoint
+from quantdraft.checkpoints.shapes import shape_checkpoint
+from quantdraft.engines.kernels.codebook import BitsandbytesLinear
+from quantdraft.engines.kernels.dense import DenseLinear
+from quantdraft.engines.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear
+from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
+from quantdraft.engines.native.weight_sources import RandomWeights
+from quantdraft.quantize.recipe import load_recipe
 
 LAYER = "model.layers.0"
 MODULES = [f"{LAYER}.self_attn.{name}_proj" for name in "qkvo"]

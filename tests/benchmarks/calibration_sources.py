@@ -31,17 +31,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds
-from quantdraft.capture import capture
-from quantdraft.checkpoint import open_checkpoint
-from quantdraft.comparison import compare_acceptance
-from quantdraft.files import write_json, write_text
-from quantdraft.models import load_model
-from quantdraft.quantization import apply
-from quantdraft.recipe import Calibration, Recipe, load_recipe
-from quantdraft.reference import pair_dir
-from quantdraft.replay import keep_probabilities
-from quantdraft.traffic import Sampling, Traffic, read_traffic
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import load_model
+from quantdraft.common.files import write_json, write_text
+from quantdraft.judge.acceptance import Replayed, replay_rounds
+from quantdraft.judge.comparison import compare_acceptance
+from quantdraft.measure.capture import capture
+from quantdraft.measure.replay import keep_probabilities
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import Calibration, Recipe, load_recipe
+from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 
 K = 4
 CALIBRATION_TOKENS = 128

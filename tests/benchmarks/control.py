@@ -15,14 +15,14 @@ import json
 
 import torch
 
-from quantdraft.acceptance import replay_rounds
-from quantdraft.arms import BASELINE, CONTROL, TARGET
-from quantdraft.benchmark import Plan, measure_grid
-from quantdraft.checkpoint import open_checkpoint
-from quantdraft.comparison import speed_point
-from quantdraft.engines.source import stored_weights
-from quantdraft.reference import pair_dir
-from quantdraft.verdict import Policy
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.judge.comparison import speed_point
+from quantdraft.judge.verdict import Policy
+from quantdraft.measure.latency.grid import Plan, measure_grid
+from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 
 
 def main() -> None:

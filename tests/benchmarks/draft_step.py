@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from quantdraft.benching import BenchSettings, contenders_of, measure_bench
-from quantdraft.comparison import step_figures
+from quantdraft.judge.comparison import step_figures
+from quantdraft.record import Latency
 from quantdraft.report import render_bench
-from quantdraft.results import Latency
+from quantdraft.workflows.bench import BenchSettings, contenders_of, measure_bench
 
 RECIPES = ("int4", "int8", "int4-head8")
 

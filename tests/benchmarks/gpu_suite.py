@@ -23,25 +23,25 @@ from typing import Any
 
 import torch
 
-from quantdraft.arms import BASELINE, CONTROL, TARGET
-from quantdraft.benching import BenchSettings, Contenders, measure_bench
-from quantdraft.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.comparison.steps import step_figures
-from quantdraft.engines.native import load_native
-from quantdraft.engines.session import Session, modes
-from quantdraft.engines.source import RandomWeights, WeightSource
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.shapes import shape_checkpoint
+from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.common.files import whole_directory, write_json
+from quantdraft.engines.native.model import load_native
+from quantdraft.engines.native.session import Session, modes
+from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource
 from quantdraft.errors import NoKernelError
-from quantdraft.files import whole_directory, write_json
-from quantdraft.models import pick_device
-from quantdraft.provenance import environment
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
+from quantdraft.judge.comparison.steps import step_figures
+from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
+from quantdraft.measure.speculation import speculate
+from quantdraft.measure.verification import Plan
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.record import Bench, read_bench
+from quantdraft.record.provenance import environment
 from quantdraft.report import write_bench
-from quantdraft.results import Bench, read_bench
-from quantdraft.shapes import shape_checkpoint
-from quantdraft.speculation import speculate
-from quantdraft.traffic import Sampling
-from quantdraft.verification import Plan
+from quantdraft.traffic.traffic import Sampling
+from quantdraft.workflows.bench import BenchSettings, Contenders, measure_bench
 
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b")
 TARGET_SHAPE = "llama-3.1-8b"

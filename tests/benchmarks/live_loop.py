@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
-from quantdraft.capture import capture
-from quantdraft.checkpoint import open_checkpoint
-from quantdraft.engines.native import NativeModel, load_native
-from quantdraft.engines.session import Session, live_mode
-from quantdraft.engines.source import stored_weights
-from quantdraft.models import load_model
-from quantdraft.reference import pair_dir
-from quantdraft.speculation import speculate
-from quantdraft.traffic import Response, Sampling, Traffic
-from quantdraft.verification import Plan
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import load_model
+from quantdraft.engines.native.model import NativeModel, load_native
+from quantdraft.engines.native.session import Session, live_mode
+from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.measure.capture import capture
+from quantdraft.measure.speculation import speculate
+from quantdraft.measure.verification import Plan
+from quantdraft.traffic.traffic import Response, Sampling, Traffic
 from tests.benchmarks.replay_vs_assisted import assisted
 
 CPU = torch.device("cpu")

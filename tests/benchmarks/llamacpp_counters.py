@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from quantdraft.checkpoints.reference import embedded_prompts, pair_dir
 from quantdraft.engines.llamacpp.client import Answer, Request
 from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
+from quantdraft.engines.llamacpp.gguf import Conversion, convert
 from quantdraft.engines.llamacpp.proof import answers, context_length
 from quantdraft.engines.llamacpp.proof import ms_per_token as milliseconds
 from quantdraft.engines.llamacpp.server import Serving, require_server, version
 from quantdraft.errors import EngineError, QuantDraftError
-from quantdraft.reference import embedded_prompts, pair_dir
-from quantdraft.replay import keep_probabilities
-from quantdraft.serving.gguf import Conversion, convert
-from quantdraft.traffic import Response, Sampling, Traffic
+from quantdraft.measure.replay import keep_probabilities
+from quantdraft.traffic.traffic import Response, Sampling, Traffic
 
 K = 4
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.reference import pair_dir
+from quantdraft.checkpoints.reference import pair_dir
 from tests.benchmarks.recipe_rows import CONTEXT, Counted, K, Made, Served, Tried
 
 DRAFT, TARGET = pair_dir() / "draft", pair_dir() / "target"
@@ -53,7 +53,7 @@ class Gguf:
 
 def converted(gguf_type: str, llamacpp: Path, work: Path) -> Gguf:
     """Make the GGUF with llama.cpp's own tools, then read it back into the usual layout."""
-    from quantdraft.serving.gguf import Conversion, convert
+    from quantdraft.engines.llamacpp.gguf import Conversion, convert
 
     directory = work / "checkpoints" / f"gguf-{gguf_type}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -72,7 +72,7 @@ def write_dense(file: Path, directory: Path, llamacpp: Path) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from quantdraft.checkpoint import open_checkpoint
+    from quantdraft.checkpoints.checkpoint import open_checkpoint
 
     gguf = gguf_package(llamacpp)
     source = open_checkpoint(DRAFT)
@@ -140,9 +140,9 @@ def made(gguf_type: str, llamacpp: Path, work: Path) -> Made:
     found = converted(gguf_type, llamacpp, work)
     import torch
 
-    from quantdraft.checkpoint import open_checkpoint
-    from quantdraft.ledger import byte_ledger
-    from quantdraft.proof import logit_distance, probe_logits
+    from quantdraft.checkpoints.checkpoint import open_checkpoint
+    from quantdraft.quantize.ledger import byte_ledger
+    from quantdraft.quantize.proof.proof import logit_distance, probe_logits
     from tests.benchmarks.recipe_parts import replayed
 
     cpu = torch.device("cpu")
@@ -165,10 +165,10 @@ def made(gguf_type: str, llamacpp: Path, work: Path) -> Made:
 def served(gguf_type: str, llamacpp: Path, work: Path, asked: Any) -> Served:
     """llama-server with this draft; its rounds beside those that replay predicts of its texts."""
     from quantdraft.engines.llamacpp.client import Request
+    from quantdraft.engines.llamacpp.gguf import Conversion, convert
     from quantdraft.engines.llamacpp.proof import answers, context_length
     from quantdraft.engines.llamacpp.server import Serving, require_server, version
     from quantdraft.errors import EngineError
-    from quantdraft.serving.gguf import Conversion, convert
 
     started, logs = time.perf_counter(), work / "logs" / f"gguf-{gguf_type}"
     program = require_server(llamacpp)
@@ -205,10 +205,10 @@ def predicted(dense: Path, asked: Any, texts: list[tuple[int, ...]]) -> list[flo
 
     import torch
 
+    from quantdraft.checkpoints.tensors.loading import load_model
     from quantdraft.engines.llamacpp.counting import predicted_counts
-    from quantdraft.models import load_model
-    from quantdraft.replay import keep_probabilities
-    from quantdraft.traffic import Sampling, Traffic
+    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.traffic.traffic import Sampling, Traffic
 
     responses = tuple(
         replace(response, response_token_ids=text, logprobs=None)

@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantdraft.files import write_json
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.common.files import write_json
+from quantdraft.quantize.recipe import load_recipe
 from tests.benchmarks import recipe_gguf
 from tests.benchmarks.recipe_rows import CONTEXT, GGUF, Counted, K, Made, Served, Tried
 
@@ -39,8 +39,8 @@ def checkpoint_dir(work: Path, recipe: str) -> Path:
 
 def traffic(options: argparse.Namespace) -> dict[str, int]:
     """The target's own greedy responses: to replay, to calibrate on, and those that are served."""
-    from quantdraft.capture import capture
-    from quantdraft.traffic import Sampling
+    from quantdraft.measure.capture import capture
+    from quantdraft.traffic.traffic import Sampling
 
     sets = {
         TRAFFIC: ("prompts", None, options.num_tokens),
@@ -68,8 +68,8 @@ def made(options: argparse.Namespace) -> Made:
         return recipe_gguf.made(options.recipe.removeprefix(GGUF), options.llamacpp, options.work)
     import torch  # noqa: F401  (its memory is not apply's)
 
-    from quantdraft.ledger import byte_ledger
-    from quantdraft.quantization import apply
+    from quantdraft.quantize.apply import apply
+    from quantdraft.quantize.ledger import byte_ledger
 
     recipe = load_recipe(options.recipe)
     calibration = options.work / CALIBRATION if recipe.needs_calibration else None
@@ -111,11 +111,11 @@ def replayed(baseline: Path, candidate: Path, work: Path) -> dict[str, Any]:
     """Acceptance of both on the same tokens, by the names of `Made`'s fields."""
     import torch
 
-    from quantdraft.acceptance import replay_rounds
-    from quantdraft.comparison import compare_acceptance
-    from quantdraft.models import load_model
-    from quantdraft.replay import keep_probabilities
-    from quantdraft.traffic import read_traffic
+    from quantdraft.checkpoints.tensors.loading import load_model
+    from quantdraft.judge.acceptance import replay_rounds
+    from quantdraft.judge.comparison import compare_acceptance
+    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.traffic.traffic import read_traffic
 
     asked = read_traffic(work / TRAFFIC)
     ids, arms = [response.prompt_id for response in asked.responses], []
@@ -136,8 +136,8 @@ def tried(options: argparse.Namespace) -> list[Tried]:
     """The engines of this process: the native one and transformers, on the CPU."""
     import torch
 
-    from quantdraft.checkpoint import open_checkpoint
-    from quantdraft.proof import probe_logits
+    from quantdraft.checkpoints.checkpoint import open_checkpoint
+    from quantdraft.quantize.proof.proof import probe_logits
 
     candidate = open_checkpoint(checkpoint_dir(options.work, options.recipe))
     wanted = probe_logits(candidate, torch.device("cpu"))
@@ -148,11 +148,11 @@ def _native(candidate: Any, wanted: Any) -> Tried:
     """The probe's tokens through the native engine's own kernels."""
     import torch
 
-    from quantdraft.engines.native import load_native
-    from quantdraft.engines.session import Session
-    from quantdraft.engines.source import stored_weights
+    from quantdraft.engines.native.model import load_native
+    from quantdraft.engines.native.session import Session
+    from quantdraft.engines.native.weight_sources import stored_weights
     from quantdraft.errors import QuantDraftError
-    from quantdraft.proof import logit_distance
+    from quantdraft.quantize.proof.proof import logit_distance
 
     ids = probe_ids(candidate)
     try:
@@ -171,7 +171,7 @@ def _transformers(candidate: Any, wanted: Any) -> Tried:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from quantdraft.proof import logit_distance
+    from quantdraft.quantize.proof.proof import logit_distance
 
     ids, reasons = probe_ids(candidate), []
     for name in DTYPES:
@@ -214,7 +214,7 @@ def probe_ids(checkpoint: Any) -> Any:
     """The tokens of the proof's fixed probe, (probes, length)."""
     import torch
 
-    from quantdraft.proof import NUM_PROBES, PROBE_LENGTH, PROBE_SEED
+    from quantdraft.quantize.proof.proof import NUM_PROBES, PROBE_LENGTH, PROBE_SEED
 
     generator = torch.Generator().manual_seed(PROBE_SEED)
     num_tokens = int(checkpoint.text_config["vocab_size"])
@@ -224,7 +224,7 @@ def probe_ids(checkpoint: Any) -> Any:
 def served(options: argparse.Namespace) -> Served:
     """The engine's server with this draft, asked a few prompts; its rounds beside replay's."""
     from quantdraft.engines.vllm.environment import find_vllm
-    from quantdraft.traffic import read_traffic
+    from quantdraft.traffic.traffic import read_traffic
     from tests.benchmarks.vllm_counters import counted
 
     if options.recipe.startswith(GGUF):

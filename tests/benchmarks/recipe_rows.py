@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantdraft.results import Interval
+from quantdraft.record import Interval
 
 K = 4  # num_speculative_tokens, of replay and of vLLM
 CONTEXT = 512  # tokens in the cache where keys and values are weighed: the pair's longest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.record import Interval
+from quantdraft.record.numbers import UNDEFINED, percent
 from quantdraft.report.blocks import Bullets, Document, Paragraph, Section, Table
-from quantdraft.report.wording import UNDEFINED, percent
-from quantdraft.results import Interval
 from tests.benchmarks.recipe_rows import CONTEXT, ENGINES, K, Made, Row, Tried
 
 MARKS = {"loads": "yes", "refuses": "no", "not tried": "–"}

@@ -24,12 +24,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from quantdraft.catalogue import Entry, catalogue
+from quantdraft.common.files import file_sha256, write_json, write_text
+from quantdraft.common.resume import stage
 from quantdraft.errors import QuantDraftError
-from quantdraft.files import file_sha256, write_json, write_text
-from quantdraft.provenance import environment
-from quantdraft.report import markdown, terminal
-from quantdraft.stages import stage
+from quantdraft.record.provenance import environment
+from quantdraft.report.views import markdown, terminal
+from quantdraft.workflows.list_recipes import Entry, catalogue
 from tests.benchmarks.recipe_plan import OutOfTime, PartFailed, Plan, run_part
 from tests.benchmarks.recipe_rows import ENGINES, GGUF, GGUF_TYPES, Level, Made, Row, Served, Tried
 from tests.benchmarks.recipes_page import document, table_of

@@ -55,13 +55,13 @@ def import_everything() -> None:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    import quantdraft.comparison
-    import quantdraft.keeps
-    import quantdraft.lines
-    import quantdraft.replay
+    import quantdraft.judge.comparison
+    import quantdraft.measure.probabilities
+    import quantdraft.measure.replay
+    import quantdraft.traffic.jsonl
 
     torch.set_num_threads(1)
-    quantdraft.lines.MAX_BYTES_IN_MEMORY = 0
+    quantdraft.traffic.jsonl.MAX_BYTES_IN_MEMORY = 0
 
 
 def measured(size: int, work_dir: Path) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def measured(size: int, work_dir: Path) -> dict[str, Any]:
 
 def write_traffic(path: Path, size: int) -> None:
     """Random tokens, line by line."""
-    from quantdraft.traffic import Response, Sampling, header_line, response_line
+    from quantdraft.traffic.traffic import Response, Sampling, header_line, response_line
 
     rng = np.random.default_rng(0)
     with open(path, "w", encoding="utf-8") as file:
@@ -99,11 +99,11 @@ def write_traffic(path: Path, size: int) -> None:
 
 def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     """Processor seconds of every part, and by how much the peak memory grew."""
-    from quantdraft.acceptance import replay_rounds
-    from quantdraft.comparison import compare_acceptance
-    from quantdraft.keeps import keeps_on_disk
-    from quantdraft.replay import keep_probabilities
-    from quantdraft.traffic import read_traffic, token_counts
+    from quantdraft.judge.acceptance import replay_rounds
+    from quantdraft.judge.comparison import compare_acceptance
+    from quantdraft.measure.probabilities import keeps_on_disk
+    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.traffic.traffic import read_traffic, token_counts
 
     draft = tiny_draft()
     before, seconds, peaks = peak_bytes(), {}, {}
@@ -185,8 +185,8 @@ def as_line(row: dict[str, Any]) -> str:
 
 def write(rows: list[dict[str, Any]], found: dict[str, Any], output: Path) -> None:
     """replay_scaling.json, .md and .svg."""
-    from quantdraft.files import write_json, write_text
-    from quantdraft.report.drawing import svg_file
+    from quantdraft.common.files import write_json, write_text
+    from quantdraft.report.charts.drawing import svg_file
 
     write_json(output / "replay_scaling.json", found | {"rows": rows})
     head = ["responses", "file, MB", "read, s", "replay, s", f"rounds of {len(KS)} k, s"]
@@ -214,8 +214,8 @@ def scaling_chart(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds, with what linear growth from the largest would be, and peak memory below."""
     import altair as alt
 
+    from quantdraft.report.charts.palette import LIGHT
     from quantdraft.report.charts.style import CONFIG, inline
-    from quantdraft.report.palette import LIGHT
 
     largest = rows[-1]
     slope = sum(largest["seconds"].values()) / largest["num_responses"]

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from quantdraft.acceptance import replay_rounds
-from quantdraft.capture import capture
-from quantdraft.models import load_model
-from quantdraft.quantization import apply
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
-from quantdraft.replay import keep_probabilities
-from quantdraft.traffic import Sampling, Traffic
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import load_model
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.measure.capture import capture
+from quantdraft.measure.replay import keep_probabilities
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.traffic.traffic import Sampling, Traffic
 
 CPU = torch.device("cpu")
 

@@ -20,20 +20,20 @@ from pathlib import Path
 
 import torch
 
-from quantdraft.capture import capture
-from quantdraft.checkpoint import open_checkpoint
-from quantdraft.crosscheck import rounds_replayed
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import load_model
+from quantdraft.checkpoints.tensors.unpacking import rounds_activations
 from quantdraft.engines.vllm.client import Client, Completion, Request
 from quantdraft.engines.vllm.environment import Environment, find_vllm
 from quantdraft.engines.vllm.replies import Counters
 from quantdraft.engines.vllm.run import Fleet, blamed_on, not_ready
 from quantdraft.engines.vllm.settings import Serving
-from quantdraft.models import load_model
-from quantdraft.quantization import apply
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
-from quantdraft.traffic import Sampling, Traffic
-from quantdraft.unpacking import rounds_activations
+from quantdraft.measure.capture import capture
+from quantdraft.measure.served.cross_check import rounds_replayed
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.traffic.traffic import Sampling, Traffic
 
 K = 4
 DRAFTS = ("bf16", "int4", "int4-gptq", "int8", "fp8")

@@ -53,12 +53,12 @@ def import_everything() -> None:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    import quantdraft.evaluation
-    import quantdraft.lines
-    import quantdraft.report.drawing
+    import quantdraft.report.charts.drawing
+    import quantdraft.traffic.jsonl
+    import quantdraft.workflows.evaluate
 
     torch.set_num_threads(1)
-    quantdraft.lines.MAX_BYTES_IN_MEMORY = 0
+    quantdraft.traffic.jsonl.MAX_BYTES_IN_MEMORY = 0
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -82,8 +82,8 @@ def make_models(root: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from quantdraft.quantization import apply
-    from quantdraft.recipe import load_recipe
+    from quantdraft.quantize.apply import apply
+    from quantdraft.quantize.recipe import load_recipe
     from tests.conftest import save_tokenizer
 
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def measured(size: int, root: Path) -> dict[str, Any]:
 
 def write_traffic(path: Path, size: int) -> None:
     """Random tokens of two domains, line by line."""
-    from quantdraft.traffic import Response, Sampling, header_line, response_line
+    from quantdraft.traffic.traffic import Response, Sampling, header_line, response_line
 
     rng = np.random.default_rng(0)
     with open(path, "w", encoding="utf-8") as file:
@@ -126,9 +126,9 @@ def write_traffic(path: Path, size: int) -> None:
 
 def evaluated(traffic: Path, root: Path, output: Path) -> dict[str, Any]:
     """The peak's growth up to the end of each part, and the size of the record."""
-    from quantdraft import evaluation
-    from quantdraft.inputs import Settings
-    from quantdraft.results import RECORD_FILE
+    from quantdraft.measure.settings import Settings
+    from quantdraft.record import RECORD_FILE
+    from quantdraft.workflows import evaluate as evaluation
 
     before, peaks, started = peak_bytes(), {}, time.process_time()
 
@@ -182,7 +182,7 @@ def as_line(row: dict[str, Any]) -> str:
 
 def write(rows: list[dict[str, Any]], found: dict[str, Any], output: Path) -> None:
     """evaluate_memory.json and .md."""
-    from quantdraft.files import write_json, write_text
+    from quantdraft.common.files import write_json, write_text
 
     write_json(output / "evaluate_memory.json", found | {"rows": rows})
     sizes = ",".join(str(row["num_prompts"]) for row in rows)

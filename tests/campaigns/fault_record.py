@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quantdraft.files import write_json, write_text
+from quantdraft.common.files import write_json, write_text
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "out of memory")
 COUNTS = ("kills", "lost", "half_written", "wrong")

@@ -29,8 +29,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from quantdraft.common.files import write_json, write_text
 from quantdraft.errors import QuantDraftError
-from quantdraft.files import write_json, write_text
 from tests.campaigns.findings import findings_lines
 
 SECONDS_PER_INPUT = 10.0

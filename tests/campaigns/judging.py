@@ -14,34 +14,34 @@ from typing import Any
 
 import numpy as np
 
-from quantdraft.benchmark import MIN_LOADS
+from quantdraft.measure.latency.grid import MIN_LOADS
 from quantdraft.report.blocks import Document
 from tests.campaigns.warm import import_what_was_imported, run
 
 NUM_PROMPTS = 12
 CAPTURE_BATCH = 2
 SMALL = {
-    "quantdraft.replay.MAX_BATCH_TOKENS": 150,  # some batches, not one
-    "quantdraft.roofline.BUFFER_BYTES": {"cpu": 8 << 20},
-    "quantdraft.roofline.LAST_SIZE": {"cpu": 128},
-    "quantdraft.arms.TRIAL_SECONDS": 0.0,
-    "quantdraft.benchmark.MAX_OVERRUN": float("inf"),
+    "quantdraft.measure.replay.MAX_BATCH_TOKENS": 150,  # some batches, not one
+    "quantdraft.measure.latency.roofline.BUFFER_BYTES": {"cpu": 8 << 20},
+    "quantdraft.measure.latency.roofline.LAST_SIZE": {"cpu": 128},
+    "quantdraft.measure.latency.loaded.TRIAL_SECONDS": 0.0,
+    "quantdraft.measure.latency.grid.MAX_OVERRUN": float("inf"),
     # Which kernel is the fastest differs from run to run, and with it what falls at a near-tie.
-    "quantdraft.kernels.trials._fastest_of": lambda timers: {
+    "quantdraft.engines.kernels.trials._fastest_of": lambda timers: {
         name: 1.0 + place for place, name in enumerate(timers)
     },
-    "quantdraft.evaluation.suspicions": lambda latency: (),  # or all may be timed once more
+    "quantdraft.workflows.evaluate.suspicions": lambda latency: (),  # or all may be timed once more
     "quantdraft.report.document": lambda evaluation: Document("A run", "", None, (), ()),
     "quantdraft.report.comparison": lambda runs: Document("Some runs", "", None, (), ()),
-    "quantdraft.report.drawing.scripts": str,  # drawing takes longer than all the rest
+    "quantdraft.report.charts.drawing.scripts": str,  # drawing takes longer than all the rest
 }
-HEAVY = ("torch", "transformers", "pydantic", "safetensors.torch", "quantdraft.evaluation")
+HEAVY = ("torch", "transformers", "pydantic", "safetensors.torch", "quantdraft.workflows.evaluate")
 HEAVY += (
-    "quantdraft.report.drawing",
-    "quantdraft.benching",
-    "quantdraft.quantization",
-    "quantdraft.capture",
-    "quantdraft.sweep",
+    "quantdraft.report.charts.drawing",
+    "quantdraft.workflows.bench",
+    "quantdraft.quantize.apply",
+    "quantdraft.measure.capture",
+    "quantdraft.workflows.sweep.sweep",
     "quantdraft.cli",
 )
 FOR_APPLY = ("llmcompressor", "llmcompressor.modifiers.quantization", "llmcompressor.entrypoints")
@@ -73,12 +73,12 @@ def import_everything(names: list[str]) -> None:
     for dotted, value in SMALL.items():
         module, _, attribute = dotted.rpartition(".")
         setattr(sys.modules[module], attribute, value)
-    sys.modules["quantdraft.arms"].float_types = lambda device: [torch.float32]
+    sys.modules["quantdraft.measure.latency.loaded"].float_types = lambda device: [torch.float32]
 
 
 def make_inputs(work_dir: Path, needs_candidate: bool) -> None:
     """Target, draft, prompts, traffic, a short calibrated recipe, a candidate; all in children."""
-    from quantdraft.recipe import load_recipe
+    from quantdraft.quantize.recipe import load_recipe
 
     if os.fork() == 0:
         from tests.conftest import save_noisy, save_target, save_tokenizer, write_prompts
@@ -156,7 +156,10 @@ def commands(work_dir: Path) -> list[Command]:
 
 def count_units(log: Path) -> None:
     """In a child: write a line for every piece of work that is computed."""
-    from quantdraft import answering, benchmark, quantization, replay
+    from quantdraft.measure import answerers as answering
+    from quantdraft.measure import replay
+    from quantdraft.measure.latency import grid as benchmark
+    from quantdraft.quantize import apply as quantization
 
     def counting(real: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -261,13 +264,13 @@ def num_batches(work_dir: Path) -> int:
 
 
 def all_responses(path: Path) -> Any:
-    from quantdraft.traffic import read_traffic
+    from quantdraft.traffic.traffic import read_traffic
 
     return read_traffic(path).responses
 
 
 def replay_batches(responses: Any) -> list[list[int]]:
-    from quantdraft.replay import _batches
+    from quantdraft.measure.replay import _batches
     from tests.conftest import VOCAB_SIZE
 
     return list(_batches(responses, VOCAB_SIZE))
@@ -319,7 +322,7 @@ def samples_of(point: dict[str, Any], load: int) -> dict[str, list[float]]:
 
 def bench(path: Path) -> Any:
     """The points without their times."""
-    from quantdraft.results import read_bench
+    from quantdraft.record import read_bench
 
     record = asdict(read_bench(path / "bench.json"))
     return [

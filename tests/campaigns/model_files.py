@@ -13,21 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantdraft.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.configs import read_generation_config
-from quantdraft.heads import draft_head
-from quantdraft.inputs import source_of
-from quantdraft.ledger import byte_ledger, head_options, project
-from quantdraft.pairing import check_pairing
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.configs import read_generation_config
+from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.pairing import check_pairing
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
+from quantdraft.checkpoints.weights import read_header, read_tensors
+from quantdraft.engines.findings import Draft, Pair
+from quantdraft.engines.registry import ENGINES
+from quantdraft.measure.settings import source_of
+from quantdraft.quantize.ledger import byte_ledger, head_options, project
+from quantdraft.quantize.recipe import load_recipe
 from quantdraft.report.card import model_card
-from quantdraft.schemes import linear_modules, stored_format
-from quantdraft.serving import ENGINES
-from quantdraft.serving.findings import Draft, Pair
-from quantdraft.serving.heads import head_serving
-from quantdraft.serving.target import read_target
-from quantdraft.weights import read_header, read_tensors
+from quantdraft.workflows.export.heads import head_serving
+from quantdraft.workflows.export.target import read_target
 from tests.campaigns.hostile import Format, Mutate, as_json
 from tests.campaigns.mutations import mutated_header
 from tests.stored import LLAMA_CONFIG, write_checkpoint, write_safetensors

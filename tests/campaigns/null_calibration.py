@@ -26,9 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from quantdraft.comparison import Bootstrap, compare_acceptance, speed_point, what_would_settle
-from quantdraft.results import AcceptanceComparison, Interval, SpeedPoint
-from quantdraft.verdict import Evidence, Policy, decide, measured_alarms
+from quantdraft.judge.comparison import (
+    Bootstrap,
+    compare_acceptance,
+    speed_point,
+    what_would_settle,
+)
+from quantdraft.judge.verdict import Evidence, Policy, decide, measured_alarms
+from quantdraft.record import AcceptanceComparison, Interval, SpeedPoint
 from tests.campaigns.simulated import K, World, drawn, make_world, with_speedup
 
 POLICY = Policy()
@@ -282,8 +287,8 @@ def power_chart(found: dict[str, Any]) -> dict[str, Any]:
 
 def write(found: dict[str, Any], text: str, output: Path) -> None:
     """null_calibration.json and .md."""
-    from quantdraft.files import write_json, write_text
-    from quantdraft.report.drawing import svg_file
+    from quantdraft.common.files import write_json, write_text
+    from quantdraft.report.charts.drawing import svg_file
 
     write_json(output / "null_calibration.json", summary(found) | found)
     write_text(output / "null_calibration.md", text)

@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantdraft.files import write_json, write_text
-from quantdraft.reference import pair_dir
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.common.files import write_json, write_text
 
 RECIPES = (  # every one that needs no data
     "fp8,fp8-block,fp8-head8,int8,int8-head8,int8-weight-only,int8-bnb,int4,int4-head4,int4-head8,"
@@ -100,8 +100,8 @@ def killed_midway(line: list[str], nodes: Any, output: Path) -> float:
 
 def captured(directory: Path, num_prompts: int) -> Path:
     """The target's greedy text on the embedded prompts, of which there are 128."""
-    from quantdraft.capture import capture
-    from quantdraft.traffic import Sampling
+    from quantdraft.measure.capture import capture
+    from quantdraft.traffic.traffic import Sampling
 
     path, prompts = directory / "traffic.jsonl", directory / "prompts.jsonl"
     files = [pair_dir() / name for name in ("prompts.jsonl", "calibration.jsonl")]

@@ -33,9 +33,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantdraft.reference import pair_dir
-from quantdraft.results import Evaluation, Interval, read_evaluation
-from quantdraft.verdict import Policy
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.judge.verdict import Policy
+from quantdraft.record import Evaluation, Interval, read_evaluation
 
 LIMIT = Policy().min_speedup_over_baseline
 TRUE_GAIN = 1.05
@@ -271,7 +271,7 @@ def _shown(value: Any) -> str:
 
 def write(found: dict[str, list[Evaluation]], text: str, options: argparse.Namespace) -> None:
     """repeats.json and .md."""
-    from quantdraft.files import write_json, write_text
+    from quantdraft.common.files import write_json, write_text
 
     rows = {
         name: [

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.acceptance import Replayed, replay_rounds
-from quantdraft.results import ArmLatency, Latency, StepSamples
+from quantdraft.judge.acceptance import Replayed, replay_rounds
+from quantdraft.record import ArmLatency, Latency, StepSamples
 
 K = 4
 POPULATION = 20_000

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from quantdraft.acceptance import replay_rounds
-from quantdraft.capture import capture
-from quantdraft.checkpoint import open_checkpoint
-from quantdraft.engines.native import load_native
-from quantdraft.engines.source import stored_weights
-from quantdraft.evaluation import evaluate
-from quantdraft.inputs import Settings
-from quantdraft.live import run_live
-from quantdraft.models import load_model
-from quantdraft.quantization import apply
-from quantdraft.recipe import load_recipe
-from quantdraft.reference import pair_dir
-from quantdraft.replay import keep_probabilities
-from quantdraft.traffic import Sampling, Traffic
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import load_model
+from quantdraft.engines.native.model import load_native
+from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.measure.capture import capture
+from quantdraft.measure.live import run_live
+from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import Settings
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.traffic.traffic import Sampling, Traffic
+from quantdraft.workflows.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")

@@ -9,17 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantdraft.checkpoint import open_checkpoint
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.common.resume import key_of, stage
 from quantdraft.engines.vllm.replies import completion_piece, parse_counters, parse_event
-from quantdraft.ledger import project
-from quantdraft.prompts import read_prompts
-from quantdraft.recipe import bundled_recipe_names, load_recipe, recipes_dir
-from quantdraft.recipe_formats import formats_by_module
+from quantdraft.judge.verdict.policy import Policy, load_policy
+from quantdraft.quantize.ledger import project
+from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe, recipes_dir
+from quantdraft.quantize.recipe_formats import formats_by_module
+from quantdraft.record import read_bench, read_evaluation
 from quantdraft.report import render_bench, render_terminal
-from quantdraft.results import read_bench, read_evaluation
-from quantdraft.stages import key_of, stage
-from quantdraft.traffic import read_traffic
-from quantdraft.verdict.policy import Policy, load_policy
+from quantdraft.traffic.prompts import read_prompts
+from quantdraft.traffic.traffic import read_traffic
 from tests.campaigns.hostile import Format, as_event, as_json, as_text, as_yaml
 from tests.campaigns.mutations import mutated_lines
 from tests.example_evaluation import evaluation, unmeasured
@@ -128,7 +128,7 @@ def _lines(entries: Sequence[Any]) -> bytes:
 
 
 def _records(root: Path) -> list[Format]:
-    from tests.test_bench_rows import bench, point
+    from tests.report.test_bench import bench, point
 
     (root / "stages").mkdir(parents=True)
     run, benched, part = root / "evaluation.json", root / "bench.json", root / "stages" / "a.json"

@@ -9,10 +9,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantdraft.engines.llamacpp.gguf import built_tool
+from quantdraft.engines.llamacpp.launch import speculative_arguments
 from quantdraft.engines.process import LogFormat
 from quantdraft.errors import EngineError
-from quantdraft.serving.gguf import built_tool
-from quantdraft.serving.llamacpp import speculative_arguments
 
 PROGRAM = "llama-server"
 DIRECTORY_VARIABLE = "QUANTDRAFT_LLAMACPP"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantdraft.documents import parse_json
+from quantdraft.common.documents import parse_json
 from quantdraft.engines.vllm.replies import (
     NUM_TOKENS,
     Counters,
@@ -25,7 +25,7 @@ from quantdraft.engines.vllm.replies import (
     without_password,
 )
 from quantdraft.errors import EngineError
-from quantdraft.traffic import Sampling
+from quantdraft.traffic.traffic import Sampling
 
 REQUEST_SECONDS = 600.0
 # The counters are written a moment after the last token is sent.

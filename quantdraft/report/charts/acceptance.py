@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.report.charts.palette import LIGHT
 from quantdraft.report.charts.style import NUM_TICKS, Row, arm_scale, finish, inline, level
-from quantdraft.report.palette import LIGHT
 
 
 def position_bars(rows: Sequence[Row]) -> dict[str, Any]:

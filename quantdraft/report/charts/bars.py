@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.report.charts.palette import LIGHT
 from quantdraft.report.charts.style import NUM_TICKS, WIDE, Row, finish, inline
-from quantdraft.report.palette import LIGHT
 
 PART_COLOURS = {
     "draft steps": LIGHT["orange"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.report.charts.palette import LIGHT
 from quantdraft.report.charts.style import (
     RATE,
     WIDE,
@@ -16,7 +17,6 @@ from quantdraft.report.charts.style import (
     name_scale,
     whiskers,
 )
-from quantdraft.report.palette import LIGHT
 from quantdraft.report.safety import shown_values
 
 STANDING = {

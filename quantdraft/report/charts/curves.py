@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.report.charts.palette import LIGHT
 from quantdraft.report.charts.style import (
     Row,
     arm_scale,
@@ -14,7 +15,6 @@ from quantdraft.report.charts.style import (
     name_scale,
     whiskers,
 )
-from quantdraft.report.palette import LIGHT
 from quantdraft.report.safety import shown_text
 
 CurvePoint = tuple[int, float, float, float, str]  # k, value, low, high, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantdraft.report.charts.palette import LIGHT
 from quantdraft.report.charts.style import (
     NUM_TICKS,
     RATE,
@@ -16,7 +17,6 @@ from quantdraft.report.charts.style import (
     level,
     name_scale,
 )
-from quantdraft.report.palette import LIGHT
 
 LOST = "acceptance lost, points (right: worse)"
 STEP = "draft step, ms (left: faster)"

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantdraft.report.charts.style import (
-    Row,
-    against_one,
-    finish,
-    inline,
-    name_scale,
-)
+from quantdraft.report.charts.style import Row, against_one, finish, inline, name_scale
 
 
 def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:

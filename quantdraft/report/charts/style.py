@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantdraft.report.palette import HUES, LIGHT
+from quantdraft.report.charts.palette import HUES, LIGHT
 from quantdraft.report.safety import shown_values
 
 if TYPE_CHECKING:

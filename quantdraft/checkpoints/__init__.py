@@ -1,0 +1,1 @@
+"""What a model directory is, quantized or not."""

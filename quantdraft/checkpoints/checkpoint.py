@@ -1,0 +1,151 @@
+"""A model directory, opened and checked from its files' headers: no torch, no weights in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.configs import require_config, require_manifest
+from quantdraft.checkpoints.weights import TensorInfo, read_tensors
+from quantdraft.common.documents import read_json_object
+from quantdraft.errors import CheckpointError
+
+MANIFEST_FILE = "quantdraft.json"
+MANIFEST_SCHEMA_VERSION = 1
+ADAPTER_FILE = "adapter_config.json"  # PEFT's
+OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
+# Any one of these sets of files is a tokenizer that transformers can build.
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("tekken.json",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory with a model in Hugging Face layout; `manifest` is what `apply` left in it."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config."""
+        return dict(self.config.get("text_config") or self.config)
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """The quantization config that engines read, or None for a full-precision checkpoint."""
+        for holder in (self.config, self.text_config):
+            for key in ("quantization_config", "compression_config"):
+                if holder.get(key):
+                    return dict(holder[key])
+        return None
+
+    @property
+    def has_tied_head(self) -> bool:
+        """True when the embedding table is the output head too, and stored once."""
+        tied = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
+        has_own_head = any(name.startswith("lm_head.") for name in self.tensors)
+        return not has_own_head and tied is not False
+
+    @property
+    def name(self) -> str:
+        """The directory's name, or owner/name's last part for a Hub snapshot."""
+        parts = self.path.resolve().parts
+        if "snapshots" in parts:  # …/models--owner--name/snapshots/<revision>
+            return parts[parts.index("snapshots") - 1].split("--")[-1]
+        return parts[-1]
+
+    @property
+    def revision(self) -> str | None:
+        """The Hub revision, where the directory is a Hub snapshot."""
+        parts = self.path.absolute().parts
+        if "snapshots" not in parts[:-1]:
+            return None
+        return parts[parts.index("snapshots") + 1]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read config, headers and manifest of a model directory.
+
+    Raises CheckpointError, one line, for a directory that is missing, has no config.json, holds
+    only pickle weights, or whose safetensors are truncated or incomplete.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"no model directory '{path}'. Give a directory with a config.json.")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"'{path}' has no config.json: it is not a model directory.")
+    if (path / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"'{path}' holds {ADAPTER_FILE}: transformers would load the model that it names "
+            "instead of this one. Merge the adapter (merge_and_unload), or remove the file."
+        )
+    config = read_json_object(path / "config.json")
+    if not config.get("quantization_config") and (old := old_quantization(path)):
+        config["quantization_config"] = old
+    require_config(config, path / "config.json")
+    manifest_path = path / MANIFEST_FILE
+    manifest = _read_manifest(manifest_path) if manifest_path.is_file() else None
+    return Checkpoint(path, config, read_tensors(path), manifest)
+
+
+def old_quantization(path: Path) -> dict[str, Any]:
+    """The quantization section of a directory that auto-gptq made, or nothing.
+
+    Its quantize_config.json says bits and group size; newer ones have them in config.json too.
+    """
+    file = path / OLD_CONFIG_FILE
+    if not file.is_file() or "bits" not in (found := read_json_object(file)):
+        return {}
+    return {"quant_method": "gptq", **found}
+
+
+def require_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError when the directory has no tokenizer."""
+    for names in TOKENIZER_FILES:
+        if all((checkpoint.path / name).is_file() for name in names):
+            return
+    raise CheckpointError(
+        f"'{checkpoint.path}' has no tokenizer. Copy tokenizer.json and tokenizer_config.json of "
+        "the model it was made from into it."
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json_object(path)
+    found = manifest.get("schema_version")
+    if found != MANIFEST_SCHEMA_VERSION:
+        raise CheckpointError(
+            f"'{path}' has schema version {found!r}; this quantdraft reads "
+            f"{MANIFEST_SCHEMA_VERSION}. Run `quantdraft apply` again."
+        )
+    require_manifest(manifest, path)
+    return manifest
+
+
+def require_own_files(directory: Path) -> None:
+    """Raise CheckpointError for a link that leads out of a directory whose files are copied.
+
+    Its tokenizer could be somebody's private key, and would be copied and published. The Hub's
+    cache links into its own `blobs`; weights may lie on another disk, and are safetensors or
+    nothing.
+    """
+    own = directory.resolve()
+    inside = [own, *([own.parent.parent] if own.parent.name == "snapshots" else [])]
+    for path in sorted(directory.iterdir()):
+        if not path.is_symlink() or path.suffix == ".safetensors":
+            continue
+        led_to = path.resolve()
+        if not any(led_to.is_relative_to(each) for each in inside):
+            raise CheckpointError(
+                f"'{path}' is a link to '{led_to}', outside the model's directory: it is not "
+                "copied. Put the file itself there."
+            )

@@ -1,0 +1,47 @@
+"""Whether a checkpoint that claims to be quantized is: by its config and its files' headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.stored_formats import KV_SCALES, linear_modules, stored_format
+from quantdraft.checkpoints.weights import FLOAT_DTYPES
+
+# Methods whose files are read here, and what the scales' names end with.
+READ_METHODS: Mapping[str, tuple[str, ...]] = {
+    "compressed-tensors": (".weight_scale",),
+    "gptq": (".scales",),
+    "bitsandbytes": (".absmax", ".SCB"),
+}
+
+
+def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint that claims to be quantized is not, or None. Reads headers alone."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return None
+    method = quantization.get("quant_method", "compressed-tensors")
+    if method not in READ_METHODS:
+        is_packed = any(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
+        return None if is_packed else f"'{checkpoint.path}' {_claims(method)} only float weights."
+    dense = [
+        module
+        for module in linear_modules(checkpoint.tensors)
+        if checkpoint.tensors[f"{module}.weight"].dtype in FLOAT_DTYPES
+        and stored_format(quantization, module) is not None
+    ]
+    if dense:
+        dtype = checkpoint.tensors[f"{dense[0]}.weight"].dtype
+        return (
+            f"'{checkpoint.path}' claims {method} quantization, but {len(dense)} layers hold "
+            f"{dtype} weights, the first {dense[0]!r}. Quantize the draft again."
+        )
+    ends = READ_METHODS[method] + (KV_SCALES if quantization.get("kv_cache_scheme") else ())
+    if not any(name.endswith(ends) for name in checkpoint.tensors):
+        return f"'{checkpoint.path}' {_claims(method)} no scales at all."
+    return None
+
+
+def _claims(method: str) -> str:
+    return f"claims {method} quantization, but holds"

@@ -1,0 +1,28 @@
+"""Draft heads: EAGLE-3, DFlash, DSpark, MTP. What they are, and what of them stays as it is.
+
+A head reads the target's hidden states and has no forward pass of its own, so it is quantized from
+file to file. What a family is lies in `families.yaml`. Left out: EAGLE-1 and -2, Medusa, and heads
+inside a target's own checkpoint.
+"""
+
+from __future__ import annotations
+
+from quantdraft.checkpoints.heads.families import (
+    FAMILIES,
+    Exclusion,
+    Family,
+    engine_method,
+    family_of_config,
+)
+from quantdraft.checkpoints.heads.head import DraftHead, draft_head, require_draft_model
+
+__all__ = [
+    "FAMILIES",
+    "DraftHead",
+    "Exclusion",
+    "Family",
+    "draft_head",
+    "engine_method",
+    "family_of_config",
+    "require_draft_model",
+]

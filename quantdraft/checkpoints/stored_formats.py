@@ -1,0 +1,153 @@
+"""Which module has which format, by the config of a stored checkpoint.
+
+Plain data, no torch. What a format is lies in `formats`. Left out: what a recipe makes of a module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from quantdraft.checkpoints.formats import BNB_BLOCK, QUANTIZED_SUFFIXES, SCHEMES, WeightFormat
+from quantdraft.checkpoints.weights import TensorInfo
+from quantdraft.errors import CheckpointError
+
+__all__ = [
+    "EMBEDDINGS",
+    "HEAD",
+    "KV_SCALES",
+    "QUANTIZED_SUFFIXES",
+    "SCHEMES",
+    "WeightFormat",
+    "kv_scales",
+    "linear_modules",
+    "matches",
+    "stored_format",
+]
+
+HEAD = "lm_head"
+KV_SCALES = (".k_scale", ".v_scale")
+# Embedding tables are looked up, not multiplied: no scheme here quantizes them.
+EMBEDDINGS = r"(.*\.)?(embed_\w+|wte|wpe|word_embeddings|position_embeddings|tok_embeddings)"
+
+
+def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """Names of the modules with a matrix to multiply by: 2-D weights that embed nothing."""
+    for name, info in tensors.items():
+        module, _, parameter = name.rpartition(".")
+        is_matrix = parameter == "weight" and len(info.shape) == 2
+        if is_matrix and not module.endswith("norm") and not re.fullmatch(EMBEDDINGS, module):
+            yield module
+
+
+def matches(module: str, patterns: Iterable[str]) -> bool:
+    """True when a name, or a pattern marked `re:`, of a quantization config matches the module."""
+    return any(
+        re.match(p.removeprefix("re:"), module) is not None if p.startswith("re:") else p == module
+        for p in patterns
+    )
+
+
+def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
+    """The format that a quantization config claims for a module; None: left as it was.
+
+    Reads the configs of compressed-tensors, GPTQ and bitsandbytes; None for any other method.
+    """
+    method = quantization.get("quant_method")
+    if method == "gptq":
+        return _gptq_format(quantization, module)
+    if method == "bitsandbytes":
+        return _bitsandbytes_format(quantization, module)
+    if matches(module, quantization.get("ignore") or ()):
+        return None
+    groups = list((quantization.get("config_groups") or {}).values())
+    # A name is narrower than a class: 're:.*lm_head$' wins over 'Linear'.
+    named = [g for g in groups if matches(module, g["targets"])]
+    by_class = [g for g in groups if "Linear" in g["targets"]]
+    chosen = (named or by_class or [None])[0]
+    return None if chosen is None or not chosen.get("weights") else _read_format(chosen)
+
+
+def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The scales that a quantized cache leaves beside each attention's projections."""
+    scales: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        attention, _, rest = name.rpartition(".k_proj.")
+        if rest == "weight":
+            scales |= {attention + ending: replace(info, shape=(1,)) for ending in KV_SCALES}
+    return scales
+
+
+def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
+    if module.rsplit(".", maxsplit=1)[-1] == HEAD and not quantization.get("lm_head"):
+        return None
+    group_size = quantization.get("group_size", -1)
+    if quantization.get("bits") is None:
+        raise CheckpointError("the quantization config is GPTQ's and does not say 'bits'.")
+    return WeightFormat(
+        num_bits=quantization["bits"],
+        kind="int",
+        group_size=None if group_size in {-1, None} else group_size,
+        is_symmetric=bool(quantization.get("sym", True)),
+        library="gptq",
+    )
+
+
+def _bitsandbytes_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
+    skipped = quantization.get("llm_int8_skip_modules") or [HEAD]
+    if any(module == name or module.endswith(f".{name}") for name in skipped):
+        return None
+    if quantization.get("load_in_8bit"):
+        return SCHEMES["LLM_INT8"]
+    return WeightFormat(
+        num_bits=4,
+        kind="nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else "fp4",
+        group_size=BNB_BLOCK,
+        library="bitsandbytes",
+        is_double=bool(quantization.get("bnb_4bit_use_double_quant")),
+    )
+
+
+def _read_format(group: Mapping[str, Any]) -> WeightFormat:
+    weights, inputs = group["weights"], group.get("input_activations") or {}
+    strategy, scale_type = weights.get("strategy"), _scale_type(weights)
+    known = {"tensor", "channel", "group", "block", "tensor_group"}
+    if weights.get("type") not in {"int", "float"} or strategy not in known:
+        raise CheckpointError(
+            f"the quantization config has weights of type {weights.get('type')!r} and strategy "
+            f"{strategy!r}, which this quantdraft does not read."
+        )
+    is_static = bool(inputs) and inputs.get("dynamic") is not True  # 'local' is half static
+    in_groups = inputs.get("strategy") in {"group", "tensor_group"}
+    return WeightFormat(
+        num_bits=weights["num_bits"],
+        kind=weights["type"],
+        group_size=weights["group_size"] if strategy in {"group", "tensor_group"} else None,
+        block=tuple(weights["block_structure"]) if strategy == "block" else None,
+        activations=_activations(inputs),
+        is_symmetric=weights.get("symmetric", True),
+        input_group_size=inputs["group_size"] if in_groups else None,
+        has_static_inputs=is_static,
+        scale_type=scale_type,
+        has_one_scale=strategy == "tensor",
+    )
+
+
+def _activations(
+    inputs: Mapping[str, Any],
+) -> Literal["int8", "float8", "float4"] | None:
+    if not inputs:
+        return None
+    if inputs["type"] == "int":
+        return "int8"
+    return "float4" if inputs["num_bits"] == 4 else "float8"
+
+
+def _scale_type(weights: Mapping[str, Any]) -> Literal["float", "e4m3", "e8m0"]:
+    """By the config's own word where it has one; else by the group sizes of NVFP4 and MX."""
+    if weights.get("strategy") == "tensor_group":
+        return "e4m3"
+    is_mx = weights.get("type") == "float" and weights.get("group_size") == 32
+    return "e8m0" if is_mx and weights.get("strategy") == "group" else "float"

@@ -1,0 +1,1 @@
+"""The tensors of a checkpoint: loaded, unpacked, rounded. Alone in `checkpoints`, it uses torch."""

@@ -1,0 +1,260 @@
+"""Loading models and tokenizers: local directory or Hub id, safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantdraft.checkpoints.checkpoint import old_quantization
+from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
+from quantdraft.common.quiet import hush_torchao
+from quantdraft.errors import (
+    CheckpointError,
+    MissingPackageError,
+    OptionError,
+    nearest,
+    nearest_path,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_model(model: str, revision: str | None = None) -> Path:
+    """The local directory of a model: the path itself, or the Hub's snapshot of its safetensors."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.exists()
+    if looks_local:
+        raise CheckpointError(
+            f"no model directory '{model}'{' (it is a file)' if path.is_file() else ''}."
+            f"{nearest_path(path)} Give a directory or a Hub id 'owner/name'."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
+            )
+        )
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
+        raise CheckpointError(
+            f"model '{model}' is neither a directory nor available from the Hub "
+            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+        ) from error
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or CUDA where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        hint = nearest(name, ("cpu", "cuda"))
+        raise OptionError(
+            f"--device {name!r} is not a device.{hint} Use cpu, cuda or cuda:N."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: this machine has no CUDA device. Use --device cpu.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named float type; `auto` is bfloat16 on a GPU and float32 on a CPU.
+
+    On a CPU float32 makes the live loop and replay equal to the last token, and most CPUs multiply
+    bfloat16 slower, some of them 500 times.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        hint = nearest(name, ("auto", *DTYPES))
+        raise OptionError(f"--dtype {name!r} is unknown.{hint} Use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    ignore_quantization: bool = False,
+    is_unpacked: bool = True,
+) -> Any:
+    """A causal language model in `dtype`, on `device`, in eval mode.
+
+    A compressed-tensors checkpoint comes back with its weights dequantized (and its activation
+    quantization kept), which is what replay needs; latency never comes from such a model.
+
+    ignore_quantization: load as if the config had no quantization section
+    is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
+    """
+    _hush()
+    config = load_config(path, trust_remote_code, not ignore_quantization)
+    quantization = getattr(config, "quantization_config", None)
+    try:
+        # compressed-tensors draws bars at loading and at the first forward, which unpacks.
+        hidden = io.StringIO()
+        with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
+            if quantization is None:
+                return _loaded(path, config, dtype, trust_remote_code).to(device).eval()
+            return _loaded_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
+    except ImportError as error:
+        method = str(_entry(quantization, "quant_method"))
+        extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
+        raise MissingPackageError(
+            f"'{path}' is quantized by {method}, whose package is not installed: "
+            f"pip install 'quantdraft[{extra}]'"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library makes of a config and tensors of strangers
+        text = str(error).strip() or type(error).__name__
+        raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+
+
+def _loaded_quantized(
+    path: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    is_unpacked: bool,
+) -> Any:
+    """A quantized model that computes in `dtype`, whatever type its config computes in."""
+    method = _entry(config.quantization_config, "quant_method")
+    if method == "bitsandbytes":
+        name = str(dtype).removeprefix("torch.")
+        _set_entry(config, "bnb_4bit_compute_dtype", name)
+    if method == "compressed-tensors":
+        # At loading: what its first forward would do, it does in types that do not multiply (FP4).
+        _set_entry(config, "dequantize", is_unpacked)
+    model = _loaded(path, config, dtype, trust_remote_code)
+    if method == "compressed-tensors" and not is_unpacked:
+        return model.to(device).eval()
+    if method == "compressed-tensors":
+        model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16
+    model = model.to(device).eval()
+    _unpack(model)
+    return model
+
+
+def _set_entry(config: Any, key: str, value: Any) -> None:
+    config.quantization_config = dict(config.quantization_config) | {key: value}
+
+
+def _entry(quantization: Any, key: str) -> Any:
+    is_dict = isinstance(quantization, dict)
+    return quantization.get(key) if is_dict else getattr(quantization, key, None)
+
+
+def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _usual_names(path) as directory:
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+
+
+@contextlib.contextmanager
+def _usual_names(path: Path) -> Iterator[Path]:
+    """The directory, or links to its files where the weights have a name that only we look for."""
+    if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="quantdraft.") as name:
+        links, weights = Path(name), weight_files(path)
+        for file in path.iterdir():
+            usual = SINGLE_FILE if [file.name] == weights else file.name
+            (links / usual).symlink_to(file.resolve())
+        yield links
+
+
+@torch.no_grad()  # not inference mode: the unpacked weights may be used anywhere
+def _unpack(model: Any) -> None:
+    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
+
+
+def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: bool = True) -> Any:
+    """The config of a model directory, with or without its quantization section."""
+    from transformers import AutoConfig
+
+    _hush()
+    try:
+        config = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # the library checks what it is given, each field in its own way
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"'{path}' needs code of its own ('auto_map' in its config.json), which is not "
+                "run. Read it; `quantdraft capture --trust-remote-code` then runs it, and its "
+                "traffic is evaluated without --target."
+            ) from error
+        raise CheckpointError(
+            f"'{path}' has a config.json that transformers refuses: {error}"
+        ) from error
+    # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
+    config._attn_implementation = None
+    if getattr(config, "quantization_config", None) is None and (old := old_quantization(path)):
+        config.quantization_config = old
+    if not keep_quantization:
+        for holder in (config, config.get_text_config()):
+            if hasattr(holder, "quantization_config"):
+                del holder.quantization_config
+    return config
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    _hush()
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # the library raises what it likes, and its tokenizers too
+        raise CheckpointError(
+            f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
+            "the model it was made from into it."
+        ) from error
+
+
+def speller(path: Path) -> Callable[[Sequence[int]], list[str]]:
+    """Token ids to the text of each, by the tokenizer of a model directory.
+
+    A token that holds part of a character gives its replacement character.
+    """
+    tokenizer = load_tokenizer(path)
+    return lambda ids: [tokenizer.decode([each]) for each in ids]
+
+
+def _hush() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    hush_torchao()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for library in ("compressed_tensors", "bitsandbytes", "optimum", "gptqmodel"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -1,0 +1,366 @@
+"""The integers and scales of a quantized checkpoint, read without the library that wrote it.
+
+This is the independent reading that proves a checkpoint, and what the kernels are fed with. Three
+layouts are read: compressed-tensors', AutoGPTQ's (`qweight`, `qzeros`, `scales`, `g_idx`) and
+bitsandbytes' as transformers saves it (`weight.absmax` and its like; `SCB` for 8 bits).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.stored_formats import (
+    QUANTIZED_SUFFIXES,
+    WeightFormat,
+    linear_modules,
+    stored_format,
+)
+from quantdraft.checkpoints.tensors.microscaling import microscaled
+from quantdraft.errors import CheckpointError
+
+ROWS_AT_ONCE = 2**13  # a twentieth of a large embedding table
+
+GPTQ_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+BITSANDBYTES_SUFFIXES = (
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "SCB",
+)
+
+
+class Unpacked(NamedTuple):
+    """One quantized weight as its file stores it; value = (integer - zero_point) * scale.
+
+    integers:   (out, in) int8, or float8_e4m3fn for an FP8 format
+    scale:      (out, groups) float, (out, 1) per channel, or one per block (rows, columns)
+    zero_point: (out, groups) int8, or None when symmetric
+    group_size: weights of a row that share a scale; None: the whole row, or a block
+    block:      rows and columns that share a scale, or None
+    column_order: (in,) int64, which input each column multiplies; None: each its own. GPTQ with
+                `desc_act` groups columns by importance: here they lie sorted by group
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    group_size: int | None
+    block: tuple[int, int] | None
+    column_order: Tensor | None = None
+
+
+class DoubleScale(NamedTuple):
+    """Scales that are themselves quantized; scale = table[index] * scale_of_block + offset.
+
+    table: (256,) float32
+    scale: (blocks of scales,) float32
+    """
+
+    table: Tensor
+    scale: Tensor
+    block_size: int
+    offset: float
+
+
+class Codebook(NamedTuple):
+    """One weight as indices into a table of 16 values (NF4, FP4); value = table[index] * scale.
+
+    integers: (out, in / 2) uint8, two indices a byte, the earlier column in the high half
+    table:    (16,) float32
+    scale:    (blocks,) float32, or uint8 indices under `double`; blocks run along the rows
+    block_size: weights that share a scale
+    double:   what the scales' own indices stand for, or None
+    name:     "nf4" or "fp4"
+    """
+
+    integers: Tensor
+    table: Tensor
+    scale: Tensor
+    block_size: int
+    double: DoubleScale | None
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return len(self.integers), 2 * self.integers.shape[1]
+
+
+def unpacked(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked | Codebook:
+    """The stored integers and scales of one module.
+
+    tensors: at least the module's own, by full name, as `module_tensors` gives them.
+    Raises CheckpointError when one is missing or of another type than the format's.
+    """
+    if fmt.library == "gptq":
+        return _unpacked_gptq(tensors, module, fmt)
+    if fmt.library == "bitsandbytes" and fmt.num_bits == 8:
+        scale = _get(tensors, f"{module}.SCB").reshape(-1, 1) / 127  # the file has largest values
+        return Unpacked(_get(tensors, f"{module}.weight"), scale, None, None, None)
+    if fmt.library == "bitsandbytes":
+        return _unpacked_codebook(tensors, module, fmt.kind)
+    return _unpacked_compressed(tensors, module, fmt)
+
+
+def _unpacked_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    scale = _get(tensors, f"{module}.weight_scale")
+    if fmt.scale_type != "float":
+        own = f"{module}.weight_packed" if fmt.num_bits == 4 else f"{module}.weight"
+        factor = tensors.get(f"{module}.weight_global_scale")
+        values, scale = microscaled(_get(tensors, own), scale, factor, fmt)
+        return Unpacked(values, scale, None, fmt.group_size, None)
+    scale = scale.reshape(scale.shape[0], -1)
+    zero_point = None
+    if fmt.layout == "pack-quantized":
+        shape = _get(tensors, f"{module}.weight_shape").tolist()
+        integers = unpack_int32(_get(tensors, f"{module}.weight_packed"), fmt.num_bits, shape[1])
+        if not fmt.is_symmetric:
+            packed = _get(tensors, f"{module}.weight_zero_point")  # packed along the rows
+            zero_point = unpack_int32(packed.T.contiguous(), fmt.num_bits, shape[0]).T
+    else:
+        integers = _get(tensors, f"{module}.weight")
+        if integers.dtype not in {torch.int8, torch.float8_e4m3fn}:
+            raise CheckpointError(
+                f"{module}.weight is {integers.dtype}, not {fmt.value_dtype}: "
+                "the checkpoint claims to be quantized and is not."
+            )
+        if not fmt.is_symmetric:
+            zero_point = _get(tensors, f"{module}.weight_zero_point")
+    return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block)
+
+
+def _unpacked_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    """AutoGPTQ's layout: transposed, packed along the inputs; zero points along the outputs."""
+    scale = _get(tensors, f"{module}.scales").T.contiguous()
+    packed = _get(tensors, f"{module}.qweight").T.contiguous()
+    rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
+    integers = unpack_int32(packed, fmt.num_bits, columns)
+    zero_point = unpack_int32(_get(tensors, f"{module}.qzeros"), fmt.num_bits, rows).T.contiguous()
+    group_size = -(-columns // scale.shape[1])
+    order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
+    if order is not None:
+        integers = integers[:, order].contiguous()
+    return Unpacked(
+        integers,
+        scale,
+        zero_point if bool(zero_point.any()) else None,
+        None if scale.shape[1] == 1 else group_size,
+        None,
+        order,
+    )
+
+
+def _column_order(
+    group_of_column: Tensor | None, columns: int, group_size: int, module: str
+) -> Tensor | None:
+    """What sorts the columns by group, or None where they lie in order already."""
+    in_order = torch.arange(columns) // group_size
+    if group_of_column is None or torch.equal(group_of_column.long(), in_order):
+        return None
+    order = group_of_column.argsort(stable=True)
+    if not torch.equal(group_of_column[order].long(), in_order):
+        raise CheckpointError(
+            f"{module}.g_idx does not put {group_size} columns in every group: the checkpoint is "
+            "corrupt, or of a kind that this quantdraft does not read."
+        )
+    return order
+
+
+def _unpacked_codebook(tensors: Mapping[str, Tensor], module: str, name: str) -> Codebook:
+    state_name = f"{module}.weight.quant_state.bitsandbytes__{name}"
+    state = json.loads(bytes(_get(tensors, state_name).tolist()))
+    rows, columns = state["shape"]
+    if columns % 2:
+        raise CheckpointError(f"{module}.weight has {columns} columns: an odd number is not read.")
+    own = f"{module}.weight"
+    double = None
+    if f"{own}.nested_absmax" in tensors:
+        double = DoubleScale(
+            _get(tensors, f"{own}.nested_quant_map"),
+            _get(tensors, f"{own}.nested_absmax"),
+            state["nested_blocksize"],
+            state["nested_offset"],
+        )
+    return Codebook(
+        _get(tensors, own).view(torch.uint8).reshape(rows, columns // 2),
+        _get(tensors, f"{own}.quant_map"),
+        _get(tensors, f"{own}.absmax"),
+        state["blocksize"],
+        double,
+        name,
+    )
+
+
+def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
+    """Undo the packing of 32/num_bits offset integers into each word, lowest bits first.
+
+    packed: (rows, words) int32
+    Returns (rows, num_columns) int8 in [-2**(num_bits-1), 2**(num_bits-1)).
+    """
+    if 8 % num_bits:
+        raise CheckpointError(f"weights of {num_bits} bits are not read: use 4 or 8.")
+    octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
+    width = 8
+    while width > num_bits:  # the two halves of a field become the two bytes of a word, in order
+        width //= 2
+        words = octets.to(torch.int16)
+        words |= words << 8 - width
+        octets = words.bitwise_and_((2**width - 1) * 0x0101).view(torch.uint8)
+    # Below 0 a byte wraps around: read as signed, it is the difference.
+    signed: Tensor = octets[:, :num_columns].sub(2 ** (num_bits - 1)).view(torch.int8)
+    return signed
+
+
+def dequantized(weight: Unpacked | Codebook) -> Tensor:
+    """The weight that the integers and scales stand for, (out, in) float32."""
+    if isinstance(weight, Codebook):
+        return _dequantized_codebook(weight)
+    values = weight.integers.to(torch.float32, copy=True)
+    if weight.zero_point is not None:
+        runs, zeros = _by_scale(values, weight.zero_point.float(), weight)
+        runs -= zeros
+    runs, scales = _by_scale(values, weight.scale.float(), weight)
+    runs *= scales
+    if weight.column_order is None:
+        return values
+    return torch.empty_like(values).index_copy_(1, weight.column_order, values)
+
+
+def _dequantized_codebook(weight: Codebook) -> Tensor:
+    indices = torch.stack([weight.integers >> 4, weight.integers & 15], dim=-1)
+    values = weight.table[indices.flatten().long()]
+    scales = weight_scales(weight).repeat_interleave(weight.block_size)
+    return (values * scales[: len(values)]).reshape(weight.shape)
+
+
+def weight_scales(weight: Codebook) -> Tensor:
+    """The scale of every block, (blocks,) float32."""
+    double = weight.double
+    if double is None:
+        return weight.scale.float()
+    outer = double.scale.repeat_interleave(double.block_size)[: len(weight.scale)]
+    return double.table[weight.scale.long()] * outer + double.offset
+
+
+def quantized_modules(checkpoint: Checkpoint) -> dict[str, WeightFormat]:
+    """The modules that the checkpoint's config claims are quantized, and how."""
+    quantization = checkpoint.quantization or {}
+    ends = _MODULE_ENDS.get(quantization.get("quant_method", ""), (".weight_packed",))
+    names = checkpoint.tensors
+    modules = [n.removesuffix(end) for end in ends for n in names if n.endswith(end)]
+    if ends == (".weight_packed",):
+        modules += linear_modules(names)
+    formats = {module: stored_format(quantization, module) for module in modules}
+    return {module: fmt for module, fmt in formats.items() if fmt is not None}
+
+
+# The tensor that marks a quantized module, where the config does not name the modules.
+_MODULE_ENDS = {"gptq": (".qweight",), "bitsandbytes": (".weight.absmax", ".SCB")}
+
+
+def rounds_activations(checkpoint: Checkpoint) -> bool:
+    """True when a quantized layer rounds its inputs too (W8A8, FP8), not its weights alone."""
+    return any(fmt.activations for fmt in quantized_modules(checkpoint).values())
+
+
+def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked | Codebook]]:
+    """Each quantized module with its integers and scales, one in memory at a time."""
+    for module, fmt in quantized_modules(checkpoint).items():
+        yield module, stored_weight(checkpoint, module, fmt)
+
+
+def stored_weight(checkpoint: Checkpoint, module: str, fmt: WeightFormat) -> Unpacked | Codebook:
+    """One module's integers and scales."""
+    return unpacked(module_tensors(checkpoint, module), module, fmt)
+
+
+def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
+    """A module's weight tensors as the file stores them, by full name.
+
+    Except GPTQ's zero points, which older files store one too low (`checkpoint_format` "gptq"; not
+    "gptq_v2"): they come as they are meant.
+    """
+    suffixes = ("weight", *QUANTIZED_SUFFIXES, *GPTQ_SUFFIXES, *BITSANDBYTES_SUFFIXES)
+    names = [f"{module}.{suffix}" for suffix in suffixes]
+    tensors = {name: read_tensor(checkpoint, name) for name in names if name in checkpoint.tensors}
+    zeros = f"{module}.qzeros"
+    if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
+        fmt = stored_format(checkpoint.quantization or {}, module)
+        if fmt is not None:
+            tensors[zeros] = _one_higher(tensors[zeros], fmt.num_bits)
+    return tensors
+
+
+def _stores_lower_zeros(quantization: Mapping[str, object]) -> bool:
+    kind = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
+    if kind not in {"gptq", "gptq_v2"}:
+        raise CheckpointError(
+            f"the quantization config has checkpoint_format {kind!r}; read are 'gptq', 'gptq_v2'."
+        )
+    return kind == "gptq"
+
+
+def _one_higher(packed: Tensor, num_bits: int) -> Tensor:
+    """1 added to every field of every int32 word; a full field becomes 0, as its readers do."""
+    mask = 2**num_bits - 1
+    total = torch.zeros_like(packed, dtype=torch.int64)
+    for shift in range(0, 32, num_bits):
+        total |= (((packed.long() >> shift) + 1) & mask) << shift
+    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    """One tensor from the checkpoint's files."""
+    from safetensors import safe_open
+
+    path = checkpoint.path / checkpoint.tensors[name].file
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
+    """One tensor in pieces of at most ROWS_AT_ONCE rows.
+
+    The file is mapped anew for each: what was read of the last one no longer counts as memory.
+    """
+    from safetensors import safe_open
+
+    info = checkpoint.tensors[name]
+    if not info.shape or info.shape[0] <= ROWS_AT_ONCE:
+        yield read_tensor(checkpoint, name)
+        return
+    for start in range(0, info.shape[0], ROWS_AT_ONCE):
+        with safe_open(checkpoint.path / info.file, framework="pt") as file:
+            yield file.get_slice(name)[start : start + ROWS_AT_ONCE]
+
+
+def _by_scale(values: Tensor, per_scale: Tensor, weight: Unpacked) -> tuple[Tensor, Tensor]:
+    """A view of the (out, in) values, and a value per scale in a shape that meets it."""
+    rows, columns = values.shape
+    if weight.block is not None:
+        height, width = weight.block
+        tall = per_scale.repeat_interleave(height, 0)[:rows]
+        return values, tall.repeat_interleave(width, 1)[:, :columns]
+    if weight.group_size is None:
+        return values, per_scale
+    if columns == per_scale.shape[1] * weight.group_size:
+        return values.view(rows, -1, weight.group_size), per_scale.unsqueeze(-1)
+    return values, per_scale.repeat_interleave(weight.group_size, 1)[:, :columns]
+
+
+def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(
+            f"the checkpoint lacks {name!r}, which its quantization config needs."
+        )
+    return tensors[name]

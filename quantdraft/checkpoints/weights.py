@@ -1,0 +1,202 @@
+"""What a safetensors checkpoint holds, read from its headers alone: no torch, no tensor data.
+
+Layout of a file (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the
+header as JSON, then the tensors' bytes at the offsets that the header gives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.common.documents import parse_json, read_json_object
+from quantdraft.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+AUTO_GPTQ_FILES = "gptq_model*.safetensors"  # as auto-gptq named a model's one file
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_COUNT, MAX_DIMENSIONS = 1 << 62, 64
+ELEMENT_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+MAX_NAME_BYTES = 255  # of a file's name, on any file system
+# Float types by torch's name.
+FLOAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+FLOAT_DTYPES = frozenset(FLOAT_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint, as its header describes it."""
+
+    dtype: str  # as safetensors spells it: BF16, I32, F8_E4M3, …
+    shape: tuple[int, ...]
+    file: str  # name of the file that holds it
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor's data on disk."""
+        return math.prod(self.shape) * ELEMENT_BYTES[self.dtype]
+
+
+def read_tensors(directory: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a single or sharded checkpoint, by name.
+
+    Raises CheckpointError for a missing shard, a truncated file or a header that contradicts it.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for name in weight_files(directory):
+        tensors |= read_header(directory / name)
+    index = directory / INDEX_FILE
+    if index.is_file():
+        _require_indexed(index, tensors)
+    return tensors
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the files that hold the weights, sorted; each of them exists."""
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        return [_require_single(directory)]
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if len(name.encode()) > MAX_NAME_BYTES or not (directory / name).is_file():
+            raise CheckpointError(
+                f"'{directory}' lacks the shard '{name}' that {INDEX_FILE} names. "
+                "Download or copy it again."
+            )
+    return names
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one file; checks that the file is as long as its header says.
+
+    Every byte of the data belongs to one tensor, as the format wants it: none overlaps another.
+    """
+    found = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if found < 8 or header_bytes > min(found - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(
+                f"'{path}' is truncated or not safetensors: it has {found} bytes, its header "
+                f"alone claims {header_bytes}. Download or copy it again."
+            )
+        header = _parse(path, file.read(header_bytes))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"'{path}': '__metadata__' is not an object of texts.")
+    tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
+    _require_side_by_side(path, header)
+    expected = 8 + header_bytes + sum(info.num_bytes for info in tensors.values())
+    if found != expected:
+        word = "truncated" if found < expected else "longer than its header says"
+        raise CheckpointError(
+            f"'{path}' is {word}: expected {expected} bytes, found {found}. "
+            "Download or copy it again."
+        )
+    return tensors
+
+
+def _require_single(directory: Path) -> str:
+    if (directory / SINGLE_FILE).is_file():
+        return SINGLE_FILE
+    of_auto_gptq = sorted(directory.glob(AUTO_GPTQ_FILES))
+    if len(of_auto_gptq) == 1:
+        return of_auto_gptq[0].name
+    pickles = [p.name for p in sorted(directory.iterdir()) if p.suffix in PICKLE_SUFFIXES]
+    if pickles:
+        raise CheckpointError(
+            f"'{directory}' holds only pickle weights ('{pickles[0]}'), which are refused: loading "
+            "a pickle can run code. Save the model as safetensors "
+            "(save_pretrained(..., safe_serialization=True))."
+        )
+    raise CheckpointError(
+        f"'{directory}' holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}."
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json_object(index)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, (dict, type(None))) or not isinstance(
+        total, (int, float, type(None))
+    ):
+        raise CheckpointError(f"'{index}' has a 'metadata' that no writer of shards makes.")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"'{index}' is not an index of shards: it has no 'weight_map'.")
+    strange = [name for name in weight_map.values() if not isinstance(name, str) or "\0" in name]
+    if strange:
+        raise CheckpointError(f"'{index}' names a shard that is no file name: {strange[0]!r}.")
+    outside = [name for name in weight_map.values() if Path(name).name != name or name == ".."]
+    if outside:
+        raise CheckpointError(f"'{index}' names a file outside its directory: {outside[0]!r}.")
+    return dict(weight_map)
+
+
+def _require_indexed(index: Path, tensors: dict[str, TensorInfo]) -> None:
+    for name, file in _weight_map(index).items():
+        if name not in tensors or tensors[name].file != file:
+            raise CheckpointError(
+                f"'{index}' says that {name!r} is in '{file}', and it is not there. "
+                "Download or copy the checkpoint again."
+            )
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        header = parse_json(raw, is_unique=True)
+    except ValueError as error:
+        raise CheckpointError(f"'{path}' has no readable safetensors header: {error}.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"'{path}' has no readable safetensors header.")
+    return header
+
+
+def _require_side_by_side(path: Path, header: dict[str, Any]) -> None:
+    at, last = 0, ""
+    for name, entry in sorted(header.items(), key=lambda each: each[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if begin != at:
+            word = "overlaps" if begin < at else "leaves a gap after"
+            raise CheckpointError(
+                f"'{path}': {name!r} begins at byte {begin} and {word} {last!r}, which ends at "
+                f"{at}. Download or copy it again."
+            )
+        at, last = end, name
+
+
+def _is_entry(entry: Any) -> bool:
+    """A text, a list of sizes, and two offsets in order."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    are_counts = all(type(n) is int and 0 <= n < MAX_COUNT for n in (*shape, *offsets))
+    return are_counts and len(shape) <= MAX_DIMENSIONS
+
+
+def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+    if not _is_entry(entry):
+        raise CheckpointError(
+            f"'{path}': the header's entry for {name!r} has no dtype, shape and two data_offsets "
+            "that could be a tensor's. Download or copy it again."
+        )
+    if entry["dtype"] not in ELEMENT_BYTES:
+        raise CheckpointError(f"'{path}': {name!r} has the unknown type {entry['dtype']!r}.")
+    info = TensorInfo(entry["dtype"], tuple(entry["shape"]), path.name)
+    begin, end = entry["data_offsets"]
+    if end - begin != info.num_bytes:
+        raise CheckpointError(
+            f"'{path}': {name!r} takes {end - begin} bytes, but {info.dtype} of shape "
+            f"{list(info.shape)} needs {info.num_bytes}. Download or copy it again."
+        )
+    return info

@@ -1,0 +1,1 @@
+"""What every folder may use: documents, files, locks, progress, resuming."""

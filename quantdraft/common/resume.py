@@ -1,0 +1,56 @@
+"""Finished parts of a run, kept beside it so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quantdraft.common.documents import read_json
+from quantdraft.common.files import write_text
+
+Part = TypeVar("Part")
+
+STAGES_DIR = "stages"
+
+
+def stage(
+    run_dir: Path, name: str, inputs: dict[str, Any], kind: type[Part], compute: Callable[[], Part]
+) -> Part:
+    """The part as computed before from the same inputs, or computed now and kept.
+
+    inputs: everything the part depends on, as JSON values; other inputs make it stale
+    kind: its type, as pydantic understands it
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(kind)
+    path = run_dir / STAGES_DIR / f"{name}.json"
+    key = key_of(inputs)
+    if path.is_file():
+        kept = read_kept(path)
+        if kept.get("key") == key:
+            # What cannot be read is not ours, and will be replaced.
+            with contextlib.suppress(ValidationError, KeyError):
+                return adapter.validate_python(kept["part"])
+    part = compute()
+    plain = {"key": key, "part": adapter.dump_python(part, mode="json")}
+    write_text(path, json.dumps(plain, allow_nan=False))
+    return part
+
+
+def key_of(inputs: dict[str, Any]) -> str:
+    """What stands for the inputs of a part."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """The object in a stage's file; empty where there is none, or none of ours."""
+    try:
+        kept = read_json(path)
+    except (ValueError, OSError):  # not ours: it will be replaced
+        return {}
+    return kept if isinstance(kept, dict) else {}

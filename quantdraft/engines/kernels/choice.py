@@ -1,0 +1,267 @@
+"""Which kernel a Linear gets, at each number of rows that it will meet.
+
+A format may have one best kernel for a draft's single token and another for a verification of
+many. The answer to one question (format, shape, float type, rows) is the same for every model of a
+machine: it is voted over trials (`trials`) and kept in a book (`book`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantdraft.checkpoints.tensors.unpacking import Codebook, DoubleScale, Unpacked
+from quantdraft.engines.kernels import kernels_for
+from quantdraft.engines.kernels.book import NUM_VOTES, Book, book_of, hopeless, winner
+from quantdraft.engines.kernels.trials import Weight, first_outputs, held_bytes, trial
+
+# Numbers of rows at which kernels are tried; another number takes the answer of the nearest.
+TRIED_ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
+BOUNDS = tuple(few * many for few, many in pairwise(TRIED_ROWS))  # squares of what lies between
+MAX_OUTPUTS = (
+    16384  # of a weight in a trial: time goes as the outputs, and a head has ten times more
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A weight's shape and format whose kernels are to be compared, at its numbers of rows."""
+
+    kinds: tuple[type[Any], ...]
+    weight: Weight  # its first outputs
+    bias: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+    counts: tuple[int, ...]
+    name: str
+
+    def at(self, num_rows: int) -> str:
+        """The question at one number of rows, as the book has it."""
+        return f"{self.name} x {num_rows}"
+
+    @property
+    def names(self) -> list[str]:
+        """The question at each of its numbers of rows."""
+        return [self.at(count) for count in self.counts]
+
+
+_collections: list[dict[str, Question]] = []  # of those who collect, the innermost last
+_in_use: set[str] = set()  # every question that a kernel of this process was chosen by
+
+
+def fastest_linear(
+    weight: Weight,
+    bias: Tensor | None,
+    weight_format: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: tuple[int, ...],
+) -> nn.Module:
+    """Return the weight as the fastest of its format's kernels, or as several that take turns.
+
+    A question that was never put is tried once, now; `settle` asks for the other votes.
+
+    rows: the numbers of rows (batch x new tokens) that it will be run with
+    Raises NoKernelError or ValueError, with every kernel's reason, where none takes the weight.
+    """
+    counts = tuple(sorted({tried_rows(count) for count in rows}))
+    weight, bias = _moved(weight, device), None if bias is None else bias.to(device)
+    kinds = _kinds(device, weight_format, counts)
+    facts = (device.type, weight_format, *_facts(weight), bias is not None, dtype)
+    question = Question(
+        kinds,
+        first_outputs(weight, MAX_OUTPUTS),
+        None if bias is None else bias[:MAX_OUTPUTS],
+        dtype,
+        device,
+        counts,
+        " ".join(map(str, facts)),
+    )
+    winners = _winners(question)
+    by_name = {kind.__name__: kind for kind in kinds}
+    made: dict[str, nn.Module] = {
+        name: by_name[name](weight, bias, dtype) for name in dict.fromkeys(winners)
+    }
+    if len(made) == 1:
+        (only,) = made.values()
+        return only
+    return LinearByRows(counts, [list(made).index(name) for name in winners], list(made.values()))
+
+
+def tried_rows(num_rows: int) -> int:
+    """Return the one of TRIED_ROWS that is nearest to a number of rows, by ratio."""
+    return TRIED_ROWS[sum(num_rows * num_rows > bound for bound in BOUNDS)]
+
+
+@contextmanager
+def collected() -> Iterator[dict[str, Question]]:
+    """Collect the questions that are not settled while models are loaded, by name."""
+    questions: dict[str, Question] = {}
+    _collections.append(questions)
+    try:
+        yield questions
+    finally:
+        _collections.remove(questions)
+
+
+def settle(
+    questions: Sequence[Question], progress: Callable[[float], None] = lambda share: None
+) -> None:
+    """Hold the trials that questions still lack, in rounds over all of them, and keep the answers.
+
+    In rounds, so that the votes of one question lie apart in time.
+    """
+    order = random.Random(0)
+    for number in range(NUM_VOTES):
+        waiting = [question for question in questions if not _is_settled(question)]
+        order.shuffle(waiting)
+        for place, question in enumerate(waiting):
+            _vote(question)
+            progress((number + (place + 1) / len(waiting)) / NUM_VOTES)
+    for book in {id(_book(question)): _book(question) for question in questions}.values():
+        book.write()
+    progress(1.0)
+
+
+def forget_choices() -> int:
+    """Drop the votes of every question in use, so that the next load asks anew; their number."""
+    for device in {name.split(" ", 1)[0] for name in _in_use}:
+        names = [name for name in _in_use if name.split(" ", 1)[0] == device]
+        book_of(device, torch.get_num_threads()).forget(names)
+    number = len(_in_use)
+    _in_use.clear()
+    return number
+
+
+class LinearByRows(nn.Module):
+    """Several kernels of one weight, each for the row counts at which it is the fastest.
+
+    `parts` are kernels themselves; count bytes here or there, not both.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], part_of_count: Sequence[int], parts: Sequence[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.counts, self.part_of_count = tuple(counts), tuple(part_of_count)
+        self.parts = nn.ModuleList(parts)
+        self.kernel = "+".join(str(part.kernel) for part in parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the packings hold together; memory that they share is counted once."""
+        total, seen = 0, set()
+        for part in self.parts:
+            total += held_bytes(part)
+            for matrix in (buffer for buffer in part.buffers() if buffer.dim() == 2):
+                total -= matrix.nbytes if matrix.data_ptr() in seen else 0
+                seen.add(matrix.data_ptr())
+        return total
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type."""
+        out: Tensor = self.part_for(x.numel() // x.shape[-1])(x)
+        return out
+
+    def part_for(self, num_rows: int) -> nn.Module:
+        """The kernel that takes so many rows."""
+        nearest = tried_rows(num_rows)
+        at = sum(count <= nearest for count in self.counts[1:])
+        return self.parts[self.part_of_count[at]]
+
+
+def _kinds(
+    device: torch.device, weight_format: str, counts: Sequence[int]
+) -> tuple[type[Any], ...]:
+    """The kernels of a format, without those made for more rows than there will be."""
+    known = kernels_for(device.type, weight_format)
+    return tuple(kind for kind in known if getattr(kind, "min_rows", 1) <= counts[-1]) or known
+
+
+def _winners(question: Question) -> list[str]:
+    """The kernel at each number of rows, by name."""
+    book = _book(question)
+    if not all(book.votes(name) for name in question.names):
+        _vote(question)
+    if _collections and not _is_settled(question):
+        _collect(question, _collections[-1])
+    _in_use.update(question.names)
+    return [winner(book.votes(name)) for name in question.names]
+
+
+def _collect(question: Question, questions: dict[str, Question]) -> None:
+    """Add a question, with a copy of the few weights it needs, so that its model can go."""
+    known = questions.get(question.name)
+    if known is None:
+        own = replace(question, weight=_cloned(question.weight))
+    else:
+        own = replace(known, counts=tuple(sorted({*known.counts, *question.counts})))
+    questions[question.name] = own
+
+
+def _vote(question: Question) -> None:
+    """One trial at every number of rows that lacks votes."""
+    book = _book(question)
+    open_counts = [count for count in question.counts if not book.is_settled(question.at(count))]
+    slow = set().union(*(hopeless(book.votes(name)) for name in question.names))
+    kinds = [kind for kind in question.kinds if kind.__name__ not in slow]
+    found = trial(
+        kinds, question.weight, question.bias, question.dtype, question.device, open_counts
+    )
+    for count, vote in found.items():
+        book.add(question.at(count), vote)
+
+
+def _is_settled(question: Question) -> bool:
+    return all(_book(question).is_settled(name) for name in question.names)
+
+
+def _book(question: Question) -> Book:
+    return book_of(str(question.device.type), torch.get_num_threads())
+
+
+def _moved(weight: Weight, device: torch.device) -> Weight:
+    if isinstance(weight, Tensor):
+        return weight.detach().to(device)
+    return _mapped(weight, lambda tensor: tensor.to(device))
+
+
+def _cloned(weight: Weight) -> Weight:
+    return weight.clone() if isinstance(weight, Tensor) else _mapped(weight, torch.clone)
+
+
+def _mapped(weight: Unpacked | Codebook, change: Callable[[Tensor], Tensor]) -> Weight:
+    """The weight with every tensor changed."""
+
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
+
+    if isinstance(weight, Unpacked):
+        return Unpacked(*(changed(value) for value in weight))
+    double = weight.double
+    scales = None if double is None else DoubleScale(*(changed(value) for value in double))
+    return Codebook(*(changed(value) for value in weight._replace(double=scales)))
+
+
+def _facts(weight: Weight) -> tuple[Any, ...]:
+    """What of a weight a kernel's time, or its taking it at all, depends on."""
+    if isinstance(weight, Tensor):
+        return ("dense", tuple(weight.shape), weight.dtype)
+    if isinstance(weight, Codebook):
+        return (weight.name, weight.shape, weight.block_size, weight.double is None)
+    return (
+        tuple(weight.integers.shape),
+        weight.integers.dtype,
+        tuple(weight.scale.shape),
+        weight.group_size,
+        weight.block,
+        weight.zero_point is None,
+        weight.column_order is None,
+    )

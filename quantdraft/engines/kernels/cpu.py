@@ -1,0 +1,204 @@
+"""CPU kernels: weights stay the checkpoint's integers from memory to multiplier.
+
+A weight is `(integer - zero_point) * scale`; see `unpacking.Unpacked` for the shapes.
+FP8 has no kernel: torch converts every weight first, which takes 25 to 60 times bf16's time.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from quantdraft.checkpoints.tensors.unpacking import Unpacked
+from quantdraft.engines.kernels.layout import as_buffer, group_size_of, padded, row_scales, rows_of
+from quantdraft.engines.kernels.sealed import Product, seal, sealed_product
+
+
+class Int4Linear(nn.Module):
+    """4-bit weights in groups, activations in bf16: `aten._weight_int4pack_mm_for_cpu`.
+
+    torch has vector code for bf16 alone: in float32 the same product takes 12 times as long. A
+    float32 model's inputs and outputs therefore pass through bf16, as do the scales: each rounding
+    is 2**-9 at most, under the step of 4-bit weights by two orders of magnitude.
+    """
+
+    kernel = "int4pack_cpu"
+    compute_dtype = torch.bfloat16
+    group_sizes = (32, 64, 128, 256)
+    row_multiple = 16
+
+    packed: Tensor
+    scale_and_zero: Tensor
+    bias: Tensor | None
+    column_order: Tensor | None
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.integers.shape
+        self.group_size = group_size_of(weight, self.group_sizes)
+        scale_and_zero = tinygemm_scales(weight, self.row_multiple)
+        integers = padded(weight.integers, self.row_multiple).int() + 8
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale_and_zero", scale_and_zero.to(self.compute_dtype))
+        self.register_buffer("bias", as_buffer(bias, dtype))
+        self.register_buffer("column_order", weight.column_order)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weight and scales that one product reads."""
+        return int(self.packed.nbytes + self.scale_and_zero.nbytes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type."""
+        flat = rows_of(x, self.column_order).to(self.compute_dtype)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            flat.contiguous(), self.packed, self.group_size, self.scale_and_zero
+        )
+        out = out[:, : self.out_features]
+        out = out if self.bias is None else out + self.bias
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+class Int8WeightOnlyLinear(nn.Module):
+    """8-bit weights, one scale a row, activations in bf16: `aten._weight_int8pack_mm`.
+
+    Through bf16 for the same reason as `Int4Linear`: it takes a quarter of float32's time.
+    """
+
+    kernel = "int8pack_cpu"
+    compute_dtype = torch.bfloat16
+
+    integers: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.integers.shape
+        self.register_buffer("integers", weight.integers.to(torch.int8).contiguous())
+        self.register_buffer("scale", row_scales(weight).to(self.compute_dtype))
+        self.register_buffer("bias", as_buffer(bias, dtype))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weight and scales that one product reads."""
+        return int(self.integers.nbytes + self.scale.nbytes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type."""
+        flat = rows_of(x, None).to(self.compute_dtype).contiguous()
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.integers, self.scale)
+        out = out if self.bias is None else out + self.bias
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+class Int8DynamicLinear(nn.Module):
+    """8-bit weights and activations: `quantized.linear_dynamic`, a scale per token.
+
+    The operator has one activation scale per call: several rows are brought to one height first.
+    Without VNNI it adds pairs of products in 16 bits, which saturate (relative error 0.16 on random
+    weights): activations then keep 7 bits (`reduce_range`), at little cost in time.
+    """
+
+    number: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        scale = row_scales(weight)
+        self.out_features, self.in_features = weight.integers.shape
+        self.weight_bytes = weight.integers.numel() + scale.numel() * 4
+        self.reduce_range = not has_vnni()
+        self.kernel = "int8_dynamic_cpu" + ("_7bit" if self.reduce_range else "")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = torch._make_per_channel_quantized_tensor(
+                weight.integers.to(torch.int8).contiguous(),
+                scale.double(),
+                torch.zeros(self.out_features, dtype=torch.long),
+                0,
+            )
+            packed = torch.ops.quantized.linear_prepack(values, None)
+        self.register_buffer("bias", as_buffer(bias, torch.float32))
+        linear, reduce_range = torch.ops.quantized.linear_dynamic, self.reduce_range
+        seal(self, lambda x: linear(x, packed, reduce_range))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type; the product itself takes float32."""
+        flat = rows_of(x, None).float()
+        if len(flat) == 1:
+            out = sealed_product(flat, self.number, self.out_features)
+        else:
+            height = flat.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            out = sealed_product(flat / height, self.number, self.out_features) * height
+        out = out if self.bias is None else out + self.bias
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+class Int8OnednnLinear(nn.Module):
+    """8-bit weights and activations, one activation scale a token: oneDNN's `qlinear`.
+
+    Inputs are unsigned bytes with zero point 128. Without VNNI the sums saturate (relative error
+    0.12 on random weights), and with 7-bit inputs it is slower than `Int8DynamicLinear`.
+    """
+
+    kernel = "int8_onednn_cpu"
+    zero_point = 128
+
+    number: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        if not has_vnni():
+            raise ValueError("without VNNI the sums of this kernel saturate")
+        scale = row_scales(weight)
+        self.out_features, self.in_features = weight.integers.shape
+        self.weight_bytes = weight.integers.numel() + scale.numel() * 4
+        self.register_buffer("bias", as_buffer(bias, torch.float32))
+        seal(self, self._product(weight.integers.to(torch.int8), scale))
+
+    def _product(self, integers: Tensor, scale: Tensor) -> Product:
+        packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
+        zeros = torch.zeros(self.out_features, dtype=torch.long)
+        qlinear, zero_point = torch.ops.onednn.qlinear_pointwise, self.zero_point
+
+        def product(x: Tensor) -> Tensor:
+            largest = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            step = largest / 127
+            levels = ((x / step).round() + zero_point).to(torch.uint8)
+            out: Tensor = qlinear(
+                *(levels, 1.0, zero_point, packed, scale, zeros, None),
+                *(1.0, 0, torch.float32, "none", [], ""),
+            )
+            return out * step
+
+        return product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in x's float type; the product itself takes float32."""
+        out = sealed_product(rows_of(x, None).float(), self.number, self.out_features)
+        out = out if self.bias is None else out + self.bias
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+def tinygemm_scales(weight: Unpacked, row_multiple: int) -> Tensor:
+    """Scales as the int4 kernels of CPU and CUDA take them, (groups, rows, 2) float32.
+
+    Their weight is (u - 8) * scale + zero, with u in 0..15; rows are padded with zeros.
+    """
+    scale = weight.scale.float()
+    zero = torch.zeros_like(scale)
+    if weight.zero_point is not None:
+        zero = -weight.zero_point.float() * scale
+    pair = [padded(scale, row_multiple).T, padded(zero, row_multiple).T]
+    return torch.stack(pair, dim=-1).contiguous()
+
+
+def has_vnni() -> bool:
+    """True when this CPU multiplies bytes into 32 bits, so that full 8-bit activations are safe."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))

@@ -1,0 +1,233 @@
+"""One trial: the kernels of a weight, timed in turns at some numbers of rows. Nothing is chosen."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantized
+from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
+from quantdraft.engines.kernels.few_rows import FewRowsLinear
+from quantdraft.engines.kernels.operations import Program, operations_fault
+from quantdraft.errors import NoKernelError, is_out_of_memory
+
+Weight = Unpacked | Codebook | Tensor
+
+NUM_ROUNDS = 3  # of a trial; the trials of one question are several
+FAR_BEHIND = 2.5  # times the fastest, after two rounds: no disturbance of one explains that
+MAX_ERROR = (
+    0.1  # of a product; rounding inputs to 8 bits costs 0.03 at most, a wrong kernel about 1
+)
+CACHE_BYTES = 32 * 2**20  # more than a core's share of a CPU's caches
+NUM_CHECKED = 256  # outputs of a weight that are compared
+CUDA_CALLS = 32  # per captured graph: its launch is then a small part of the time
+
+
+def trial(
+    kinds: Sequence[type[Any]],
+    weight: Weight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    counts: Sequence[int],
+) -> dict[int, Vote]:
+    """Time every kernel that takes the weight, at each number of rows; nothing where one is alone.
+
+    A kernel that is wrong or fails is left out, with a warning; one that is far behind at few rows
+    is not run with more. Raises NoKernelError or ValueError where none is left.
+    """
+    kernels = _built(kinds, weight, bias, dtype)
+    votes: dict[int, Vote] = {}
+    with torch.inference_mode():
+        inputs = {count: _inputs(count, weight, dtype, device) for count in sorted(counts)}
+        racing = _sound(kernels, next(iter(inputs.values())), weight, bias)
+        for count, x in inputs.items():
+            if len(kernels) == 1 or len(racing) == 1:
+                votes[count] = {name: Timing(0.0, held_bytes(racing[name])) for name in racing}
+                continue
+            seconds = _fastest_of({name: _timed(kernel, x) for name, kernel in racing.items()})
+            votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
+            least = min(seconds.values())
+            racing = {n: racing[n] for n, s in seconds.items() if s <= HOPELESS * least}
+    _release(device)
+    return votes
+
+
+def held_bytes(kernel: nn.Module) -> int:
+    """Return a kernel's `weight_bytes`."""
+    return int(kernel.weight_bytes)  # type: ignore[arg-type]
+
+
+def first_outputs(weight: Weight, num_outputs: int) -> Weight:
+    """A weight's first rows; all of a Codebook whose blocks run across rows."""
+    if isinstance(weight, Tensor):
+        return weight[:num_outputs]
+    if isinstance(weight, Codebook):
+        num_blocks, rest = divmod(num_outputs * weight.shape[1], weight.block_size)
+        if rest:
+            return weight
+        return weight._replace(
+            integers=weight.integers[:num_outputs], scale=weight.scale[:num_blocks]
+        )
+    scale_rows = num_outputs if weight.block is None else -(-num_outputs // weight.block[0])
+    zeros = weight.zero_point
+    return weight._replace(
+        integers=weight.integers[:num_outputs],
+        scale=weight.scale[:scale_rows],
+        zero_point=None if zeros is None else zeros[:scale_rows],
+    )
+
+
+def _sound(
+    kernels: Mapping[str, nn.Module], x: Tensor, weight: Weight, bias: Tensor | None
+) -> dict[str, nn.Module]:
+    """The kernels whose product is right on this machine."""
+    faults = {name: _fault(kernel, x, weight, bias) for name, kernel in kernels.items()}
+    for name, fault in faults.items():
+        if fault is not None:
+            warnings.warn(f"kernel {kernels[name].kernel} is not used: {fault}", stacklevel=2)
+    sound = {name: kernel for name, kernel in kernels.items() if faults[name] is None}
+    if not sound:
+        raise NoKernelError("; ".join(fault for fault in faults.values() if fault))
+    return sound
+
+
+def _built(
+    kinds: Sequence[type[Any]], weight: Weight, bias: Tensor | None, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Every kernel that takes the weight, by name."""
+    built: dict[str, nn.Module] = {}
+    reasons, is_missing = [], False
+    for kind in kinds:
+        try:
+            built[kind.__name__] = kind(weight, bias, dtype)
+        except (ValueError, NoKernelError) as error:
+            is_missing = is_missing or isinstance(error, NoKernelError)
+            reasons.append(str(error))
+    if not built:
+        raise (NoKernelError if is_missing else ValueError)("; ".join(dict.fromkeys(reasons)))
+    return built
+
+
+def _fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) -> str | None:
+    """Why a kernel cannot be trusted on this machine: it fails, or its product is wrong."""
+    few = first_outputs(weight, NUM_CHECKED)
+    values = few.float() if isinstance(few, Tensor) else dequantized(few)
+    try:
+        found = kernel(x)[:, : len(values)].float()
+    except Exception as error:  # a compiler, a driver or a library: each has its own kinds
+        if is_out_of_memory(error):  # that is no fault of the kernel's
+            raise
+        return f"{kernel.kernel} fails at {len(x)} rows: {_first_line(error)}"
+    wanted = x.float() @ values.T
+    wanted = wanted if bias is None else wanted + bias[: len(values)].float()
+    if (found - wanted).norm() <= MAX_ERROR * wanted.norm():
+        return None
+    distance = float((found - wanted).norm() / wanted.norm())
+    return f"{kernel.kernel} is {distance:.2f} away from the product at {len(x)} rows"
+
+
+def _fastest_of(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """The least seconds of each timer, in turns so that a disturbance meets all alike.
+
+    What is left far behind is not run again: a trial must not take longer than what it is for.
+    """
+    least = dict.fromkeys(timers, math.inf)
+    for number in range(NUM_ROUNDS):
+        limit = (HOPELESS if number < 2 else FAR_BEHIND) * min(least.values())
+        for name in [name for name in timers if number == 0 or least[name] <= limit]:
+            least[name] = min(least[name], timers[name]())
+    return least
+
+
+def _timed(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
+    """What runs the kernel once, warm, and returns its seconds."""
+    if x.device.type == "cuda":
+        try:
+            return GraphTimer(kernel, x)
+        except Exception as error:  # what cannot be captured cannot be used for decoding
+            warnings.warn(f"kernel {kernel.kernel} is not used: {_first_line(error)}", stacklevel=2)
+            return lambda: math.inf
+    run = _ready(kernel, x)
+    run()
+    # In a step, all other weights pass through the caches between two uses of this one.
+    is_small = held_bytes(kernel) < CACHE_BYTES
+    others = torch.zeros(CACHE_BYTES, dtype=torch.uint8) if is_small else None
+
+    def seconds() -> float:
+        if others is not None:
+            others.add_(1)
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def _ready(kernel: nn.Module, x: Tensor) -> Callable[[], object]:
+    """What runs a kernel on a CPU as a fused pass does, between activations in float32."""
+    given = x.float()
+    if isinstance(kernel, FewRowsLinear):
+        out = torch.empty(len(x), kernel.out_features)
+        return Program([kernel.as_operation(given, out, _bytes)]).run
+    if operations_fault() is not None:
+        return partial(kernel, x)
+    out = torch.empty_like(kernel(x), dtype=torch.float32)
+    return lambda: out.copy_(kernel(given.to(x.dtype)))
+
+
+def _bytes(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+class GraphTimer:
+    """Times a kernel as decoding runs it: in a graph, on weights that no cache holds."""
+
+    def __init__(self, kernel: nn.Module, x: Tensor) -> None:
+        cache_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
+        needed = 1 + 2 * cache_bytes // max(1, held_bytes(kernel))
+        copies = [copy.deepcopy(kernel) for _ in range(min(needed, CUDA_CALLS) - 1)]
+        self.kernels = [kernel, *copies]  # the graph reads their memory
+        self.graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):  # libraries allocate their workspaces before a capture
+            kernel(x)
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        with torch.cuda.graph(self.graph):
+            for index in range(CUDA_CALLS):
+                self.kernels[index % len(self.kernels)](x)
+        self()
+
+    def __call__(self) -> float:
+        """Seconds of one call."""
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        self.graph.replay()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / CUDA_CALLS
+
+
+def _inputs(num_rows: int, weight: Weight, dtype: torch.dtype, device: torch.device) -> Tensor:
+    width = weight.shape[1] if isinstance(weight, Tensor | Codebook) else weight.integers.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((num_rows, width), generator=generator).to(device, dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _release(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

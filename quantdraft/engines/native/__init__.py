@@ -1,0 +1,1 @@
+"""The package's own engine: a model run in this process by kernels in its own format."""

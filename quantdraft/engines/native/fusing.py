@@ -1,0 +1,73 @@
+"""Projections of one input as one product: fewer, larger reads of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantdraft.checkpoints.tensors.unpacking import Unpacked
+from quantdraft.engines.native.weight_sources import Weight
+
+
+def stacked(weights: Sequence[Weight]) -> Weight | None:
+    """The weights one above the other, (sum of out, in); None where their scales do not allow it.
+
+    Every row keeps its own integers and scales, so each output is what it was alone.
+    """
+    first = weights[0]
+    if isinstance(first, Tensor):
+        dense = [weight for weight in weights if isinstance(weight, Tensor)]
+        return torch.cat(dense) if len(dense) == len(weights) else None
+    quantized = [weight for weight in weights if isinstance(weight, Unpacked)]
+    if len(quantized) < len(weights) or not _are_alike(quantized):
+        return None
+    zero_points = [weight.zero_point for weight in quantized]
+    return quantized[0]._replace(
+        integers=torch.cat([weight.integers for weight in quantized]),
+        scale=torch.cat([weight.scale for weight in quantized]),
+        zero_point=None
+        if zero_points[0] is None
+        else torch.cat([z for z in zero_points if z is not None]),
+    )
+
+
+def stacked_bias(biases: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
+    """The biases joined, zeros in the place of a missing one; None where all are missing."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [torch.zeros(n) if b is None else b.float() for b, n in zip(biases, rows, strict=True)]
+    )
+
+
+def _are_alike(weights: Sequence[Unpacked]) -> bool:
+    first = weights[0]
+    for weight in weights:
+        if (weight.integers.dtype, weight.group_size, weight.block) != (
+            first.integers.dtype,
+            first.group_size,
+            first.block,
+        ):
+            return False
+        if (weight.zero_point is None) != (first.zero_point is None):
+            return False
+        if weight.block is not None and len(weight.integers) % weight.block[0]:
+            return False  # a block of scales would span two projections
+        if getattr(weight, "column_order", None) is not None:
+            return False  # each projection has an order of its own
+    return True
+
+
+class SideBySide(nn.Module):
+    """Projections that could not be stacked: each on its own, outputs joined."""
+
+    def __init__(self, parts: Sequence[nn.Module], widths: Sequence[int]) -> None:
+        """widths: the outputs of each part."""
+        super().__init__()
+        self.parts, self.widths = nn.ModuleList(parts), list(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., sum of out)."""
+        return torch.cat([part(x) for part in self.parts], dim=-1)

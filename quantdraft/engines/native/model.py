@@ -1,0 +1,306 @@
+"""The engine of this process: a checkpoint's own integers, multiplied by real kernels.
+
+transformers unpacks a compressed-tensors checkpoint and would time nothing of it. Here every
+Linear becomes a module that holds the stored integers and scales and calls a kernel for them.
+Models of the Llama family run on the project's own decoder; others keep the transformers library's
+modules around the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.configs import read_generation_config
+from quantdraft.checkpoints.end_tokens import end_token_ids, first_token_ids
+from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked
+from quantdraft.common.quiet import hush_torchao
+from quantdraft.engines.kernels import NoKernelError, kernels_for
+from quantdraft.engines.kernels.c_library import INSTRUCTION_SETS
+from quantdraft.engines.kernels.choice import fastest_linear
+from quantdraft.engines.kernels.trials import held_bytes
+from quantdraft.engines.native.borrowed import load_borrowed
+from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
+from quantdraft.engines.native.fusing import SideBySide, stacked, stacked_bias
+from quantdraft.engines.native.weight_sources import Weight, WeightSource, kernel_format
+from quantdraft.errors import CheckpointError
+
+EXACT_KERNELS = (
+    "linear_float32",
+    "weight_first_float32",
+    "onednn_prepacked_float32",
+    *(f"{kind}_few_rows_{name}" for kind in ("bf16", "f32") for name in INSTRUCTION_SETS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeModel:
+    """A model ready to decode, and what it computes with."""
+
+    model: Any  # Decoder, or a transformers model
+    runtime: str  # "native decoder" | "transformers modules"
+    compute_dtype: str
+    kernels: tuple[str, ...]
+    weight_bytes: int  # resident, embedding table included
+    source: WeightSource | None  # None: a transformers model that was loaded elsewhere
+    end_token_ids: tuple[int, ...] = ()
+    quantized_bytes: int = 0  # resident, of the quantized layers: the largest packing of each
+    promised_bytes: int = 0  # what these layers come to in their formats
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float type of activations."""
+        dtype: torch.dtype = getattr(torch, self.compute_dtype)
+        return dtype
+
+    @property
+    def is_exact(self) -> bool:
+        """True where every product is a float32 sum, so that near-ties fall as in a replay."""
+        return self.dtype == torch.float32 and all(
+            part in EXACT_KERNELS for kernel in self.kernels for part in kernel.split("+")
+        )
+
+    @property
+    def is_own(self) -> bool:
+        """True on the project's decoder, which batches, compiles and is captured in graphs."""
+        return isinstance(self.model, Decoder)
+
+    def step_bytes(self, batch_size: int, context_length: int) -> int:
+        """Bytes one step reads: weights once, keys and values of every row, by the ledger."""
+        assert self.source is not None
+        ledger = self.source.ledger
+        kv_bytes = ledger.kv_bytes_per_context_token * context_length * batch_size
+        stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
+        width = self.dtype.itemsize / (4 if stored == "float32" else 2)
+        return ledger.weight_bytes + int(kv_bytes * width)
+
+
+def load_native(
+    source: WeightSource, dtype: torch.dtype, device: torch.device, rows: Sequence[int] = (1,)
+) -> NativeModel:
+    """Load a model to compute in `dtype`; NoKernelError where no kernel takes its format.
+
+    rows: the numbers of rows (batch x new tokens) it will be run with; kernels are chosen for them
+    """
+    checkpoint = source.checkpoint
+    if checkpoint is not None:
+        false_claim = claims_but_not_quantized(checkpoint)
+        if false_claim is not None:
+            raise NoKernelError(false_claim)
+        if (checkpoint.quantization or {}).get("kv_cache_scheme"):
+            raise NoKernelError("the native engine has no quantized cache of keys and values")
+        if checkpoint.quantization is not None and not source.formats:
+            method = checkpoint.quantization.get("quant_method")
+            raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
+    for name in {kernel_format(fmt) for fmt in source.formats.values()}:
+        kernels_for(device.type, name)  # before anything is loaded
+    hush_torchao()  # transformers brings it
+    config = _transformers_config(source)
+    linears = Linears(source, dtype, device, tuple(rows))
+    if unsupported(config) is None:
+        model: nn.Module = _decoder(config, source, linears)
+        runtime = "native decoder"
+    else:
+        model = load_borrowed(config, source, linears)
+        runtime = "transformers modules"
+    return NativeModel(
+        model=model,
+        runtime=runtime,
+        compute_dtype=str(dtype).removeprefix("torch."),
+        kernels=tuple(sorted(linears.kernels)),
+        weight_bytes=_weight_bytes(model),
+        source=source,
+        end_token_ids=first_token_ids(
+            _generation_config(source).get("eos_token_id"),
+            getattr(config.get_text_config(), "eos_token_id", None),
+        ),
+        quantized_bytes=linears.quantized_bytes,
+        promised_bytes=linears.promised_bytes,
+    )
+
+
+def borrow(model: Any) -> NativeModel:
+    """A loaded transformers model as it is, dequantized where it was quantized: never timed."""
+    name = str(model.dtype).removeprefix("torch.")
+    return NativeModel(
+        model=model,
+        runtime="transformers modules",
+        compute_dtype=name,
+        kernels=(f"linear_{name}",),
+        weight_bytes=_weight_bytes(model),
+        source=None,
+        end_token_ids=end_token_ids(model),
+    )
+
+
+class Linears:
+    """Builds a model's Linears from a source, and remembers which kernels they got."""
+
+    def __init__(
+        self, source: WeightSource, dtype: torch.dtype, device: torch.device, rows: tuple[int, ...]
+    ) -> None:
+        self.source, self.dtype, self.device, self.rows = source, dtype, device, rows
+        self.kernels: set[str] = set()
+        self.quantized_bytes = self.promised_bytes = 0
+
+    def one(self, module: str, tied_to: Tensor | None = None) -> nn.Module:
+        """The Linear of one module; a tied head takes the embedding table itself."""
+        weight = self.source.weight(module) if tied_to is None else tied_to
+        return self._made(module, weight, self._bias(module))
+
+    def fused(self, modules: Sequence[str]) -> nn.Module:
+        """Linears of one input as one, where their formats allow it."""
+        weights = [self.source.weight(module) for module in modules]
+        joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
+        biases = [self._bias(module) for module in modules]
+        rows = [int(_num_rows(weight)) for weight in weights]
+        if joined is None:
+            parts = zip(modules, weights, biases, strict=True)
+            return SideBySide([self._made(*part) for part in parts], rows)
+        return self._made(modules[0], joined, stacked_bias(biases, rows))
+
+    def tensor(self, name: str) -> Tensor:
+        """An unquantized tensor in the compute type, on the device."""
+        return self.source.tensor(name).to(self.device, self.dtype)
+
+    def table(self, name: str) -> Tensor:
+        """An embedding table; in its stored type where that is narrower than the compute type."""
+        stored = self.source.tensor(name).to(self.device)
+        return stored if stored.dtype.itemsize < self.dtype.itemsize else stored.to(self.dtype)
+
+    def _made(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
+        try:
+            linear = fastest_linear(
+                weight, bias, self._format(module), self.dtype, self.device, self.rows
+            )
+        except ValueError as error:
+            raise NoKernelError(
+                f"the {self.device.type} kernel cannot take {module}: {error}"
+            ) from error
+        self.kernels.add(str(linear.kernel))
+        fmt = self.source.formats.get(module)
+        if fmt is not None and not isinstance(weight, Tensor):
+            self.quantized_bytes += largest_packing(linear)
+            self.promised_bytes += promised_bytes(weight, fmt)
+        return linear
+
+    def _format(self, module: str) -> str:
+        fmt = self.source.formats.get(module)
+        return "dense" if fmt is None else kernel_format(fmt)
+
+    def _bias(self, module: str) -> Tensor | None:
+        name = f"{module}.bias"
+        return self.source.tensor(name) if self.source.has(name) else None
+
+
+def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
+    shape = DecoderShape.of(config)
+    embedding = linears.table("model.embed_tokens.weight")
+    is_tied = not source.has(f"{HEAD}.weight") and HEAD not in source.formats
+    return Decoder(
+        shape,
+        embedding,
+        [
+            _layer(shape, f"model.layers.{index}", source, linears)
+            for index in range(shape.num_layers)
+        ],
+        linears.tensor("model.norm.weight"),
+        linears.one(HEAD, tied_to=embedding if is_tied else None),
+        _rotary(config, linears.device),
+    )
+
+
+def _layer(shape: DecoderShape, prefix: str, source: WeightSource, linears: Linears) -> Layer:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    has_head_norms = source.has(f"{attention}.q_norm.weight")
+    return Layer(
+        shape,
+        qkv=linears.fused([f"{attention}.{name}_proj" for name in "qkv"]),
+        out=linears.one(f"{attention}.o_proj"),
+        gate_up=linears.fused([f"{mlp}.gate_proj", f"{mlp}.up_proj"]),
+        down=linears.one(f"{mlp}.down_proj"),
+        norms=(
+            linears.tensor(f"{prefix}.input_layernorm.weight"),
+            linears.tensor(f"{prefix}.post_attention_layernorm.weight"),
+        ),
+        head_norms=(
+            linears.tensor(f"{attention}.q_norm.weight"),
+            linears.tensor(f"{attention}.k_norm.weight"),
+        )
+        if has_head_norms
+        else None,
+    )
+
+
+def _rotary(config: Any, device: torch.device) -> Rotary:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    embedding = LlamaRotaryEmbedding(config)
+    scaling = float(embedding.attention_scaling)
+    return Rotary(embedding.inv_freq.float().to(device), scaling)
+
+
+def _transformers_config(source: WeightSource) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    plain = {k: v for k, v in source.config.items() if k != "quantization_config"}
+    try:
+        config = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
+    except KeyError as error:
+        raise NoKernelError(
+            f"'{source.name}' is of a model type that transformers does not know: "
+            f"{plain.get('model_type')!r}"
+        ) from error
+    except Exception as error:  # the library checks what it is given, each field in its own way
+        raise CheckpointError(
+            f"'{source.name}' has a config.json that transformers refuses: {error}"
+        ) from error
+    config._attn_implementation = None  # see `models.load_config`
+    return config
+
+
+def _generation_config(source: WeightSource) -> dict[str, Any]:
+    """What lies beside the weights; empty where nothing does."""
+    checkpoint = source.checkpoint
+    return {} if checkpoint is None else read_generation_config(checkpoint.path)
+
+
+def largest_packing(linear: nn.Module) -> int:
+    """Return the bytes of a Linear's weight; of several packings, those of the largest."""
+    return max(held_bytes(part) for part in getattr(linear, "parts", (linear,)))
+
+
+def promised_bytes(weight: Unpacked | Codebook, fmt: WeightFormat) -> int:
+    """Return what a weight takes in its format: its integers, and 16 bits for each scale."""
+    if isinstance(weight, Codebook):
+        nested = 0 if weight.double is None else weight.double.scale.nbytes
+        return weight.integers.nbytes + weight.scale.nbytes + nested
+    zeros = 0 if weight.zero_point is None else weight.zero_point.numel()
+    bits = (weight.integers.numel() + zeros) * fmt.num_bits
+    return bits // 8 + 2 * weight.scale.numel()
+
+
+def _num_rows(weight: Weight) -> int:
+    return len(weight) if isinstance(weight, Tensor) else len(weight.integers)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Bytes held by tensors and by what kernels packed; a table shared with the head once."""
+    seen: set[int] = set()
+
+    def held(module: nn.Module) -> int:
+        if hasattr(module, "kernel"):
+            shared = [buffer for buffer in module.buffers() if buffer.data_ptr() in seen]
+            return int(module.weight_bytes) - sum(buffer.nbytes for buffer in shared)  # type: ignore[arg-type]
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        new = {tensor.data_ptr(): tensor.nbytes for tensor in own if tensor.data_ptr() not in seen}
+        seen.update(new)
+        return sum(new.values()) + sum(held(child) for child in module.children())
+
+    return held(model)

@@ -1,0 +1,162 @@
+"""A model decoding a fixed batch: its cache, and its functions in one of four modes.
+
+Eager: operation by operation. Fused, on a CPU: as lists of C calls. Compiled, on a CPU: each layer
+by torch's compiler. Graph, on a GPU: replayed as recorded, so inputs live in fixed buffers and
+attention reads a fixed number of cache slots: graphs are kept per function, shape and number of
+slots, and the slots come in steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quantdraft.engines.kernels.operations import operations_fault
+from quantdraft.engines.native.borrowed import BorrowedRows
+from quantdraft.engines.native.decoder import KVCache
+from quantdraft.engines.native.fused import FusedDecoder, fused_fault
+from quantdraft.engines.native.model import NativeModel
+
+Mode = Literal["eager", "fused", "compiled", "graph"]
+Function = Callable[..., Any]
+# Slots that a recorded or compiled step attends to, in steps of so many.
+SLOT_STEP = {"eager": 1, "fused": 1, "compiled": 64, "graph": 256}
+
+
+class Session:
+    """One model and the cache of its batch. Rows are fed tokens at positions of their own."""
+
+    def __init__(
+        self,
+        native: NativeModel,
+        batch_size: int,
+        num_slots: int,
+        mode: Mode = "eager",
+        is_level: bool = False,
+    ) -> None:
+        """is_level: all rows are always fed at the same positions, as when a step is timed."""
+        self.native, self.batch_size, self.mode = native, batch_size, mode
+        self.device = _device_of(native)
+        self.slot_step = SLOT_STEP[mode] if native.is_own else 1
+        self.rows: BorrowedRows | None = None
+        self.cache: KVCache | None = None
+        self._fused: FusedDecoder | None = None
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        if native.is_own and mode == "fused" and fused_fault(native.model) is None:
+            self._fused = FusedDecoder(native.model, batch_size, num_slots, native.dtype)
+            self.cache = self._fused.cache
+        elif native.is_own:
+            num_slots = self.num_live(num_slots)
+            turns = native.model.rotary(num_slots, native.dtype)
+            self.cache = KVCache(native.model.shape, batch_size, num_slots, turns)
+            self._layers = _layers(native, mode)
+        else:
+            self.rows = BorrowedRows(native.model, 1 if is_level else batch_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        if self.native.is_own:
+            return int(self.native.model.shape.vocab_size)
+        return int(self.native.model.config.get_text_config().vocab_size)
+
+    def num_live(self, longest: int) -> int:
+        """Slots to attend to when the longest row holds `longest` tokens."""
+        return -(-longest // self.slot_step) * self.slot_step
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        num_live: int,
+        at: Tensor | None = None,
+        sees_all: bool = False,
+    ) -> Tensor:
+        """Logits, (batch, n, vocab): see `Decoder.forward`."""
+        if self.rows is not None:
+            return self.rows.forward(token_ids, positions, at)
+        if self._fused is not None:
+            return self._fused.forward(token_ids, positions, at)
+        logits: Tensor = self.native.model(
+            self.cache, token_ids, positions, num_live, at, sees_all, self._layers
+        )
+        return logits
+
+    def call(self, key: tuple[Any, ...], function: Function, *inputs: Tensor) -> Any:
+        """`function(*inputs)`, recorded on its first call for `key` where the mode is "graph".
+
+        The function may read nothing but its inputs and what `key` names. What it returns is
+        overwritten by the next call with the same key.
+        """
+        if self.mode != "graph":
+            return function(*inputs)
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+        graph = self._graphs.get((*key, shapes))
+        if graph is None:
+            graph = self._graphs[*key, shapes] = _Graph(function, inputs)
+        return graph(inputs)
+
+
+class _Graph:
+    """A function recorded as a CUDA graph, with the buffers it reads and writes."""
+
+    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        # Libraries allocate and choose kernels on first use, which must not be recorded.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        for buffer, tensor in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+
+def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
+    """The ways this model can run here; the first is the safe one."""
+    if not native.is_own:
+        return ("eager",)
+    if device.type == "cuda":
+        return ("graph",)
+    return ("eager", "compiled") if fused_fault(native.model) else ("eager", "fused", "compiled")
+
+
+def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
+    """Those of `modes` that are worth a trial.
+
+    To compile takes half a minute, and compiled layers are eager ones with less between the
+    products, of which a fused pass has nothing left.
+    """
+    known = modes(native, device)
+    return tuple(mode for mode in known if mode != "compiled" or "fused" not in known)
+
+
+def live_mode(device: torch.device) -> Mode:
+    """How short texts are decoded: to record or to compile would take longer than they do."""
+    return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
+
+
+def _layers(native: NativeModel, mode: Mode) -> Sequence[Any]:
+    """The model's layers, compiled one by one (they share one compilation) where asked for."""
+    layers: Sequence[Any] = native.model.layers
+    if mode != "compiled":
+        return layers
+    return [torch.compile(layer, dynamic=True) for layer in layers]
+
+
+def _device_of(native: NativeModel) -> torch.device:
+    if native.is_own:
+        device: torch.device = native.model.embedding.device
+        return device
+    return torch.device(native.model.device)

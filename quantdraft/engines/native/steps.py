@@ -1,0 +1,81 @@
+"""One step of a model at one operating point, ready to be run as often as a timing asks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantdraft.engines.native.model import NativeModel
+from quantdraft.engines.native.session import Mode, Session
+
+PREFILL_CHUNK = 512  # tokens a pass, so that a long context's activations stay small
+# What the context's keys and values hold: time does not depend on it, but zeros that were never
+# written share one page of memory and would be read from a cache.
+FILLING = 0.01
+
+
+class Stepper:
+    """Steps of m new tokens in every row, on top of a context.
+
+    The project's decoder gets a cache filled with a constant: computing a long context for many
+    rows would take longer than all the steps. transformers' modules compute random tokens.
+    """
+
+    def __init__(
+        self,
+        native: NativeModel,
+        batch_size: int,
+        context_length: int,
+        max_new_tokens: int,
+        mode: Mode = "eager",
+        seed: int = 0,
+    ) -> None:
+        num_slots = context_length + max_new_tokens
+        self.session = Session(native, batch_size, num_slots, mode, is_level=True)
+        self.context_length = context_length
+        generator = torch.Generator().manual_seed(seed)
+        shape = (batch_size, num_slots)
+        tokens = torch.randint(self.session.vocab_size, shape, generator=generator)
+        self.tokens = tokens.to(self.session.device)
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        if self.session.cache is None:
+            self._prefill()
+        else:
+            self.session.cache.entries.fill_(FILLING)
+
+    @torch.inference_mode()
+    def step(self, num_tokens: int) -> None:
+        """A pass over `num_tokens` new tokens of every row, its argmax, and back to the context."""
+        session = self.session
+        num_live = session.num_live(self.context_length + num_tokens)
+        # A lone token with nothing padded behind it needs no mask.
+        sees_all = num_tokens == session.slot_step == 1
+
+        def run(token_ids: Tensor, positions: Tensor) -> Tensor:
+            return session.forward(token_ids, positions, num_live, None, sees_all).argmax(-1)
+
+        session.call(("step", num_tokens), run, *self._new(num_tokens))
+
+    def _new(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """The tokens behind the context and their positions, (batch, num_tokens) each."""
+        if num_tokens not in self._inputs:
+            start, end = self.context_length, self.context_length + num_tokens
+            positions = self._positions(start, end).contiguous()
+            self._inputs[num_tokens] = self.tokens[:, start:end].contiguous(), positions
+        return self._inputs[num_tokens]
+
+    @torch.inference_mode()
+    def _prefill(self) -> None:
+        for start in range(0, self.context_length, PREFILL_CHUNK):
+            end = min(start + PREFILL_CHUNK, self.context_length)
+            last = torch.full((len(self.tokens), 1), end - start - 1, device=self.tokens.device)
+            self.session.forward(
+                self.tokens[:, start:end],
+                self._positions(start, end),
+                self.session.num_live(end),
+                last,
+            )
+
+    def _positions(self, start: int, end: int) -> Tensor:
+        positions = torch.arange(start, end, device=self.tokens.device)
+        return positions.expand(len(self.tokens), -1)

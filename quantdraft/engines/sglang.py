@@ -1,0 +1,120 @@
+"""SGLang: how it is told of a stand-alone draft, and what it does with one in silence.
+
+SGLang needs a GPU and is not run here. Every flag below is a field of `ServerArgs` in
+sgl-project/sglang, python/sglang/srt/server_args.py, at commit 001067f.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from quantdraft.engines.findings import (
+    Draft,
+    Finding,
+    Pair,
+    float_mix,
+    several_groups,
+    unequal_vocabulary,
+    vocab_size,
+)
+from quantdraft.engines.support import loading
+
+LAUNCH_FILE = "launch.sh"
+# Without the flag a draft is read by the target's quantization; this value says that it has none.
+NOT_QUANTIZED = "unquant"
+# `quant_method` of a checkpoint, by the name under which the server knows it.
+METHODS = {
+    "compressed-tensors": "compressed-tensors",
+    "bitsandbytes": "bitsandbytes",
+    "gptq": "gptq",
+    "awq": "awq",
+    "fp8": "fp8",
+    "mxfp4": "mxfp4",
+    "modelopt": "modelopt",
+    "auto-round": "auto-round",
+    "quark": "quark",
+}
+NOTES = (
+    "The flags were read from SGLang's sources (server_args.py at commit 001067f), not run here: "
+    "compare them with `python -m sglang.launch_server --help` of your version.",
+    "Without --speculative-draft-model-quantization SGLang reads the draft by the target's "
+    "quantization (sglang#28196, sglang#34622): keep the flag.",
+    "Watch sglang:spec_accept_length: it should match the mean acceptance length of the "
+    "evaluation. A draft that is misread is accepted about never, and says nothing.",
+    "A new target precision or revision needs a new evaluation.",
+)
+
+
+def launch(pair: Pair) -> str:
+    """The shell line that serves the target with the draft: a chain of k tokens, no tree."""
+    parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
+    if pair.dtype:
+        parts += ["--dtype", pair.dtype]
+    parts += [
+        *("--speculative-algorithm", "STANDALONE"),
+        *("--speculative-draft-model-path", str(pair.draft)),
+        *("--speculative-num-steps", str(pair.num_speculative_tokens)),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(pair.num_speculative_tokens + 1)),
+        *("--speculative-draft-model-quantization", draft_quantization(pair.quantization)),
+    ]
+    if pair.acceptance_rule == "rejection":
+        parts.append("--speculative-use-rejection-sampling")
+    return shlex.join(parts)
+
+
+def draft_quantization(quantization: Mapping[str, Any]) -> str:
+    """The value of --speculative-draft-model-quantization."""
+    if not quantization:
+        return NOT_QUANTIZED
+    method = str(quantization.get("quant_method"))
+    is_marlin = quantization.get("bits") in {4, 8} and bool(quantization.get("sym", True))
+    if method == "gptq" and is_marlin:
+        return "gptq_marlin"  # plain "gptq" forces the slow kernel
+    return METHODS.get(method, method)
+
+
+def launch_text(line: str) -> str:
+    """The launch line as the content of LAUNCH_FILE."""
+    note = "# The path of the draft is absolute: change it when the directory moves."
+    return f"#!/bin/sh\n{note}\n{line}\n"
+
+
+def check(draft: Draft) -> tuple[Finding, ...]:
+    """What SGLang refuses, and what it would get wrong without a word."""
+    return (
+        *loading(draft, "sglang"),
+        *_method(draft),
+        *several_groups(draft, "SGLang"),
+        *_vocabulary(draft),
+        *float_mix(draft),
+    )
+
+
+def _method(draft: Draft) -> Iterator[Finding]:
+    method = draft.quantization.get("quant_method")
+    if draft.quantization and method not in METHODS:
+        yield Finding(
+            "refuse",
+            f"--speculative-draft-model-quantization has no value for quant_method {method!r}, and "
+            "without it SGLang reads the draft by the target's. Use another recipe.",
+        )
+
+
+def _vocabulary(draft: Draft) -> Iterator[Finding]:
+    unequal = unequal_vocabulary(draft)
+    if vocab_size(draft.target_config) is None:
+        yield Finding(
+            "warn",
+            "the target's vocab_size was not read: where the draft's differs, SGLang corrupts "
+            "tokens in silence (sglang#24051).",
+        )
+    elif unequal:
+        yield Finding(
+            "refuse",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: SGLang "
+            "corrupts tokens in silence (sglang#24051). Export with --pad-vocab, which pads the "
+            "draft's.",
+        )

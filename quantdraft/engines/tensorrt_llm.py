@@ -1,0 +1,98 @@
+"""TensorRT-LLM: a YAML file for `trtllm-serve`, PyTorch backend.
+
+It needs a GPU and is not run here. Every key below is a field in NVIDIA/TensorRT-LLM,
+tensorrt_llm/llmapi/llm_args.py, at commit 0004396; `--config` and the overlap scheduler are from
+docs/source/features/speculative-decoding.md at commit 04c8822.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from quantdraft.engines.findings import (
+    Draft,
+    Finding,
+    Pair,
+    float_mix,
+    several_groups,
+    unequal_vocabulary,
+)
+from quantdraft.engines.support import MODELOPT, loading, stored_names, stored_support
+
+LAUNCH_FILE = "launch.sh"
+CONFIG_FILE = "trtllm.yaml"
+# The config's type is a union that is told apart by this word, and refuses any other.
+DECODING_TYPE = "Draft_Target"
+OLD_DECODING_TYPE = "DraftTarget"
+NOTES = (
+    "The keys were read from TensorRT-LLM's sources (llm_args.py at commit 0004396), not run here.",
+    f"Older versions, and the manual, spell the decoding_type {OLD_DECODING_TYPE}, and call "
+    "--config --extra_llm_api_options. A wrong spelling is refused at start-up.",
+    "A new target precision or revision needs a new evaluation.",
+)
+
+
+def launch(pair: Pair) -> str:
+    """The shell line that serves the target; the draft is named in the YAML file beside it."""
+    config = str(pair.draft / CONFIG_FILE)
+    return shlex.join(
+        ["trtllm-serve", pair.target, "--backend", "pytorch", "--config", config],
+    )
+
+
+def extra_files(pair: Pair) -> dict[str, str]:
+    """The YAML file that the launch line names."""
+    config: dict[str, Any] = {"dtype": pair.dtype} if pair.dtype else {}
+    config |= {
+        "disable_overlap_scheduler": True,
+        "speculative_config": {
+            "decoding_type": DECODING_TYPE,
+            "max_draft_len": pair.num_speculative_tokens,
+            "speculative_model": str(pair.draft),
+        },
+    }
+    note = f"# Older versions of TensorRT-LLM spell the decoding_type {OLD_DECODING_TYPE}.\n"
+    return {CONFIG_FILE: note + yaml.safe_dump(config, sort_keys=False)}
+
+
+def launch_text(line: str) -> str:
+    """The launch line as the content of LAUNCH_FILE."""
+    note = f"# The paths here and in {CONFIG_FILE} are absolute: change them when it moves."
+    return f"#!/bin/sh\n{note}\n{line}\n"
+
+
+def check(draft: Draft) -> tuple[Finding, ...]:
+    """What TensorRT-LLM does not load, and what it needs."""
+    return (
+        *_loading(draft),
+        *several_groups(draft, "TensorRT-LLM"),
+        *_vocabulary(draft),
+        *float_mix(draft),
+    )
+
+
+def _loading(draft: Draft) -> Iterator[Finding]:
+    quantization = draft.quantization
+    is_modelopts = quantization.get("quant_method") == "modelopt"
+    if stored_support(quantization)["tensorrt-llm"] == MODELOPT and not is_modelopts:
+        yield Finding(
+            "refuse",
+            f"TensorRT-LLM loads {', '.join(stored_names(quantization))} from ModelOpt's own "
+            "checkpoints alone: quantize the draft with ModelOpt.",
+        )
+        return
+    yield from loading(draft, "tensorrt-llm")
+
+
+def _vocabulary(draft: Draft) -> Iterator[Finding]:
+    unequal = unequal_vocabulary(draft)
+    if unequal:
+        yield Finding(
+            "warn",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: TensorRT-LLM "
+            "does not say what it makes of that. Export with --pad-vocab, which pads the draft's.",
+        )

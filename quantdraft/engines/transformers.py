@@ -1,0 +1,88 @@
+"""transformers: assisted generation with a fixed k. It imports nothing of transformers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quantdraft.engines.findings import Draft, Finding, Pair, unequal_vocabulary
+from quantdraft.engines.support import loading
+
+LAUNCH_FILE = "launch.py"
+NOTES = (
+    "Assisted generation takes one prompt at a time (batch 1).",
+    "k is fixed here: by default transformers changes it while it runs and stops a proposal "
+    "early by the draft's own confidence.",
+)
+
+_SNIPPET = '''\
+"""Generate with a quantized draft: python launch.py "Your prompt"."""
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TARGET = {target!r}
+DRAFT = {draft!r}
+NUM_SPECULATIVE_TOKENS = {k}
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+tokenizer = AutoTokenizer.from_pretrained(TARGET)
+target = AutoModelForCausalLM.from_pretrained(TARGET, dtype={dtype}).to(device)
+draft = AutoModelForCausalLM.from_pretrained(DRAFT, dtype={dtype}).to(device)
+
+# Assisted generation reads these from the draft. A constant k, never cut short by confidence.
+draft.generation_config.num_assistant_tokens = NUM_SPECULATIVE_TOKENS
+draft.generation_config.num_assistant_tokens_schedule = "constant"
+draft.generation_config.assistant_confidence_threshold = 0.0
+
+prompt = tokenizer(sys.argv[1], return_tensors="pt").to(device)
+output = target.generate(
+    **prompt, assistant_model=draft, do_sample={do_sample}, max_new_tokens=256
+)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+'''
+
+
+def launch(pair: Pair) -> str:
+    """A Python script that generates with the target and the draft at a fixed k."""
+    return _SNIPPET.format(
+        target=pair.target,
+        draft=str(pair.draft),
+        k=pair.num_speculative_tokens,
+        dtype=f"torch.{pair.dtype}" if pair.dtype else '"auto"',
+        do_sample=pair.acceptance_rule not in {None, "greedy"},
+    )
+
+
+def launch_text(line: str) -> str:
+    """The script as the content of LAUNCH_FILE."""
+    return line
+
+
+def check(draft: Draft) -> tuple[Finding, ...]:
+    """What transformers refuses, and where it is no evidence for speed."""
+    return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
+
+
+def _formats(draft: Draft) -> Iterator[Finding]:
+    method = str(draft.quantization.get("quant_method", ""))
+    if method == "compressed-tensors":
+        yield Finding(
+            "warn",
+            "transformers unpacks compressed-tensors weights to the full float type at the first "
+            "forward: the acceptance is the format's, the speed is not.",
+        )
+    if method == "gptq":
+        yield Finding("warn", "transformers runs GPTQ through gptqmodel and optimum: install both.")
+
+
+def _vocabulary(draft: Draft) -> Iterator[Finding]:
+    unequal = unequal_vocabulary(draft)
+    if unequal:
+        yield Finding(
+            "warn",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: pass both "
+            "tokenizers to generate() and transformers translates between them, at a cost in "
+            "acceptance. Or export with --pad-vocab, which pads the draft's.",
+        )

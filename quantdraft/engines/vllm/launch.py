@@ -1,0 +1,168 @@
+"""vLLM: how it is told of a draft, and which drafts it refuses or reads wrongly.
+
+Facts are of vLLM 0.32 and the threads named beside them; check them against the installed version.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantdraft.engines.findings import (
+    Draft,
+    Finding,
+    Pair,
+    float_mix,
+    float_type,
+    unequal_vocabulary,
+    vocab_size,
+)
+from quantdraft.engines.support import loading
+from quantdraft.record import AcceptanceRule
+
+LAUNCH_FILE = "launch.sh"
+# A draft's path that contains one of these makes vLLM pick another method than the one it is told.
+METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
+# Formats of a draft that vLLM's CPU backend cannot run; a GPU may.
+NOT_ON_CPU = {
+    "W8A16": "its CPU backend does not support 8-bit weight-only (quant type uint8b128)",
+    "FP8_BLOCK": "its CPU backend needs AMX for block-scaled FP8",
+    "FP8_STATIC": "its CPU backend fails on static FP8 activation scales",
+    "FP4": "its CPU backend has no FP4 kernel",
+}
+GPU_NEEDS = {
+    "FP8": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
+    "FP8_BLOCK": "block-scaled FP8 needs compute capability 8.9",
+    "FP8_STATIC": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
+}
+NOTES = (
+    "The draft runs in the target's float type whatever its own config says; pin it with --dtype.",
+    "Watch vllm:spec_decode_num_accepted_tokens / vllm:spec_decode_num_draft_tokens on /metrics: "
+    "it should match the acceptance rate of the evaluation.",
+    "A new target precision or revision needs a new evaluation.",
+)
+
+
+def launch(pair: Pair) -> str:
+    """The shell line that serves the target with the draft; its float type is pinned if known."""
+    config = speculative_config(pair.draft, pair.num_speculative_tokens, pair.acceptance_rule)
+    parts = ["vllm", "serve", pair.target]
+    if pair.dtype:
+        parts += ["--dtype", pair.dtype]
+    parts += ["--speculative-config", json.dumps(config, separators=(",", ":"))]
+    return shlex.join(parts)
+
+
+def speculative_config(
+    draft: Path, num_speculative_tokens: int, acceptance_rule: AcceptanceRule | None = None
+) -> dict[str, str | int]:
+    """The value of --speculative-config. Only the rule `rejection` needs more than the default."""
+    config: dict[str, str | int] = {
+        "method": "draft_model",
+        "model": str(draft),
+        "num_speculative_tokens": num_speculative_tokens,
+    }
+    if acceptance_rule == "rejection":
+        config["draft_sample_method"] = "probabilistic"
+    return config
+
+
+def launch_text(line: str) -> str:
+    """The launch line as the content of LAUNCH_FILE."""
+    note = "# The path of the draft is absolute: change it when the directory moves."
+    return f"#!/bin/sh\n{note}\n{line}\n"
+
+
+def check(draft: Draft) -> tuple[Finding, ...]:
+    """Everything in the draft's path, config and pairing that vLLM would stumble over."""
+    return (
+        *_path(draft),
+        *loading(draft, "vllm"),
+        *_groups(draft),
+        *_names(draft),
+        *_vocabulary(draft),
+        *_formats(draft),
+        *float_mix(draft),
+        *_pinned(draft),
+    )
+
+
+def _path(draft: Draft) -> Iterator[Finding]:
+    found = [name for name in METHOD_NAMES if name in str(draft.path).lower()]
+    if found:
+        yield Finding(
+            "refuse",
+            f"output '{draft.path}' contains {found[0]!r}: vLLM would take the draft for another "
+            "method by its name. Choose another path.",
+        )
+
+
+def _groups(draft: Draft) -> Iterator[Finding]:
+    if len(draft.groups) > 1:
+        yield Finding(
+            "refuse",
+            f"the draft has {len(draft.groups)} quantization config groups: vLLM's draft_model "
+            "loader takes one (vllm#49893). Use a recipe with one scheme, e.g. lm_head: keep.",
+        )
+    for group in draft.groups[:1]:
+        if (group.get("weights") or {}).get("strategy") == "tensor":
+            yield Finding(
+                "warn",
+                "per-tensor weight scales can be misassigned in fused qkv and gate_up layers "
+                "(vllm#53122). Prefer channel or group scales.",
+            )
+
+
+def _names(draft: Draft) -> Iterator[Finding]:
+    """Names that match a model and not a draft, which vLLM loads under a prefix."""
+    advice = "vLLM loads a draft under the prefix 'draft_model.', where it matches nothing"
+    for group in draft.groups:
+        exact = [name for name in group.get("targets") or [] if _is_exact(name)]
+        if exact:
+            yield Finding(
+                "refuse",
+                f"the quantization targets {exact[0]!r}: {advice}. Use a recipe that targets "
+                "['Linear'] and ignores the rest.",
+            )
+    ignored = draft.quantization.get("ignore") or []
+    exact = [name for name in ignored if name != "lm_head" and _is_exact(name)]
+    if exact:
+        end = exact[0].removeprefix("re:").removeprefix("^")
+        yield Finding(
+            "refuse",
+            f"the quantization ignores {exact[0]!r}: {advice}, and the layer would be read as "
+            f"quantized. Write 're:.*{end}' in the draft's config.json.",
+        )
+
+
+def _is_exact(name: str) -> bool:
+    """True for a module's full name or an anchored pattern; a class (Linear) or 're:.*' is not."""
+    if name.startswith("re:"):
+        return not name.startswith(("re:.*", "re:(.*"))
+    return "." in name or name == "lm_head"
+
+
+def _vocabulary(draft: Draft) -> Iterator[Finding]:
+    unequal = unequal_vocabulary(draft)
+    if vocab_size(draft.target_config) is None:
+        yield Finding("warn", "the target's vocab_size was not read: vLLM needs the draft's equal.")
+    elif unequal:
+        yield Finding(
+            "refuse",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: vLLM's "
+            "draft_model needs them equal. Export with --pad-vocab, which pads the draft's.",
+        )
+
+
+def _formats(draft: Draft) -> Iterator[Finding]:
+    name = draft.format
+    for table, where in ((NOT_ON_CPU, "not on a CPU"), (GPU_NEEDS, "GPU")):
+        if name in table:
+            yield Finding("warn", f"{name} in vLLM, {where}: {table[name]}.")
+
+
+def _pinned(draft: Draft) -> Iterator[Finding]:
+    if draft.target_config is not None and float_type(draft.target_config) is None:
+        yield Finding("warn", "the target's float type was not read: pin it with --dtype.")

@@ -1,0 +1,1 @@
+"""Measurements become figures, a verdict and advice. No torch, no I/O."""

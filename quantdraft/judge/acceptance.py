@@ -1,0 +1,294 @@
+"""Rounds of speculative decoding from keep probabilities, for every k at once. No model, no I/O.
+
+Speculative decoding emits the target's own text, so that text and the probability that each of
+its tokens came from the draft are enough to know how many rounds any k would have needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantdraft.errors import OptionError, PairingError, UndefinedMetricError
+from quantdraft.record import AcceptanceCounts
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+PROMPTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Expected rounds of every prompt at every k. Prompts are kept apart so they can be resampled.
+
+    Accepted tokens are only those of the text; an engine that stops at a length limit may count a
+    few more in each prompt's last round.
+    """
+
+    prompt_ids: tuple[str, ...]
+    ks: tuple[int, ...]  # num_speculative_tokens, the values that were replayed
+    num_tokens: Ints  # (prompts,), response tokens emitted in rounds
+    num_drafts: Floats  # (ks, prompts), expected rounds
+    num_accepted_per_pos: tuple[Floats, ...]  # one for each of ks, (prompts, k)
+
+    def row(self, k: int) -> int:
+        """Where k lies in `ks`; a k that was not replayed is an error."""
+        if k not in self.ks:
+            replayed = ", ".join(map(str, self.ks))
+            raise OptionError(f"k = {k} was not replayed (only {replayed}). Add it to -k.")
+        return self.ks.index(k)
+
+    @property
+    def has_rounds(self) -> NDArray[np.bool_]:
+        """(prompts,): False where the response is too short for one; a resample needs some."""
+        return self.num_tokens > 0
+
+    def num_accepted(self, k: int) -> Floats:
+        """Accepted draft tokens of every prompt at one k, (prompts,)."""
+        return np.asarray(self.num_accepted_per_pos[self.row(k)].sum(axis=1))
+
+    def counts(self, k: int) -> AcceptanceCounts:
+        """Counters at one k, summed over all prompts."""
+        row = self.row(k)
+        return AcceptanceCounts(
+            num_speculative_tokens=k,
+            num_tokens=int(self.num_tokens.sum()),
+            num_drafts=float(self.num_drafts[row].sum()),
+            num_accepted_tokens_per_pos=tuple(self.num_accepted_per_pos[row].sum(axis=0).tolist()),
+        )
+
+    def without_positions(self) -> Replayed:
+        """All accepted tokens of a round at its first position: a fraction of the memory."""
+        sums = tuple(each.sum(axis=1, keepdims=True) for each in self.num_accepted_per_pos)
+        return replace(self, num_accepted_per_pos=sums)
+
+    def of_prompts(self, chosen: Sequence[int] | Ints) -> Replayed:
+        """The prompts at these indices, which may repeat."""
+        rows = np.asarray(chosen, np.int64)
+        return Replayed(
+            prompt_ids=tuple(self.prompt_ids[at] for at in rows),
+            ks=self.ks,
+            num_tokens=self.num_tokens[rows],
+            num_drafts=self.num_drafts[:, rows],
+            num_accepted_per_pos=tuple(each[rows] for each in self.num_accepted_per_pos),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAcceptance:
+    """Of every token of one response, at one k: (num_response_tokens,) each, in [0, 1].
+
+    `kept` sums to the accepted tokens. kept / asked is the *conditional* acceptance of the tokens
+    summed over, not the acceptance rate: proposals after a rejection are in neither.
+    """
+
+    asked: Floats  # probability that the draft's proposal for this token was looked at
+    kept: Floats  # probability that this token came from the draft
+
+
+def replay_rounds(
+    prompt_ids: Sequence[str],
+    keeps: Sequence[NDArray[np.floating]],
+    ks: Sequence[int],
+    first_token_from_prefill: bool = True,
+) -> Replayed:
+    """Expected rounds and accepted tokens per position, of every prompt and every k.
+
+    keeps: one array (num_response_tokens,) per prompt, the probability that a response token came
+        from the draft, given that it was emitted and that the draft was asked for it
+    ks: values of num_speculative_tokens, each at least 1
+    first_token_from_prefill: True as serving engines count (the first response token belongs to
+        no round); False as transformers' assisted generation does (its first round drafts it)
+
+    Offset j of a round moves to j + 1 with probability keep, else to 0; the bonus token at offset
+    k always ends the round. Expected rounds are the expected visits to offset 0.
+    """
+    _check(prompt_ids, keeps, ks)
+    num_drafts = np.zeros((len(ks), len(keeps)))
+    accepted = tuple(np.zeros((len(keeps), k)) for k in ks)
+    for some, keep, num_active in _packs(prompt_ids, keeps, first_token_from_prefill):
+        kept_sum = np.zeros((len(ks), max(ks), len(some)))
+        drafts = np.zeros((len(ks), len(some)))
+        for offsets, kept in _walk(keep, num_active, ks):
+            num_prompts = kept.shape[2]
+            drafts[:, :num_prompts] += offsets[:, 0]
+            kept_sum[:, :, :num_prompts] += kept
+        num_drafts[:, some] = drafts
+        for row, k in enumerate(ks):
+            accepted[row][some] = kept_sum[row, :k].T
+    lengths = np.array([len(each) for each in keeps], dtype=np.int64)
+    return Replayed(
+        prompt_ids=tuple(prompt_ids),
+        ks=tuple(ks),
+        num_tokens=np.maximum(lengths - int(first_token_from_prefill), 0),
+        num_drafts=num_drafts,
+        num_accepted_per_pos=accepted,
+    )
+
+
+def rounds_between(
+    prompt_ids: Sequence[str],
+    keeps: Sequence[NDArray[np.floating]],
+    is_open: Sequence[NDArray[np.bool_]],
+    k: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the fewest and the most rounds of every prompt, where some tokens may be kept or not.
+
+    is_open: one array (num_response_tokens,) per prompt, the tokens whose keep is not settled
+
+    A token more that is kept never costs a round: a round that starts later never ends earlier. So
+    all of them kept are the fewest rounds, and none of them the most.
+    """
+    low, high = (
+        replay_rounds(
+            prompt_ids,
+            [np.where(each, value, keep) for keep, each in zip(keeps, is_open, strict=True)],
+            [k],
+        ).num_drafts[0]
+        for value in (1.0, 0.0)
+    )
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def token_acceptance(
+    keeps: Sequence[NDArray[np.floating]], k: int, first_token_from_prefill: bool = True
+) -> Iterator[tuple[int, TokenAcceptance]]:
+    """Yield each response's index and what was asked and kept at its tokens, longest first.
+
+    Arguments as above; equal lengths come in an equal order. A first token that comes from the
+    prefill was never asked for: zero in both.
+    """
+    names = [str(index) for index in range(len(keeps))]
+    _check(names, keeps, [k])
+    start = int(first_token_from_prefill)
+    for some, keep, num_active in _packs(names, keeps, first_token_from_prefill):
+        asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
+        for token, (offsets, kept) in enumerate(_walk(keep, num_active, [k])):
+            num_prompts = kept.shape[2]
+            asked[token, :num_prompts] = offsets[0, :k].sum(axis=0)
+            kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
+        for column, index in enumerate(some):
+            length = len(keeps[index])
+            yield (
+                int(index),
+                TokenAcceptance(
+                    _unpack(asked[:, column], length, start),
+                    _unpack(kept_sum[:, column], length, start),
+                ),
+            )
+
+
+def closed_form_length(alpha: float, k: int) -> float:
+    """Mean acceptance length when every proposal is kept with probability alpha, independently.
+
+    (1 - alpha^(k+1)) / (1 - alpha), arXiv 2211.17192, equation 1; written as a sum, which also
+    holds at alpha = 1.
+    """
+    return float(sum(alpha**j for j in range(k + 1)))
+
+
+def alpha_from_length(length: float, k: int) -> float:
+    """The independent per-token acceptance that gives a mean acceptance length; its inverse.
+
+    It is not accepted / proposed: that rate is (length - 1) / k, see `rate_from_length`.
+    """
+    _check_length(length, k)
+    low, high = 0.0, 1.0
+    for _ in range(60):  # halves [0, 1] to the last bit of a double
+        middle = (low + high) / 2
+        low, high = (middle, high) if closed_form_length(middle, k) < length else (low, middle)
+    return (low + high) / 2
+
+
+def alpha_from_rate(rate: float, k: int) -> float:
+    """The independent per-token acceptance that gives an acceptance rate, as engines count it.
+
+    A round of k proposals of which `rate` are accepted emits 1 + k * rate tokens.
+    """
+    return alpha_from_length(1 + k * rate, k)
+
+
+def rate_from_length(length: float, k: int) -> float:
+    """The acceptance rate (accepted / proposed) at a mean acceptance length: (length - 1) / k.
+
+    Every round emits its accepted tokens and one more, so this holds up to cut last rounds.
+    """
+    _check_length(length, k)
+    return (length - 1) / k
+
+
+def _check_length(length: float, k: int) -> None:
+    if not 1.0 <= length <= k + 1:
+        raise UndefinedMetricError(
+            f"no acceptance rate gives a mean acceptance length of {length:.3f} at k = {k}: "
+            f"it lies in [1, {k + 1}]."
+        )
+
+
+def _walk(keep: Floats, num_active: Ints, ks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield, token by token, the offset it has in its round and whether the draft's token is kept.
+
+    keep: (tokens, prompts), prompts by falling length; num_active: (tokens,) prompts that long
+    yields offsets (ks, max k + 1, active) and kept (ks, max k, active), probabilities; both are
+    overwritten by the next step
+    """
+    num_prompts = keep.shape[1]
+    offsets = np.zeros((len(ks), max(ks) + 1, num_prompts))
+    offsets[:, 0] = 1.0
+    kept = np.empty((len(ks), max(ks), num_prompts))
+    # Offset k is the bonus token, which the draft is never asked for.
+    bonus = [(row, k) for row, k in enumerate(ks) if k < max(ks)]
+    for token, active in enumerate(num_active):
+        now, new = offsets[:, :, :active], kept[:, :, :active]
+        np.multiply(now[:, :-1], keep[token, :active], out=new)
+        for row, k in bonus:
+            new[row, k] = 0.0
+        yield now, new
+        now[:, 1:] = new
+        np.subtract(1.0, new.sum(axis=1), out=now[:, 0])
+
+
+def _packs(
+    names: Sequence[str], keeps: Sequence[NDArray[np.floating]], first_token_from_prefill: bool
+) -> Iterator[tuple[Ints, Floats, Ints]]:
+    """Groups of prompts of similar length: memory holds one, whatever the number of prompts.
+
+    yields the prompts' indices by falling length (group,), their keep probabilities of the tokens
+    in rounds (tokens, group), and how many of them have each token (tokens,)
+    """
+    start = int(first_token_from_prefill)
+    order = np.argsort([-len(each) for each in keeps], kind="stable")
+    for first in range(0, len(order), PROMPTS_AT_ONCE):
+        some = order[first : first + PROMPTS_AT_ONCE]
+        lengths = np.array([max(len(keeps[i]) - start, 0) for i in some], dtype=np.int64)
+        keep = np.zeros((int(lengths.max()), len(some)))
+        for column, (index, length) in enumerate(zip(some, lengths, strict=True)):
+            inside = np.asarray(keeps[index], np.float64)[start:]
+            if not bool(np.all((inside >= 0.0) & (inside <= 1.0))):  # also catches NaN
+                raise UndefinedMetricError(
+                    f"prompt {names[index]!r}: a keep probability is not in [0, 1]. "
+                    "The draft's logits may have overflowed; try --dtype float32."
+                )
+            keep[:length, column] = inside
+        yield some, keep, (lengths[None, :] > np.arange(len(keep))[:, None]).sum(axis=1)
+
+
+def _unpack(column: Floats, length: int, start: int) -> Floats:
+    """One prompt's column, shifted back so that its indices are those of the response."""
+    values = np.zeros(length)
+    values[start:] = column[: max(length - start, 0)]
+    return values
+
+
+def _check(
+    prompt_ids: Sequence[str], keeps: Sequence[NDArray[np.floating]], ks: Sequence[int]
+) -> None:
+    if len(prompt_ids) != len(keeps):
+        raise PairingError(f"{len(prompt_ids)} prompt ids but {len(keeps)} arrays of tokens.")
+    if not keeps:
+        raise UndefinedMetricError("acceptance is undefined: there is no response to replay.")
+    if not ks or min(ks) < 1:
+        raise OptionError(f"num_speculative_tokens must be at least 1, not {list(ks)}.")

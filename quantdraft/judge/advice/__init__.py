@@ -1,0 +1,9 @@
+"""What the numbers of one evaluation point to, and what to do next. No model, no I/O.
+
+Nothing here decides go or no-go: the verdict does. Left out: advice that no measured number bears.
+"""
+
+from quantdraft.judge.advice.all import diagnoses, explained, explaining
+from quantdraft.judge.advice.diagnosis import Diagnosis, State
+
+__all__ = ["Diagnosis", "State", "diagnoses", "explained", "explaining"]

@@ -1,0 +1,252 @@
+"""Is the draft right often enough? Judged per token asked for, which does not depend on k.
+
+Accepted / proposed, the acceptance rate, falls with k whatever the draft: at k = 8 a draft that is
+right 80 times in 100 has a rate of 0.42. So the bands of the practitioners' rule are held against
+α, the independent acceptance per token that gives the measured length (Leviathan et al.). The
+verdict's checks hold the acceptance rate itself; every line here says which of the two it shows.
+"""
+
+from __future__ import annotations
+
+from quantdraft.judge.acceptance import alpha_from_length
+from quantdraft.judge.advice.diagnosis import Diagnosis, State
+from quantdraft.judge.advice.limits import HIGH_ALPHA, MAX_DRAFT_SHARE, MEASURED, PRACTITIONERS
+from quantdraft.judge.advice.sides import more_prompts, side, state_if
+from quantdraft.judge.advice.wording import (
+    evaluate_command,
+    milder_recipe,
+    model,
+    percent_of,
+    times_of,
+    traffic,
+)
+from quantdraft.judge.verdict.policy import Policy
+from quantdraft.record import AcceptanceComparison, Evaluation, Interval
+from quantdraft.record.limit_words import counted
+from quantdraft.record.plane import acceptance_at, shown_k
+
+
+def alpha_of(lengths: Interval, k: int) -> Interval:
+    """The acceptance per token that gives each end of a mean acceptance length.
+
+    Lengths are cut to [1, k + 1], where alone there is one: a cut last round may leave them a
+    little outside.
+    """
+    ends = (min(max(end, 1.0), k + 1.0) for end in (lengths.value, lengths.low, lengths.high))
+    return Interval(*(alpha_from_length(end, k) for end in ends))
+
+
+def measured_acceptance(evaluation: Evaluation) -> AcceptanceComparison | None:
+    """At the candidate's k of the operating point."""
+    k = evaluation.operating_point.candidate_num_speculative_tokens
+    return acceptance_at(evaluation, k)
+
+
+def low_acceptance(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
+    """Below one limit divergence, below the other probably the wrong draft; the lower one first."""
+    acceptance = acceptance_at(evaluation, shown_k(evaluation))
+    if acceptance is None:
+        return ()
+    alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)
+    diverged = _below(
+        evaluation, acceptance, alpha, policy.min_acceptance_rate, "diverged", _DIVERGED
+    )
+    wrong = _below(
+        evaluation, acceptance, alpha, policy.warn_acceptance_rate, "wrong-draft", _WRONG
+    )
+    if diverged is not None and diverged.state == "found":
+        return (diverged,)
+    return tuple(found for found in (wrong, diverged) if found is not None)
+
+
+_DIVERGED = "draft and target diverge"
+_WRONG = "this is probably the wrong draft"
+
+
+def _below(
+    evaluation: Evaluation,
+    acceptance: AcceptanceComparison,
+    alpha: Interval,
+    limit: float,
+    code: str,
+    finding: str,
+) -> Diagnosis | None:
+    state = state_if(alpha, limit, "below")
+    if state is None:
+        return None
+    k = acceptance.num_speculative_tokens
+    baseline = alpha_of(acceptance.baseline_length, k)
+    is_recipe = side(baseline, limit) == "above"
+    if state == "cannot tell":
+        action, command = more_prompts(alpha, limit, len(evaluation.prompts)), None
+    elif is_recipe:
+        action, command = milder_recipe(evaluation)
+    else:
+        action, command = _another_draft(evaluation, code)
+    return Diagnosis(
+        code=code,
+        state=state,
+        finding=finding,
+        seen=(
+            f"α = {percent_of(alpha)} at k = {k}, the baseline's {percent_of(baseline)} "
+            f"({_not_the_rate(acceptance)})"
+        ),
+        limit=f"α below {100 * limit:.0f} %",
+        source=PRACTITIONERS,
+        action=action,
+        command=command,
+        observed=alpha,
+        threshold=limit,
+    )
+
+
+def _not_the_rate(acceptance: AcceptanceComparison) -> str:
+    """α and the rate of the verdict's checks are two numbers; a reader sees which is which."""
+    return (
+        "α: acceptance per token asked for; accepted / proposed is "
+        f"{100 * acceptance.candidate_rate.value:.1f} %"
+    )
+
+
+def _another_draft(evaluation: Evaluation, code: str) -> tuple[str, str]:
+    target, draft = model(evaluation, "target"), model(evaluation, "baseline")
+    if code == "diverged":
+        return (
+            "compare tokens, special tokens and families of the pair",
+            f"quantdraft check --target {target} --draft {draft}",
+        )
+    return (
+        "hold other drafts against the same traffic",
+        f"quantdraft select --target {target} --draft {draft} --draft OTHER "
+        f"--traffic {traffic(evaluation)}",
+    )
+
+
+def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
+    """Speculation does not pay: because drafting takes too long, or because it is too often wrong?
+
+    Too dear: acceptance is high already, or the draft's steps take most of a round. Else the target
+    passes are most of it, and more accepted tokens would spread them further.
+    """
+    acceptance = measured_acceptance(evaluation)
+    speedup = evaluation.operating_point.speedup_over_autoregressive
+    if acceptance is None or speedup is None:
+        return ()
+    is_slow = state_if(speedup, policy.min_speedup_over_autoregressive, "below")
+    if is_slow is None:
+        return ()
+    k = acceptance.num_speculative_tokens
+    share = draft_share(evaluation, k)
+    is_high = state_if(alpha_of(acceptance.candidate_length, k), HIGH_ALPHA, "above")
+    if share is not None and share > MAX_DRAFT_SHARE:
+        why = f"drafting over {100 * MAX_DRAFT_SHARE:.0f} % of a round"
+        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", is_slow, why),)
+    if is_high is not None:
+        state: State = "found" if is_high == is_slow == "found" else "cannot tell"
+        why = f"α above {100 * HIGH_ALPHA:.0f} %"
+        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", state, why),)
+    if share is None:
+        return ()
+    why = f"α under {100 * HIGH_ALPHA:.0f} %"
+    return (_does_not_pay(evaluation, policy, acceptance, "draft-too-wrong", is_slow, why),)
+
+
+WHAT_HELPS = {
+    "draft-too-dear": (
+        "the draft's pass is too dear",
+        "a smaller draft, fewer bits or a lower k; better acceptance can hardly help",
+    ),
+    "draft-too-wrong": (
+        "the draft is too often wrong for what it costs",
+        "a better draft, or a milder recipe; a cheaper one can hardly help",
+    ),
+}
+
+
+def _does_not_pay(
+    evaluation: Evaluation,
+    policy: Policy,
+    acceptance: AcceptanceComparison,
+    code: str,
+    state: State,
+    why: str,
+) -> Diagnosis:
+    k = acceptance.num_speculative_tokens
+    alpha = alpha_of(acceptance.candidate_length, k)
+    speedup = evaluation.operating_point.speedup_over_autoregressive
+    assert speedup is not None
+    finding, helps = WHAT_HELPS[code]
+    is_found = state == "found"
+    return Diagnosis(
+        code=code,
+        state=state,
+        finding=finding,
+        seen=(
+            f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
+            f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
+        ),
+        limit=f"{why} without a speedup over {policy.min_speedup_over_autoregressive:.2f} ×",
+        source=PRACTITIONERS,
+        action=helps if is_found else "time longer, and replay more prompts",
+        command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
+        observed=alpha,
+        threshold=HIGH_ALPHA,
+    )
+
+
+def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
+    """The candidate is surely slower: what acceptance it would need, and which part is to blame."""
+    point, acceptance = evaluation.operating_point, measured_acceptance(evaluation)
+    speedup, needed = point.speedup_over_baseline, point.break_even_length
+    if speedup is None or needed is None or acceptance is None or speedup.high >= 1:
+        return ()
+    k = acceptance.num_speculative_tokens
+    most = f"; {k + 1} is the most there is, so no acceptance is enough" if needed > k + 1 else ""
+    return (
+        Diagnosis(
+            code="slower-than-baseline",
+            state="found",
+            finding="the candidate is slower than the baseline draft",
+            seen=(
+                f"{times_of(speedup)} the baseline's speed; it emits "
+                f"{acceptance.candidate_length.value:.2f} tokens a round at k = {k}"
+            ),
+            limit=f"to be as fast it must emit {needed:.2f} tokens a round at k = {k}{most}",
+            source=MEASURED,
+            action=_what_slows(point.draft_latency_saving),
+            observed=speedup,
+            threshold=1.0,
+        ),
+    )
+
+
+def _what_slows(saving: Interval | None) -> str:
+    if saving is not None and saving.value < 0:
+        return (
+            f"its draft step takes {1 - saving.value:.2f} times as long as the baseline's: another "
+            "format, or a device with a faster kernel for this one"
+        )
+    return "its draft step is shorter, but it loses more by acceptance: a milder recipe"
+
+
+def evaluate_k(evaluation: Evaluation, k: int) -> str | None:
+    """The command that tries every lower k, where they were not all tried."""
+    tried = set(evaluation.num_speculative_tokens)
+    return None if set(range(1, k + 1)) <= tried else evaluate_command(evaluation, f"-k 1-{k}")
+
+
+def draft_share(evaluation: Evaluation, k: int) -> float | None:
+    """The share of a round that the draft's steps take; None where one was not timed."""
+    point = evaluation.operating_point
+    step_ms, verify_ms = point.candidate_draft_step_ms, point.candidate_verify_step_ms
+    if step_ms is None or verify_ms is None:
+        return None
+    return k * step_ms / (k * step_ms + verify_ms)
+
+
+def _share(evaluation: Evaluation, k: int) -> str:
+    share = draft_share(evaluation, k)
+    if share is None:
+        return ""
+    takes = "takes" if k == 1 else "take"
+    return f"; its {counted(k, 'step')} {takes} {100 * share:.0f} % of a round"

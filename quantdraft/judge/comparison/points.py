@@ -1,0 +1,105 @@
+"""The verdict's two speed checks at every timed point of batch and context.
+
+Acceptance does not depend on the batch: the record's rounds, with each point's own step times.
+Alarms, the other checks and a serving engine's own speed are left to the verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantdraft.judge.acceptance import Replayed
+from quantdraft.judge.comparison.speeds import best_k, speed_point
+from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
+from quantdraft.record import Evaluation, Interval, Latency, SpeedPoint
+
+
+@dataclass(frozen=True, slots=True)
+class GridPoint:
+    """One batch and context, each arm at its best k there. `speed` None: undefined."""
+
+    batch_size: int
+    context_length: int
+    speed: SpeedPoint | None
+    reason: str  # why it is undefined, or ""
+
+
+def replayed_of(evaluation: Evaluation, arm: str) -> Replayed:
+    """The rounds of the record's prompts, as `replay_rounds` found them.
+
+    The record keeps a prompt's accepted tokens as one sum: they all stand at the first position.
+    """
+    prompts = evaluation.prompts
+    shape = len(prompts), len(evaluation.num_speculative_tokens)
+    num_drafts = np.array([getattr(prompt, f"{arm}_num_drafts") for prompt in prompts])
+    accepted = np.array([getattr(prompt, f"{arm}_num_accepted") for prompt in prompts])
+    num_drafts, accepted = num_drafts.reshape(shape), accepted.reshape(shape)
+    return Replayed(
+        prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
+        ks=evaluation.num_speculative_tokens,
+        num_tokens=np.array([prompt.num_tokens for prompt in prompts], dtype=np.int64),
+        num_drafts=num_drafts.T,
+        num_accepted_per_pos=tuple(accepted.T[:, :, None]),
+    )
+
+
+def grid_points(evaluation: Evaluation, bootstrap: Bootstrap = DEFAULT) -> tuple[GridPoint, ...]:
+    """Every timed point, the operating point's included, by batch and context."""
+    if not evaluation.prompts or not evaluation.latency.arms or evaluation.served is not None:
+        return ()
+    found = {(p.batch_size, p.context_length): p for p in (*evaluation.grid, evaluation.latency)}
+    arms = replayed_of(evaluation, "baseline"), replayed_of(evaluation, "candidate")
+    return tuple(_grid_point(found[place], *arms, bootstrap) for place in sorted(found))
+
+
+def _grid_point(
+    latency: Latency, baseline: Replayed, candidate: Replayed, bootstrap: Bootstrap
+) -> GridPoint:
+    place = latency.batch_size, latency.context_length
+    points = tuple(
+        speed_point(baseline, candidate, latency, baseline_k=k, candidate_k=k, bootstrap=bootstrap)
+        for k in baseline.ks
+    )
+    best = best_k(points)
+    if best["baseline"] is None or best["candidate"] is None:
+        missing = [arm for arm in ("candidate", "baseline", "target") if arm in latency.undefined]
+        why = latency.undefined[missing[0]] if missing else "not every step was timed"
+        return GridPoint(*place, None, why)
+    point = speed_point(
+        baseline,
+        candidate,
+        latency,
+        baseline_k=best["baseline"],
+        candidate_k=best["candidate"],
+        bootstrap=bootstrap,
+    )
+    return GridPoint(*place, point, "")
+
+
+def stops_paying_at(points: tuple[GridPoint, ...], limit: float = 1.0) -> dict[int, int | None]:
+    """Per context: the smallest batch at which the best draft is surely no faster than the target.
+
+    None where no measured batch is. Sure: the whole interval of the better arm is at `limit`, the
+    policy's speedup over the target alone, or below.
+    """
+    found: dict[int, int | None] = {}
+    for point in points:
+        found.setdefault(point.context_length, None)
+        best = best_over_autoregressive(point)
+        if best is not None and best.high <= limit and found[point.context_length] is None:
+            found[point.context_length] = point.batch_size
+    return found
+
+
+def best_over_autoregressive(point: GridPoint) -> Interval | None:
+    """The speedup over the target alone of the better arm; None where neither was timed."""
+    if point.speed is None:
+        return None
+    arms = (
+        point.speed.speedup_over_autoregressive,
+        point.speed.baseline_speedup_over_autoregressive,
+    )
+    known = [ends for ends in arms if ends is not None]
+    return max(known, key=lambda ends: ends.value) if known else None

@@ -1,0 +1,137 @@
+"""The speed equation with measured numbers, and intervals from prompts and timing blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantdraft.judge import speedup
+from quantdraft.judge.acceptance import Floats, Replayed
+from quantdraft.judge.comparison.lengths import check_paired
+from quantdraft.judge.comparison.times import (
+    Timed,
+    TimeRatio,
+    time_ratio,
+    timed,
+    timed_rounds,
+    timed_steps,
+)
+from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap, interval_of
+from quantdraft.judge.statistics.studentized import draw_alone, draw_length_ratio
+from quantdraft.record import Interval, Latency, SpeedPoint, StepSamples
+
+
+@dataclass(frozen=True, slots=True)
+class Quotient:
+    """A ratio of two acceptance lengths, or one length over 1, with its resamples."""
+
+    value: float
+    draws: Floats  # (num_resamples,)
+
+
+def speed_point(
+    baseline: Replayed,
+    candidate: Replayed,
+    latency: Latency,
+    *,
+    baseline_k: int,
+    candidate_k: int,
+    bootstrap: Bootstrap = DEFAULT,
+) -> SpeedPoint:
+    """The speed equation with the measured numbers, at one k per arm.
+
+    Ratios of times are `times.time_ratio`'s: paired by block, resampled by load, independently of
+    the prompts. They differ a little from the ratios of the medians that stand beside them. A
+    field is None where a step it needs was not measured at least MIN_TIMINGS times.
+
+    Raises PairingError for arms with different prompts, or steps with different numbers of blocks.
+    """
+    check_paired(baseline, candidate)
+    base_tau = baseline.counts(baseline_k).mean_acceptance_length
+    cand_tau = candidate.counts(candidate_k).mean_acceptance_length
+    base_length = Quotient(base_tau, draw_alone(baseline, baseline_k, bootstrap).length)
+    cand_length = Quotient(cand_tau, draw_alone(candidate, candidate_k, bootstrap).length)
+    ratio = Quotient(
+        cand_tau / base_tau,
+        draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap),
+    )
+
+    base_step, cand_step = (timed_steps(latency, arm, 1) for arm in ("baseline", "candidate"))
+    alone = timed_steps(latency, "target", 1)
+    base_round = timed_rounds(latency, "baseline", baseline_k)
+    cand_round = timed_rounds(latency, "candidate", candidate_k)
+    control_round = timed_rounds(latency, "control", baseline_k)
+    target_control = timed_steps(latency, "target-control", 1)
+
+    def ratio_of(over: Timed | None, under: Timed | None) -> TimeRatio | None:
+        return time_ratio(over, under, latency, bootstrap)
+
+    rounds = ratio_of(base_round, cand_round)
+    saving = ratio_of(cand_step, base_step)
+    pays_from = None if rounds is None else base_tau / rounds.value
+    return SpeedPoint(
+        baseline_num_speculative_tokens=baseline_k,
+        candidate_num_speculative_tokens=candidate_k,
+        baseline_draft_step_ms=_median(base_step),
+        candidate_draft_step_ms=_median(cand_step),
+        baseline_verify_step_ms=_median(timed_steps(latency, "target", baseline_k + 1)),
+        candidate_verify_step_ms=_median(timed_steps(latency, "target", candidate_k + 1)),
+        autoregressive_step_ms=_median(alone),
+        baseline_ms_per_token=_median(base_round, base_tau),
+        candidate_ms_per_token=_median(cand_round, cand_tau),
+        speedup_over_baseline=_interval(rounds, ratio, bootstrap),
+        speedup_over_autoregressive=_interval(ratio_of(alone, cand_round), cand_length, bootstrap),
+        baseline_speedup_over_autoregressive=_interval(
+            ratio_of(alone, base_round), base_length, bootstrap
+        ),
+        control_speedup=_interval(ratio_of(base_round, control_round), None, bootstrap),
+        target_control_speedup=_interval(ratio_of(alone, target_control), None, bootstrap),
+        draft_latency_saving=_saving(_interval(saving, None, bootstrap)),
+        break_even_length=pays_from,
+        break_even_rate=None
+        if pays_from is None
+        else speedup.break_even_rate(pays_from, candidate_k),
+    )
+
+
+def best_k(points: Sequence[SpeedPoint]) -> dict[str, int | None]:
+    """The k of least ms per token of "baseline" and "candidate"; None where none was measured."""
+    baseline = [(p.baseline_ms_per_token, p.baseline_num_speculative_tokens) for p in points]
+    candidate = [(p.candidate_ms_per_token, p.candidate_num_speculative_tokens) for p in points]
+    return {"baseline": _k_of_least(baseline), "candidate": _k_of_least(candidate)}
+
+
+def step_ratio(
+    over: StepSamples, under: StepSamples, latency: Latency, bootstrap: Bootstrap = DEFAULT
+) -> Interval | None:
+    """Return over / under, paired by block and resampled by load; None under MIN_TIMINGS blocks.
+
+    Raises PairingError for samples with different numbers of blocks.
+    """
+    return _interval(time_ratio(timed(over), timed(under), latency, bootstrap), None, bootstrap)
+
+
+def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:
+    measured = [(ms, k) for ms, k in timed if ms is not None]
+    return min(measured)[1] if measured else None
+
+
+def _interval(
+    ratio: TimeRatio | None, length: Quotient | None, bootstrap: Bootstrap
+) -> Interval | None:
+    """A ratio of times, times a ratio of lengths if given."""
+    if ratio is None:
+        return None
+    if length is None:
+        return ratio.interval(bootstrap)
+    return interval_of(ratio.value * length.value, ratio.draws * length.draws, None, bootstrap)
+
+
+def _saving(ratio: Interval | None) -> Interval | None:
+    return None if ratio is None else Interval(1 - ratio.value, 1 - ratio.high, 1 - ratio.low)
+
+
+def _median(samples: Timed | None, per: float = 1.0) -> float | None:
+    return None if samples is None else float(np.median(samples.ms)) / per

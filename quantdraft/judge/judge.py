@@ -1,0 +1,268 @@
+"""From measurements to the record: comparison, speed, alarms, verdict. No model, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantdraft.judge.acceptance import Replayed, replay_rounds
+from quantdraft.judge.advice import explained
+from quantdraft.judge.comparison import (
+    Bootstrap,
+    Spell,
+    best_k,
+    by_context,
+    by_domain,
+    by_position,
+    compare_acceptance,
+    find_disagreements,
+    slice_tokens,
+    speed_point,
+)
+from quantdraft.judge.comparison.focus import timed_throughout
+from quantdraft.judge.comparison.served import served_point, served_prompts, served_speed_undefined
+from quantdraft.judge.projection import project_speed
+from quantdraft.judge.verdict import (
+    Evidence,
+    Policy,
+    control_strays,
+    decide,
+    measured_alarms,
+    not_quantized,
+    served_alarms,
+)
+from quantdraft.judge.verdict.suspicion import suspicions
+from quantdraft.record import (
+    EVALUATION_SCHEMA_VERSION,
+    AcceptanceComparison,
+    AcceptanceRule,
+    Alarm,
+    Evaluation,
+    Latency,
+    LiveCheck,
+    PromptReplay,
+    Served,
+    Slice,
+    SpeedPoint,
+)
+from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
+from quantdraft.record.whole_numbers import compact
+from quantdraft.traffic.traffic import Traffic, token_counts
+
+Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Everything one evaluation measured, before anything is concluded from it."""
+
+    name: str
+    created: str
+    rule: AcceptanceRule
+    ks: tuple[int, ...]
+    keeps: Keeps  # "baseline", "candidate": per prompt (num_response_tokens,)
+    traffic: Traffic
+    latency: Latency
+    live: tuple[LiveCheck, ...]
+    is_control: bool  # the candidate is the baseline's copy
+    not_quantized: str | None  # why a claimed quantization is not there
+    has_identical_logits: bool | None
+    ledgers: tuple[Ledger, Ledger]  # of baseline and candidate
+    provenance: dict[str, Any]
+    seed: int
+    grid: tuple[Latency, ...] = ()  # further points of batch and context
+    served: Served | None = None  # what a serving engine did; None: the native engine measured
+    spell: Spell | None = None  # the text of each token; None: no prompt is shown
+    baseline_name: str = "full-precision draft"  # as the verdict's sentence calls it
+
+
+def judged(measured: Measurements, policy: Policy) -> Evaluation:
+    """The record, verdict included."""
+    ids = [response.prompt_id for response in measured.traffic.responses]
+    replayed = {
+        arm: replay_rounds(ids, measured.keeps[arm], measured.ks)
+        for arm in ("baseline", "candidate")
+    }
+    bootstrap = Bootstrap(seed=measured.seed)
+    acceptance = {
+        k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
+        for k in measured.ks
+    }
+    replayed = {arm: each.without_positions() for arm, each in replayed.items()}
+    equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
+    throughout = timed_throughout(measured.latency, measured.ks)
+    best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
+    # Without latency there is no best k.
+    fallback = nearest_to_usual(measured.ks)
+    ks = best["baseline"] or fallback, best["candidate"] or fallback
+    point = _point(replayed, measured.latency, *ks, bootstrap)
+    if measured.served is not None:
+        point = served_point(measured.served, bootstrap)
+        ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
+        others = zip(measured.ks, equal_k, strict=True)
+        equal_k = tuple(point if k == ks[1] else other for k, other in others)
+    rates_k = nearest_to_usual(measured.ks)
+    slices = _slices(measured, rates_k, bootstrap)
+    alarms = _alarms(measured, acceptance[ks[1]], point, policy)
+    verdict = decide(
+        Evidence(
+            candidate_name=measured.name,
+            baseline_name=measured.baseline_name,
+            is_identity=measured.is_control,
+            acceptance=acceptance[ks[1]],
+            shown=acceptance[rates_k],
+            speed=point,
+            num_prompts=_num_prompts(measured),
+            num_timings=_num_timings(measured.latency),
+            timing_seconds=measured.latency.timing_seconds,
+            alarms=alarms,
+            speed_undefined=_speed_undefined(measured),
+        ),
+        policy,
+    )
+    evaluation = Evaluation(
+        schema_version=EVALUATION_SCHEMA_VERSION,
+        name=measured.name,
+        created=measured.created,
+        acceptance_rule=measured.rule,
+        num_speculative_tokens=measured.ks,
+        operating_point=point,
+        equal_k=equal_k,
+        best_k=best,
+        acceptance=tuple(acceptance.values()),
+        prompts=_prompts(measured, replayed),
+        by_position=slices[0],
+        by_context=slices[1],
+        by_domain=slices[2],
+        latency=measured.latency,
+        live=measured.live,
+        verdict=verdict,
+        ledger=_ledger(measured, point, policy),
+        provenance=measured.provenance | {"policy": policy.model_dump()},
+        grid=measured.grid,
+        served=measured.served,
+        projection=project_speed(
+            point,
+            acceptance[ks[1]],
+            ceiling(*measured.ledgers, measured.latency.context_length),
+        ),
+        disagreements=()
+        if measured.spell is None
+        else find_disagreements(
+            measured.traffic, measured.keeps, replayed, rates_k, measured.spell
+        ),
+        slices_k=rates_k,
+    )
+    return explained(evaluation, policy)
+
+
+def _point(
+    replayed: Mapping[str, Replayed],
+    latency: Latency,
+    baseline_k: int,
+    candidate_k: int,
+    bootstrap: Bootstrap,
+) -> SpeedPoint:
+    return speed_point(
+        replayed["baseline"],
+        replayed["candidate"],
+        latency,
+        baseline_k=baseline_k,
+        candidate_k=candidate_k,
+        bootstrap=bootstrap,
+    )
+
+
+def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
+    """By position, by context, by domain."""
+    responses = measured.traffic.responses
+    cuts = (
+        by_position(),
+        by_context(token_counts(responses).prompt.tolist()),
+        by_domain([response.domain for response in responses]),
+    )
+    keeps = measured.keeps
+    return slice_tokens(keeps["baseline"], keeps["candidate"], k, cuts, bootstrap)
+
+
+def _alarms(
+    measured: Measurements, acceptance: AcceptanceComparison, point: SpeedPoint, policy: Policy
+) -> tuple[Alarm, ...]:
+    timed = measured.latency.arms.get("candidate")
+    false_claim = not_quantized(
+        is_identity=measured.is_control,
+        resident_bytes=None if timed is None else timed.quantized_bytes,
+        promised_bytes=None if timed is None else timed.promised_bytes,
+        has_identical_logits=measured.has_identical_logits,
+        complaint=measured.not_quantized,
+    )
+    raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
+    of_target = control_strays(point.target_control_speedup, policy, "target")
+    raised += () if of_target is None else (of_target,)
+    raised += suspicions(measured.latency)
+    compute_dtype = measured.provenance.get("compute_dtype")
+    raised += served_alarms(measured.served, policy, compute_dtype)
+    return raised if false_claim is None else (false_claim, *raised)
+
+
+def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:
+    """The byte ledger at the measured k and c, where there is a c."""
+    draft_ms, target_ms = point.baseline_draft_step_ms, point.autoregressive_step_ms
+    is_timed = draft_ms is not None and target_ms is not None
+    return ledger_summary(
+        *measured.ledgers,
+        context_length=measured.latency.context_length,
+        num_speculative_tokens=point.baseline_num_speculative_tokens if is_timed else None,
+        cost_ratio=draft_ms / target_ms if draft_ms and target_ms else None,
+        min_speedup=policy.min_speedup_over_baseline,
+    )
+
+
+def _num_timings(latency: Latency) -> int:
+    counts = [
+        len(samples.samples_ms) for arm in latency.arms.values() for samples in arm.steps.values()
+    ]
+    return min(counts, default=0)
+
+
+def _num_prompts(measured: Measurements) -> int:
+    """Prompts that the intervals of the speed come from."""
+    served = measured.served
+    return len(measured.traffic.responses) if served is None else len(served_prompts(served))
+
+
+def _speed_undefined(measured: Measurements) -> str | None:
+    """Why there is no speed: the candidate's reason first, it is the one that differs."""
+    if measured.served is not None:
+        return served_speed_undefined(measured.served)
+    latency = measured.latency
+    for arm in ("candidate", "target", "baseline"):
+        if arm in latency.undefined:
+            return latency.undefined[arm]
+    return None
+
+
+def _prompts(measured: Measurements, replayed: Mapping[str, Replayed]) -> tuple[PromptReplay, ...]:
+    """A row a prompt."""
+    baseline, candidate = replayed["baseline"], replayed["candidate"]
+    accepted = {
+        arm: np.array([each.num_accepted(k) for k in measured.ks]) for arm, each in replayed.items()
+    }
+    return tuple(
+        PromptReplay(
+            prompt_id=response.prompt_id,
+            domain=response.domain,
+            num_prompt_tokens=len(response.prompt_token_ids),
+            num_tokens=int(baseline.num_tokens[i]),
+            baseline_num_drafts=compact(baseline.num_drafts[:, i].tolist()),
+            candidate_num_drafts=compact(candidate.num_drafts[:, i].tolist()),
+            baseline_num_accepted=compact(accepted["baseline"][:, i].tolist()),
+            candidate_num_accepted=compact(accepted["candidate"][:, i].tolist()),
+        )
+        for i, response in enumerate(measured.traffic.responses)
+    )

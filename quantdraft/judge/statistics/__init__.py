@@ -1,0 +1,1 @@
+"""Intervals and what would settle a doubt: bootstrap, studentized bootstrap."""

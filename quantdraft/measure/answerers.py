@@ -1,0 +1,136 @@
+"""Who answers the prompts of a capture: a target in this process, or one that vLLM serves.
+
+A target that needs several GPUs or machines is served by an engine; what is captured from it is
+token ids alone. Its log-probabilities would be those before temperature and truncation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.configs import num_positions
+from quantdraft.checkpoints.end_tokens import stored_end_token_ids
+from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
+from quantdraft.common.files import file_sha256
+from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.measure.generation import Answer, generate
+from quantdraft.traffic.traffic import Sampling
+
+
+class Answering(Protocol):
+    """A target that answers batches of prompts."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a traffic header says of it."""
+
+    @property
+    def num_positions(self) -> int | None:
+        """Of a prompt and its answer together; None: without a limit."""
+
+    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+        """One answer to each prompt's token ids."""
+
+
+class OwnTarget:
+    """A model of the transformers library, in this process."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        sampling: Sampling,
+        max_new_tokens: int,
+        device: str | None,
+        dtype: str,
+        trust_remote_code: bool,
+    ) -> None:
+        self.name, self.path, self.sampling = name, path, sampling
+        self.max_new_tokens, self.trusts = max_new_tokens, trust_remote_code
+        on = pick_device(device)
+        self.model = load_model(path, pick_dtype(dtype, on), on, trust_remote_code)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name, revision, float type, hash of the weights; and whether code of its own was run."""
+        return describe_target(self.name, self.path, self.model, self.trusts)
+
+    @property
+    def num_positions(self) -> int | None:
+        """By the model's config."""
+        return num_positions(self.model.config.get_text_config().to_dict())
+
+    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+        """Generate, all prompts in one batch."""
+        return generate(self.model, prompts, self.sampling, self.max_new_tokens, seeds)
+
+
+class ServedTarget:
+    """A target behind a vLLM server's completions by token ids; raises EngineError."""
+
+    def __init__(
+        self, name: str, path: Path, url: str, sampling: Sampling, max_new_tokens: int
+    ) -> None:
+        self.name, self.path, self.sampling = name, path, sampling
+        self.max_new_tokens, self.client = max_new_tokens, Client(url)
+        self.num_positions = self.client.num_positions()
+        self.ends = stored_end_token_ids(open_checkpoint(path))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The tokenizer's source, and the server by its own words; its weights are not at hand."""
+        return {
+            "name": self.name,
+            "revision": open_checkpoint(self.path).revision,
+            "dtype": None,
+            "weights_sha256": None,
+            "served": {"engine": f"vllm {self.client.version()}", "model": self.client.model},
+        }
+
+    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+        """All prompts at once: the server makes its own batches of them."""
+        with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
+            return list(pool.map(self._answer, prompts, seeds))
+
+    def _answer(self, prompt: Sequence[int], seed: int) -> Answer:
+        request = Request(
+            prompt_token_ids=tuple(prompt),
+            max_tokens=self.max_new_tokens,
+            sampling=self.sampling,
+            seed=seed,
+            stop_token_ids=self.ends,
+        )
+        return Answer(self.client.complete(request).token_ids, ())
+
+
+def describe_target(
+    target: str, path: Path, model: Any, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """What a traffic header says of a model: name, revision, float type, hash of the weights.
+
+    That code of the checkpoint's own was run goes with the traffic into every report.
+    """
+    described = {
+        "name": target,
+        "revision": open_checkpoint(path).revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights_sha256": _weights_sha256(path),
+    }
+    return described | ({"trust_remote_code": True} if trust_remote_code else {})
+
+
+def _weights_sha256(path: Path) -> str:
+    """One hash over the names and hashes of the safetensors files."""
+    total = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        # The Hub's cache names a large file by its SHA-256; hashing 800 GB again takes long.
+        cached = file.resolve().name
+        is_digest = len(cached) == 64 and set(cached) <= set("0123456789abcdef")
+        digest = cached if is_digest else file_sha256(file)
+        total.update(f"{file.name} {digest}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,123 @@
+"""A model answers prompts, in batches, with the log-probability of every token it says.
+
+Every prompt draws from its own generator, so an answer does not depend on which prompts share its
+batch, save where two tokens are within a rounding of each other. Only temperature, top-k and top-p
+are applied; penalties that a generation config may hold are not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantdraft.checkpoints.end_tokens import end_token_ids
+from quantdraft.errors import UndefinedMetricError
+from quantdraft.measure.sampling import draw, processed_logprobs
+from quantdraft.traffic.traffic import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the target said to one prompt: token ids, and the log-probability of each."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+) -> list[Answer]:
+    """Continue a batch of prompts, each to its end-of-sequence token or the length limit.
+
+    prompts: token ids, of any lengths; none is empty
+    seeds: one for each prompt; the same seed draws the same answer in any batch
+    Raises UndefinedMetricError where the logits are not finite.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    ends = end_token_ids(model)
+    tokens, mask = _left_padded(prompts, model.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    is_done = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    cache: Any = None
+    drawn: list[Tensor] = []
+    scores: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        logits, cache = _forward(model, tokens, mask, positions, cache)
+        _require_finite(logits[~is_done], len(drawn))
+        logprobs = processed_logprobs(logits, sampling)
+        tokens = _choose(logits, logprobs, sampling, generators)[:, None]
+        drawn.append(tokens)
+        scores.append(logprobs.gather(1, tokens))
+        is_done |= torch.isin(tokens[:, 0], torch.tensor(ends, device=model.device))
+        if is_done.all():
+            break
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    rows = zip(torch.cat(drawn, dim=1).tolist(), torch.cat(scores, dim=1).tolist(), strict=True)
+    return [_cut(token_ids, logprobs, ends) for token_ids, logprobs in rows]
+
+
+def _forward(
+    model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any
+) -> tuple[Tensor, Any]:
+    """The logits after the last token, (rows, vocab), and the cache that now holds all tokens."""
+    optional = {"position_ids": positions, "logits_to_keep": 1}
+    known = inspect.signature(model.forward).parameters
+    output = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **{name: value for name, value in optional.items() if name in known},
+    )
+    return output.logits[:, -1], output.past_key_values
+
+
+def _require_finite(logits: Tensor, num_tokens: int) -> None:
+    """Single tokens may be ruled out by -inf; NaN, or no likeliest token, is broken arithmetic."""
+    if not bool(logits.amax(dim=-1).isfinite().all()):  # amax hands a NaN on
+        raise UndefinedMetricError(
+            f"the target's logits are not finite after {num_tokens} tokens of a response: NaN or "
+            "infinite. Its numbers overflow in this float type (try --dtype float32), or its "
+            "weights are damaged."
+        )
+
+
+def _choose(
+    logits: Tensor, logprobs: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """The next token of each row, (rows,) int64: the most probable one, or a draw."""
+    if sampling.is_greedy:
+        return logits.argmax(dim=-1)
+    uniform = [torch.rand(1, generator=each, dtype=torch.float64) for each in generators]
+    return draw(logprobs, torch.cat(uniform).to(logprobs.device))
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (rows, longest prompt) int64, ends aligned."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> Answer:
+    """What stands before and at the first end token: a done row still ran along in its batch."""
+    lengths = (at + 1 for at, token in enumerate(token_ids) if token in ends)
+    length = next(lengths, len(token_ids))
+    # Six decimals are finer than what two kernels agree on, and keep the file readable.
+    rounded = (round(logprob, 6) for logprob in logprobs[:length])
+    return Answer(tuple(token_ids[:length]), tuple(rounded))

@@ -1,0 +1,1 @@
+"""Times of draft and target steps, over batch and context."""

@@ -1,0 +1,325 @@
+"""The arms of a timing in memory: each in the float type and the mode that were settled for it.
+
+What a trial finds is settled once and kept on the disk, for all arms and all processes of a
+machine: two copies of one model must not differ by what a trial found. The arms are then loaded
+again and again, in fresh memory. Nothing is timed for the record here.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
+from typing import Any, Literal, Protocol
+
+import torch
+
+from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
+from quantdraft.engines.kernels.choice import collected, settle
+from quantdraft.engines.native.fused import fused_fault
+from quantdraft.engines.native.model import NativeModel, load_native
+from quantdraft.engines.native.session import Mode, modes, tried_modes
+from quantdraft.engines.native.steps import Stepper
+from quantdraft.engines.native.weight_sources import WeightSource
+from quantdraft.errors import OptionError, UndefinedMetricError
+from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
+from quantdraft.measure.latency.memory import available_bytes
+
+BASELINE, CONTROL, TARGET, TARGET_CONTROL = "baseline", "control", "target", "target-control"
+TARGETS = (TARGET, TARGET_CONTROL)
+# Of one vote between float types or modes, which differ by a lot or do not matter.
+TRIAL_SECONDS = 0.2
+# A CPU without the instructions may multiply bfloat16 500 times slower: one look is enough.
+CLEAR_RATIO = 4.0
+# Memory that is left to everything else: activations of kernels, the allocator's own loss.
+MEMORY_SHARE = 0.9
+
+Share = Callable[[float], None]
+
+
+class Step(Protocol):
+    """One model at one batch and context, ready to run a step as often as asked."""
+
+    def step(self, num_tokens: int) -> None:
+        """A pass over `num_tokens` new tokens of every row, its argmax, and back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A loaded model and the way its steps run."""
+
+    native: NativeModel
+    mode: Mode
+    source: WeightSource
+    mode_trial_ms: dict[str, float] = field(default_factory=dict)
+
+    def open_step(self, batch_size: int, context_length: int, max_new: int) -> Step:
+        """The engine's step at one point; its cache lives as long as it does."""
+        return Stepper(self.native, batch_size, context_length, max_new, self.mode)
+
+
+class Arms:
+    """The models of a run. `undefined` says which could not be loaded, and why."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, WeightSource],
+        widths: Mapping[str, Sequence[int]],
+        batch_sizes: Sequence[int],
+        device: torch.device,
+        mode: Mode | Literal["auto"] = "auto",
+    ) -> None:
+        """mode: how steps run; auto: as graphs on a GPU, on a CPU as trials find faster."""
+        self.sources, self.widths, self.device = sources, widths, device
+        self.batch_sizes, self.mode = batch_sizes, mode
+        self.undefined: dict[str, str] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._way: tuple[Mode, dict[Mode, float]] | None = None
+
+    def settle(
+        self, batch_size: int, context_length: int, progress: Share = lambda share: None
+    ) -> None:
+        """Settle the mode, the float types and the kernels, by trials where no earlier run did.
+
+        All arms are loaded once for it, in the order of the sources: where memory ends, those that
+        come last are undefined.
+        """
+        held: list[NativeModel] = []
+        with collected() as questions:
+            for name in self.sources:
+                if name not in self.undefined:
+                    self._try(
+                        name,
+                        lambda name: held.append(self._first(name, batch_size, context_length)),
+                    )
+        held.clear()
+        gc.collect()
+        settle(list(questions.values()), progress)
+
+    def load(self, order: Sequence[str]) -> dict[str, Arm]:
+        """Load every arm that can be, in this order, into memory of its own."""
+        loaded: dict[str, Arm] = {}
+        for name in order:
+            if name not in self.undefined:
+                self._try(name, lambda name: loaded.update({name: self._arm(name)}))
+        return {name: loaded[name] for name in self.sources if name in loaded}
+
+    def fit_twice(self) -> bool:
+        """True where memory has room for all arms beside those that are loaded."""
+        needed = sum(
+            weight_bytes(source, self._dtypes[name], self.device)
+            for name, source in self.sources.items()
+            if name in self._dtypes
+        )
+        return memory_shortage(needed, self.device) is None
+
+    def _try(self, name: str, load: Callable[[str], None]) -> None:
+        try:
+            load(name)
+        except UndefinedMetricError as error:
+            self.undefined[name] = str(error)
+        except torch.OutOfMemoryError:
+            self.undefined[name] = f"{self.sources[name].name} does not fit on {self.device}"
+            gc.collect()
+
+    def _first(self, name: str, batch_size: int, context_length: int) -> NativeModel:
+        """Load an arm and settle how it runs; models in full precision share the baseline's type.
+
+        Otherwise two copies of one model, or a draft and a target of one shape, could differ.
+        """
+        source = self.sources[name]
+        shared = self._dtypes.get(BASELINE) if not source.formats else None
+        first = float_types(self.device)[0] if shared is None else shared
+        native = self._load(name, first)
+        if self._way is None:  # before the float types, which are tried as steps will run
+            self._settle_mode(Arm(native, "eager", source), batch_size, context_length)
+        arm = self._as_settled(native, source)
+        if shared is None and arm.mode not in ("fused", "graph"):
+            first = self._settle_float_type(name, arm, batch_size, context_length)
+        self._dtypes[name] = first
+        return native
+
+    def _arm(self, name: str) -> Arm:
+        return self._as_settled(self._load(name, self._dtypes[name]), self.sources[name])
+
+    def _as_settled(self, native: NativeModel, source: WeightSource) -> Arm:
+        """The model in the mode of all; models on borrowed modules run in one mode alone."""
+        assert self._way is not None
+        mode, trial = self._way
+        known = modes(native, self.device)
+        if mode not in known:
+            return Arm(native, known[0], source)
+        return Arm(native, mode, source, {str(name): ms for name, ms in trial.items()})
+
+    def _settle_mode(self, arm: Arm, batch_size: int, context_length: int) -> None:
+        """Once, on the first arm, for all: arms that ran in different ways could not be compared.
+
+        A pass as a list of C calls goes before the others where trials do not tell them apart.
+        """
+        native = arm.native
+        known = modes(native, self.device)
+        if self.mode == "fused" and native.is_own and self.mode not in known:
+            raise OptionError(f"--mode fused: {fused_fault(native.model)}")
+        if self.mode != "auto":
+            self._way = self.mode, {}
+            return
+        tried = sorted(tried_modes(native, self.device), key=lambda mode: mode != "fused")
+        if len(tried) == 1:
+            self._way = tried[0], {}
+            return
+        question = (
+            f"mode {native.model.shape} {native.dtype} batch {batch_size} "
+            f"context {1 << context_length.bit_length()}"
+        )
+        trials = partial(mode_trials, arm, tried, batch_size, context_length, self.device)
+        best, ms = self._voted(question, trials)
+        self._way = (
+            next(mode for mode in tried if mode == best),
+            {mode: ms[mode] for mode in tried if mode in ms},
+        )
+
+    def _settle_float_type(
+        self, name: str, arm: Arm, batch_size: int, context_length: int
+    ) -> torch.dtype:
+        """The type in which the arm's widest step is the shortest; the stored one in doubt."""
+        types = float_types(self.device)
+        source, width = self.sources[name], max(self.widths[name])
+        fitting = [types[0], *(t for t in types[1:] if self._shortage(name, t) is None)]
+        formats = sorted({str(fmt) for fmt in source.formats.values()})
+        question = (
+            f"float type {source.config.get('model_type')} {source.ledger} {formats} {arm.mode} "
+            f"batch {batch_size} width {width}"
+        )
+
+        def trials() -> list[dict[str, float]]:
+            natives = {t: arm.native if t is types[0] else self._load(name, t) for t in fitting}
+            arms = {str(t): replace(arm, native=native) for t, native in natives.items()}
+            return step_trials(arms, batch_size, context_length, width, self.device)
+
+        if len(fitting) == 1:
+            return types[0]
+        best, _ = self._voted(question, trials)
+        return next(t for t in fitting if str(t) == best)
+
+    def _voted(
+        self, question: str, trials: Callable[[], Sequence[Mapping[Any, float]]]
+    ) -> tuple[str, dict[str, float]]:
+        """The answer to a question, by trials where it is not settled; each answer's median ms."""
+        book = book_of(self.device.type, torch.get_num_threads())
+        if not book.is_settled(question):
+            for found in trials():
+                book.add(question, {str(key): Timing(ms / 1e3, 0) for key, ms in found.items()})
+        votes = book.votes(question)
+        names = {name for vote in votes for name in vote}
+        ms = {n: median(v[n].seconds for v in votes if n in v) * 1e3 for n in names}
+        return winner(votes), ms
+
+    def _load(self, name: str, dtype: torch.dtype) -> NativeModel:
+        shortage = self._shortage(name, dtype)
+        if shortage is not None:
+            raise UndefinedMetricError(f"{self.sources[name].name} does not fit: {shortage}")
+        rows = row_counts(self.batch_sizes, self.widths[name])
+        return load_native(self.sources[name], dtype, self.device, rows)
+
+    def _shortage(self, name: str, dtype: torch.dtype) -> str | None:
+        needed = weight_bytes(self.sources[name], dtype, self.device)
+        return memory_shortage(needed, self.device)
+
+
+def float_types(device: torch.device) -> list[torch.dtype]:
+    """The float types worth trying; the first is the one whose weights are read as stored."""
+    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [torch.bfloat16]
+
+
+def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of rows (batch x new tokens) that kernels will be run with."""
+    return tuple(sorted({batch * width for batch in batch_sizes for width in widths}))
+
+
+def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
+    """About what the weights take in memory: what a step reads, and the embedding table.
+
+    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
+    """
+    config = source.config.get("text_config") or source.config
+    table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
+    stored = source.ledger.weight_bytes
+    if source.formats:
+        return table + stored
+    second_packing = 2 * stored if device.type == "cpu" else 0
+    return table + stored * dtype.itemsize // 2 + second_packing
+
+
+def point_bytes(arm: Arm, batch_size: int, context_length: int, num_new_tokens: int) -> int:
+    """What a step needs besides weights: keys and values of every row, logits, activations."""
+    slots = context_length + num_new_tokens
+    cache = arm.native.step_bytes(batch_size, slots) - arm.native.step_bytes(batch_size, 0)
+    config = arm.source.config.get("text_config") or arm.source.config
+    columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
+    return cache + batch_size * num_new_tokens * columns * arm.native.dtype.itemsize
+
+
+def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
+    """Why that many bytes cannot be had, or None where they can (or nobody knows)."""
+    available = available_bytes(device)
+    if available is None or num_bytes <= MEMORY_SHARE * available:
+        return None
+    return f"it needs about {num_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+
+
+def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
+    """One step in ms, after one more that the caches and compilers may want for themselves."""
+    step.step(num_tokens)
+    synchronize(device)
+    started = time.perf_counter()
+    step.step(num_tokens)
+    synchronize(device)
+    return (time.perf_counter() - started) * 1e3
+
+
+def mode_trials(
+    arm: Arm, known: Sequence[Mode], batch_size: int, context_length: int, device: torch.device
+) -> list[dict[str, float]]:
+    """Median ms of a one-token step of the arm's first layer by mode, in each of several trials.
+
+    One layer, because a compiler takes seconds for each, and all layers are alike. Where there is
+    no compiler, the first mode stands alone.
+    """
+    short = replace(arm.native, model=arm.native.model.first_layer())
+    steps = {}
+    for mode in known:
+        step = Stepper(short, batch_size, context_length, 1, mode)
+        try:
+            step.step(1)
+        except (RuntimeError, OSError):
+            continue
+        steps[str(mode)] = partial(step.step, 1)
+    return _trials(steps, device)
+
+
+def step_trials(
+    arms: Mapping[str, Arm],
+    batch_size: int,
+    context_length: int,
+    width: int,
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Median ms of a step of `width` tokens by name, in each of several trials."""
+    opened = {key: arm.open_step(batch_size, context_length, width) for key, arm in arms.items()}
+    looks = {key: probe_ms(step, width, device) for key, step in opened.items()}
+    if max(looks.values()) > CLEAR_RATIO * min(looks.values()):
+        return [looks] * NUM_VOTES
+    return _trials({key: partial(step.step, width) for key, step in opened.items()}, device)
+
+
+def _trials(
+    steps: Mapping[str, Callable[[], None]], device: torch.device
+) -> list[dict[str, float]]:
+    timed = [
+        time_interleaved(steps, device, TRIAL_SECONDS, rehearsals=steps, seed=seed)
+        for seed in range(NUM_VOTES)
+    ]
+    return [{name: median(found[name].samples_ms) for name in steps} for found in timed]

@@ -1,0 +1,185 @@
+"""Traffic replay: what a draft would have kept of text the target already produced.
+
+One teacher-forced pass over prompt and response gives the keep probability of every response token,
+from which `quantdraft.judge.acceptance` counts the rounds of any k: no loop, no target in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantdraft.errors import TrafficError
+from quantdraft.measure.probabilities import Keeps, KeepsInMemory
+from quantdraft.measure.sampling import processed_logprobs
+from quantdraft.record import AcceptanceRule
+from quantdraft.traffic.responses import Response
+from quantdraft.traffic.traffic import Sampling, Traffic, token_counts
+
+# Logits of one pass, in floats: 2^28 is 1 GB in float32, whatever the vocabulary.
+MAX_LOGITS = 2**28
+MAX_BATCH_TOKENS = 4096
+
+
+class Span(NamedTuple):
+    """Logits for the response of one prompt: row t predicts response token t."""
+
+    prompt: int  # position in the traffic
+    first_token: int  # of the response, when a long response comes in pieces
+    logits: Tensor  # (tokens, vocab) float32
+    response: Response
+
+
+def keep_probabilities(
+    draft: Any,
+    traffic: Traffic,
+    rule: AcceptanceRule,
+    progress: Callable[[int], None] = lambda num_prompts: None,
+    keeps: Keeps | None = None,
+) -> list[NDArray[np.float64]]:
+    """For each prompt an array (num_response_tokens,) float64 of keep probabilities, in [0, 1].
+
+    The rules are DESIGN's: `greedy` and `greedy_draft` need token ids alone; `rejection` also needs
+    the target's processed log-probabilities and the sampling they came from; `exact_match` needs
+    the sampling. Raises TrafficError where the traffic does not carry them.
+
+    keeps: what an earlier replay of the same has left; batches that it finished are not run again
+
+    A token whose logits are not finite has NaN: `replay_rounds` refuses it by the prompt's name.
+    """
+    sampling = _sampling_of(traffic, rule)
+    num_tokens = token_counts(traffic.responses).response.tolist()
+    keep = keeps or KeepsInMemory(num_tokens)
+    progress(sum(keep.has(prompt) for prompt in range(len(num_tokens))))
+    for span in response_logits(draft, traffic.responses, keep.has):
+        last = span.first_token + len(span.logits)
+        values = _kept(span.logits, span.response, span.first_token, rule, sampling)
+        keep.put(span.prompt, span.first_token, values)
+        if last == num_tokens[span.prompt]:
+            progress(1)
+    return keep.arrays()
+
+
+def _kept(
+    logits: Tensor, response: Response, first: int, rule: AcceptanceRule, sampling: Sampling
+) -> NDArray[np.float64]:
+    last = first + len(logits)
+    ids = torch.tensor(response.response_token_ids[first:last], device=logits.device)
+    if rule in ("greedy", "greedy_draft"):
+        return greedy_keeps(logits, ids)
+    draft = processed_logprobs(logits, sampling).gather(-1, ids[:, None])[:, 0].double()
+    if rule == "exact_match":
+        return draft.exp().cpu().numpy()
+    assert response.logprobs is not None
+    target = torch.tensor(response.logprobs[first:last], device=logits.device).double()
+    return (draft - target).exp().clamp(max=1.0).cpu().numpy()
+
+
+def greedy_keeps(logits: Tensor, ids: Tensor) -> NDArray[np.float64]:
+    """Return 1 where a token is the draft's most probable one, else 0; NaN without finite logits.
+
+    logits: (tokens, vocab) float32, ids: (tokens,) int64
+    """
+    likeliest = logits.max(-1)
+    # A NaN counts as the largest: its token would be "kept" or not by accident.
+    kept = torch.where(likeliest.values.isfinite(), likeliest.indices == ids, torch.nan)
+    return kept.double().cpu().numpy()
+
+
+def _sampling_of(traffic: Traffic, rule: AcceptanceRule) -> Sampling:
+    sampling = traffic.sampling
+    if rule in ("greedy", "greedy_draft"):
+        return sampling or Sampling()
+    if sampling is None or sampling.is_greedy:
+        raise TrafficError(
+            f"acceptance rule '{rule}' needs traffic sampled at a known temperature above 0. "
+            "Capture it with `quantdraft capture --temperature 0.8`, or use the rule 'greedy'."
+        )
+    if rule == "rejection" and any(r.logprobs is None for r in traffic.responses):
+        raise TrafficError(
+            "acceptance rule 'rejection' needs the target's log-probability of every token, which "
+            "this traffic lacks. Log them (vLLM: --logprobs-mode processed_logprobs), or use "
+            "--acceptance-rule greedy_draft."
+        )
+    return sampling
+
+
+@torch.inference_mode()
+def response_logits(
+    model: Any,
+    responses: Sequence[Response],
+    is_done: Callable[[int], bool] = lambda prompt: False,
+) -> Iterator[Span]:
+    """Logits that predict each response's tokens, prompt by prompt (order: by length).
+
+    Batches in which every prompt is done are left out; the others are those of a whole run.
+    Padding is on the right of a causal model: a padded row's numbers are those of its own length.
+    """
+    device, vocab_size = model.device, model.config.get_text_config().vocab_size
+    for batch in _batches(responses, vocab_size):
+        if all(is_done(index) for index in batch):
+            continue
+        asked = [responses[index] for index in batch]
+        rows = [each.prompt_token_ids + each.response_token_ids for each in asked]
+        first = min(len(each.prompt_token_ids) for each in asked) - 1
+        # The last token predicts nothing that was emitted, so it is not read.
+        width = max(len(row) for row in rows) - 1
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
+        for start, logits in _pieces(model, ids.to(device), first, vocab_size):
+            for row, index in enumerate(batch):
+                span = _own_part(logits[row], start, index, asked[row])
+                if span is not None:
+                    yield span
+
+
+def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Span | None:
+    """Of logits at positions start.., those which predict this response's tokens."""
+    begin = len(response.prompt_token_ids) - 1
+    end = begin + len(response.response_token_ids)
+    low, high = max(begin, start), min(end, start + len(logits))
+    if low >= high:
+        return None
+    return Span(index, low - begin, logits[low - start : high - start].float(), response)
+
+
+def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tuple[int, Tensor]]:
+    """(start position, logits (rows, tokens, vocab)) from position `first` on.
+
+    One pass where the logits fit; else pieces over a KV cache, so that memory stays bounded.
+    """
+    width = ids.shape[1]
+    tokens_per_piece = max(1, MAX_LOGITS // (len(ids) * vocab_size))
+    if width - first <= tokens_per_piece:
+        out = model(input_ids=ids, use_cache=False, logits_to_keep=width - first)
+        yield first, out.logits
+        return
+    cache = None
+    if first > 0:
+        cache = model(input_ids=ids[:, :first], use_cache=True, logits_to_keep=1).past_key_values
+    for start in range(first, width, tokens_per_piece):
+        piece = ids[:, start : start + tokens_per_piece]
+        out = model(input_ids=piece, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        yield start, out.logits
+
+
+def _batches(responses: Sequence[Response], vocab_size: int) -> Iterator[list[int]]:
+    """Indices of responses of similar length, under the token and logits limits."""
+    counts = token_counts(responses)
+    lengths = (counts.prompt + counts.response).tolist()
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        size = (len(batch) + 1) * lengths[index]
+        if batch and (size > MAX_BATCH_TOKENS or size * vocab_size > MAX_LOGITS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

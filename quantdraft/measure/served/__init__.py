@@ -1,0 +1,1 @@
+"""A pair run in a server and counted by it, and replay held against the counters."""

@@ -1,0 +1,209 @@
+"""What an engine answered beside what replay says of the same text, prompt by prompt.
+
+The engine writes its own text; its rounds are those of that text under the draft. The text itself
+is held against the traffic's: where they part, the target's own logits say whether it was a tie.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.tensors.loading import DTYPES, load_model
+from quantdraft.checkpoints.tensors.unpacking import quantized_modules, rounds_activations
+from quantdraft.engines.findings import float_type
+from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.vllm.run import Answer
+from quantdraft.engines.vllm.settings import is_synthetic
+from quantdraft.errors import EngineError
+from quantdraft.judge.acceptance import replay_rounds, rounds_between
+from quantdraft.measure.live import known_status, target_logprobs
+from quantdraft.measure.near_ties import TextStatus, coarsest, input_step, text_keeps, text_status
+from quantdraft.measure.replay import keep_probabilities, response_logits
+from quantdraft.measure.served.served_run import Serve
+from quantdraft.record import AcceptanceRule, Served, ServedArm, ServedRequest
+from quantdraft.traffic.responses import Response
+from quantdraft.traffic.traffic import Sampling, Traffic
+
+Texts = Mapping[tuple[int, tuple[int, ...]], TextStatus]  # (prompt, token ids) -> what they are
+
+
+class Rounds(NamedTuple):
+    """Of one text under one draft, and between what numbers near-ties may move them."""
+
+    replayed: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+NO_ROUNDS = Rounds(None)  # of the target alone
+
+
+def crosschecked(
+    run: Serve, served: Served, answers: Mapping[str, Sequence[Answer]]
+) -> dict[str, ServedArm]:
+    """Every arm's answers as records, with replayed rounds and the text's status.
+
+    Raises EngineError for a server that does not do what its arm says: no draft where there should
+    be one, or another k.
+    """
+    for arm, found in answers.items():
+        _require_counted(run, arm, found)
+    texts = _texts(run, served, [answer for found in answers.values() for answer in found])
+    return {arm: _arm(run, served, arm, found, texts) for arm, found in answers.items()}
+
+
+def rounds_replayed(
+    draft: Any, responses: Sequence[Response], rule: AcceptanceRule, sampling: Sampling, k: int
+) -> list[float]:
+    """Rounds that a draft needs for texts, one number a response."""
+    keeps = keep_probabilities(draft, Traffic(tuple(responses), sampling), rule)
+    ids = [response.prompt_id for response in responses]
+    return [float(n) for n in replay_rounds(ids, keeps, [k]).num_drafts[0]]
+
+
+def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
+    """Return the float type in which the servers computed, or the given one if they do not tell."""
+    return DTYPES.get(served, given)
+
+
+def _texts(run: Serve, served: Served, answers: Sequence[Answer]) -> Texts:
+    """What each text is against the traffic's; the target is in memory once."""
+    asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
+    if not run.sampling.is_greedy:
+        return dict.fromkeys(asked, "sampled")
+    on = replay_dtype(run.dtype, served.dtype)
+    target = load_model(run.target.path, on, run.device) if answers else None
+    stored = float_type(run.target.config)
+    dtype = coarsest(_compared_in(run, served), run.traffic.dtype or stored)
+    return {
+        (prompt, ids): _text(target, run.traffic, run.traffic.responses[prompt], ids, dtype)
+        for prompt, ids in asked
+    }
+
+
+def _text(
+    target: Any, traffic: Traffic, response: Response, found: tuple[int, ...], dtype: str
+) -> TextStatus:
+    wanted = response.response_token_ids
+
+    def logits_before(at: int) -> Tensor:
+        until = replace(response, response_token_ids=wanted[: at + 1], logprobs=None)
+        return [span.logits for span in response_logits(target, [until])][-1][-1]
+
+    return known_status(traffic.sampling, text_status(wanted, found, logits_before, dtype))
+
+
+def _compared_in(run: Serve, served: Served) -> str:
+    """The float type in whose last places the engine and replay may differ.
+
+    Of servers that the user runs it is what --dtype says; without a word they may be in 16 bits.
+    """
+    if served.dtype in DTYPES:
+        return served.dtype
+    return "bfloat16" if run.settings.dtype == "auto" else type_name(run.dtype)
+
+
+def _arm(
+    run: Serve, served: Served, arm: str, answers: Sequence[Answer], texts: Texts
+) -> ServedArm:
+    checkpoint = run.checkpoint(arm)
+    is_exact = _compared_in(run, served) == "float32" and (
+        checkpoint is None or not rounds_activations(checkpoint)
+    )
+    rounds = [NO_ROUNDS] * len(answers)
+    if checkpoint is not None and not is_synthetic(served.speculative):
+        rounds = _replayed(run, served, checkpoint, is_exact, answers)
+    requests = tuple(
+        _record(run, answer, texts[answer.prompt, answer.completion.token_ids], expected)
+        for answer, expected in zip(answers, rounds, strict=True)
+    )
+    return ServedArm(arm, requests, is_exact)
+
+
+def _require_counted(run: Serve, arm: str, answers: Sequence[Answer]) -> None:
+    """The server does what its arm says: proposes k tokens a round, or nothing at all."""
+    num_drafts = sum(answer.counters.num_drafts for answer in answers)
+    num_proposed = sum(answer.counters.num_draft_tokens for answer in answers)
+    if arm == "autoregressive":
+        if num_drafts:
+            raise EngineError("the server given for autoregressive serves with a draft.")
+        return
+    if not num_drafts:
+        raise EngineError(f"the server of {arm} counted no round: it serves without a draft.")
+    width = len(answers[0].counters.num_accepted_tokens_per_pos)
+    if width != run.num_speculative_tokens:
+        raise EngineError(
+            f"the server of {arm} proposes {num_proposed / num_drafts:.3g} tokens a round. "
+            f"Give -k {width}, or serve with k = {run.num_speculative_tokens}."
+        )
+
+
+def _replayed(
+    run: Serve, served: Served, checkpoint: Checkpoint, is_exact: bool, answers: Sequence[Answer]
+) -> list[Rounds]:
+    """Rounds of each answer's own text under the draft; equal texts are replayed once."""
+    texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
+    responses = [
+        replace(run.traffic.responses[prompt], response_token_ids=ids, logprobs=None)
+        for prompt, ids in texts
+    ]
+    k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)
+    if served.is_expectation:
+        responses = _with_logprobs(run, responses, on)
+    draft = load_model(checkpoint.path, on, run.device)
+    if is_exact or served.is_expectation:
+        found = rounds_replayed(draft, responses, run.rule, run.sampling, k)
+        rounds = [Rounds(number) for number in found]
+    else:
+        step = input_step(quantized_modules(checkpoint).values())
+        rounds = uncertain_rounds(draft, responses, k, _compared_in(run, served), step)
+    by_text = dict(zip(texts, rounds, strict=True))
+    return [by_text[answer.prompt, answer.completion.token_ids] for answer in answers]
+
+
+def uncertain_rounds(
+    draft: Any, responses: Sequence[Response], k: int, dtype: str, step: float
+) -> list[Rounds]:
+    """Return the rounds of every response, and the fewest and the most that near-ties allow."""
+    found = text_keeps(draft, responses, dtype, step)
+    ids = [response.prompt_id for response in responses]
+    keeps = [each.keep for each in found]
+    replayed = replay_rounds(ids, keeps, [k]).num_drafts[0].tolist()
+    low, high = rounds_between(ids, keeps, [each.is_near_tie for each in found], k)
+    return [Rounds(*each) for each in zip(replayed, low, high, strict=True)]
+
+
+def _with_logprobs(run: Serve, responses: Sequence[Response], on: torch.dtype) -> list[Response]:
+    target = load_model(run.target.path, on, run.device)
+    logprobs = target_logprobs(target, responses, run.sampling)
+    del target
+    gc.collect()
+    return [
+        replace(r, logprobs=tuple(p.tolist())) for r, p in zip(responses, logprobs, strict=True)
+    ]
+
+
+def _record(run: Serve, answer: Answer, status: TextStatus, rounds: Rounds) -> ServedRequest:
+    completion, counters = answer.completion, answer.counters
+    return ServedRequest(
+        prompt_id=run.traffic.responses[answer.prompt].prompt_id,
+        num_tokens=len(completion.token_ids),
+        num_first_tokens=completion.num_first_tokens,
+        seconds=completion.seconds,
+        first_token_seconds=completion.first_token_seconds,
+        num_drafts=counters.num_drafts,
+        num_draft_tokens=counters.num_draft_tokens,
+        num_accepted_tokens_per_pos=counters.num_accepted_tokens_per_pos,
+        num_drafts_replayed=rounds.replayed,
+        text=status,
+        num_drafts_low=rounds.low,
+        num_drafts_high=rounds.high,
+        load=answer.load,
+    )

@@ -1,0 +1,229 @@
+"""What vLLM does with the traffic: three arms and a control, each a server, and replay beside them.
+
+The engine writes its own text. Replaying that text through the draft in transformers says what the
+engine's counters must be; they are kept side by side, prompt by prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.configs import num_positions
+from quantdraft.checkpoints.end_tokens import stored_end_token_ids
+from quantdraft.common.progress import bar
+from quantdraft.engines.findings import Draft
+from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.vllm import environment, settings
+from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.vllm.launch import check
+from quantdraft.engines.vllm.run import ARMS, Answers, Fleet, ask_in_turns, num_visits, warm_up
+from quantdraft.engines.vllm.settings import Serving
+from quantdraft.errors import OptionError
+from quantdraft.measure.latency.memory import available_bytes
+from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
+from quantdraft.measure.served.served_run import Serve
+from quantdraft.measure.settings import Settings, say
+from quantdraft.record import Served
+from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.provenance import load_around, load_average
+
+# Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
+CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
+# Of a server of ours, where the user does not say: the fewest in which a difference shows.
+NUM_LOADS = 2
+ONE_LOAD = (
+    "each arm has one server, started once: what differs from one start to the next is in no "
+    "interval."
+)
+
+
+def served_k(settings: Settings) -> int:
+    """Return the one k that vLLM serves: the user's, or the usual one of those replayed."""
+    return settings.vllm_k or nearest_to_usual(settings.ks)
+
+
+def serve(run: Serve) -> Served:
+    """Serve the traffic's prompts in all arms, and replay what came of it.
+
+    Raises OptionError for what vLLM would refuse or misread, EngineError when a server dies while
+    it is asked. A server that does not come up makes its arm undefined, with its own reason.
+    """
+    if run.rule == "exact_match":
+        raise OptionError("vLLM has no acceptance rule 'exact_match'. Use greedy_draft.")
+    if len(run.settings.ks) > 1 and run.settings.vllm_k is None:
+        k = run.num_speculative_tokens
+        say(f"vLLM serves one k: {k}, of -k the nearest to 4. Another: --vllm-k N.")
+    requests = [_request(run, index) for index in range(len(run.traffic.responses))]
+    before = load_average()
+    served, answers = _from_urls(run, requests) if run.settings.vllm_url else _own(run, requests)
+    load = load_around(before, load_average())
+    arms = crosschecked(run, served, answers.by_arm)
+    return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
+
+
+def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
+    """Servers of ours, in the first float type that the candidate runs in."""
+    found = environment.find_vllm(run.settings.vllm_python)
+    extra = settings.parse_pairs(run.settings.vllm_spec)
+    settings.require_known_keys(extra, found)
+    settings.require_possible(extra, found)
+    settings.require_loopback(run.settings.vllm_args)
+    for checkpoint in (run.models.baseline, run.models.candidate):
+        _require_served(checkpoint, run.target)
+    answers = Answers({}, {})
+    for dtype in _dtypes(run.settings, found.device_type):
+        serving = _serving(run, extra, dtype)
+        drafts = {arm: _path(run.checkpoint(arm)) for arm in ARMS}
+        share = _memory_share(run, found.device_type, dtype)
+        is_interleaved = share is not None
+        if is_interleaved and found.device_type != "cpu":
+            serving = replace(serving, memory_share=share)
+        fleet = Fleet(found, serving, drafts, run.run_dir)
+        how = "all at once" if is_interleaved else "one after another"
+        num_loads = run.settings.vllm_loads or NUM_LOADS
+        times = f"started {num_loads} times" if num_loads > 1 else "started once"
+        say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
+        total = len(requests) * len(ARMS) * num_visits(num_loads)
+        with bar(total, f"vLLM {dtype}", "request") as progress:
+            ask = fleet.ask_together if is_interleaved else fleet.ask_one_by_one
+            answers = ask(requests, num_loads, progress)
+        if "candidate" not in answers.undefined:
+            break
+        say(f"{dtype}: {answers.undefined['candidate']}")
+    if num_loads == 1:
+        say(ONE_LOAD)
+    return _empty(run, found.version, found.device_type, dtype, extra, is_interleaved), answers
+
+
+def _from_urls(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
+    """Servers that the user runs: `ARM=URL`, or a bare URL for the candidate's."""
+    clients = {arm: Client(url) for arm, url in parse_urls(run.settings.vllm_url).items()}
+    for client in clients.values():
+        warm_up(client, requests)
+    say(ONE_LOAD)
+    total = len(requests) * len(clients) * num_visits(1)
+    with bar(total, "vLLM", "request") as progress:
+        answers = ask_in_turns(clients, requests, progress)
+    undefined = {arm: "no server was given for it" for arm in ARMS if arm not in clients}
+    version = next(iter(clients.values())).version()
+    served = _empty(run, version, "the servers' own", "unknown", {}, True)
+    return served, Answers(answers, undefined)
+
+
+def parse_urls(given: Sequence[str]) -> dict[str, str]:
+    """`baseline=http://…`, or a bare URL for the candidate's server, by arm."""
+    found: dict[str, str] = {}
+    for text in given:
+        arm, equals, url = text.partition("=")
+        if not equals or arm not in ARMS:
+            arm, url = "candidate", text
+        if arm in found:
+            raise OptionError(
+                f"--vllm-url {text!r}: a second server for {arm}. Write ARM=URL with one of "
+                f"{', '.join(ARMS)}."
+            )
+        found[arm] = url
+    return found
+
+
+def _empty(
+    run: Serve,
+    version: str,
+    device: str,
+    dtype: str,
+    extra: Mapping[str, Any],
+    is_interleaved: bool,
+) -> Served:
+    return Served(
+        engine="vllm",
+        version=version,
+        device=device,
+        dtype=dtype,
+        num_speculative_tokens=run.num_speculative_tokens,
+        speculative=dict(extra),
+        is_interleaved=is_interleaved,
+        arms={},
+        is_expectation=run.rule == "rejection" and not run.sampling.is_greedy,
+        replay_dtype=type_name(replay_dtype(run.dtype, dtype)),
+    )
+
+
+def _serving(run: Serve, extra: Mapping[str, Any], dtype: str) -> Serving:
+    return Serving(
+        target=run.target.path.absolute(),
+        dtype=dtype,
+        num_speculative_tokens=run.num_speculative_tokens,
+        rule=run.rule,
+        max_model_len=_max_model_len(run),
+        seed=run.settings.seed,
+        speculative=extra,
+        arguments=run.settings.vllm_args,
+    )
+
+
+def _max_model_len(run: Serve) -> int:
+    """The longest prompt and response with a round to spare, within the target's positions."""
+    longest = max(
+        len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.traffic.responses
+    )
+    wanted = -(-(longest + run.num_speculative_tokens + 1) // 64) * 64
+    limit = num_positions(run.target.text_config)
+    return min(wanted, limit) if limit else wanted
+
+
+def _request(run: Serve, index: int) -> Request:
+    """The length of the traffic's response is asked for; where it ended by itself, so may this."""
+    response = run.traffic.responses[index]
+    ends = stored_end_token_ids(run.target)
+    has_ended = response.response_token_ids[-1] in ends
+    return Request(
+        prompt_token_ids=response.prompt_token_ids,
+        max_tokens=len(response.response_token_ids),
+        sampling=run.sampling,
+        seed=run.settings.seed + index,
+        stop_token_ids=ends if has_ended else (),
+    )
+
+
+def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
+    found = check(Draft(draft.path.absolute(), draft.config, target.config))
+    refused = [finding.message for finding in found if finding.severity == "refuse"]
+    if refused:
+        raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")
+
+
+def _path(checkpoint: Checkpoint | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.path.absolute()
+
+
+def _dtypes(given: Settings, device_type: str) -> tuple[str, ...]:
+    """Float types to try: on a CPU float32, in which counters are exact, before bfloat16."""
+    if given.dtype != "auto":
+        return (given.dtype,)
+    return ("float32", "bfloat16") if device_type == "cpu" else ("bfloat16",)
+
+
+def _memory_share(run: Serve, device_type: str, dtype: str) -> float | None:
+    """The share of memory that each of the servers may take, or None where not all of them fit."""
+    item_bytes = 4 if dtype == "float32" else 2
+    models = [run.target, run.models.baseline]
+    elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
+    needed = elements * item_bytes * 1.2
+    if device_type == "cpu":
+        free = available_bytes(torch.device("cpu"))
+        needed += CPU_SERVER_BYTES
+        total = free
+    elif device_type == "cuda" and run.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(run.device)
+        needed += CUDA_SERVER_BYTES
+    else:
+        return None
+    if free is None or total is None or len(ARMS) * needed > 0.9 * free:
+        return None
+    return 0.9 * free / total / len(ARMS)

@@ -1,0 +1,46 @@
+"""What is served, and to which end: the settings of a run, opened. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.errors import OptionError
+from quantdraft.measure.settings import Models, Settings
+from quantdraft.record import AcceptanceRule
+from quantdraft.traffic.traffic import Sampling, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """What is served, and to which end: the settings of the run, opened."""
+
+    settings: Settings
+    models: Models
+    traffic: Traffic
+    rule: AcceptanceRule
+    device: torch.device
+    dtype: torch.dtype  # of replay, where the servers do not tell theirs
+    run_dir: Path
+    num_speculative_tokens: int
+
+    @property
+    def sampling(self) -> Sampling:
+        """As the traffic was sampled; a log that does not say is answered greedily."""
+        return self.traffic.sampling or Sampling()
+
+    @property
+    def target(self) -> Checkpoint:
+        """The target, without which nothing is served."""
+        if self.models.target is None:
+            raise OptionError("--engine vllm needs --target: it is what the engine serves.")
+        return self.models.target
+
+    def checkpoint(self, arm: str) -> Checkpoint | None:
+        """The draft of an arm; None for the target alone."""
+        if arm == "autoregressive":
+            return None
+        return self.models.candidate if arm == "candidate" else self.models.baseline

@@ -1,0 +1,283 @@
+"""The live loop: a draft proposes, the target verifies, a prefix is kept; each row on its own.
+
+It is the proof behind replay: on the same text both count the same rounds. Counting is the
+engines': the first response token comes from the prefill and belongs to no round; every round
+proposes k tokens, and a last round may be cut by the limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from quantdraft.measure.sampling import draw, processed_logprobs
+from quantdraft.measure.verification import Plan, Verification, pick, verify
+
+
+class Runner(Protocol):
+    """A model decoding a batch; see `quantdraft.engines.native.session.Session`."""
+
+    batch_size: int
+    device: torch.device
+    slot_step: int  # attention reads a multiple of so many slots; 1: just the live ones
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        num_live: int,
+        at: Tensor | None = None,
+        sees_all: bool = False,
+    ) -> Tensor:
+        """Logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
+
+    def num_live(self, longest: int) -> int:
+        """Cache slots to attend to when the longest row holds `longest` tokens."""
+
+    def call(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function(*inputs)`, or a recording of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """What one prompt's live loop emitted and counted."""
+
+    token_ids: tuple[int, ...]
+    num_drafts: int
+    num_accepted_tokens_per_pos: tuple[int, ...]  # (k,), cut at the length limit
+
+
+class LiveBatch(NamedTuple):
+    """The runs of one batch, and the wall time of its rounds, prefill excluded."""
+
+    runs: list[LiveRun]
+    decode_seconds: float
+
+
+@dataclass(slots=True)
+class _Row:
+    """One prompt under way."""
+
+    tokens: list[int]
+    num_prompt: int
+    max_new_tokens: int
+    accepted_per_pos: list[int]
+    generator: torch.Generator
+    num_drafts: int = 0
+    is_done: bool = False
+    kept_all: bool = False  # the draft has not read the last token it proposed
+
+    @property
+    def num_left(self) -> int:
+        return self.max_new_tokens - (len(self.tokens) - self.num_prompt)
+
+
+@torch.inference_mode()
+def speculate(
+    target: Runner,
+    draft: Runner | None,
+    prompts: Sequence[Sequence[int]],
+    plan: Plan,
+    *,
+    max_new_tokens: Sequence[int],
+    eos_token_ids: frozenset[int],
+    seeds: Sequence[int],
+) -> LiveBatch:
+    """Decode one prompt a row by speculative decoding; at temperature 0 it is the target's text.
+
+    Every row accepts on its own and draws from its own generator, so a row's text does not depend
+    on its neighbours. `draft` None, with k = 0, decodes with the target alone.
+    """
+    rows = [
+        _Row(
+            list(p), len(p), n, [0] * plan.num_speculative_tokens, torch.Generator().manual_seed(s)
+        )
+        for p, n, s in zip(prompts, max_new_tokens, seeds, strict=True)
+    ]
+    first = _prefill(target, draft, rows)
+    uniform = _uniforms(rows, 1, plan, target.device)
+    for row, token in zip(rows, pick(first, uniform, plan)[:, 0].tolist(), strict=True):
+        _extend(row, [token], eos_token_ids)
+    started = time.perf_counter()
+    while not all(row.is_done for row in rows):
+        _round(target, draft, rows, plan, eos_token_ids)
+    seconds = time.perf_counter() - started
+    return LiveBatch([_finished(row) for row in rows], seconds)
+
+
+def _round(
+    target: Runner,
+    draft: Runner | None,
+    rows: list[_Row],
+    plan: Plan,
+    eos_token_ids: frozenset[int],
+) -> None:
+    k, device = plan.num_speculative_tokens, target.device
+    uniforms = _uniforms(rows, 2 * k + 1, plan, device)
+    last = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+    place = torch.tensor([[len(row.tokens) - 1] for row in rows], device=device)
+    longest = max(len(row.tokens) for row in rows)
+    # 1. The draft proposes k tokens, one pass each, from where its cache ends.
+    proposed, draft_logprobs = last[:, :0], None
+    if draft is not None and k > 0:
+        proposed, draft_logprobs = _proposal(draft, rows, plan, longest, uniforms[:, :k])
+    # 2. The target reads them all in one pass: k + 1 distributions.
+    # 3. A prefix is kept, and one token of the target's follows it.
+    fed = torch.cat([last, proposed], dim=1)
+    positions = place + torch.arange(k + 1, device=device)
+    verification = _verification(
+        target, plan, fed, positions, longest + k, draft_logprobs, uniforms[:, k:]
+    )
+    # 4. What was kept is emitted. Both caches step back by being fed from there.
+    for row, emitted, num_accepted in zip(
+        rows, verification.emitted.tolist(), verification.num_accepted.tolist(), strict=True
+    ):
+        if not row.is_done:
+            _keep(row, emitted[: num_accepted + 1], eos_token_ids)
+
+
+def _keep(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> None:
+    num_accepted = len(emitted) - 1
+    num_emitted = _extend(row, emitted, eos_token_ids)
+    for position in range(min(num_accepted, num_emitted)):
+        row.accepted_per_pos[position] += 1
+    row.num_drafts += 1
+    row.kept_all = num_accepted == len(row.accepted_per_pos)
+
+
+def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int:
+    """Append up to the limit or an end token, after which no token exists; how many were."""
+    kept = _cut(emitted, eos_token_ids)[: row.num_left]
+    row.tokens += kept
+    row.is_done = row.num_left == 0 or row.tokens[-1] in eos_token_ids
+    return len(kept)
+
+
+def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
+    """Both models read the prompts; the target's logits after each, (batch, 1, vocab).
+
+    Prompts are padded on the right: what a short row writes beyond its end is written again, by
+    its own tokens, before anything reads it.
+    """
+    device, longest = target.device, max(row.num_prompt for row in rows)
+    padded = [row.tokens + [0] * (longest - row.num_prompt) for row in rows]
+    token_ids = torch.tensor(padded, device=device)
+    positions = torch.arange(longest, device=device).expand(len(rows), -1)
+    at = torch.tensor([[row.num_prompt - 1] for row in rows], device=device)
+    if draft is not None:
+        draft.forward(token_ids, positions, draft.num_live(longest), at)
+    return target.forward(token_ids, positions, target.num_live(longest), at)
+
+
+def _proposal(
+    draft: Runner, rows: list[_Row], plan: Plan, longest: int, uniforms: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """k tokens a row. A row whose proposals were all kept still owes the draft the last of them."""
+    width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
+    fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
+    ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
+    positions = ends + torch.arange(-width, 0, device=draft.device)
+    k = plan.num_speculative_tokens
+    live = tuple(draft.num_live(longest + step) for step in range(k))
+    if draft.slot_step > 1:  # one number for the whole round, so that one recording serves
+        live = (live[-1],) * k
+
+    def run(fed: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor | None]:
+        return propose(draft, plan, fed, positions, live, uniforms)
+
+    proposed, logprobs = draft.call(("propose", plan, live, width), run, fed, positions, uniforms)
+    return proposed, logprobs
+
+
+def propose(
+    draft: Runner,
+    plan: Plan,
+    fed: Tensor,
+    positions: Tensor,
+    live: Sequence[int],
+    uniforms: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """k draft steps, the first from `fed`, each next from the token before.
+
+    fed, positions: (batch, width) int64
+    live:     k numbers of slots to attend to
+    uniforms: (batch, k) float64 in [0, 1), read where the draft draws
+    Returns the proposed ids (batch, k), and the log-probabilities (batch, k, vocab) they were drawn
+    from where `rejection` needs them.
+    """
+    proposed, rows = [], []
+    # With one row whose cache ends where attention does, the newest token sees every slot.
+    is_exact = draft.batch_size == 1 and draft.slot_step == 1
+    for step, num_live in enumerate(live):
+        at = torch.full((len(fed), 1), fed.shape[1] - 1, device=fed.device)
+        sees_all = is_exact and fed.shape[1] == 1
+        logits = draft.forward(fed, positions, num_live, at, sees_all)[:, 0]
+        if plan.draft_draws:
+            rows.append(processed_logprobs(logits, plan.sampling))
+            token = draw(rows[-1], uniforms[:, step])
+        else:
+            token = logits.argmax(-1)
+        proposed.append(token)
+        fed, positions = token[:, None], positions[:, -1:] + 1
+    logprobs = torch.stack(rows, dim=1) if plan.rule == "rejection" and rows else None
+    return torch.stack(proposed, dim=1), logprobs
+
+
+def _verification(
+    target: Runner,
+    plan: Plan,
+    fed: Tensor,
+    positions: Tensor,
+    longest: int,
+    draft_logprobs: Tensor | None,
+    uniforms: Tensor,
+) -> Verification:
+    num_live = target.num_live(longest)
+    sees_all = target.batch_size == target.slot_step == fed.shape[1] == 1
+    inputs = (fed, positions, uniforms, *(() if draft_logprobs is None else (draft_logprobs,)))
+
+    def run(fed: Tensor, positions: Tensor, uniforms: Tensor, *drawn: Tensor) -> Verification:
+        logits = target.forward(fed, positions, num_live, None, sees_all)
+        return verify(fed[:, 1:], drawn[0] if drawn else None, logits, plan, uniforms)
+
+    verification: Verification = target.call(("verify", plan, num_live), run, *inputs)
+    return verification
+
+
+def _uniforms(rows: list[_Row], count: int, plan: Plan, device: torch.device) -> Tensor:
+    """(batch, count) float64 in [0, 1), each row's from its own generator; zeros if unused."""
+    if not plan.is_drawn:
+        return torch.zeros(len(rows), count, dtype=torch.float64, device=device)
+    drawn = [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
+    return torch.stack(drawn).to(device)
+
+
+def _finished(row: _Row) -> LiveRun:
+    token_ids = tuple(row.tokens[row.num_prompt :])
+    return LiveRun(token_ids, row.num_drafts, tuple(row.accepted_per_pos))
+
+
+def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
+    """Tokens after an end-of-sequence token do not exist."""
+    for position, token in enumerate(emitted):
+        if token in eos_token_ids:
+            return emitted[: position + 1]
+    return emitted
+
+
+@torch.inference_mode()
+def next_logits(target: Runner, prefix_token_ids: Sequence[int]) -> Tensor:
+    """Return the target's logits for the token after the prefix, (vocab,) float32.
+
+    target: of batch size 1
+    """
+    length = len(prefix_token_ids)
+    ids = torch.tensor([list(prefix_token_ids)], device=target.device)
+    positions = torch.arange(length, device=target.device)[None]
+    at = torch.tensor([[length - 1]], device=target.device)
+    return target.forward(ids, positions, target.num_live(length), at)[0, 0].float()

@@ -1,0 +1,1 @@
+"""A recipe and a checkpoint make a quantized checkpoint, with its proof."""

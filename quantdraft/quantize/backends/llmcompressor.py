@@ -1,0 +1,299 @@
+"""The llm-compressor backend: data-free on the safetensors themselves, or calibrated in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from quantdraft.checkpoints.stored_formats import HEAD
+from quantdraft.common.files import write_json
+from quantdraft.common.progress import bar
+from quantdraft.common.quiet import Progress, disk_errors, quiet
+from quantdraft.errors import CheckpointError, RecipeError
+from quantdraft.quantize.backends.config_groups import (
+    HEAD_TARGET,
+    KV_CACHE_FP8,
+    quantization_config,
+    scheme,
+)
+from quantdraft.quantize.backends.job import QuantizationJob
+from quantdraft.quantize.backends.packages import require_packages
+from quantdraft.quantize.backends.rewriting import rewrite_weights
+from quantdraft.quantize.recipe_formats import formats_by_module, head_format
+
+# How much of the inputs' range moves into the weights; llm-compressor's own examples use it.
+SMOOTHING_STRENGTH = 0.8
+
+
+def quantize(job: QuantizationJob) -> None:
+    """Quantize `job.source` into `job.output`.
+
+    Raises MissingPackageError without llm-compressor, RecipeError where it refuses the draft, and
+    OSError where the disk does (errno kept, also when the writer reports it in another type).
+    """
+    with quiet(job.progress) as progress, disk_errors():
+        require_packages(job.recipe)
+        _silence()
+        if job.recipe.needs_calibration or job.recipe.modifiers is not None:
+            _calibrated(job, progress)
+        else:
+            _data_free(job, progress)
+
+
+def _silence() -> None:
+    """Switch off the libraries' loggers, which write to whatever stdout was when they started."""
+    import logging
+
+    from loguru import logger
+
+    for library in ("llmcompressor", "compressed_tensors"):
+        logger.disable(library)
+    try:
+        logger.level("METRIC")
+    except (
+        ValueError
+    ):  # absent where the user has switched the logs off, and logged to all the same
+        logger.level("METRIC", no=38)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def _data_free(job: QuantizationJob, progress: Progress) -> None:
+    """Round to nearest, as the library's `model_free_ptq` does, but a few tensors at a time.
+
+    It reads and holds a whole file, and starts every weight with random numbers; what is written is
+    the same to the byte.
+    """
+    from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
+    from llmcompressor.entrypoints.model_free.save_utils import update_config
+    from transformers.initialization import no_init_weights
+
+    progress("quantizing the safetensors")
+    config = quantization_config(job.recipe)
+    shutil.copyfile(job.source.path / "config.json", job.output / "config.json")
+    try:
+        with no_init_weights():
+            rewrite_weights(job.source, job.output, ModelFreePtqConverter(config), job.device)
+    except (ValueError, NotImplementedError) as error:
+        raise RecipeError(_refusal(job, error)) from error
+    update_config(job.output, config)
+
+
+def _calibrated(job: QuantizationJob, progress: Progress) -> None:
+    """A forward pass over the samples; the model is in memory, float32 where bfloat16 is slow."""
+    import torch
+    from llmcompressor import oneshot
+
+    from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
+
+    device = torch.device(job.device)
+    progress("loading the draft")
+    model = load_model(job.source.path, pick_dtype("auto", device), device)
+    torch.manual_seed(job.recipe.calibration.seed if job.recipe.calibration else 0)
+    num_tokens = sum(len(sample) for sample in job.samples)
+    progress(f"calibrating on {len(job.samples)} samples, {num_tokens} tokens")
+    data = {"dataset": _batches(job), "pipeline": "sequential"} if job.samples else {}
+    with _without_pinning(), _counted(job):
+        try:
+            oneshot(
+                model=model,
+                processor=load_tokenizer(job.source.path),  # asked for, not used: batches are ids
+                recipe=_modifiers(job, progress),
+                **data,
+            )
+        except (ValueError, NotImplementedError, KeyError, TypeError) as error:
+            raise RecipeError(_refusal(job, error)) from error
+    _save(model, job)
+
+
+def _modifiers(job: QuantizationJob, progress: Progress) -> Any:
+    """What llm-compressor calls a recipe: its modifiers in order, or the verbatim text."""
+    if job.recipe.modifiers is not None:
+        # The library takes text, or objects; this is the text its own files have.
+        return json.dumps({"quantdraft_stage": {"verbatim_modifiers": job.recipe.modifiers}})
+    if job.recipe.method == "gptq":
+        # The head's modifier takes scales of every layer anew; GPTQ has the last word on its own.
+        return [*_head_modifiers(job), _gptq_modifier(job, progress)]
+    if job.recipe.method == "autoround":
+        return [_autoround_modifier(job)]
+    return [*_rescaling_modifiers(job), _rounding_modifier(job)]
+
+
+def _rescaling_modifiers(job: QuantizationJob) -> list[Any]:
+    if job.recipe.method == "awq":
+        from llmcompressor.modifiers.transform.awq import AWQModifier
+
+        return [AWQModifier()]
+    if job.recipe.method == "smoothquant":
+        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+        return [SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH)]
+    return []
+
+
+def _rounding_modifier(job: QuantizationJob) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    cache = None if job.recipe.kv_cache == "keep" else KV_CACHE_FP8
+    config = quantization_config(job.recipe)
+    if not config.config_groups:
+        return QuantizationModifier(kv_cache_scheme=cache)
+    return QuantizationModifier(
+        config_groups=config.config_groups, ignore=config.ignore, kv_cache_scheme=cache
+    )
+
+
+def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    class ReportingGPTQModifier(GPTQModifier):  # type: ignore[misc]
+        """GPTQ that says how far it is."""
+
+        def compress_module_list(self, module_list: list[Any]) -> None:
+            super().compress_module_list(module_list)
+            if module_list:
+                progress(f"quantized {self._num_compressed_modules} of {num_modules} layers")
+
+        def on_finalize(self, state: Any, **kwargs: Any) -> bool:
+            if self._rtn_fallback_module_names:
+                names = ", ".join(self._rtn_fallback_module_names[:3])
+                raise CheckpointError(
+                    f"GPTQ could not invert the Hessian of {len(self._rtn_fallback_module_names)} "
+                    f"layers ({names}, …). Calibrate on more responses."
+                )
+            return bool(super().on_finalize(state, **kwargs))
+
+    config = quantization_config(job.recipe)
+    modules = formats_by_module(job.recipe, job.source.tensors)
+    num_modules = sum(1 for module in modules if module != HEAD)
+    ReportingGPTQModifier.__name__ = "GPTQModifier"  # the library looks its arguments up by name
+    body = {"group_0": config.config_groups["group_0"]}
+    return ReportingGPTQModifier(config_groups=body, ignore=[*config.ignore, HEAD])
+
+
+def _autoround_modifier(job: QuantizationJob) -> Any:
+    from llmcompressor.modifiers.autoround import AutoRoundModifier
+
+    config = quantization_config(job.recipe)
+    return AutoRoundModifier(
+        config_groups=config.config_groups,
+        ignore=config.ignore,
+        iters=job.recipe.iterations,
+        batch_size=1,  # samples differ in length
+        enable_torch_compile=False,  # minutes of compiling for each shape
+    )
+
+
+def _head_modifiers(job: QuantizationJob) -> list[Any]:
+    """The head rounds to nearest: calibration runs the decoder layers, not the head."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    head = head_format(job.recipe)
+    if head is None:
+        return []
+    return [QuantizationModifier(config_groups={"head": scheme(head, HEAD_TARGET)})]
+
+
+def _batches(job: QuantizationJob) -> Any:
+    """One sample a batch, so that no padding enters the statistics."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = [torch.tensor([sample]) for sample in job.samples]
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
+    return DataLoader(batches, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _counted(job: QuantizationJob) -> Iterator[None]:
+    """A bar over the decoder layers, and what follows them, that the library calibrates in turn."""
+    from llmcompressor.core import LifecycleCallbacks
+
+    original = LifecycleCallbacks.__dict__["sequential_epoch_end"]
+    num_layers = int(job.source.text_config.get("num_hidden_layers", 0))
+    with bar(num_layers + 1, "calibrate", "layer") as told:
+
+        def ended(cls: Any, /, modules: list[Any], **options: Any) -> Any:
+            result = original.__func__(cls, modules, **options)
+            told(1)
+            return result
+
+        LifecycleCallbacks.sequential_epoch_end = classmethod(ended)
+        try:
+            yield
+        finally:
+            LifecycleCallbacks.sequential_epoch_end = original
+
+
+@contextlib.contextmanager
+def _without_pinning() -> Iterator[None]:
+    """AWQ pins the memory of what it caches, which fails where there is no accelerator."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.accelerator.is_available():
+        yield
+        return
+    original = IntermediatesCache.__dict__["_pin_intermediate"]
+    IntermediatesCache._pin_intermediate = classmethod(lambda _cls, _intermediate: None)
+    try:
+        yield
+    finally:
+        IntermediatesCache._pin_intermediate = original
+
+
+def _save(model: Any, job: QuantizationJob) -> None:
+    """Write the model in the source's float type.
+
+    The untouched weights came from that type and return to it exactly; the scales are rounded to
+    it, by less than a 256th, which changes no integer. NVFP4's scale of a whole matrix stays
+    float32: rounded, it would move every weight of it the same way.
+    """
+    import torch
+
+    dtype = getattr(torch, job.source_dtype)
+    whole = {n: p.data.float() for n, p in model.named_parameters() if n.endswith("global_scale")}
+    model.to(dtype)
+    for name, parameter in model.named_parameters():
+        if name in whole:
+            parameter.data = whole[name]
+    model.config.dtype = dtype
+    with warnings.catch_warnings(action="ignore"):  # of offloaded modules, where there are none
+        model.save_pretrained(job.output, save_compressed=True)
+    _release_names(job)
+    for leftover in ("recipe.yaml", "generation_config.json"):
+        (job.output / leftover).unlink(missing_ok=True)
+
+
+def _release_names(job: QuantizationJob) -> None:
+    """Write our own config groups: the library resolves patterns to this model's exact names.
+
+    It also keeps a head that was rounded apart in a group of its own, needed or not. Of a verbatim
+    recipe the groups are kept, and its names freed to match under any prefix.
+    """
+    path = job.output / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        raise RecipeError(f"recipe {job.recipe.name!r} left a model that is not quantized.")
+    if job.recipe.modifiers is not None:
+        names = quantization.get("ignore") or []
+        quantization["ignore"] = [
+            name if name.startswith("re:") else f"re:(.*\\.)?{re.escape(name)}$" for name in names
+        ]
+    elif job.recipe.scheme != "none":
+        ours = quantization_config(job.recipe).model_dump(mode="json")
+        quantization |= {key: ours[key] for key in ("config_groups", "ignore")}
+    write_json(path, config)
+
+
+def _refusal(job: QuantizationJob, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # pydantic says in its first line how many errors there are, then which.
+    num_said = 3 if "validation error" in lines[0] else 1
+    said = ": ".join(line.strip() for line in lines[:num_said])
+    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {said}"

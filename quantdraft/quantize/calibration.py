@@ -1,0 +1,190 @@
+"""What a calibrated recipe sees: token ids, chosen by seed, the same for every back end.
+
+The target's own responses are what the draft will be asked to imitate, and so the default; a file
+of texts or a data set of the Hub is there to compare them with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.common.files import file_sha256
+from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
+from quantdraft.quantize.recipe import Calibration, Recipe
+from quantdraft.traffic.prompts import json_entries
+from quantdraft.traffic.responses import Response
+from quantdraft.traffic.traffic import read_traffic
+
+# Texts taken from a data set before the choice: enough to choose from, little to download.
+HUB_POOL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """The token ids to calibrate on, and where they came from."""
+
+    samples: tuple[tuple[int, ...], ...] = ()
+    record: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    name: str
+    token_ids: tuple[int, ...]
+
+
+class _Responses(Sequence[_Sample]):
+    """Responses as samples, made when they are asked for: large traffic stays on the disk."""
+
+    def __init__(self, responses: Sequence[Response]) -> None:
+        self.responses = responses
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __getitem__(self, at: Any) -> Any:
+        response = self.responses[at]
+        token_ids = response.prompt_token_ids + response.response_token_ids
+        return _Sample(response.prompt_id, token_ids)
+
+
+def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
+    """A seeded choice of samples, cut to length; empty for a data-free recipe.
+
+    path: what `--calibration` gave: traffic, or for source 'file' the JSON lines.
+    Raises RecipeError where a calibrated recipe got nothing to calibrate on.
+    """
+    settings = recipe.calibration
+    if settings is None:
+        return CalibrationData()
+    pool, origin = _pool(recipe, settings, source, path)
+    order = list(range(len(pool)))
+    random.Random(settings.seed).shuffle(order)
+    chosen = [pool[i] for i in sorted(order[: settings.num_samples])]
+    samples = tuple(sample.token_ids[: settings.max_seq_length] for sample in chosen)
+    _require_known_ids(str(origin.get("path") or origin.get("dataset")), source, chosen)
+    record = origin | {
+        "source": settings.source,
+        "seed": settings.seed,
+        "num_samples": len(samples),
+        "num_tokens": sum(len(sample) for sample in samples),
+        "prompt_ids": [sample.name for sample in chosen],
+    }
+    return CalibrationData(samples, record)
+
+
+def _pool(
+    recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
+) -> tuple[Sequence[_Sample], dict[str, Any]]:
+    """Everything there is to choose from, and what identifies it."""
+    from quantdraft.checkpoints.tensors.loading import load_tokenizer
+
+    if settings.source == "hub":
+        _require_named(recipe, settings, path)
+        return _hub(settings, load_tokenizer(source.path))
+    if settings.source == "file" and path is None and settings.path is not None:
+        path = Path(settings.path)
+    if path is None:
+        raise RecipeError(_nothing_given(recipe, settings))
+    tokenizer = load_tokenizer(source.path)
+    if settings.source == "file":
+        return _file(path, settings.column, tokenizer)
+    traffic = read_traffic(path, tokenizer)
+    pool = _Responses(traffic.responses)
+    return pool, {"path": str(path), "sha256": traffic.sha256}
+
+
+def _file(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """Texts of a JSON lines file."""
+    texts = []
+    for place, entry in json_entries(path):
+        if not isinstance(entry.get(column), str):
+            raise TrafficError(f"{path}:{place}: has no text under {column!r}.")
+        texts.append((place, entry[column]))
+    origin = {"path": str(path), "sha256": file_sha256(path), "column": column}
+    return list(_tokenized(texts, tokenizer)), origin
+
+
+def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """The first rows of a data set of the Hub, of which the samples are chosen.
+
+    Rows are streamed: the whole set is not downloaded.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            f"calibration on the data set {settings.dataset!r} needs the package 'datasets': "
+            "pip install 'quantdraft[llmcompressor]'"
+        ) from error
+    try:
+        rows = datasets.load_dataset(settings.dataset, split=settings.split, streaming=True)
+        first = list(rows.take(HUB_POOL * settings.num_samples))
+    except Exception as error:  # the Hub client raises many kinds; all mean: not available
+        raise TrafficError(
+            f"the data set {settings.dataset!r} (split {settings.split!r}) is not available "
+            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+        ) from error
+    if not first or not isinstance(first[0].get(settings.column), str):
+        columns = ", ".join(first[0]) if first else "no rows"
+        raise TrafficError(
+            f"the data set {settings.dataset!r} has no text under {settings.column!r}. "
+            f"It has: {columns}."
+        )
+    rows_read = [(f"row {i}", row.get(settings.column)) for i, row in enumerate(first)]
+    texts = [(name, text) for name, text in rows_read if isinstance(text, str)]
+    origin = {
+        "dataset": settings.dataset,
+        "split": settings.split,
+        "column": settings.column,
+        "num_rows_read": len(first),
+    }
+    return list(_tokenized(texts, tokenizer)), origin
+
+
+def _require_named(recipe: Recipe, settings: Calibration, path: Path | None) -> None:
+    """A recipe alone reaches no network: the user names the data set too."""
+    if str(path) != settings.dataset:
+        raise RecipeError(
+            f"recipe {recipe.name!r} is calibrated on the Hub's data set {settings.dataset!r}, "
+            f"which would be downloaded: add --calibration {settings.dataset} to say yes."
+        )
+
+
+def _tokenized(texts: list[tuple[str, str]], tokenizer: Any) -> Iterator[_Sample]:
+    for name, text in texts:
+        token_ids = tuple(tokenizer(text)["input_ids"])
+        if token_ids:
+            yield _Sample(name, token_ids)
+
+
+def _nothing_given(recipe: Recipe, settings: Calibration) -> str:
+    if settings.source == "file":
+        return (
+            f"recipe {recipe.name!r} is calibrated on a file of texts and none was given. Add "
+            f'--calibration FILE, JSON lines with a text under "{settings.column}".'
+        )
+    return (
+        f"recipe {recipe.name!r} is calibrated on the target's own responses and none were "
+        "given. Make them with `quantdraft capture --target T --prompts P --output "
+        "traffic.jsonl` and add --calibration traffic.jsonl."
+    )
+
+
+def _require_known_ids(origin: str, source: Checkpoint, samples: list[_Sample]) -> None:
+    vocab_size = int(source.text_config["vocab_size"])
+    for sample in samples:
+        largest = max(sample.token_ids, default=0)
+        if largest >= vocab_size:
+            raise TrafficError(
+                f"'{origin}': prompt {sample.name!r} holds token id {largest}, beyond the "
+                f"draft's vocabulary of {vocab_size}. Capture it with a target that shares the "
+                "draft's tokenizer."
+            )
+    if not samples:
+        raise TrafficError(f"'{origin}' holds nothing to calibrate on.")

@@ -1,0 +1,1 @@
+"""Whether a written checkpoint is the model that its recipe promised."""

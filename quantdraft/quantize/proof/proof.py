@@ -1,0 +1,259 @@
+"""The re-open checks: what was written is quantized, is not corrupt, and is what was promised.
+
+Every check reads the finished files. The weights are dequantized here, from the stored integers and
+scales, so a fault of the library that wrote or loads them shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.heads import DraftHead, draft_head
+from quantdraft.checkpoints.stored_formats import KV_SCALES, WeightFormat
+from quantdraft.common.progress import bar
+from quantdraft.errors import CheckpointError
+from quantdraft.quantize.proof import heads as head_proof
+from quantdraft.quantize.proof.tensors import require_promised_tensors
+from quantdraft.quantize.proof.weights import (
+    StoredWeights,
+    changed_tensor,
+    error_limit,
+    require_small,
+    unquantized_names,
+)
+from quantdraft.quantize.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+NUM_PROBES, PROBE_LENGTH, PROBE_SEED = 2, 8, 0
+
+# Largest relative distance between the loaded model's logits and those of the baseline carrying our
+# dequantized weights (and, where the scheme quantizes inputs, our own rounding of them).
+# Weight-only: the same numbers, at most rounded to bf16 (2^-9 each) on the way. Inputs that lie
+# between two integers may be rounded differently by the two, and what follows then differs too:
+# one FP8 step is 2^-4 to 2^-3 of a value, one INT8 step 2^-7 of the token's largest, hence the
+# wider limits. Weights loaded wrongly give unrelated logits, which are 1 to 1.4 apart.
+# FP4's steps are four times FP8's.
+LOGIT_DISTANCE_LIMITS: Mapping[str | None, float] = {
+    None: 0.02,
+    "int8": 0.10,
+    "float8": 0.20,
+    "float4": 0.40,
+}
+# Weight-only, but multiplied in 16 bits (gptqmodel) or unpacked to bf16 (FP4 and MX by
+# compressed-tensors): every product is rounded, by 2^-9, and the layers after it see that. Zero
+# points off by one, what optimum's own writer leaves, are 0.28 to 1.4.
+SIXTEEN_BIT_LOGIT_LIMIT = 0.05
+CACHE_LOGIT_LIMIT = 0.20  # keys and values in FP8 and nothing else: as for FP8 inputs
+# Where layers traded scale, the weights cannot be held to the draft's, but the function can: what
+# one layer gave and the next did not take makes unrelated logits, 1 to 1.4 apart.
+MAX_FUNCTION_DISTANCE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the re-open checks measured. Distances are relative to the reference's spread."""
+
+    num_quantized_modules: int
+    largest_weight_error: float
+    weight_error_limit: float
+    baseline_logit_distance: float | None  # to the full-precision draft: above 0, it is quantized
+    logit_distance: float | None  # to the logits of our own dequantized weights
+    logit_distance_limit: float | None
+    weights_bytes: int
+    without_logits: str | None = None  # why they were not compared, where they were not
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return asdict(self)
+
+
+def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
+    """Open the candidate as an engine would and check it against the source; see the limits above.
+
+    A draft head is not run: its files alone are checked.
+    Raises CheckpointError, naming what failed. One model is in memory at a time.
+    """
+    require_promised_tensors(recipe, source, candidate)
+    dense = claims_but_not_quantized(candidate)
+    if dense is not None:
+        raise CheckpointError(dense)
+    head = draft_head(source)
+    if head is not None:
+        return _head_proof(recipe, head, source, candidate)
+    if recipe.is_identity:
+        return _identity_proof(source, candidate, device)
+    _require_untouched(recipe, source, candidate)
+    return _quantized_proof(recipe, source, candidate, device)
+
+
+def _require_untouched(recipe: Recipe, source: Checkpoint, candidate: Checkpoint) -> None:
+    if recipe.moves_scales or recipe.modifiers is not None:
+        return
+    changed = changed_tensor(source, candidate)
+    if changed is not None:
+        raise CheckpointError(
+            f"{changed!r} was to stay as it was, and the written one differs from the draft's."
+        )
+
+
+def _head_proof(
+    recipe: Recipe, head: DraftHead, source: Checkpoint, candidate: Checkpoint
+) -> Proof:
+    head_proof.require_identical(source, candidate)
+    head_proof.require_excluded(head, candidate)
+    head_proof.require_finite_scales(candidate)
+    modules, error, limit = 0, 0.0, 0.0
+    if not recipe.is_identity:
+        modules, error, limit = head_proof.widest_deviation(source, candidate)
+    weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
+    reason = head_proof.reason_without_logits(head)
+    return Proof(modules, error, limit, None, None, None, weights_bytes, reason)
+
+
+def _quantized_proof(
+    recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device
+) -> Proof:
+    import torch
+
+    from quantdraft.checkpoints.tensors.unpacking import quantized_modules
+
+    formats = quantized_modules(candidate)
+    _require_usable_scales(candidate)
+    with bar(len(formats), "check against the draft", "layer") as told:
+        stored = StoredWeights(source, candidate, formats, recipe.moves_scales, told=told)
+        baseline, reference = _reference_logits(stored, device)
+        errors = stored.all_errors()
+    require_small(errors, formats)
+    logits = probe_logits(candidate, device)
+    if torch.equal(logits, baseline):
+        raise CheckpointError(
+            f"'{candidate.path}' gives the full-precision draft's logits to the last bit: "
+            "it is not really quantized."
+        )
+    limit = max((logit_limit(fmt) for fmt in formats.values()), default=CACHE_LOGIT_LIMIT)
+    distance, to_baseline = logit_distance(logits, reference), logit_distance(logits, baseline)
+    if not distance <= limit:
+        raise CheckpointError(
+            f"'{candidate.path}' gives logits {distance:.3f} away from those of its own "
+            f"dequantized weights (limit {limit}): it is corrupt, or loaded wrongly."
+        )
+    if recipe.moves_scales and not to_baseline <= MAX_FUNCTION_DISTANCE:
+        raise CheckpointError(
+            f"'{candidate.path}' gives logits {to_baseline:.3f} away from the draft's (limit "
+            f"{MAX_FUNCTION_DISTANCE}): what was scaled out of one layer is not in the next."
+        )
+    widest = max(errors, key=lambda module: errors[module].error, default=None)
+    return Proof(
+        num_quantized_modules=len(formats),
+        largest_weight_error=errors[widest].error if widest else 0.0,
+        weight_error_limit=error_limit(formats[widest]) if widest else 0.0,
+        baseline_logit_distance=to_baseline,
+        logit_distance=distance,
+        logit_distance_limit=limit,
+        weights_bytes=sum(info.num_bytes for info in candidate.tensors.values()),
+    )
+
+
+def logit_limit(fmt: WeightFormat) -> float:
+    """How far the loaded model's logits may be from those of our own dequantized weights."""
+    if fmt.activations is None and (fmt.library == "gptq" or fmt.scale_type != "float"):
+        return SIXTEEN_BIT_LOGIT_LIMIT
+    return LOGIT_DISTANCE_LIMITS[fmt.activations]
+
+
+def _require_usable_scales(candidate: Checkpoint) -> None:
+    """Scales of inputs and of the cache enter no weight: they must at least be numbers above 0."""
+    from quantdraft.checkpoints.tensors.unpacking import read_tensor
+
+    for name in candidate.tensors:
+        if name.endswith((*KV_SCALES, ".input_scale", ".input_global_scale")):
+            scale = read_tensor(candidate, name).float()
+            if not bool(((scale > 0) & scale.isfinite()).all()):
+                raise CheckpointError(f"{name!r} is {scale.tolist()}, and a scale is above 0.")
+
+
+def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
+    distance = logit_distance(probe_logits(candidate, device), probe_logits(source, device))
+    if distance != 0.0:
+        raise CheckpointError(f"'{candidate.path}' is not the copy of the draft that it should be.")
+    weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
+    return Proof(0, 0.0, 0.0, 0.0, 0.0, 0.0, weights_bytes)
+
+
+def probe_logits(checkpoint: Checkpoint, device: torch.device) -> Tensor:
+    """Logits of the fixed probe, (probes, length, vocab) float32 on the CPU."""
+    from quantdraft.quantize.proof.streamed_model import load_on_demand
+
+    return _logits(load_on_demand(checkpoint, device), checkpoint)
+
+
+def logit_distance(logits: Tensor, reference: Tensor) -> float:
+    """‖logits − reference‖ / ‖reference‖, each position's mean removed: a shift changes nothing."""
+    logits = logits - logits.mean(-1, keepdim=True)
+    reference = reference - reference.mean(-1, keepdim=True)
+    return float((logits - reference).norm() / reference.norm())
+
+
+def _reference_logits(stored: StoredWeights, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits of the draft as it is, and with every stored weight in place of its own.
+
+    Quantized weights are dequantized here, from the stored numbers.
+    """
+    from quantdraft.quantize.proof.streamed_model import load_on_demand, take_tensors
+
+    model = load_on_demand(stored.source, device)
+    baseline = _logits(model, stored.source)
+    # Norms: AWQ changes them.
+    take_tensors(model, stored.candidate, unquantized_names(stored.candidate))
+    _take_quantized_weights(model, stored)
+    return baseline, _logits(model, stored.source)
+
+
+def _take_quantized_weights(model: Any, stored: StoredWeights) -> None:
+    from quantdraft.quantize.proof.streamed_model import provide
+
+    def read(name: str) -> list[Tensor]:
+        return [stored.weight(name)]
+
+    for name, fmt in stored.formats.items():
+        module = model.get_submodule(name)
+        provide(module, partial(read, name))
+        scale = _static_scale(stored.candidate, name)
+        module.register_forward_pre_hook(_input_rounding(fmt, scale))
+
+
+def _static_scale(candidate: Checkpoint, module: str) -> Tensor | None:
+    from quantdraft.checkpoints.tensors.unpacking import read_tensor
+
+    for suffix in ("input_scale", "input_global_scale"):
+        if f"{module}.{suffix}" in candidate.tensors:
+            return read_tensor(candidate, f"{module}.{suffix}")
+    return None
+
+
+def _input_rounding(
+    fmt: WeightFormat, static_scale: Tensor | None
+) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
+    from quantdraft.checkpoints.tensors.rounding import rounded_inputs
+
+    return lambda _module, inputs: (rounded_inputs(inputs[0], fmt, static_scale), *inputs[1:])
+
+
+def _logits(model: Any, checkpoint: Checkpoint) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    num_tokens = int(checkpoint.text_config["vocab_size"])
+    probe = torch.randint(num_tokens, (NUM_PROBES, PROBE_LENGTH), generator=generator)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=probe.to(model.device), use_cache=False).logits
+    return logits.float().cpu()

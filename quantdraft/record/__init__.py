@@ -1,0 +1,71 @@
+"""What a measurement is. Plain data: no torch, no judgement; JSON in and out.
+
+Counts are stored and ratios derived, so two runs can be summed without error. Fractions are in
+[0, 1]; units are in the names. A field with a default was added to its schema version later: a
+record without it still reads.
+"""
+
+from quantdraft.record.acceptance import (
+    AcceptanceComparison,
+    AcceptanceCounts,
+    AcceptanceRule,
+    Disagreement,
+    PromptReplay,
+    Slice,
+)
+from quantdraft.record.evaluation import (
+    BENCH_SCHEMA_VERSION,
+    EVALUATION_SCHEMA_VERSION,
+    RECORD_FILE,
+    Bench,
+    Evaluation,
+    read_bench,
+    read_evaluation,
+    write_evaluation,
+)
+from quantdraft.record.interval import Interval
+from quantdraft.record.served import Served, ServedArm, ServedRequest
+from quantdraft.record.timing import (
+    ArmLatency,
+    Latency,
+    LiveCheck,
+    Projection,
+    Roofline,
+    SpeedPoint,
+    StepSamples,
+)
+from quantdraft.record.verdict import MIN_SPEEDUP, Alarm, Check, CheckResult, Decision, Verdict
+
+__all__ = [
+    "BENCH_SCHEMA_VERSION",
+    "EVALUATION_SCHEMA_VERSION",
+    "MIN_SPEEDUP",
+    "RECORD_FILE",
+    "AcceptanceComparison",
+    "AcceptanceCounts",
+    "AcceptanceRule",
+    "Alarm",
+    "ArmLatency",
+    "Bench",
+    "Check",
+    "CheckResult",
+    "Decision",
+    "Disagreement",
+    "Evaluation",
+    "Interval",
+    "Latency",
+    "LiveCheck",
+    "Projection",
+    "PromptReplay",
+    "Roofline",
+    "Served",
+    "ServedArm",
+    "ServedRequest",
+    "Slice",
+    "SpeedPoint",
+    "StepSamples",
+    "Verdict",
+    "read_bench",
+    "read_evaluation",
+    "write_evaluation",
+]

@@ -1,0 +1,134 @@
+"""What was accepted: counters, slices, comparisons, prompts. Counts are stored, ratios derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quantdraft.errors import UndefinedMetricError
+from quantdraft.record.interval import Interval
+
+AcceptanceRule = Literal["greedy", "greedy_draft", "rejection", "exact_match"]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceCounts:
+    """Speculative decoding counters, named as vLLM's are; replayed ones are expectations.
+
+    Accepted tokens exclude the recovered or bonus token that ends every round. The first response
+    token comes from the prefill and belongs to no round; a last round cut by the length limit
+    counts as a round with all its proposals, as in vLLM's counters.
+    """
+
+    num_speculative_tokens: int
+    num_tokens: int  # response tokens emitted in rounds
+    num_drafts: float
+    num_accepted_tokens_per_pos: tuple[float, ...]  # (num_speculative_tokens,)
+
+    @property
+    def num_draft_tokens(self) -> float:
+        """Proposed tokens: `num_speculative_tokens` a round."""
+        return self.num_drafts * self.num_speculative_tokens
+
+    @property
+    def num_accepted_tokens(self) -> float:
+        """Accepted draft tokens over all positions."""
+        return sum(self.num_accepted_tokens_per_pos)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / proposed draft tokens, in [0, 1]."""
+        if self.num_draft_tokens == 0:
+            raise UndefinedMetricError(
+                "acceptance rate is undefined: no draft token was proposed. "
+                "Use responses of at least 2 tokens."
+            )
+        return self.num_accepted_tokens / self.num_draft_tokens
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens emitted a round, bonus included, in [1, k + 1]."""
+        if self.num_drafts == 0:
+            raise UndefinedMetricError(
+                "mean acceptance length is undefined: there was no round. "
+                "Use responses of at least 2 tokens."
+            )
+        return self.num_tokens / self.num_drafts
+
+    @property
+    def acceptance_rate_per_pos(self) -> tuple[float, ...]:
+        """Share of rounds in which position j was accepted, (num_speculative_tokens,)."""
+        if self.num_drafts == 0:
+            raise UndefinedMetricError("acceptance per position is undefined: there was no round.")
+        return tuple(n / self.num_drafts for n in self.num_accepted_tokens_per_pos)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Acceptance of both arms on one part of the tokens (a domain, a context length, …).
+
+    Conditional acceptance is kept / asked: of the tokens that the draft was asked for, the share
+    it kept. Tokens after a rejection were never asked for, so it is not accepted / proposed.
+    """
+
+    name: str
+    num_prompts: int
+    num_tokens: int
+    baseline_conditional_acceptance: float | None
+    candidate_conditional_acceptance: float | None
+    # Baseline minus candidate, prompts resampled; None under MIN_PROMPTS prompts.
+    conditional_acceptance_loss: Interval | None = None
+    # What both ratios are made of, so that prompts can be resampled: one number for each of
+    # `prompts`, which stand in `Evaluation.prompts` at these indices. Empty in older records.
+    prompts: tuple[int, ...] = ()
+    baseline_asked: tuple[float, ...] = ()
+    baseline_kept: tuple[float, ...] = ()
+    candidate_asked: tuple[float, ...] = ()
+    candidate_kept: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceComparison:
+    """Baseline and candidate on the same tokens, at one k. Intervals resample prompts."""
+
+    num_speculative_tokens: int
+    baseline: AcceptanceCounts
+    candidate: AcceptanceCounts
+    baseline_rate: Interval
+    candidate_rate: Interval
+    acceptance_rate_loss: Interval  # baseline minus candidate, absolute: positive = worse
+    baseline_length: Interval
+    candidate_length: Interval
+    length_ratio: Interval  # candidate / baseline: under 1 = worse
+    # Of the share of rounds that kept each position, (num_speculative_tokens,); () unknown.
+    acceptance_loss_per_pos: tuple[Interval, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReplay:
+    """One prompt's replayed rounds, for every k of `Evaluation.num_speculative_tokens`, per arm."""
+
+    prompt_id: str
+    domain: str
+    num_prompt_tokens: int
+    num_tokens: int
+    baseline_num_drafts: tuple[float, ...]
+    candidate_num_drafts: tuple[float, ...]
+    baseline_num_accepted: tuple[float, ...]
+    candidate_num_accepted: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A prompt on which the candidate lost much, token by token: for reading, not for counting.
+
+    A keep is the probability that the token came from the draft, given that it was asked for.
+    """
+
+    prompt_id: str
+    domain: str
+    prompt_end: str  # the last characters of the prompt
+    tokens: tuple[str, ...]  # of the response, as text; the first comes from the prefill
+    baseline_keep: tuple[float, ...]  # (tokens,)
+    candidate_keep: tuple[float, ...]
+    num_tokens_left_out: int = 0  # of a long response

@@ -1,0 +1,88 @@
+"""The records on the disk: an evaluation, a bench. JSON in and out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.common.files import read_json, write_json
+from quantdraft.record.acceptance import (
+    AcceptanceComparison,
+    AcceptanceRule,
+    Disagreement,
+    PromptReplay,
+    Slice,
+)
+from quantdraft.record.served import Served
+from quantdraft.record.timing import Latency, LiveCheck, Projection, SpeedPoint
+from quantdraft.record.verdict import Verdict
+
+RECORD_FILE = "evaluation.json"  # of a run, in its directory
+EVALUATION_SCHEMA_VERSION = 1
+BENCH_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation: what was measured, what follows, and what it takes to repeat it."""
+
+    schema_version: int
+    name: str  # the recipe's name, or the candidate's
+    created: str  # ISO 8601, UTC
+    acceptance_rule: AcceptanceRule
+    num_speculative_tokens: tuple[int, ...]  # the k that were replayed
+    operating_point: SpeedPoint
+    equal_k: tuple[SpeedPoint, ...]  # baseline and candidate at the same k, for every k
+    best_k: dict[
+        str, int | None
+    ]  # "baseline", "candidate": k of least ms per token; None undefined
+    acceptance: tuple[AcceptanceComparison, ...]  # one per k
+    prompts: tuple[PromptReplay, ...]
+    by_position: tuple[Slice, ...]  # thirds of the response
+    by_context: tuple[Slice, ...]
+    by_domain: tuple[Slice, ...]
+    latency: Latency
+    live: tuple[LiveCheck, ...]
+    verdict: Verdict
+    ledger: dict[str, Any]  # see quantdraft.record.step_bytes.ledger_summary
+    provenance: dict[str, Any]  # versions, device, hashes, seeds, command, models
+    served: Served | None = None  # None: no serving engine was asked
+    grid: tuple[Latency, ...] = ()  # more points (batch, context) than the one of `latency`
+    projection: Projection | None = None  # where the candidate's speed could not be measured
+    disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
+    # The k of the slices and disagreements; None: the candidate's k of the operating point.
+    slices_k: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Step times of a target and of several drafts over batch, context and new tokens.
+
+    A point is a Latency whose arms are "target", "baseline", "control" and the candidates by
+    name, all timed in the same blocks. An arm or a point that was left out has its reason in
+    `undefined`.
+    """
+
+    schema_version: int
+    created: str  # ISO 8601, UTC
+    name: str  # the shape, or the baseline's name
+    has_random_weights: bool  # a published shape without its weights: latency only
+    candidates: tuple[str, ...]
+    points: tuple[Latency, ...]
+    provenance: dict[str, Any]
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write the record, whole or not at all."""
+    write_json(path, evaluation)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read a record; an unknown schema version or a foreign file is a clear error."""
+    return read_json(path, Evaluation, EVALUATION_SCHEMA_VERSION)
+
+
+def read_bench(path: Path) -> Bench:
+    """Read a bench.json; an unknown schema version or a foreign file is a clear error."""
+    return read_json(path, Bench, BENCH_SCHEMA_VERSION)

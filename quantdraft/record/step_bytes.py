@@ -1,0 +1,153 @@
+"""Bytes that a draft step reads, by part, and what reading fewer of them can gain at most.
+
+Plain numbers, no checkpoint: the ledger counts them. Where memory is the limit, time goes as bytes,
+so `baseline / candidate` is a ceiling on what quantization can gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quantdraft.record.verdict import MIN_SPEEDUP
+
+MIN_HEAD_SAVING = 0.05  # share of a step's bytes from which a quantized head is worth its risk
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Bytes that one draft step reads at batch 1, scales included."""
+
+    attention_bytes: int
+    mlp_bytes: int
+    head_bytes: int
+    embedding_row_bytes: int
+    norms_bytes: int
+    other_bytes: int
+    kv_bytes_per_context_token: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights a step reads, whatever the context."""
+        return (
+            self.attention_bytes
+            + self.mlp_bytes
+            + self.head_bytes
+            + self.embedding_row_bytes
+            + self.norms_bytes
+            + self.other_bytes
+        )
+
+    def step_bytes(self, context_length: int = 0) -> int:
+        """Bytes of one step with `context_length` tokens in the cache."""
+        return self.weight_bytes + context_length * self.kv_bytes_per_context_token
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOption:
+    """One position of the lm_head lever under a recipe."""
+
+    lever: str  # keep, 8-bit, 4-bit: a recipe's `lm_head`
+    head_bytes: int
+    step_bytes: int
+    has_one_group: bool  # several config groups are refused by vLLM's draft_model loader
+
+
+def ceiling(baseline: Ledger, candidate: Ledger, context_length: int = 0) -> float:
+    """Baseline bytes / candidate bytes of a step: no draft step gets faster by more than this."""
+    return baseline.step_bytes(context_length) / candidate.step_bytes(context_length)
+
+
+def largest_speedup(
+    ceiling: float, num_speculative_tokens: int, cost_ratio: float, verify_ratio: float = 1.0
+) -> float:
+    """The speedup over the baseline draft if its step were `ceiling` times faster.
+
+    At equal acceptance, (k·t_d + t_v) / (k·t_d/ceiling + t_v); `cost_ratio` is t_d / t_v(1) and
+    `verify_ratio` is t_v(k + 1) / t_v(1), which is 1 where memory is the limit.
+    """
+    drafting = num_speculative_tokens * cost_ratio
+    return (drafting + verify_ratio) / (drafting / ceiling + verify_ratio)
+
+
+def estimated_cost_ratio(draft: Ledger, target: Ledger, context_length: int = 0) -> float:
+    """Draft bytes / target bytes of a step: what c would be if memory were the only limit."""
+    return draft.step_bytes(context_length) / target.step_bytes(context_length)
+
+
+def head_advice(options: tuple[HeadOption, ...]) -> str:
+    """One sentence: which head is worth it by bytes alone, with each option's bytes."""
+    keep = options[0]
+    listed = ", ".join(f"{o.lever} {_mb(o.head_bytes)}" for o in options)
+    savings = {o.lever: 1 - o.step_bytes / keep.step_bytes for o in options}
+    if savings.get("8-bit", 0.0) < MIN_HEAD_SAVING:
+        return f"Head: keep it ({listed}; 8 bits save under {MIN_HEAD_SAVING:.0%} of a step)."
+    advice = (
+        f"Head: {keep.head_bytes / keep.step_bytes:.0%} of a step if kept ({listed}); 8 bits save "
+        f"{savings['8-bit']:.0%} of a step, 4 bits {savings['4-bit']:.0%}: worth trying."
+    )
+    for option in options:
+        if not option.has_one_group:  # at most one: the other width is the body's own
+            advice += f" {option.lever} needs a second group, which vLLM's draft_model refuses."
+    return advice
+
+
+def ledger_summary(
+    baseline: Ledger,
+    candidate: Ledger,
+    *,
+    context_length: int = 0,
+    num_speculative_tokens: int | None = None,
+    cost_ratio: float | None = None,
+    head: tuple[HeadOption, ...] = (),
+    min_speedup: float = MIN_SPEEDUP,
+) -> dict[str, Any]:
+    """Both ledgers, the ceiling and what it could give, as plain JSON values.
+
+    min_speedup: what the policy asks of a go
+    `largest_speedup` is None where k or c (t_d / t_v(1)) is not known; `can_pay` is then judged
+    by the ceiling itself, which no k and no c exceed.
+    """
+    bound = ceiling(baseline, candidate, context_length)
+    largest = None
+    if num_speculative_tokens is not None and cost_ratio is not None:
+        largest = largest_speedup(bound, num_speculative_tokens, cost_ratio)
+    can_pay = (bound if largest is None else largest) >= min_speedup
+    summary: dict[str, Any] = {
+        "context_length": context_length,
+        "baseline": _plain(baseline, context_length),
+        "candidate": _plain(candidate, context_length),
+        "ceiling": bound,
+        "num_speculative_tokens": num_speculative_tokens,
+        "cost_ratio": cost_ratio,
+        "largest_speedup": largest,
+        "min_speedup": min_speedup,
+        "can_pay": can_pay,
+        "head_options": [asdict(option) for option in head],
+        "head_advice": head_advice(head) if head else None,
+    }
+    return summary | {"sentence": _sentence(summary)}
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    before, after = summary["baseline"]["step_bytes"], summary["candidate"]["step_bytes"]
+    bound, largest = summary["ceiling"], summary["largest_speedup"]
+    text = f"A draft step reads {_mb(before)} → {_mb(after)}: at most {bound:.2f}x as fast."
+    if largest is not None:
+        k, cost_ratio = summary["num_speculative_tokens"], summary["cost_ratio"]
+        text += f" At k = {k} and c = {cost_ratio:.3f} that is at most {largest:.2f}x overall."
+    if not summary["can_pay"]:
+        text += (
+            f" It cannot pay: a go needs {summary['min_speedup']:.2f}x, even at equal acceptance."
+        )
+    return text
+
+
+def _plain(ledger: Ledger, context_length: int) -> dict[str, int]:
+    totals = {"weight_bytes": ledger.weight_bytes, "step_bytes": ledger.step_bytes(context_length)}
+    return asdict(ledger) | totals
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.2f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"

@@ -1,0 +1,164 @@
+"""What was timed: steps, arms, the machine's limits, the live loop, and the speeds that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quantdraft.record.interval import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class StepSamples:
+    """Every timing of one kind of step of one arm, in the order of the interleaved blocks.
+
+    Samples of two steps are paired where their blocks are the same. Steps that the verdict does not
+    turn on are left out of later blocks, so one step may have more samples than another.
+    """
+
+    samples_ms: tuple[float, ...]
+    blocks: tuple[int, ...] = ()  # of each sample; empty: sample i is of block i
+
+
+@dataclass(frozen=True, slots=True)
+class ArmLatency:
+    """One model's measured steps at one operating point (batch, context)."""
+
+    name: str  # "baseline" | "candidate" | "control" | "target" | "target-control"
+    compute_dtype: str
+    kernels: tuple[str, ...]  # e.g. ("int4pack_cpu", "linear_float32")
+    weight_bytes: int  # resident bytes of the arm's weights
+    steps: dict[int, StepSamples]  # number of new tokens m -> samples; a draft has m = 1 only
+    # What one step of one token reads at this batch and context, by the ledger: weights as the
+    # checkpoint stores them, and the keys and values of every row.
+    step_bytes: int | None = None
+    head_bytes: int | None = None  # the output head's part of them
+    head_step: StepSamples | None = None  # the head's product alone, in the same blocks
+    # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
+    # included. CPU: the same of the whole process's resident set, which never falls.
+    peak_memory_bytes: int | None = None
+    mode: str = "eager"  # "eager" | "fused" | "compiled" | "graph"
+    # What decided the mode: ms of a step of the baseline's first layer, run each way.
+    mode_trial_ms: dict[str, float] = field(default_factory=dict)
+    runtime: str = "transformers modules"  # "native decoder" | "transformers modules"
+    # Of the quantized layers alone: bytes of the largest packing of each, and what their scheme
+    # makes of them. None: a record from before they were told apart; 0: there are none.
+    quantized_bytes: int | None = None
+    promised_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What this machine can do at best, measured beside the steps: the limits they are held to.
+
+    Bandwidths are the best of their samples: a limit is what was reached once. Copy bandwidth
+    counts bytes read and bytes written; read bandwidth is for those who only read, as a draft
+    step does, and may be higher or lower.
+    """
+
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+    matrix_flops_per_s: dict[str, float]  # per float type, the best over the sizes tried
+    copy_samples_bytes_per_s: tuple[float, ...] = ()
+    read_samples_bytes_per_s: tuple[float, ...] = ()
+    buffer_bytes: int = 0  # of one buffer: a copy has two
+    num_threads: int = 0
+
+    def limit_ms(self, num_bytes: float) -> float:
+        """The least time in which `num_bytes` pass at the measured copy bandwidth."""
+        return num_bytes / self.copy_bytes_per_s * 1e3
+
+    def bandwidth_fraction(self, num_bytes: float, step_ms: float) -> float:
+        """Bytes of a step over its time, as a share of the copy bandwidth.
+
+        Above 1 where a model is small enough for the caches: memory is then no limit.
+        """
+        return self.limit_ms(num_bytes) / step_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """What was timed, where, and what could not be.
+
+    An arm that is absent from `arms` was not measured; `undefined` says why, by arm name.
+    """
+
+    engine: str
+    device: str
+    num_threads: int
+    batch_size: int
+    context_length: int
+    arms: dict[str, ArmLatency]
+    undefined: dict[str, str] = field(default_factory=dict)
+    load_average: tuple[float, float] | None = None  # before and after the timing
+    roofline: Roofline | None = None
+    # The load of each block: all arms were loaded anew, in fresh memory, for every load. Two loads
+    # of one model differ in speed, which blocks of one load cannot show. Empty: one load.
+    loads: tuple[int, ...] = ()
+    load_seconds: float | None = None  # to load all arms once
+    timing_seconds: float | None = None  # that were given to the blocks
+    # Contradictions in the first steps, after which kernels were chosen and all was timed again.
+    retried: tuple[str, ...] = ()
+
+    @property
+    def num_loads(self) -> int:
+        """Times that every arm was loaded."""
+        return len(set(self.loads)) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedPoint:
+    """The speed equation at one pair of k, with the measured numbers filled in.
+
+    A field is None where the latency it needs is undefined.
+    """
+
+    baseline_num_speculative_tokens: int
+    candidate_num_speculative_tokens: int
+    baseline_draft_step_ms: float | None
+    candidate_draft_step_ms: float | None
+    baseline_verify_step_ms: float | None
+    candidate_verify_step_ms: float | None
+    autoregressive_step_ms: float | None
+    baseline_ms_per_token: float | None
+    candidate_ms_per_token: float | None
+    speedup_over_baseline: Interval | None
+    speedup_over_autoregressive: Interval | None
+    baseline_speedup_over_autoregressive: Interval | None
+    control_speedup: Interval | None  # baseline against itself: the noise floor
+    draft_latency_saving: Interval | None  # 1 - candidate / baseline
+    break_even_length: float | None  # candidate's mean acceptance length at which speedup is 1
+    break_even_rate: float | None
+    target_control_speedup: Interval | None = None  # the target's single step against itself
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """What the speed would be if a draft step shrank as its bytes do: no measurement, no check."""
+
+    num_speculative_tokens: int
+    ceiling: float  # baseline bytes / candidate bytes of a draft step
+    candidate_draft_step_ms: float
+    speedup_over_baseline: float
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCheck:
+    """The live loop on some prompts: does it emit the target's text, and do its rounds agree?"""
+
+    num_speculative_tokens: int
+    arm: str  # "baseline" | "candidate"
+    prompt_ids: tuple[str, ...]
+    num_drafts_live: tuple[float, ...]
+    num_drafts_replayed: tuple[float, ...]
+    num_identical_texts: int
+    num_near_ties: int  # texts that part at a near-tie of the target's own logits
+    num_divergent: int  # texts that part elsewhere: an alarm
+    is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
+    # False in 16 bits, or where the draft rounds its activations to 8: near-ties of the draft then
+    # fall either way in two runs of different batch shape, and rounds differ by a few.
+    is_exact: bool = True
+    # Texts of the loop's own, held against none: the traffic does not say how it was sampled.
+    num_own_texts: int = 0
+    # Rounds if every near-tie of the draft were kept, and if none were; () in exact arithmetic.
+    num_drafts_low: tuple[float, ...] = ()
+    num_drafts_high: tuple[float, ...] = ()

@@ -1,0 +1,50 @@
+"""What was concluded, and from which checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quantdraft.record.interval import Interval
+
+CheckResult = Literal["pass", "fail", "unsure", "undefined"]
+Decision = Literal["go", "no-go", "inconclusive"]
+
+# The speedup over the baseline draft that a go needs unless a policy says otherwise: a new artifact
+# must earn its keep. It stands here because the byte ledger, which knows no policy, shows it too.
+MIN_SPEEDUP = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that stops a verdict. `code` is stable, `message` says what to do."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the verdict: what was observed against its limit."""
+
+    name: str
+    kind: Literal["decides", "advises"]
+    result: CheckResult
+    observed: Interval | None
+    limit: float | None
+    comparison: Literal[">=", ">", "<="] | None
+    reason: str
+    num_speculative_tokens: int | None = None  # the k of an acceptance; None where it has none
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """go, no-go or inconclusive, with every check that led there and what would settle doubt."""
+
+    decision: Decision
+    summary: str
+    checks: tuple[Check, ...]
+    alarms: tuple[Alarm, ...]
+    advice: tuple[str, ...]  # the diagnoses that explain it, each as a sentence
+    to_settle: str | None  # e.g. "about 130 prompts (now 32)"; None unless inconclusive
+    rests_on: tuple[str, ...] = ()  # codes of the same diagnoses; () for a go

@@ -1,0 +1,49 @@
+"""Specifications as SVG text, and the scripts that make them interactive. Nothing is downloaded.
+
+vl-convert holds Vega, Vega-Lite and vega-embed; it draws without a browser.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from html import escape
+from typing import Any
+
+from quantdraft.report.charts.palette import LIGHT, file_rules
+from quantdraft.report.safety import shown_text
+
+# Of the Vega-Lite whose schema Altair checks specifications against.
+VEGA_LITE = "6.4"
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+
+
+def svg(spec: Mapping[str, Any]) -> str:
+    """The picture, transparent, in the light colours."""
+    return _drawn(json.dumps(spec))
+
+
+@lru_cache(maxsize=64)
+def _drawn(spec: str) -> str:
+    """Page and file show the same picture: it is drawn once."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+
+
+def svg_file(spec: Mapping[str, Any], title: str) -> str:
+    """The picture as a file: on paper, with a title, and dark where the reader's screen is."""
+    opening, _, drawn = svg(spec).partition(">")
+    paper = f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>'
+    head = f"<title>{escape(shown_text(title))}</title><style>{file_rules()}</style>"
+    return f"{opening}>{head}{paper}{drawn}\n"
+
+
+@cache
+def scripts() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
+    import vl_convert
+
+    bundle = str(vl_convert.javascript_bundle(SNIPPET, VEGA_LITE))
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -1,0 +1,55 @@
+"""An evaluation as one list of sections. Every view shows these and computes nothing."""
+
+from __future__ import annotations
+
+from quantdraft.record import Evaluation
+from quantdraft.report.blocks import Document
+from quantdraft.report.glossary import words_section
+from quantdraft.report.sections import headline
+from quantdraft.report.sections.acceptance import acceptance_section
+from quantdraft.report.sections.diagnosis import diagnosis_sections
+from quantdraft.report.sections.evidence import evidence_section
+from quantdraft.report.sections.grid import grid_section
+from quantdraft.report.sections.latency import latency_section
+from quantdraft.report.sections.live import live_section
+from quantdraft.report.sections.plane import plane_section
+from quantdraft.report.sections.reading import reading_section
+from quantdraft.report.sections.record import ledger_section, provenance_section
+from quantdraft.report.sections.rounds import time_section
+from quantdraft.report.sections.served import served_sections
+from quantdraft.report.sections.speed import noise_section, speed_section
+
+
+def document(evaluation: Evaluation) -> Document:
+    """The whole report of one evaluation: the answer, why, and then the evidence."""
+    return Document(
+        title=evaluation.name,
+        subtitle=headline.subtitle(evaluation),
+        banner=headline.banner(evaluation),
+        lead=headline.lead(evaluation),
+        sections=(
+            *diagnosis_sections(evaluation),
+            speed_section(evaluation),
+            time_section(evaluation),
+            acceptance_section(evaluation),
+            plane_section(evaluation),
+            grid_section(evaluation),
+            ledger_section(evaluation),
+            reading_section(evaluation),
+            evidence_section(evaluation),
+            noise_section(evaluation),
+            *served_sections(evaluation),
+            live_section(evaluation),
+            latency_section(evaluation),
+            provenance_section(evaluation),
+            words_section(),
+        ),
+        footer=_footer(evaluation),
+    )
+
+
+def _footer(evaluation: Evaluation) -> str:
+    versions = evaluation.provenance.get("versions")
+    version = versions.get("quantdraft", "") if isinstance(versions, dict) else ""
+    made_by = f"quantdraft {version}".strip()
+    return f"{made_by} · {evaluation.created} · record: evaluation.json"

@@ -1,0 +1,1 @@
+"""The sections of a report, each with the data of its charts."""

@@ -1,0 +1,280 @@
+"""Acceptance: by position in the round and by part of the traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.comparison import MIN_PROMPTS
+from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Interval, Slice
+from quantdraft.record.numbers import (
+    ALPHA_NAME,
+    RATE_NAME,
+    UNDEFINED,
+    change_points,
+    compared,
+    count,
+    metric,
+    percent,
+    title_of,
+    undefined,
+    valued,
+)
+from quantdraft.record.plane import acceptance_at, shown_k, slices_k
+from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
+from quantdraft.report.charts.acceptance import losses, position_bars
+
+BOTH_RATES = (
+    "The acceptance rate counts every proposal, also those after a rejection, so it falls with k. "
+    "α counts those that were looked at: limits by rule of thumb, and `plan`, mean this one."
+)
+
+
+def acceptance_section(evaluation: Evaluation) -> Section:
+    """Per position, and the loss as a paired difference: by position, response, context, domain."""
+    k = shown_k(evaluation)
+    acceptance = acceptance_at(evaluation, k)
+    if acceptance is None:
+        text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
+        return Section("Acceptance", (Paragraph(text),))
+    parts = [
+        ("response", "Part of the response", evaluation.by_position),
+        ("context", "Context length", evaluation.by_context),
+        ("domain", "Domain", evaluation.by_domain),
+    ]
+    at = slices_k(evaluation)
+    charts = [slice_chart(*part, at) for part in parts]
+    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
+    blocks += [chart for chart in charts if chart is not None]
+    blocks.append(Paragraph(early_or_late(evaluation.by_position)))
+    blocks += [slice_table(title, slices, at) for _, title, slices in parts if slices]
+    return Section("Acceptance", tuple(blocks))
+
+
+def _sums_table(acceptance: AcceptanceComparison) -> Table:
+    before, after, k = (
+        acceptance.baseline,
+        acceptance.candidate,
+        acceptance.num_speculative_tokens,
+    )
+    return Table(
+        (f"At k = {k}", "Baseline (95 % interval)", "Candidate (95 % interval)"),
+        (
+            (
+                title_of(RATE_NAME),
+                valued(acceptance.baseline_rate, "rate"),
+                valued(acceptance.candidate_rate, "rate"),
+            ),
+            (
+                ALPHA_NAME,
+                valued(alpha_of(acceptance.baseline_length, k), "rate"),
+                valued(alpha_of(acceptance.candidate_length, k), "rate"),
+            ),
+            (
+                "Tokens a round, τ",
+                valued(acceptance.baseline_length, "length"),
+                valued(acceptance.candidate_length, "length"),
+            ),
+            ("Rounds", count(before.num_drafts), count(after.num_drafts)),
+            (
+                "Accepted draft tokens",
+                count(before.num_accepted_tokens),
+                count(after.num_accepted_tokens),
+            ),
+            (
+                "Acceptance rate lost, baseline minus candidate",
+                "",
+                valued(acceptance.acceptance_rate_loss, "loss"),
+            ),
+        ),
+        numeric=frozenset({1, 2}),
+        caption=BOTH_RATES,
+    )
+
+
+def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
+    before, after = acceptance.baseline, acceptance.candidate
+    chart = position_chart(before, after, acceptance.num_speculative_tokens)
+    if not acceptance.acceptance_loss_per_pos:
+        return [chart]
+    positions = zip(
+        acceptance.acceptance_loss_per_pos, _per_position(before), _per_position(after), strict=True
+    )
+    parts = [
+        (f"position {at}", ends, kept_before, kept_after)
+        for at, (ends, kept_before, kept_after) in enumerate(positions, 1)
+    ]
+    described = (
+        f"Share of rounds that kept the position at k = {acceptance.num_speculative_tokens}, "
+        "baseline minus candidate, 95 % intervals."
+    )
+    return [chart, loss_chart("position", "Lost per position", described, parts)]
+
+
+def loss_chart(
+    name: str, title: str, description: str, parts: Sequence[tuple[str, Interval, float, float]]
+) -> Chart:
+    """Paired losses with intervals. parts: name, loss, baseline, candidate."""
+    rows = [
+        {
+            "part": part,
+            "value": 100 * ends.value,
+            "low": 100 * ends.low,
+            "high": 100 * ends.high,
+            "shown": valued(ends, "loss"),
+            "arms": f"{percent(before)} → {percent(after)}",
+        }
+        for part, ends, before, after in parts
+    ]
+    cells = tuple((str(r["part"]), str(r["arms"]), str(r["shown"])) for r in rows)
+    return Chart(
+        name=f"loss-by-{name}",
+        title=title,
+        description=description,
+        spec=losses(rows, name),
+        data=Table((name, "Baseline → candidate", "Lost"), cells, frozenset({1, 2})),
+    )
+
+
+def position_chart(baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int) -> Chart:
+    """Share of rounds that kept each position, both arms."""
+    rows = [
+        {"position": str(at), "arm": arm, "value": value, "shown": percent(value)}
+        for arm, counts in (("baseline", baseline), ("candidate", candidate))
+        for at, value in enumerate(_per_position(counts), 1)
+    ]
+    return Chart(
+        name="acceptance-per-position",
+        title="Kept per position",
+        description=f"Share of rounds in which the position was accepted, k = {k}.",
+        spec=position_bars(rows),
+        data=position_table(baseline, candidate),
+    )
+
+
+def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
+    return counts.acceptance_rate_per_pos if counts.num_drafts else ()
+
+
+def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> Table:
+    """The chart's numbers, and the share kept among the rounds that came that far."""
+    before, after = _per_position(baseline), _per_position(candidate)
+    reached_before, reached_after = _if_reached(baseline), _if_reached(candidate)
+    rows = tuple(
+        (
+            str(position + 1),
+            percent(before[position]),
+            percent(after[position]),
+            change_points(after[position] - before[position]),
+            percent(reached_before[position]),
+            percent(reached_after[position]),
+        )
+        for position in range(min(len(before), len(after)))
+    )
+    return Table(
+        columns=(
+            "Position",
+            "Baseline",
+            "Candidate",
+            "Difference",
+            "Baseline, if reached",
+            "Candidate, if reached",
+        ),
+        rows=rows,
+        numeric=frozenset(range(1, 6)),
+        caption="If reached: among the rounds that accepted every position before.",
+    )
+
+
+def _if_reached(counts: AcceptanceCounts) -> list[float | None]:
+    came = (counts.num_drafts, *counts.num_accepted_tokens_per_pos)
+    return [kept / reached if reached else None for reached, kept in pairwise(came)]
+
+
+def early_or_late(slices: tuple[Slice, ...]) -> str:
+    """Whether the candidate is rejected more at the start of the responses or at their end."""
+    if len(slices) < 2:
+        return "Early or late: undefined, the response was not cut into parts."
+    first, last = slices[0], slices[-1]
+    if (
+        first.candidate_conditional_acceptance is None
+        or last.candidate_conditional_acceptance is None
+    ):
+        return "Early or late: undefined, one part of the responses has no proposals."
+    rise = last.candidate_conditional_acceptance - first.candidate_conditional_acceptance
+    when = compared(rise, 0.0, "early", "late", "evenly")
+    return (
+        f"The candidate's rejections fall {when}: it keeps "
+        f"{percent(first.candidate_conditional_acceptance)} of the tokens it is asked for "
+        f"({first.name}) and "
+        f"{percent(last.candidate_conditional_acceptance)} ({last.name}). "
+        f"{_of_the_baseline(first, last, when)}"
+    ).strip()
+
+
+def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
+    """What the full-precision draft shows in the same places: that much is not the recipe's."""
+    before, after = first.baseline_conditional_acceptance, last.baseline_conditional_acceptance
+    if before is None or after is None:
+        return ""
+    same = compared(after - before, 0.0, "early", "late", "evenly")
+    word = f"The baseline's fall {same}" + (" too" if same == when else "")
+    return f"{word}: {percent(before)} and {percent(after)}."
+
+
+def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:
+    """The paired loss of every part, kept / asked for; None where no part has an interval."""
+    parts = [
+        (
+            part.name,
+            part.conditional_acceptance_loss,
+            part.baseline_conditional_acceptance,
+            part.candidate_conditional_acceptance,
+        )
+        for part in slices
+        if part.conditional_acceptance_loss is not None
+        and part.baseline_conditional_acceptance is not None
+        and part.candidate_conditional_acceptance is not None
+    ]
+    described = (
+        f"Kept of the tokens asked for at k = {k}, baseline minus candidate, 95 % intervals."
+    )
+    return loss_chart(name, f"Lost by {title.lower()}", described, parts) if parts else None
+
+
+def slice_table(title: str, slices: tuple[Slice, ...], k: int) -> Table:
+    """One row a part. Conditional acceptance: kept / asked for."""
+    return Table(
+        columns=(
+            title,
+            "Prompts",
+            "Tokens",
+            "Baseline kept",
+            "Candidate kept",
+            "Lost (95 % interval)",
+        ),
+        rows=tuple(_slice_row(part) for part in slices),
+        numeric=frozenset(range(1, 6)),
+        caption=f"Both drafts at k = {k}. Kept: of the tokens asked for.",
+    )
+
+
+def _slice_row(part: Slice) -> tuple[str, ...]:
+    return (
+        part.name,
+        count(part.num_prompts),
+        count(part.num_tokens),
+        percent(part.baseline_conditional_acceptance),
+        percent(part.candidate_conditional_acceptance),
+        _lost(part),
+    )
+
+
+def _lost(part: Slice) -> str:
+    before, after = part.baseline_conditional_acceptance, part.candidate_conditional_acceptance
+    if before is None or after is None:
+        return undefined("no token was asked for")
+    if part.conditional_acceptance_loss is None:
+        return f"{metric(before - after, 'loss')} (no interval under {MIN_PROMPTS} prompts)"
+    return valued(part.conditional_acceptance_loss, "loss")

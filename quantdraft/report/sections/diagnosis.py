@@ -1,0 +1,25 @@
+"""What the numbers point to and what to do next, each with what it rests on."""
+
+from __future__ import annotations
+
+from quantdraft.judge.advice import Diagnosis, diagnoses
+from quantdraft.judge.verdict.policy import policy_of
+from quantdraft.record import Evaluation
+from quantdraft.record.numbers import title_of
+from quantdraft.report.blocks import Notice, Section
+
+
+def diagnosis_sections(evaluation: Evaluation) -> tuple[Section, ...]:
+    """One section, or none where nothing was found."""
+    found = diagnoses(evaluation, policy_of(evaluation))
+    return (Section("Diagnosis", tuple(_notice(each) for each in found)),) if found else ()
+
+
+def _notice(each: Diagnosis) -> Notice:
+    finding = title_of(each.finding)
+    next_step = f"{each.action}: `{each.command}`" if each.command else each.action
+    return Notice(
+        finding if each.state == "found" else f"Cannot tell: {each.finding}",
+        (f"Seen: {each.seen}", f"Held to: {each.limit} ({each.source})", f"Next: {next_step}"),
+        "doubt" if each.state == "found" else "plain",
+    )

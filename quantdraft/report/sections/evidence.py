@@ -1,0 +1,177 @@
+"""What the numbers rest on, on one screen: samples, controls, machine, hashes, the command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantdraft.judge.comparison import step_figures
+from quantdraft.judge.statistics.bootstrap import DEFAULT
+from quantdraft.record import Evaluation, LiveCheck
+from quantdraft.record.limit_words import counted
+from quantdraft.record.numbers import UNDEFINED, count, load_words, percent, valued
+from quantdraft.report.blocks import Block, Paragraph, Section, Table
+from quantdraft.report.sections.headline import model_name
+
+NOT_COVERED = (
+    "prefill and the first token, scheduling, other users' requests; another target precision, "
+    "engine, batch, context or machine than those above, or this machine under another load"
+)
+HASH_LENGTH = 12
+MODELS = ("target", "baseline", "candidate")
+
+
+def evidence_section(evaluation: Evaluation) -> Section:
+    """One row a question that a sceptic asks first; the sections below have the details."""
+    rows = (
+        ("Traffic", _traffic(evaluation)),
+        ("Domains", _domains(evaluation)),
+        *((role.capitalize(), _model(evaluation, role)) for role in MODELS),
+        ("Replay", _replay(evaluation)),
+        ("Timing", _timing(evaluation)),
+        ("Machine", _machine(evaluation)),
+        ("Baseline's step", _baseline_step(evaluation)),
+        ("Control", _control(evaluation)),
+        ("Live loop", _live(evaluation)),
+        ("Alarms", ", ".join(a.code for a in evaluation.verdict.alarms) or "none was raised"),
+        ("Intervals", _intervals(evaluation)),
+        ("Not covered", NOT_COVERED),
+    )
+    blocks: list[Block] = [Table(("What", "How much, and how"), rows)]
+    command = evaluation.provenance.get("command")
+    if command:
+        blocks.append(Paragraph(f"To run it again: `{command}`"))
+    return Section("Evidence", tuple(blocks))
+
+
+def _traffic(evaluation: Evaluation) -> str:
+    found = _part(evaluation, "traffic")
+    tokens, sampling = found.get("num_tokens"), found.get("sampling")
+    parts = [counted(len(evaluation.prompts), "prompt")]
+    parts += [f"{count(tokens)} response tokens"] if isinstance(tokens, int) else []
+    parts += [_sampling(sampling)] if isinstance(sampling, dict) else []
+    parts += [f"{found['path']}"] if found.get("path") else []
+    return ", ".join((*parts, _hash(found.get("sha256"))))
+
+
+def _sampling(sampling: dict[str, Any]) -> str:
+    if not sampling.get("temperature"):
+        return "greedy"
+    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in sampling.items())
+
+
+def _domains(evaluation: Evaluation) -> str:
+    sizes: dict[str, int] = {}
+    for prompt in evaluation.prompts:
+        sizes[prompt.domain] = sizes.get(prompt.domain, 0) + 1
+    most = sorted(sizes.items(), key=lambda each: (-each[1], each[0]))
+    listed = ", ".join(f"{name} {size}" for name, size in most[:8])
+    return listed + (f" and {len(most) - 8} more" if len(most) > 8 else "") or "none"
+
+
+def _model(evaluation: Evaluation, role: str) -> str:
+    found = _part(evaluation, role)
+    hashes = found.get("sha256")
+    weights = found.get("weights_sha256")
+    if isinstance(hashes, dict):
+        weights = next((value for name, value in hashes.items() if name != "config.json"), None)
+    parts = [model_name(evaluation.provenance, role)]
+    parts += [str(found[key]) for key in ("revision", "dtype") if found.get(key)]
+    return ", ".join((*parts, _hash(weights)))
+
+
+def _replay(evaluation: Evaluation) -> str:
+    ks = evaluation.num_speculative_tokens
+    dtype = evaluation.provenance.get("compute_dtype")
+    parts = [f"rule {evaluation.acceptance_rule}", f"k = {', '.join(map(str, ks))}"]
+    parts += [f"computed in {dtype}"] if dtype else []
+    return ", ".join((*parts, "both arms on the same tokens"))
+
+
+def _timing(evaluation: Evaluation) -> str:
+    latency, served = evaluation.latency, evaluation.served
+    if served is not None:
+        how = "in turns" if served.is_interleaved else "one after another"
+        return f"{served.engine} {served.version}, whole requests one at a time, servers {how}"
+    if not latency.arms:
+        return UNDEFINED
+    blocks = min(len(s.samples_ms) for a in latency.arms.values() for s in a.steps.values())
+    size = f"batch {latency.batch_size}, context {latency.context_length}"
+    if not latency.loads:
+        return f"{latency.engine} engine, {count(blocks)} shuffled blocks of every arm, {size}"
+    again = f"; timed again on kernels chosen anew: {latency.retried[0]}" if latency.retried else ""
+    return (
+        f"{latency.engine} engine, every arm loaded {count(latency.num_loads)} times, "
+        f"{count(len(latency.loads))} shuffled blocks in all, {size}{again}"
+    )
+
+
+def _machine(evaluation: Evaluation) -> str:
+    record, latency = evaluation.provenance, evaluation.latency
+    device = record.get("device")
+    known = device if isinstance(device, dict) else record
+    name = record.get("device_name") or known.get("cpu") or known.get("model")
+    parts = [latency.device, *([str(name)] if name else []), counted(latency.num_threads, "thread")]
+    return f"{', '.join(parts)}. {load_words(latency.load_average)}"
+
+
+def _baseline_step(evaluation: Evaluation) -> str:
+    """Whether the baseline is one: far from the memory's limit every recipe looks good."""
+    latency = evaluation.latency
+    if latency.roofline is None or "baseline" not in latency.arms:
+        return UNDEFINED
+    fraction = step_figures(latency, "baseline").bandwidth_fraction
+    if fraction is None:
+        return UNDEFINED
+    return (
+        f"its bytes over its time are {percent(fraction)} of the copy bandwidth measured in the "
+        "same run; far below 100 % the step does not wait for its bytes"
+    )
+
+
+def _control(evaluation: Evaluation) -> str:
+    ends = evaluation.operating_point.control_speedup
+    if ends is None:
+        return f"{UNDEFINED}: the baseline was not timed against itself"
+    words = f"the baseline against itself {valued(ends, 'speedup')}"
+    of_target = evaluation.operating_point.target_control_speedup
+    if of_target is not None:
+        words += f", the target against itself {valued(of_target, 'speedup')}"
+    return f"{words}, which should be 1"
+
+
+def _live(evaluation: Evaluation) -> str:
+    if not evaluation.live:
+        return "not run: the replayed counts are unproven in this record"
+    return "; ".join(_agreement(check) for check in evaluation.live)
+
+
+def _agreement(check: LiveCheck) -> str:
+    if check.is_expectation:
+        return (
+            f"{check.arm}: rounds agree in the mean on {counted(len(check.prompt_ids), 'prompt')}"
+        )
+    equal = sum(
+        abs(live - replayed) < 1e-6
+        for live, replayed in zip(check.num_drafts_live, check.num_drafts_replayed, strict=True)
+    )
+    return f"{check.arm}: rounds equal replay's on {equal} of {len(check.prompt_ids)} prompts"
+
+
+def _intervals(evaluation: Evaluation) -> str:
+    seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
+    times = "of loads of the arms" if has_loads else "of timing blocks of one load"
+    return (
+        f"95 %, by {count(DEFAULT.num_resamples)} resamples of prompts (both arms of one together) "
+        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
+        f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
+        f"{'' if has_loads else ', and not what differs between loads of one model'}"
+    )
+
+
+def _part(evaluation: Evaluation, key: str) -> dict[str, Any]:
+    found = evaluation.provenance.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _hash(value: Any) -> str:
+    return f"sha256 {str(value)[:HASH_LENGTH]}…" if value else "sha256 unknown"

@@ -1,0 +1,261 @@
+"""The first screen: the verdict, why, the checks that decided, and what would settle doubt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantdraft.judge.advice import explaining
+from quantdraft.judge.verdict.policy import RATE, RATE_LOSS, policy_of
+from quantdraft.judge.verdict.turning import turning_points
+from quantdraft.record import Check, Evaluation, Verdict
+from quantdraft.record.limit_words import counted
+from quantdraft.record.numbers import (
+    RATE_NAME,
+    UNDEFINED,
+    interval,
+    length,
+    metric,
+    milliseconds,
+    pace,
+    percent,
+    rate_change,
+    shorter,
+    significant,
+    title_of,
+    undefined,
+    valued,
+    whole_sentence,
+)
+from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
+
+OPENINGS = ("speed was ", "the ", "control: ", "speculation with ", "acceptance ")
+OLDER_WORDS = "for want of speed ("  # as records of earlier versions say it
+NOT_MEASURED = "not measured here"
+TONES: dict[str, Tone] = {
+    "go": "good",
+    "no-go": "bad",
+    "inconclusive": "doubt",
+    "pass": "good",
+    "fail": "bad",
+    "unsure": "doubt",
+    "undefined": "doubt",
+}
+
+
+def banner(evaluation: Evaluation) -> Banner:
+    """The decision in capitals, the speedup with its interval, and the sentence that explains."""
+    verdict, speedup = evaluation.verdict, evaluation.operating_point.speedup_over_baseline
+    number = measure = ""  # where it is undefined the sentence says so, and why
+    if speedup is not None:
+        number = metric(speedup.value, "speedup")
+        ends = interval(speedup, "speedup")
+        measure = f"of the baseline draft's speed, {at_ks(evaluation)}; 95 % interval {ends}"
+    return Banner(
+        verdict.decision.upper(), sentence(verdict), TONES[verdict.decision], number, measure
+    )
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict's summary to stand beside the decision: without it, and with a full stop.
+
+    A name at its start stays as it is written: `int8 is 9.9 % slower …`.
+    """
+    text = verdict.summary.removeprefix(f"{verdict.decision}: ")
+    text = text.replace(OLDER_WORDS, "speed was not measured (")
+    if text.startswith(OPENINGS):
+        return whole_sentence(text)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def lead(evaluation: Evaluation) -> tuple[Block, ...]:
+    """What must be seen without scrolling."""
+    verdict = evaluation.verdict
+    blocks: list[Block] = []
+    if verdict.alarms:
+        alarms = tuple(f"{alarm.code}: {alarm.message}" for alarm in verdict.alarms)
+        blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
+    if verdict.to_settle:
+        blocks.append(Notice("What would settle it", (whole_sentence(verdict.to_settle),), "doubt"))
+    causes = tuple(
+        whole_sentence(f"{line.finding}: {line.seen}")
+        for line in explaining(evaluation, policy_of(evaluation))
+    )
+    if causes:
+        blocks.append(Notice("Diagnosis", causes, "plain"))
+    change = turning_points(evaluation)
+    if change:
+        blocks.append(Notice("What would change the answer", change, "plain"))
+    return (*blocks, _strip(evaluation), checks_table(evaluation, verdict.summary))
+
+
+def checks_table(evaluation: Evaluation, said: str = "") -> Table:
+    """Every check, those that decide first. said: what stands above; no reason is given twice."""
+    ordered = sorted(evaluation.verdict.checks, key=lambda check: check.kind != "decides")
+    return Table(
+        columns=("Check", "Result", "Observed (95 % interval)", "Limit", "Role"),
+        rows=tuple(_check_row(evaluation, check, said) for check in ordered),
+        tones=tuple(TONES[check.result] for check in ordered),
+        tone_column=1,
+    )
+
+
+def _check_row(evaluation: Evaluation, check: Check, said: str) -> tuple[str, ...]:
+    comparison = {">=": "≥", "<=": "≤", ">": ">", None: ""}[check.comparison]
+    has_limit = check.limit is not None and check.comparison is not None
+    return (
+        title_of(RATE_NAME if check.name == RATE else check.name),
+        check.result,
+        valued(check.observed, check.name) if check.observed else _absent(check, said),
+        f"{comparison} {metric(check.limit, check.name)}{_at(evaluation, check)}"
+        if has_limit
+        else "—",
+        check.kind,
+    )
+
+
+def _at(evaluation: Evaluation, check: Check) -> str:
+    """A check of acceptance says at which k it was made: of an older record, the candidate's."""
+    if check.name not in (RATE, RATE_LOSS):
+        return ""
+    k = check.num_speculative_tokens
+    if k is None:
+        k = evaluation.operating_point.candidate_num_speculative_tokens
+    return f" at k = {k}"
+
+
+def _absent(check: Check, said: str) -> str:
+    """Undefined where a number was wanted; what was found where the check has none."""
+    if check.result != "undefined":
+        return check.reason
+    return undefined("" if check.reason in said else check.reason)
+
+
+def _strip(evaluation: Evaluation) -> Figures:
+    """The first screen's: the banner has the speedup already, so the noise stands in its place."""
+    _, *others = figures(evaluation).items
+    control = evaluation.operating_point.control_speedup
+    noise = "it was not timed"
+    if control is not None:
+        noise = f"baseline against itself, {interval(control, 'speedup')}"
+    shown = metric(control.value if control else None, "speedup")
+    return Figures((*others, Figure("Control", shown, noise)))
+
+
+def figures(evaluation: Evaluation) -> Figures:
+    """The five numbers that sum the evaluation up, baseline first."""
+    point = evaluation.operating_point
+    speedup, over_target = point.speedup_over_baseline, point.speedup_over_autoregressive
+    name = "speedup"
+    return Figures(
+        (
+            Figure(
+                "Speedup over baseline",
+                metric(speedup.value if speedup else None, name),
+                pace(speedup.value, "the baseline draft") if speedup else NOT_MEASURED,
+            ),
+            Figure(
+                "Speedup over autoregressive",
+                metric(over_target.value if over_target else None, name),
+                pace(over_target.value, "the target alone") if over_target else NOT_MEASURED,
+            ),
+            *_acceptance_figures(evaluation),
+            _draft_step_figure(evaluation),
+        )
+    )
+
+
+def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
+    """Both drafts at one k, whatever each one's best k is: rates at two k do not compare."""
+    k = shown_k(evaluation)
+    found = acceptance_at(evaluation, k)
+    if found is None:
+        return (Figure(f"Acceptance rate at k = {k}", UNDEFINED, "not replayed at this k"),)
+    before, after = found.baseline_rate.value, found.candidate_rate.value
+    return (
+        Figure(
+            f"Acceptance rate at k = {k}",
+            f"{percent(before)} → {percent(after)}",
+            f"{rate_change(before - after)}; accepted / proposed",
+        ),
+        Figure(
+            f"Tokens a round τ at k = {k}",
+            f"{length(found.baseline_length.value)} → {length(found.candidate_length.value)}",
+            _best_ks(evaluation),
+        ),
+    )
+
+
+def _best_ks(evaluation: Evaluation) -> str:
+    """Where each draft is fastest, as far as it was timed."""
+    known = [
+        f"{arm} {evaluation.best_k[arm]}"
+        for arm in ("baseline", "candidate")
+        if evaluation.best_k.get(arm) is not None
+    ]
+    return f"best k: {', '.join(known)}" if known else "no best k: speed was not measured"
+
+
+def _draft_step_figure(evaluation: Evaluation) -> Figure:
+    point = evaluation.operating_point
+    before, after = point.baseline_draft_step_ms, point.candidate_draft_step_ms
+    if evaluation.served is not None:
+        return _served_figure(point.baseline_ms_per_token, point.candidate_ms_per_token)
+    if before is None or after is None:
+        return Figure("Draft step", UNDEFINED, NOT_MEASURED)
+    saving = point.draft_latency_saving
+    value = saving.value if saving else 1 - after / before
+    note = shorter(value)
+    return Figure("Draft step", f"{significant(before)} → {milliseconds(after)}", note)
+
+
+def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
+    """What the engine delivered: it shows no draft steps."""
+    if before_ms is None or after_ms is None:
+        return Figure("Tokens per second", UNDEFINED, "not every arm was served")
+    speeds = f"{significant(1e3 / before_ms)} → {significant(1e3 / after_ms)}"
+    return Figure("Tokens per second", speeds, pace(before_ms / after_ms, "the baseline draft"))
+
+
+def at_ks(evaluation: Evaluation) -> str:
+    """The k of both drafts at the operating point, where their speeds are compared."""
+    point = evaluation.operating_point
+    baseline, candidate = (
+        point.baseline_num_speculative_tokens,
+        point.candidate_num_speculative_tokens,
+    )
+    if baseline == candidate:
+        return f"both at k = {candidate}"
+    return f"the candidate at k = {candidate}, the baseline at k = {baseline}"
+
+
+def missing_speed(evaluation: Evaluation) -> str:
+    """Why a latency, and all that follows from it, is undefined."""
+    by_reason: dict[str, list[str]] = {}
+    for arm, why in evaluation.latency.undefined.items():
+        by_reason.setdefault(why, []).append(arm)
+    reasons = [f"{', '.join(arms)}: {why}" for why, arms in by_reason.items()]
+    return "; ".join(reasons) if reasons else "its latency was not measured"
+
+
+def subtitle(evaluation: Evaluation) -> str:
+    """What was compared, on which traffic, at which operating point."""
+    latency, record = evaluation.latency, evaluation.provenance
+    return " · ".join(
+        (
+            f"draft {model_name(record, 'baseline')}",
+            f"target {model_name(record, 'target')}",
+            counted(len(evaluation.prompts), "prompt"),
+            f"rule {evaluation.acceptance_rule}",
+            at_ks(evaluation),
+            f"batch {latency.batch_size}",
+            f"context {latency.context_length}",
+            f"{latency.engine} on {latency.device}",
+        )
+    )
+
+
+def model_name(provenance: dict[str, Any], role: str) -> str:
+    """The name that the record gives to a model, or 'unknown'."""
+    model = provenance.get(role)
+    return str(model.get("name", "unknown")) if isinstance(model, dict) else "unknown"

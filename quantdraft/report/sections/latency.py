@@ -1,0 +1,125 @@
+"""What was timed and with which kernels, held against the machine's own limits."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from quantdraft.judge.comparison import step_figures
+from quantdraft.record import ArmLatency, Evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.record.numbers import (
+    UNDEFINED,
+    bare_ms,
+    count,
+    load_words,
+    memory_not_speed,
+    shorter,
+    significant,
+    step_change,
+    title_of,
+    undefined,
+)
+from quantdraft.report.blocks import Block, Paragraph, Section, Table
+from quantdraft.report.sections.bench import (
+    arms_table,
+    draft_blocks,
+    roofline_table,
+    spread,
+    target_blocks,
+)
+
+
+def latency_section(evaluation: Evaluation) -> Section:
+    """What was timed, with which kernels, and what was not and why."""
+    latency = evaluation.latency
+    blocks: list[Block] = [Paragraph(_conditions(evaluation))]
+    rows = [row for arm in latency.arms.values() for row in _arm_rows(arm)]
+    if rows:
+        blocks += [_latency_table(rows), arms_table([latency])]
+    blocks += _against_limits(evaluation)
+    if latency.undefined:
+        rows_undefined = tuple((arm, undefined(why)) for arm, why in latency.undefined.items())
+        blocks.append(Table(("Arm", "Why it has no latency"), rows_undefined))
+    return Section("Latency", tuple(blocks))
+
+
+def _against_limits(evaluation: Evaluation) -> list[Block]:
+    """Steps beside the machine's limits, and every further point that was timed."""
+    latency = evaluation.latency
+    blocks: list[Block] = []
+    if latency.roofline is not None and latency.arms:
+        blocks += [Paragraph(_saving_and_limit(evaluation)), *draft_blocks([latency])]
+        blocks.append(roofline_table(latency.roofline))
+    timed = [point for point in evaluation.grid if point.arms]
+    if timed:
+        blocks += [Paragraph("At other batch sizes and contexts:"), *draft_blocks(timed, "")]
+        blocks += target_blocks(timed)
+    reasons = [
+        (f"batch {p.batch_size}, context {p.context_length}", arm, undefined(why))
+        for p in evaluation.grid
+        for arm, why in p.undefined.items()
+    ]
+    if reasons:
+        blocks.append(Table(("Point", "Arm", "Why it has no latency"), tuple(reasons)))
+    return blocks
+
+
+def _saving_and_limit(evaluation: Evaluation) -> str:
+    """The measured saving of a draft step, and the one its bytes allow."""
+    latency, saving = evaluation.latency, evaluation.operating_point.draft_latency_saving
+    if "candidate" not in latency.arms or saving is None:
+        return "The candidate's draft step was not timed; these are the other arms'."
+    figures = step_figures(latency, "candidate")
+    byte_ratio = figures.byte_ratio
+    said = f"The candidate's draft step against the baseline's: {step_change(saving)}."
+    if byte_ratio:
+        said += f" By its bytes alone it would be {shorter(1 - 1 / byte_ratio)}."
+    memory_alone = memory_not_speed("the candidate", figures.ratio, byte_ratio)
+    return f"{said} {memory_alone}" if memory_alone else said
+
+
+def _latency_table(rows: list[tuple[str, ...]]) -> Table:
+    return Table(
+        columns=(
+            "Arm",
+            "New tokens",
+            "Median ms",
+            "10–90 %",
+            "Samples",
+            "Weights / time",
+        ),
+        rows=tuple(rows),
+        numeric=frozenset(range(1, 6)),
+        caption=(
+            "Weights / time is resident bytes over the median step: "
+            "compare it with the machine's memory bandwidth."
+        ),
+    )
+
+
+def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for new_tokens, step in sorted(arm.steps.items()):
+        samples = step.samples_ms
+        middle = median(samples) if samples else None
+        rows.append(
+            (
+                arm.name,
+                str(new_tokens),
+                bare_ms(middle),
+                spread(samples),
+                count(len(samples)),
+                f"{significant(arm.weight_bytes / middle / 1e6)} GB/s" if middle else UNDEFINED,
+            )
+        )
+    return rows
+
+
+def _conditions(evaluation: Evaluation) -> str:
+    latency = evaluation.latency
+    words = (
+        f"{title_of(latency.engine)} engine on {latency.device}, "
+        f"{counted(latency.num_threads, 'thread')}, "
+        f"batch {latency.batch_size}, context {latency.context_length}."
+    )
+    return f"{words} {load_words(latency.load_average)}"

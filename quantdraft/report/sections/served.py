@@ -1,0 +1,184 @@
+"""What a serving engine delivered: tokens per second of every arm, its counters beside replay's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+
+from quantdraft.judge.comparison.served import (
+    load_spread,
+    loads,
+    mean_acceptance_length,
+    pace,
+    served_prompts,
+)
+from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest
+from quantdraft.record.numbers import (
+    UNDEFINED,
+    count,
+    length,
+    load_words,
+    significant,
+    title_of,
+    undefined,
+)
+from quantdraft.report.blocks import Block, Paragraph, Section, Table
+from quantdraft.report.sections.live import OWN_TEXTS
+
+ORDER = ("autoregressive", "baseline", "candidate", "control")
+
+
+def served_sections(evaluation: Evaluation) -> tuple[Section, ...]:
+    """One section, or none where no engine was asked."""
+    served = evaluation.served
+    if served is None:
+        return ()
+    blocks: list[Block] = [Paragraph(_conditions(served))]
+    if served.arms:
+        blocks += [pace_table(served), counters_table(served)]
+    if served.undefined:
+        rows = tuple((arm, undefined(why)) for arm, why in served.undefined.items())
+        blocks.append(Table(("Arm", "Why it was not served"), rows))
+    return (Section("Served by vLLM", tuple(blocks)),)
+
+
+def tokens_per_second(served: Served, arm: str) -> float | None:
+    """Of one arm, over all prompts; None where it was not served."""
+    prompts = served_prompts(served)
+    if arm not in served.arms or not prompts:
+        return None
+    return 1e3 / pace(served.arms[arm], prompts).ms_per_token
+
+
+def pace_table(served: Served) -> Table:
+    """Measured speeds; the first token's time is the prefill's and in none of the others."""
+    return Table(
+        columns=("Arm", "Tokens/s", "ms per token", "ms per round", "First token, ms", "Requests"),
+        rows=tuple(_pace_row(served, arm) for arm in _arms(served)),
+        numeric=frozenset(range(1, 6)),
+        caption=(
+            f"k = {served.num_speculative_tokens}. From a prompt's first token to its last, one "
+            "request at a time; the first token's time is a median. The control is the baseline "
+            "on a second server."
+        ),
+    )
+
+
+def _pace_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
+    prompts = served_prompts(served)
+    per_token = pace(arm, prompts).ms_per_token if prompts else None
+    tau = mean_acceptance_length(arm)
+    return (
+        arm.name,
+        _number(None if per_token is None else 1e3 / per_token),
+        _number(per_token),
+        _number(None if per_token is None else per_token * tau) if tau else "—",
+        _number(1e3 * median(r.first_token_seconds for r in arm.requests)),
+        count(len(arm.requests)),
+    )
+
+
+def counters_table(served: Served) -> Table:
+    """The engine's own counters, and what replay of the text it wrote says they should be."""
+    return Table(
+        columns=(
+            "Arm",
+            "Rounds, engine",
+            "Rounds, replayed",
+            "Requests with equal rounds",
+            "τ",
+            "Accepted per position",
+            "Identical texts",
+            "Near-ties",
+            "Divergent",
+        ),
+        rows=tuple(_counter_row(served, arm) for arm in _arms(served)),
+        numeric=frozenset({1, 2, 3, 4, 6, 7, 8}),
+        caption=(
+            "Replayed: a teacher-forced pass over the text that the engine wrote, in its float "
+            "type. In float32 and with weight-only drafts the rounds must be equal; in 16 bits, "
+            "and where the engine rounds activations in its own kernels, near-ties of the draft "
+            "fall either way: in brackets, the fewest and the most rounds that they allow."
+        ),
+    )
+
+
+def _counter_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
+    texts = [request.text for request in arm.requests]
+    status = [count(texts.count(name)) for name in ("identical", "near-tie", "divergent")]
+    replayed = [r for r in arm.requests if r.num_drafts_replayed is not None]
+    if not replayed:
+        return (arm.name, "—", "—", "—", "—", "—", *status)
+    num_drafts = sum(request.num_drafts for request in replayed)
+    equal = sum(abs(r.num_drafts - (r.num_drafts_replayed or 0.0)) < 1e-6 for r in replayed)
+    width = range(len(replayed[0].num_accepted_tokens_per_pos))
+    accepted = [sum(r.num_accepted_tokens_per_pos[at] for r in replayed) for at in width]
+    return (
+        arm.name,
+        count(num_drafts),
+        _replayed(replayed),
+        "in the mean" if served.is_expectation else f"{equal} of {len(replayed)}",
+        length(mean_acceptance_length(arm)),
+        ", ".join(count(n) for n in accepted),
+        *status,
+    )
+
+
+def _replayed(requests: Sequence[ServedRequest]) -> str:
+    """Rounds of all requests, and between what numbers near-ties may move them."""
+    shown = count(sum(r.num_drafts_replayed or 0.0 for r in requests))
+    ends = [
+        (r.num_drafts_low, r.num_drafts_high)
+        for r in requests
+        if r.num_drafts_low is not None and r.num_drafts_high is not None
+    ]
+    if len(ends) < len(requests):
+        return shown
+    return f"{shown} ({count(sum(e[0] for e in ends))} to {count(sum(e[1] for e in ends))})"
+
+
+def _visits(served: Served) -> int:
+    """How often an arm answered a prompt, at most."""
+    prompts = Counter(r.prompt_id for arm in served.arms.values() for r in arm.requests)
+    return -(-max(prompts.values(), default=0) // max(len(served.arms), 1))
+
+
+def _loads_words(served: Served) -> str:
+    """How often the servers were started, and what of it no interval holds."""
+    num_loads = max((len(loads(arm)) for arm in served.arms.values()), default=0)
+    if num_loads > 1 and load_spread(served, served_prompts(served)) is not None:
+        return (
+            f"Each server was started {num_loads} times; what the starts differ by is in the "
+            "intervals."
+        )
+    return (
+        "What differs from one start of a server to the next is in no interval: each was started "
+        "once, or it was not recorded."
+    )
+
+
+def _conditions(served: Served) -> str:
+    turns = (
+        "all servers up at once, asked in turns"
+        if served.is_interleaved
+        else "the servers ran one after another"
+    )
+    words = (
+        f"{title_of(served.engine)} {served.version} on {served.device}, {served.dtype}: {turns}, "
+        f"every prompt {_visits(served)} times in each arm."
+    )
+    if served.speculative:
+        given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())
+        words += f" Own settings: {given}."
+    if any(r.text == "own" for arm in served.arms.values() for r in arm.requests):
+        words += f" {OWN_TEXTS}"
+    return f"{words} {_loads_words(served)} {load_words(served.load_average)}"
+
+
+def _arms(served: Served) -> list[ServedArm]:
+    return [served.arms[name] for name in ORDER if name in served.arms]
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else significant(value)

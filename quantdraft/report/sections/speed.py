@@ -1,0 +1,249 @@
+"""Speed over k, the speed equation with the measured numbers filled in, and the noise floor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from quantdraft.record import Evaluation, Projection, SpeedPoint
+from quantdraft.record.numbers import (
+    UNDEFINED,
+    bare_ms,
+    compared,
+    length,
+    milliseconds,
+    percent,
+    significant,
+    times,
+    undefined,
+    valued,
+)
+from quantdraft.record.plane import acceptance_at
+from quantdraft.report.blocks import Block, Chart, Equation, Equations, Paragraph, Section, Table
+from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
+from quantdraft.report.sections.headline import missing_speed
+
+# Four digits where the reader may want to redo the division.
+DIGITS = 4
+
+
+def speed_section(evaluation: Evaluation) -> Section:
+    """Speedup and tokens a round against k, each arm's best k marked, and both arms' numbers."""
+    blocks: list[Block] = [Paragraph(_best_k(evaluation))]
+    chart = speed_chart(evaluation)
+    if chart is None:
+        why = undefined(missing_speed(evaluation))
+        blocks.append(Paragraph(f"Speedup against k: {why}. Acceptance by k was measured:"))
+    else:
+        blocks.append(chart)
+    if evaluation.acceptance:
+        blocks.append(length_chart(evaluation))
+    return Section("Speedup against k", (*blocks, k_table(evaluation)))
+
+
+def equations(evaluation: Evaluation) -> Equations:
+    """Autoregressive, baseline and candidate: time of a round over tokens of a round."""
+    alone = evaluation.operating_point.autoregressive_step_ms
+    return Equations(
+        Equation("ms per token", "k · t_d + t_v(k+1)", "τ(k)", ""),
+        (
+            Equation("autoregressive", _term(alone), "1", _per_token(alone)),
+            _equation(evaluation, "baseline"),
+            _equation(evaluation, "candidate"),
+        ),
+    )
+
+
+def _equation(evaluation: Evaluation, arm: Literal["baseline", "candidate"]) -> Equation:
+    point = evaluation.operating_point
+    k = getattr(point, f"{arm}_num_speculative_tokens")
+    step = _term(getattr(point, f"{arm}_draft_step_ms"))
+    verify = _term(getattr(point, f"{arm}_verify_step_ms"))
+    acceptance = acceptance_at(evaluation, k)
+    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
+    result = _per_token(getattr(point, f"{arm}_ms_per_token"))
+    return Equation(arm, f"{k} · {step} + {verify}", tau, result, arm)
+
+
+def _term(value: float | None) -> str:
+    return significant(value, DIGITS) if value is not None else UNDEFINED
+
+
+def _per_token(value: float | None) -> str:
+    return f"{milliseconds(value, DIGITS)} per token" if value is not None else UNDEFINED
+
+
+def break_even(evaluation: Evaluation) -> str:
+    """What the candidate would have to reach, and what it reached."""
+    point = evaluation.operating_point
+    observed = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
+    if point.break_even_length is None or observed is None:
+        return f"Break-even acceptance: {undefined(missing_speed(evaluation))}."
+    tau = observed.candidate_length.value
+    side = compared(tau, point.break_even_length, "above", "below", "exactly at")
+    rate = ""
+    if point.break_even_rate is not None:
+        rate = (
+            f" (acceptance rate {percent(point.break_even_rate)}; "
+            f"observed {percent(observed.candidate_rate.value)})"
+        )
+    return (
+        f"Break-even with the baseline{_of_its_k(point)}: at k = "
+        f"{point.candidate_num_speculative_tokens} the candidate needs τ = "
+        f"{length(point.break_even_length)}{rate}. Observed τ = {length(tau)}: {side} break-even."
+    )
+
+
+def _of_its_k(point: SpeedPoint) -> str:
+    """The baseline's k, where it is another than the candidate's."""
+    k = point.baseline_num_speculative_tokens
+    return "" if k == point.candidate_num_speculative_tokens else f" at its k = {k}"
+
+
+def projection(projected: Projection) -> str:
+    """The label first: a reader who stops early must not take it for a measurement."""
+    return (
+        "Projection, not a measurement, and no part of the verdict: if a draft step shrank as its "
+        f"bytes do ({times(projected.ceiling)} fewer), it would take "
+        f"{milliseconds(projected.candidate_draft_step_ms)}, and the candidate would run at "
+        f"{times(projected.speedup_over_baseline)} of the baseline draft's speed, both at "
+        f"k = {projected.num_speculative_tokens}. No engine reaches this; measure on a device with "
+        "a kernel for the format."
+    )
+
+
+def _best_k(evaluation: Evaluation) -> str:
+    best = evaluation.best_k
+    words = [
+        f"{arm} {best[arm] if best.get(arm) is not None else UNDEFINED}"
+        for arm in ("baseline", "candidate")
+    ]
+    return f"Best k (least ms per token): {', '.join(words)}."
+
+
+def k_table(evaluation: Evaluation) -> Table:
+    """Both arms at the same k, for every k that was replayed."""
+    points = {point.candidate_num_speculative_tokens: point for point in evaluation.equal_k}
+    return Table(
+        columns=(
+            "k",
+            "τ baseline",
+            "τ candidate",
+            "ms/token baseline",
+            "ms/token candidate",
+            "Speedup over baseline",
+            "Baseline over AR",
+            "Candidate over AR",
+        ),
+        rows=tuple(_k_row(evaluation, k, points.get(k)) for k in evaluation.num_speculative_tokens),
+        numeric=frozenset(range(1, 8)),
+        caption="Both arms at equal k. AR: autoregressive, the target alone.",
+    )
+
+
+def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
+    acceptance = acceptance_at(evaluation, k)
+    taus = (
+        (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
+        if acceptance
+        else (UNDEFINED, UNDEFINED)
+    )
+    if point is None:
+        return (str(k), *taus, *([UNDEFINED] * 5))
+    baseline = point.baseline_speedup_over_autoregressive
+    candidate = point.speedup_over_autoregressive
+    return (
+        str(k),
+        *taus,
+        bare_ms(point.baseline_ms_per_token),
+        bare_ms(point.candidate_ms_per_token),
+        valued(point.speedup_over_baseline, "speedup"),
+        times(baseline.value if baseline else None),
+        times(candidate.value if candidate else None),
+    )
+
+
+def speed_chart(evaluation: Evaluation) -> Chart | None:
+    """Speedup over the target alone, by k, with bands; None where it was not measured."""
+    arms = {
+        "baseline": _over_autoregressive(evaluation, "baseline_speedup_over_autoregressive"),
+        "candidate": _over_autoregressive(evaluation, "speedup_over_autoregressive"),
+    }
+    if not any(arms.values()):
+        return None
+    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    return Chart(
+        name="speedup-by-k",
+        title="Speedup over the target alone, by k",
+        description="Bands are 95 % intervals, rings mark each arm's best k.",
+        spec=curves(rows, "speedup over autoregressive", reference=(1.0, "target alone")),
+        data=_curve_table(arms, "Speedup"),
+    )
+
+
+def _over_autoregressive(evaluation: Evaluation, field: str) -> list[CurvePoint]:
+    found = (
+        (point.candidate_num_speculative_tokens, getattr(point, field))
+        for point in evaluation.equal_k
+    )
+    return [
+        (k, ends.value, ends.low, ends.high, valued(ends, "speedup"))
+        for k, ends in found
+        if ends is not None
+    ]
+
+
+def length_chart(evaluation: Evaluation) -> Chart:
+    """τ by k, both arms, with bands."""
+    arms = {
+        arm: [
+            (row.num_speculative_tokens, ends.value, ends.low, ends.high, valued(ends, "length"))
+            for row in evaluation.acceptance
+            for ends in (getattr(row, f"{arm}_length"),)
+        ]
+        for arm in ("baseline", "candidate")
+    }
+    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    return Chart(
+        name="length-by-k",
+        title="Tokens a round τ, by k",
+        description="Mean acceptance length, bonus token included, with 95 % intervals.",
+        spec=curves(rows, "tokens a round"),
+        data=_curve_table(arms, "τ"),
+    )
+
+
+def _curve_table(arms: dict[str, list[CurvePoint]], measure: str) -> Table:
+    rows = tuple(
+        (arm, str(point[0]), point[-1]) for arm, points in arms.items() for point in points
+    )
+    return Table(("Draft", "k", f"{measure} (95 % interval)"), rows, frozenset({1, 2}))
+
+
+def noise_section(evaluation: Evaluation) -> Section:
+    """The control arm: the baseline timed against itself."""
+    point = evaluation.operating_point
+    if point.control_speedup is None:
+        why = evaluation.latency.undefined.get("control", "the control arm was not timed")
+        return Section("Noise floor", (Paragraph(f"Control arm: {undefined(why)}."),))
+    rows = [("baseline against itself", valued(point.control_speedup, "speedup"))]
+    rows.append(("candidate against baseline", valued(point.speedup_over_baseline, "speedup")))
+    return Section(
+        "Noise floor",
+        (
+            Paragraph(_above_noise(point)),
+            Table(("Arms", "Speedup (95 % interval)"), tuple(rows), frozenset({1})),
+        ),
+    )
+
+
+def _above_noise(point: SpeedPoint) -> str:
+    control, speedup = point.control_speedup, point.speedup_over_baseline
+    if control is None or speedup is None:
+        return (
+            "The candidate's speedup is undefined, so there is nothing to hold against the noise."
+        )
+    is_apart = speedup.low > control.high or speedup.high < control.low
+    words = "stands clear of" if is_apart else "overlaps"
+    return (
+        f"The candidate's interval {words} what the same measurement finds between two equal arms."
+    )

@@ -1,0 +1,141 @@
+"""A report as text for a terminal or a pipe, verdict first. Charts and long lists are left out."""
+
+from __future__ import annotations
+
+from quantdraft.record.numbers import UNDEFINED
+from quantdraft.report.blocks import (
+    Banner,
+    Block,
+    Bullets,
+    Chart,
+    Document,
+    Equations,
+    Figures,
+    Notice,
+    Paragraph,
+    Passages,
+    Section,
+    Table,
+)
+from quantdraft.report.views import tables
+from quantdraft.report.views.markdown import equation_line
+from quantdraft.report.views.screen import STYLES, Screen, here
+
+BRIEF_LINES = 14  # of a verdict; with the line that names the report, 15
+REASON_LINES, NOTICE_LINES = 4, 3
+MIN_NOTE = 24  # columns
+
+
+def render(document: Document, screen: Screen | None = None) -> str:
+    """The whole report. screen: where it is shown; without it, what stdout is now"""
+    screen = screen or here()
+    parts = [*_banner(document.banner, screen)]
+    parts.append(screen.wrapped(f"{document.title} · {document.subtitle}"))
+    parts += [text for block in document.lead if (text := _block(block, screen))]
+    shown = [each for each in document.sections if not each.is_detail]
+    parts += [text for section in shown if (text := _section(section, screen))]
+    return "\n\n".join(parts) + "\n"
+
+
+def brief(document: Document, screen: Screen | None = None) -> str:
+    """The verdict, why, and the numbers under it, in at most `BRIEF_LINES` lines."""
+    screen = screen or here()
+    banner = document.banner
+    lines: list[str] = []
+    if banner is not None:
+        measure = banner.measure.partition(";")[0]  # its interval stands in the reason
+        number = "" if banner.number == UNDEFINED else f"  {banner.number} {measure}"
+        lines += _cut(f"{banner.word}{number}", 1, screen, _loud(banner))
+        lines += _cut(screen.wrapped(banner.why), REASON_LINES, screen)
+    lines.append("")
+    for block in document.lead:
+        if isinstance(block, Figures):
+            lines += [line for each in _figures(block, screen) for line in _cut(each, 1, screen)]
+    for notice in [each for each in document.lead if isinstance(each, Notice)]:
+        for item in notice.items:
+            lines += _noticed(notice, item, BRIEF_LINES - len(lines), screen)
+    return "\n".join(lines[:BRIEF_LINES])
+
+
+def table(block: Table, screen: Screen | None = None) -> str:
+    """A table alone, with its caption."""
+    return tables.table(block, screen or here())
+
+
+def _banner(banner: Banner | None, screen: Screen) -> list[str]:
+    if banner is None:
+        return []
+    spaced = " ".join(banner.word) if len(banner.word) <= 5 else banner.word
+    word = screen.styled(spaced, _loud(banner))
+    return [f"{word}\n{'═' * max(len(spaced), 8)}\n{screen.wrapped(banner.why)}"]
+
+
+def _loud(banner: Banner) -> str:
+    return f"bold {STYLES[banner.tone]}".strip()
+
+
+def _section(section: Section, screen: Screen) -> str:
+    blocks = [text for block in section.blocks if (text := _block(block, screen))]
+    if not blocks:  # charts alone
+        return ""
+    title = screen.styled(section.title, "bold")
+    rule = "─" * max(2, screen.width - len(section.title) - 4)
+    return "\n\n".join([f"── {title} {rule}", *blocks])
+
+
+def _block(block: Block, screen: Screen) -> str:
+    match block:
+        case Paragraph():
+            text = screen.wrapped(block.text)
+        case Bullets():
+            text = "\n".join(screen.wrapped(item, "• ") for item in block.items)
+        case Notice():
+            title = screen.wrapped(block.title, "!! ")
+            title = screen.styled(title, f"bold {STYLES[block.tone]}".strip())
+            text = "\n".join([title, *(screen.wrapped(item, "   ") for item in block.items)])
+        case Figures():
+            text = "\n".join(_figures(block, screen))
+        case Table():
+            text = tables.table(block, screen)
+        case Equations():
+            lines = (block.formula, *block.lines)
+            said = [equation_line(line) for line in lines]
+            text = "\n".join(t if len(t) <= screen.width else screen.wrapped(t) for t in said)
+        case Chart() | Passages():
+            text = ""
+    return text
+
+
+def _figures(block: Figures, screen: Screen) -> list[str]:
+    """Each figure with its note beside it; below it where the terminal is narrow."""
+    widest = max((len(item.label) for item in block.items), default=0)
+    number = max((len(item.value) for item in block.items), default=0)
+    leads = [f"{item.label:<{widest}}  {item.value:>{number}}" for item in block.items]
+    notes = [item.note for item in block.items]
+    return [_noted(lead, note, screen) for lead, note in zip(leads, notes, strict=True)]
+
+
+def _noted(lead: str, note: str, screen: Screen) -> str:
+    if not note:
+        return lead
+    if screen.width - len(lead) < MIN_NOTE:
+        return f"{lead}\n{screen.wrapped(note, '    ')}"
+    return screen.wrapped(note, f"{lead}  ")
+
+
+def _noticed(notice: Notice, item: str, room: int, screen: Screen) -> list[str]:
+    """An alarm or a doubt, cut where it is long; anything else whole or not at all."""
+    said = screen.wrapped(f"{notice.title}: {item}", "! ")
+    if notice.tone == "plain" and len(said.splitlines()) > room:
+        return []
+    most = room if notice.tone == "plain" else min(room, NOTICE_LINES)
+    return _cut(said, most, screen, STYLES[notice.tone])
+
+
+def _cut(text: str, room: int, screen: Screen, style: str = "") -> list[str]:
+    """The first lines of a text, each within the width; … where something is left out."""
+    lines = text.splitlines()
+    kept = lines[: max(0, room)]
+    if kept and (len(kept) < len(lines) or len(kept[-1]) > screen.width):
+        kept[-1] = f"{kept[-1][: screen.width - 2].rsplit(' ', 1)[0].rstrip(' ,;:')} …"
+    return [screen.styled(line, style) for line in kept]

@@ -1,0 +1,248 @@
+"""Traffic: prompts with the target's own responses, as token ids. Plain data, JSON lines.
+
+A traffic file made by `capture` opens with one header line; a production log has none and each of
+its lines is a prompt and a response.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantdraft.common.files import file_sha256, write_text
+from quantdraft.errors import OptionError, TrafficError
+from quantdraft.traffic.jsonl import StoredLines, is_large
+from quantdraft.traffic.prompts import Located, located_entries, unique_ids
+from quantdraft.traffic.responses import Response, RoundTripError, UnusableLineError, read_response
+
+TRAFFIC_VERSION = 1
+HEADER_KINDS: dict[str, tuple[type, ...]] = {
+    "target": (dict,),
+    "skipped": (list,),
+    "num_prompts": (int,),
+    "sampling": (dict, type(None)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the target chose its tokens. Temperature 0 is greedy. OptionError on bad values."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise OptionError(f"temperature {self.temperature!r} must be 0 (greedy) or above.")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top-p {self.top_p!r} must be above 0 and at most 1 (1: no limit).")
+        if self.top_k < 0:
+            raise OptionError(f"top-k {self.top_k!r} must be 0 (no limit) or above.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when the target took its most probable token."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Responses, and what is known of how they came about."""
+
+    responses: Sequence[Response]  # a tuple, or lines of a file that is too large for memory
+    sampling: Sampling | None  # None: a log that does not say
+    target: dict[str, Any] = field(default_factory=dict)  # name, revision, dtype, weights' sha256
+    sha256: str = ""
+    skipped: tuple[str, ...] = ()  # one "line 7: why" for each line or prompt left out
+    num_round_trip_failures: int = 0  # of those, texts that decode(encode(text)) does not return
+
+    @property
+    def dtype(self) -> str | None:
+        """The float type in which the target wrote the responses, where that is known."""
+        found = self.target.get("dtype")
+        return found if isinstance(found, str) else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens over all prompts."""
+        return int(token_counts(self.responses).response.sum())
+
+
+def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
+    """Read captured traffic or a production log.
+
+    A line holds `prompt_token_ids` and `response_token_ids`, taken as they are; or `prompt` and
+    `response` text; or chat `messages` that end with the assistant's turn. Text needs the
+    target's tokenizer: it is tokenized, and left out where the tokens do not spell it again.
+    Lines with a response under 2 tokens, or with ids or log-probabilities that are none, are left
+    out too; `Traffic.skipped` says which and why. Raises TrafficError, with the line number, on
+    broken JSON and on lines of no known kind, on truncated captures, and when nothing is left.
+    """
+    header: dict[str, Any] = {}
+    index, num_lines, skipped, num_round_trip_failures = _Index(path, tokenizer), 0, [], 0
+    for found in located_entries(path):
+        if not header and not num_lines and "quantdraft_traffic" in found.entry:
+            header = _check_header(path, found.entry)
+            skipped = [str(reason) for reason in header.get("skipped", ())]
+            continue
+        num_lines += 1
+        try:
+            index.add(
+                found, read_response(f"{path}:{found.place}", found.place, found.entry, tokenizer)
+            )
+        except UnusableLineError as reason:
+            skipped.append(f"{found.place}: {reason}")
+            num_round_trip_failures += isinstance(reason, RoundTripError)
+    _check_whole(path, header, num_lines)
+    if not index.names:
+        raise TrafficError(
+            f"'{path}' holds no usable response. The first reason: {skipped[0]}"
+            if skipped
+            else f"'{path}' is an empty array. Give a file with prompts and responses."
+        )
+    return Traffic(
+        responses=index.responses(),
+        sampling=_read_sampling(path, header),
+        target=dict(header.get("target", {})),
+        sha256=file_sha256(path),
+        skipped=tuple(skipped),
+        num_round_trip_failures=num_round_trip_failures,
+    )
+
+
+class TokenCounts(NamedTuple):
+    """Of every response: (responses,) int64 each."""
+
+    prompt: NDArray[np.int64]
+    response: NDArray[np.int64]
+
+
+def token_counts(responses: Sequence[Response]) -> TokenCounts:
+    """How long prompts and responses are; responses on the disk are not read for it."""
+    if isinstance(responses, StoredLines):
+        return TokenCounts(*(np.array(responses.columns[n], np.int64) for n in TokenCounts._fields))
+    return TokenCounts(
+        np.array([len(each.prompt_token_ids) for each in responses], np.int64),
+        np.array([len(each.response_token_ids) for each in responses], np.int64),
+    )
+
+
+class _Index:
+    """Responses as they are read: kept, or where they stand in a file that is too large for it."""
+
+    def __init__(self, path: Path, tokenizer: Any) -> None:
+        self.path, self.tokenizer, self.is_stored = path, tokenizer, is_large(path)
+        self.names: list[str] = []
+        self.kept: list[Response] = []
+        self.numbers, self.offsets = array("Q"), array("Q")
+        self.counts = {name: array("Q") for name in TokenCounts._fields}
+
+    def add(self, found: Located, response: Response) -> None:
+        self.names.append(response.prompt_id)
+        if found.offset is None or not self.is_stored:
+            self.kept.append(response)
+            return
+        self.numbers.append(found.number)
+        self.offsets.append(found.offset)
+        self.counts["prompt"].append(len(response.prompt_token_ids))
+        self.counts["response"].append(len(response.response_token_ids))
+
+    def responses(self) -> Sequence[Response]:
+        """With unique ids."""
+        unique = unique_ids(self.names)
+        if self.kept:
+            named = zip(self.kept, unique, strict=True)
+            return tuple(replace(response, prompt_id=name) for response, name in named)
+        renamed = dict(zip(self.numbers, unique, strict=True))
+
+        def parse(number: int, entry: dict[str, Any]) -> Response:
+            place = f"line {number}"
+            response = read_response(f"{self.path}:{place}", place, entry, self.tokenizer)
+            return replace(response, prompt_id=renamed[number])
+
+        return StoredLines(self.path, self.offsets, self.numbers, parse, self.counts)
+
+
+def write_traffic(path: Path, traffic: Traffic) -> None:
+    """Write traffic with its header, whole or not at all. Skipped lines are not written."""
+    header = header_line(traffic.sampling, traffic.target, len(traffic.responses))
+    lines = [header, *(response_line(response) for response in traffic.responses)]
+    write_text(path, "".join(lines))
+
+
+def header_line(
+    sampling: Sampling | None,
+    target: dict[str, Any],
+    num_prompts: int,
+    skipped: Iterable[str] = (),
+    **settings: Any,
+) -> str:
+    """The first line of a traffic file: how the responses that follow came about.
+
+    skipped: a reason for each prompt that was not put to the target
+    settings: anything else that decides the content, kept for `capture` to compare
+    """
+    header = {
+        "quantdraft_traffic": TRAFFIC_VERSION,
+        "sampling": asdict(sampling) if sampling else None,
+        "target": target,
+        "num_prompts": num_prompts,
+        "skipped": list(skipped),
+        **settings,
+    }
+    return json.dumps(header, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def response_line(response: Response, prompt: str = "", text: str = "") -> str:
+    """One line of a traffic file. The texts are for people; the token ids are what counts."""
+    line: dict[str, Any] = asdict(response)
+    if prompt or text:
+        line |= {"prompt": prompt, "response": text}
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    if header["quantdraft_traffic"] != TRAFFIC_VERSION:
+        raise TrafficError(
+            f"'{path}' is traffic of version {header['quantdraft_traffic']!r}; this quantdraft "
+            f"reads {TRAFFIC_VERSION}. Run `quantdraft capture` again."
+        )
+    for key, kinds in HEADER_KINDS.items():
+        if key in header and not isinstance(header[key], kinds):
+            raise TrafficError(
+                f"{path}:line 1: {key!r} of the header is {type(header[key]).__name__}. "
+                "Run `quantdraft capture` again."
+            )
+    return header
+
+
+def _check_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
+    expected = header.get("num_prompts", num_lines)
+    if expected != num_lines:
+        raise TrafficError(
+            f"'{path}' is not whole: it promises {expected} prompts and holds {num_lines}. "
+            "Run `quantdraft capture` again; it continues where it stopped."
+        )
+    if num_lines == 0:
+        raise TrafficError(
+            f"'{path}' holds a header and no response. Run `quantdraft capture` again."
+        )
+
+
+def _read_sampling(path: Path, header: dict[str, Any]) -> Sampling | None:
+    if not header.get("sampling"):
+        return None
+    try:
+        return Sampling(**header["sampling"])
+    except (TypeError, OverflowError, OptionError) as error:
+        raise TrafficError(f"{path}:line 1: 'sampling' cannot be used: {error}") from error

@@ -1,0 +1,238 @@
+"""bench: step times of a target and its drafts over batch, context and new tokens, on this machine.
+
+Of checkpoints, or of random weights in a published model's shape. Latency only: no traffic is
+needed, no acceptance is measured, and nothing is decided.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.shapes import shape_checkpoint
+from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
+from quantdraft.common.files import file_sha256, whole_directory
+from quantdraft.common.progress import share_bar
+from quantdraft.common.resume import stage
+from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
+from quantdraft.errors import OptionError, OutputExistsError
+from quantdraft.measure.latency.grid import Keep, Place, Plan, measure_grid
+from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
+from quantdraft.measure.settings import ModeChoice, source_of
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.record import BENCH_SCHEMA_VERSION, Bench, Latency
+from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.report import BENCH_RECORD_FILE, write_bench
+
+DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+DEFAULT_CONTEXT_LENGTHS = (128, 512, 2048)
+DEFAULT_WIDTHS = tuple(range(1, 18))
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """What the user asked for; names and defaults are the command line's."""
+
+    candidates: tuple[str, ...] = ()
+    target: str | None = None
+    baseline: str | None = None
+    shape: str | None = None
+    target_shape: str | None = None
+    recipes: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
+    context_lengths: tuple[int, ...] = DEFAULT_CONTEXT_LENGTHS
+    new_tokens: tuple[int, ...] = DEFAULT_WIDTHS
+    seconds: float = 20.0
+    mode: ModeChoice = "auto"
+    threads: int | None = None
+    device: str | None = None
+    output: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """The arms by name, in the order in which memory is given to them."""
+
+    name: str
+    sources: dict[str, WeightSource]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All but the fixed arms."""
+        return tuple(name for name in self.sources if name not in {BASELINE, CONTROL, TARGET})
+
+
+def bench(settings: BenchSettings) -> tuple[Bench, Path]:
+    """Time every point, write bench.json and bench.md; returns the record and the directory."""
+    check_bench(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    contenders = contenders_of(settings)
+    output = settings.output or Path(f"bench-{contenders.name}")
+    partial = output.with_name(f"{output.name}.partial")
+    keep = _keep(settings, contenders, output, partial)
+    try:
+        with whole_directory(output, settings.force) as staging:
+            measured = measure_bench(settings, contenders, keep)
+            write_bench(measured, staging)
+    except OutputExistsError:  # of a run that was killed after its last act, at the earliest
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+    return measured, output
+
+
+def measure_bench(
+    settings: BenchSettings,
+    contenders: Contenders,
+    keep: Keep = lambda place, measure: measure(),
+) -> Bench:
+    """The record, nothing written but what `keep` keeps."""
+    device = pick_device(settings.device)
+    plan = Plan(
+        points=tuple((b, c) for b in settings.batch_sizes for c in settings.context_lengths),
+        widths=settings.new_tokens,
+        device=device,
+        max_seconds=settings.seconds,
+        is_paired=False,
+        has_heads=True,
+        mode=settings.mode,
+    )
+    with share_bar("bench") as progress:
+        points = measure_grid(contenders.sources, plan, progress, keep)
+    return Bench(
+        schema_version=BENCH_SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        name=contenders.name,
+        has_random_weights=settings.shape is not None,
+        candidates=contenders.candidates,
+        points=points,
+        provenance=_provenance(settings, contenders, device),
+    )
+
+
+def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial: Path) -> Keep:
+    """Points that a killed run of the same command has measured, in `<output>.partial`.
+
+    Which record is to be replaced belongs to the command: the next --force measures anew.
+    """
+    record = output / BENCH_RECORD_FILE
+    inputs = {
+        "arms": {name: _identity(source) for name, source in contenders.sources.items()},
+        "shape": [settings.shape, settings.target_shape, settings.recipes],
+        "new_tokens": settings.new_tokens,
+        "seconds": settings.seconds,
+        "mode": settings.mode,
+        "threads": torch.get_num_threads(),
+        "device": str(pick_device(settings.device)),
+        "replaces": file_sha256(record) if record.is_file() else None,
+    }
+
+    def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
+        name = "-".join(map(str, ("point", *place)))
+        return stage(partial, name, inputs, Latency, measure)
+
+    return keep
+
+
+def check_bench(settings: BenchSettings) -> None:
+    """Raise OptionError for settings that cannot be used together."""
+    if settings.shape is None:
+        if not settings.candidates:
+            raise OptionError("nothing to time: give a CANDIDATE, or --shape NAME.")
+        if settings.recipes or settings.target_shape:
+            raise OptionError("--recipes and --target-shape go with --shape.")
+    elif settings.candidates or settings.target or settings.baseline:
+        raise OptionError("--shape has random weights: give no CANDIDATE, --target or --baseline.")
+    if settings.seconds <= 0:
+        raise OptionError(f"--seconds {settings.seconds} must be above 0.")
+    if settings.threads is not None and settings.threads < 1:
+        raise OptionError(f"--threads {settings.threads} must be at least 1.")
+
+
+def contenders_of(settings: BenchSettings) -> Contenders:
+    """Baseline, candidates, target where one is named, and the control last."""
+    if settings.shape is not None:
+        return _random(settings, settings.shape)
+    return _stored(settings)
+
+
+def _random(settings: BenchSettings, shape: str) -> Contenders:
+    draft = shape_checkpoint(shape)
+    sources: dict[str, WeightSource] = {BASELINE: RandomWeights(draft, None)}
+    for name in settings.recipes:
+        recipe = load_recipe(name)
+        if recipe.is_identity:
+            raise OptionError(f"recipe {name!r} quantizes nothing: the control arm is that.")
+        sources[recipe.name] = RandomWeights(draft, recipe)
+    if settings.target_shape is not None:
+        sources[TARGET] = RandomWeights(shape_checkpoint(settings.target_shape), None, seed=1)
+    sources[CONTROL] = RandomWeights(draft, None)
+    return Contenders(shape, sources)
+
+
+def _stored(settings: BenchSettings) -> Contenders:
+    candidates = [open_checkpoint(resolve_model(name)) for name in settings.candidates]
+    baseline = _baseline(settings, candidates)
+    sources: dict[str, WeightSource] = {BASELINE: stored_weights(baseline)}
+    for checkpoint in candidates:
+        sources[_free_name(checkpoint, sources)] = stored_weights(checkpoint)
+    if settings.target is not None:
+        sources[TARGET] = stored_weights(open_checkpoint(resolve_model(settings.target)))
+    sources[CONTROL] = stored_weights(baseline)
+    return Contenders(baseline.name, sources)
+
+
+def _baseline(settings: BenchSettings, candidates: list[Checkpoint]) -> Checkpoint:
+    if settings.baseline is not None:
+        return open_checkpoint(resolve_model(settings.baseline))
+    drafts = sorted({source_of(candidate) for candidate in candidates})
+    if len(drafts) > 1:
+        raise OptionError(
+            f"the candidates were made from different drafts ({', '.join(drafts)}). "
+            "Give --baseline, or bench them apart."
+        )
+    return open_checkpoint(resolve_model(drafts[0]))
+
+
+def _free_name(checkpoint: Checkpoint, taken: dict[str, WeightSource]) -> str:
+    """The recipe's name; the directory's where that is taken, and its path where both are."""
+    recipe = (checkpoint.manifest or {}).get("recipe", {}).get("name")
+    reserved = {*taken, BASELINE, CONTROL, TARGET}
+    names = [name for name in (recipe, checkpoint.name) if name and name not in reserved]
+    return names[0] if names else str(checkpoint.path)
+
+
+def _provenance(
+    settings: BenchSettings, contenders: Contenders, device: torch.device
+) -> dict[str, Any]:
+    return {
+        **environment(str(device)),
+        "command": command_line(sys.argv[1:]),
+        "settings": {key: _plain(value) for key, value in asdict(settings).items()},
+        "arms": {
+            name: {
+                "name": source.name,
+                "ledger": asdict(source.ledger),
+                "identity": _identity(source),
+            }
+            for name, source in contenders.sources.items()
+        },
+    }
+
+
+def _identity(source: WeightSource) -> dict[str, Any] | None:
+    return None if source.checkpoint is None else model_identity(source.checkpoint)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

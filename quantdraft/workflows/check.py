@@ -1,0 +1,152 @@
+"""Before any model is run: do target and draft fit, and can quantizing the draft pay at all?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
+from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.pairing import Finding, check_pairing, is_compatible
+from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.errors import OptionError, RecipeError
+from quantdraft.judge.verdict.policy import load_policy
+from quantdraft.quantize.ledger import byte_ledger, head_options, judged_context, project
+from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe
+from quantdraft.record.numbers import UNDEFINED, num_bytes, times
+from quantdraft.record.proposals import MAX_K, USUAL_K
+from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
+from quantdraft.report.blocks import Table
+from quantdraft.report.views import terminal
+from quantdraft.report.views.screen import here
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOutlook:
+    """What the bytes allow a recipe to gain; `summary` is None where it cannot be applied."""
+
+    recipe: str
+    summary: dict[str, Any] | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Findings about the pair, and the outlook of every bundled recipe."""
+
+    is_compatible: bool
+    findings: tuple[Finding, ...]
+    num_speculative_tokens: int
+    outlooks: tuple[RecipeOutlook, ...]
+
+    def lines(self) -> list[str]:
+        """What the terminal shows: a line a finding, a line a recipe, then the answer."""
+        screen = here()
+        shown = [screen.listed(f.message, f"{f.level:<7} ") for f in self.findings]
+        if self.outlooks:
+            shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
+            shown += [terminal.table(_outlook_table(self.outlooks))]
+            shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
+        answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
+        return [*shown, "", f"Target and draft are {answer}."]
+
+
+def check(
+    target: str,
+    draft: str,
+    num_speculative_tokens: int = USUAL_K,
+    policy: Path | None = None,
+) -> Preflight:
+    """Read both directories' files (no weights) and say what is known before anything is run.
+
+    policy: a file with limits of the verdict; "can pay" is held to its speedup over the baseline
+    Raises CheckpointError for a directory that cannot be read.
+    """
+    if not 1 <= num_speculative_tokens <= MAX_K:
+        raise OptionError(f"-k {num_speculative_tokens}: it lies in 1..{MAX_K}.")
+    min_speedup = load_policy(policy).min_speedup_over_baseline
+    target_path, draft_path = resolve_model(target), resolve_model(draft)
+    opened = open_checkpoint(target_path), open_checkpoint(draft_path)
+    require_draft_model(opened[1], "replayed")
+    for checkpoint in opened:
+        require_tokenizer(checkpoint)
+    findings = check_pairing(target_path, draft_path)
+    return Preflight(
+        is_compatible=is_compatible(findings),
+        findings=findings,
+        num_speculative_tokens=num_speculative_tokens,
+        outlooks=_outlooks(*opened, num_speculative_tokens, min_speedup)
+        if is_compatible(findings)
+        else (),
+    )
+
+
+def _outlooks(
+    target: Checkpoint, draft: Checkpoint, k: int, min_speedup: float
+) -> tuple[RecipeOutlook, ...]:
+    if draft.quantization is not None:
+        return ()  # what a recipe would make of it is known for full-precision drafts only
+    before = byte_ledger(draft)
+    cost_ratio = estimated_cost_ratio(before, byte_ledger(target))
+    outlooks = []
+    for name in bundled_recipe_names():
+        recipe = load_recipe(name)
+        if recipe.is_identity:
+            continue
+        try:
+            summary = ledger_summary(
+                before,
+                project(draft, recipe),
+                context_length=judged_context(recipe),
+                num_speculative_tokens=k,
+                cost_ratio=cost_ratio,
+                head=head_options(draft, recipe),
+                min_speedup=min_speedup,
+            )
+        except RecipeError as error:
+            outlooks.append(RecipeOutlook(name, None, str(error)))
+        else:
+            outlooks.append(RecipeOutlook(name, summary))
+    return tuple(outlooks)
+
+
+def _outlook_table(outlooks: tuple[RecipeOutlook, ...]) -> Table:
+    rows = [_row(each.recipe, each.summary) for each in outlooks if each.summary is not None]
+    return Table(
+        ("Recipe", "Step", "Becomes", "Step at most", "Overall at most", "Can pay"),
+        tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def _row(recipe: str, summary: dict[str, Any]) -> tuple[str, ...]:
+    largest = summary["largest_speedup"]
+    return (
+        recipe,
+        num_bytes(summary["baseline"]["step_bytes"]),
+        num_bytes(summary["candidate"]["step_bytes"]),
+        times(summary["ceiling"]),
+        UNDEFINED if largest is None else times(largest),
+        "yes" if summary["can_pay"] else "no",
+    )
+
+
+def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
+    """What the columns mean, what cannot be applied, and what quantizing the head would add."""
+    known = [each.summary for each in outlooks if each.summary is not None]
+    ratio = known[0]["cost_ratio"] if known else None
+    at = "" if ratio is None else f" (c = {ratio:.3f}, by their bytes)"
+    asked = f" It can pay from {known[0]['min_speedup']:.2f}×, what a go needs." if known else ""
+    yield (
+        "Step: the bytes that a draft step reads, before and after, so how much faster it gets at "
+        f"most. Overall: with the target's step{at}.{asked}"
+    )
+    yield from (f"{each.recipe}: {each.reason}" for each in outlooks if each.reason is not None)
+    # Of the recipe that leaves the fewest bytes for the rest.
+    yield from (
+        each.summary["head_advice"]
+        for each in outlooks
+        if each.recipe == "int4" and each.summary is not None
+    )

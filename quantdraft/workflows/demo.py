@@ -1,0 +1,191 @@
+"""demo: every arrow of the path, on the embedded pair, with what it prints kept to a page."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.engines.native.session import live_mode
+from quantdraft.errors import OutputExistsError
+from quantdraft.judge.verdict.checks import is_control
+from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import ModeChoice, Settings
+from quantdraft.quantize.apply import apply
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.report import compare
+from quantdraft.report.sections.headline import sentence
+from quantdraft.traffic.traffic import Sampling
+from quantdraft.workflows.check import check
+from quantdraft.workflows.evaluate import evaluate
+from quantdraft.workflows.export.export import export
+from quantdraft.workflows.select import SelectSettings, lines_of, select
+
+RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
+KS = tuple(range(1, 9))
+DRAFTS, SELECT_RECIPE = ("draft", "draft-shallow", "draft-library"), "int4"
+NUM_TOKENS = 128
+LATENCY_SECONDS = 5.0
+LIVE_PROMPTS = 2
+PROMPTS = {"prompts": "evaluation", "calibration": "calibration, of other files"}
+
+Say = Callable[[str], None]
+
+
+def demo(
+    output: Path,
+    names: Sequence[str] = (),
+    *,
+    num_prompts: int = 32,
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> list[Evaluation]:
+    """Apply and evaluate several recipes on the embedded pair, compare them, export the best.
+
+    Everything lands in `output`; a demo that was killed goes on where it stopped.
+    """
+    started = time.monotonic()
+    _open_output(output, force)
+    recipes = [load_recipe(name) for name in names or RECIPES]
+    target, draft = str(_pair() / "target"), str(_pair() / "draft")
+
+    say(f"1. check: does the draft fit the target?  {check(target, draft).lines()[-1]}")
+    traffic = {name: _captured(output, name, target, num_prompts, say) for name in PROMPTS}
+    runs = []
+    for number, recipe in enumerate(recipes, 3):
+        say(f"{number}. {recipe.name}: {recipe.summary}")
+        candidate = output / "candidates" / recipe.name
+        if not candidate.exists():
+            apply(recipe, draft, candidate, calibration=traffic["calibration"])
+        run_dir = output / "runs" / recipe.name
+        if not (run_dir / RECORD_FILE).exists():
+            evaluate(_settings(candidate, target, draft, traffic["prompts"], run_dir))
+        runs.append(run_dir)
+        say(f"   {_line(read_evaluation(run_dir / RECORD_FILE))}")
+
+    say("")
+    say(compare(runs, output / "comparison", force=True))
+    evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
+    say("")
+    _select(output, target, traffic["prompts"], runs, say)
+    _export_best(evaluations, output, target, say)
+    say("")
+    say(f"Report:     {output / 'comparison' / 'report.html'}")
+    say(f"Choice:     {output / 'selection' / 'report.html'}")
+    say(f"One recipe: {runs[-1] / 'report.html'} (beside it: evaluation.json, the record)")
+    say(f"Took {time.monotonic() - started:.0f} s.")
+    return evaluations
+
+
+def _open_output(output: Path, force: bool) -> None:
+    if (output / "comparison").exists():
+        if not force:
+            raise OutputExistsError(
+                f"'{output}' holds a finished demo. Give another --output, or --force."
+            )
+        shutil.rmtree(output)
+
+
+def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) -> Path:
+    """The target's own greedy responses to one of the embedded sets of prompts."""
+    path = output / f"traffic-{name}.jsonl"
+    if not path.exists():
+        traffic = capture(
+            target,
+            _pair() / f"{name}.jsonl",
+            path,
+            sampling=Sampling(),
+            max_new_tokens=NUM_TOKENS,
+            batch_size=16,
+            limit=num_prompts,
+        )
+        size = (
+            f"{counted(len(traffic.responses), 'prompt')}, {counted(traffic.num_tokens, 'token')}"
+        )
+        say(f"2. capture: the target's own responses for {PROMPTS[name]}: {size}")
+    return path
+
+
+def _pair() -> Path:
+    """The embedded pair, by a path that is short to read where there is one."""
+    here = Path.cwd()
+    return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
+
+
+def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
+    return Settings(
+        mode=_mode(),
+        candidate=str(candidate),
+        target=target,
+        baseline=draft,
+        traffic_path=traffic,
+        output=run_dir,
+        ks=KS,
+        latency_seconds=LATENCY_SECONDS,
+        live_prompts=LIVE_PROMPTS,
+    )
+
+
+def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say: Say) -> None:
+    """Which of the embedded drafts: one is shallower, one has seen another part of the corpus.
+
+    What the demo measured already is taken as it is, so that no recipe has two verdicts.
+    """
+    say(f"Choosing among {len(DRAFTS)} drafts, as they are and in {SELECT_RECIPE}:")
+    found = select(
+        SelectSettings.of(
+            target=target,
+            drafts=tuple(str(_pair() / name) for name in DRAFTS),
+            recipes=(SELECT_RECIPE,),
+            traffic_path=traffic,
+            runs=tuple(runs),
+            output=output / "selection",
+            ks=KS,
+            latency_seconds=LATENCY_SECONDS,
+            live_prompts=0,
+            mode=_mode(),
+        ),
+        lambda line: say(f"  {line}"),
+    )
+    say(lines_of(found))
+    say("")
+
+
+def _mode() -> ModeChoice:
+    """No trial on a CPU: to compile for it would take longer than all the steps."""
+    device = pick_device()
+    return live_mode(device) if device.type == "cpu" else "auto"
+
+
+def _line(evaluation: Evaluation) -> str:
+    return f"{evaluation.verdict.decision}: {sentence(evaluation.verdict)}"
+
+
+def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
+    """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
+    timed = [e for e in evaluations if _speedup(e) is not None and not is_control(e)]
+    if not timed:
+        say("Nothing is exported: no recipe could be timed on this machine.")
+        return
+    best = max(timed, key=lambda evaluation: _speedup(evaluation) or 0.0)
+    lines = export(
+        output / "candidates" / best.name,
+        "transformers",
+        output / "export",
+        target=target,
+        run=output / "runs" / best.name,
+        force=True,
+    )
+    say(f"Export of the fastest, {best.name}:")
+    for line in lines:
+        say(f"  {line}")
+
+
+def _speedup(evaluation: Evaluation) -> float | None:
+    speedup = evaluation.operating_point.speedup_over_baseline
+    return None if speedup is None else speedup.value

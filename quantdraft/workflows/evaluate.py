@@ -1,0 +1,211 @@
+"""evaluate: a candidate against its full-precision self, on the same tokens, against one target."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.tensors.loading import pick_device, pick_dtype, speller
+from quantdraft.common.files import file_sha256, require_outside, write_text
+from quantdraft.common.locks import sole_writer
+from quantdraft.common.progress import step
+from quantdraft.common.resume import STAGES_DIR
+from quantdraft.errors import OutputExistsError
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.judge.comparison.focus import widths_near_best
+from quantdraft.judge.judge import Measurements, judged
+from quantdraft.judge.verdict import Policy, load_policy
+from quantdraft.judge.verdict.suspicion import suspicions
+from quantdraft.measure.latency.grid import Review
+from quantdraft.measure.measure import Measuring
+from quantdraft.measure.settings import (
+    TRAFFIC_FILE,
+    Models,
+    Settings,
+    check_settings,
+    open_models,
+    read_run_traffic,
+    say,
+)
+from quantdraft.quantize.ledger import byte_ledger
+from quantdraft.record import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.report import write_report
+from quantdraft.traffic.traffic import Traffic
+
+
+def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
+    """Measure, decide, and write the run directory; returns the record and where it lies.
+
+    Parts that a killed run with the same settings had finished are not computed again. Raises
+    OutputExistsError for a finished run, OutputBusyError where another process writes this one.
+    """
+    check_settings(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device, models = pick_device(settings.device), open_models(settings)
+    policy = load_policy(settings.policy)
+    run_dir = settings.output or Path("runs") / models.candidate.name
+    for model in (models.candidate, models.baseline, models.target):
+        if model is not None:
+            require_outside(run_dir, model.path, "a model")
+    with sole_writer(run_dir, is_inside=True):
+        _begin(run_dir, settings)
+        evaluation = _measured(settings, models, device, policy, run_dir)
+        # The record comes last: where it stands, everything else does.
+        (run_dir / RECORD_FILE).unlink(missing_ok=True)
+        with step("write the report"):
+            write_report(evaluation, run_dir)
+        write_evaluation(evaluation, run_dir / RECORD_FILE)
+    return evaluation, run_dir
+
+
+def _measured(
+    settings: Settings, models: Models, device: torch.device, policy: Policy, run_dir: Path
+) -> Evaluation:
+    traffic = read_run_traffic(settings, models, run_dir)
+    rule = settings.acceptance_rule or default_rule(traffic)
+    num_tokens = counted(traffic.num_tokens, "token")
+    say(f"{counted(len(traffic.responses), 'response')}, {num_tokens}, rule {rule}")
+
+    work = Measuring(settings, models, traffic, rule, device, run_dir)
+    keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}
+    work = replace(work, review=_review(keeps, traffic, settings.ks))
+    false_claim = claims_but_not_quantized(models.candidate)
+    is_same = None if false_claim else work.has_identical_logits()
+    is_control = _is_copy(models.candidate, is_same)
+    measured = Measurements(
+        name=_name(models.candidate),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rule=rule,
+        ks=settings.ks,
+        keeps=keeps,
+        traffic=traffic,
+        latency=work.latency(),
+        grid=work.grid(),
+        live=work.live(keeps),
+        served=work.served(),
+        is_control=is_control,
+        not_quantized=false_claim,
+        has_identical_logits=is_same,
+        ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
+        provenance=_provenance(settings, models, traffic, device),
+        seed=settings.seed,
+        spell=speller((models.target or models.candidate).path),
+        baseline_name=_baseline_name(models, is_control),
+    )
+    with step("judge"):
+        return judged(measured, policy)
+
+
+def _review(
+    keeps: Mapping[str, list[NDArray[np.float64]]], traffic: Traffic, ks: tuple[int, ...]
+) -> Callable[[Latency], Review]:
+    """What half of the timing says of the other: which k are worth it, and what contradicts."""
+    ids = [response.prompt_id for response in traffic.responses]
+    lengths = {}
+    for arm, keep in keeps.items():
+        replayed = replay_rounds(ids, keep, ks)
+        lengths[arm] = {k: replayed.counts(k).mean_acceptance_length for k in ks}
+
+    def review(latency: Latency) -> Review:
+        doubts = tuple(alarm.message for alarm in suspicions(latency))
+        return Review(widths_near_best(lengths, latency), doubts)
+
+    return review
+
+
+def default_rule(traffic: Traffic) -> AcceptanceRule:
+    """Greedy traffic: greedy. Drawn or unknown: the engines' default, a draft that argmaxes."""
+    is_greedy = traffic.sampling is not None and traffic.sampling.is_greedy
+    return "greedy" if is_greedy else "greedy_draft"
+
+
+def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
+    """True for the control: what `identity` made, or a draft in floats that computes the same.
+
+    Any other draft in floats is a candidate like a quantized one: a draft that was trained anew.
+    """
+    recipe = (candidate.manifest or {}).get("recipe", {})
+    is_plain = candidate.quantization is None
+    return is_plain and (bool(is_same) or recipe.get("name") == "identity")
+
+
+def _baseline_name(models: Models, is_control: bool) -> str:
+    """Where the candidate is another draft in floats, the baseline is called by its own name."""
+    is_other = models.candidate.quantization is None and not is_control
+    return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
+
+
+def _name(candidate: Checkpoint) -> str:
+    recipe = (candidate.manifest or {}).get("recipe", {})
+    return str(recipe.get("name") or candidate.name)
+
+
+def _begin(run_dir: Path, settings: Settings) -> None:
+    """Refuse a finished run; with --force drop its parts, once.
+
+    A forced run that was killed goes on with its own parts: beside them stands which record they
+    are to replace.
+    """
+    record, replaces = run_dir / RECORD_FILE, run_dir / STAGES_DIR / "replaces"
+    if not record.exists():
+        return
+    if not settings.force:
+        raise OutputExistsError(
+            f"'{run_dir}' holds a finished run. Give another --output, or --force to replace "
+            "it; `quantdraft report` shows it."
+        )
+    digest = file_sha256(record)
+    if replaces.is_file() and replaces.read_text(encoding="utf-8") == digest:
+        return
+    shutil.rmtree(run_dir / STAGES_DIR, ignore_errors=True)
+    if settings.prompts is not None:  # else it may be the traffic that was given
+        (run_dir / TRAFFIC_FILE).unlink(missing_ok=True)
+    write_text(replaces, digest)
+
+
+def _provenance(
+    settings: Settings, models: Models, traffic: Traffic, device: torch.device
+) -> dict[str, Any]:
+    given = {
+        "target": settings.target,
+        "baseline": settings.baseline,
+        "candidate": settings.candidate,
+    }
+    identities = {
+        arm: None if checkpoint is None else model_identity(checkpoint, given[arm])
+        for arm, checkpoint in (
+            ("target", models.target),
+            ("baseline", models.baseline),
+            ("candidate", models.candidate),
+        )
+    }
+    source = settings.traffic_path or settings.prompts
+    return {
+        **environment(str(device)),
+        **identities,
+        "command": command_line(sys.argv[1:]),
+        "compute_dtype": str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
+        "traffic": {
+            "path": str(source),
+            "sha256": traffic.sha256,
+            "num_prompts": len(traffic.responses),
+            "num_tokens": traffic.num_tokens,
+            "sampling": None if traffic.sampling is None else asdict(traffic.sampling),
+            "target": traffic.target,
+        },
+        "seeds": {"bootstrap": settings.seed, "live": settings.seed},
+    }

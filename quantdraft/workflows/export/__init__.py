@@ -1,0 +1,1 @@
+"""A directory for an engine, with its launch line."""

@@ -1,0 +1,181 @@
+"""Draft heads in vLLM and SGLang: launch lines, and what either would refuse or misread.
+
+vLLM's methods were read from vLLM 0.32 (config/speculative.py), SGLang's from its sources of late
+2026; SGLang is not run here.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from quantdraft.checkpoints.heads import DraftHead, engine_method
+from quantdraft.engines import sglang
+from quantdraft.engines.findings import Draft, Finding, Pair, float_mix
+from quantdraft.engines.support import loading
+from quantdraft.engines.vllm import launch as vllm
+
+ENGINES = {"vllm": vllm, "sglang": sglang}
+# vLLM takes these methods at their word; of another it asks the path first.
+METHODS_BY_WORD = frozenset({"eagle3", "dflash", "dspark"})
+NOTES = (
+    "A draft head was not replayed: its acceptance is what the engine counts "
+    "(vllm:spec_decode_num_accepted_tokens / …_num_draft_tokens, sglang:spec_accept_length). "
+    "Compare it with the full-precision head's on the same prompts.",
+    "A head belongs to the one target it was trained for, in the revision it was trained on.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadServing:
+    """How one engine is told of one head; the same names as a module of an engine has."""
+
+    head: DraftHead
+    engine: str
+
+    @property
+    def LAUNCH_FILE(self) -> str:  # noqa: N802  (the name that engines' modules give it)
+        """Where the launch line is written."""
+        return str(ENGINES[self.engine].LAUNCH_FILE)
+
+    @property
+    def NOTES(self) -> tuple[str, ...]:  # noqa: N802
+        """What belongs on the model card."""
+        return NOTES
+
+    def launch(self, pair: Pair) -> str:
+        """The shell line that serves the target with this head."""
+        return (
+            _vllm_line(self.head, pair) if self.engine == "vllm" else _sglang_line(self.head, pair)
+        )
+
+    def launch_text(self, line: str) -> str:
+        """The launch line as the content of LAUNCH_FILE."""
+        return str(ENGINES[self.engine].launch_text(line))
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """What the engine would refuse, or get wrong without a word."""
+        own = _vllm_findings if self.engine == "vllm" else _sglang_findings
+        return (
+            *loading(draft, self.engine),
+            *own(self.head, draft),
+            *_pairing(self.head, draft),
+            *float_mix(draft),
+        )
+
+
+def head_serving(head: DraftHead, engine: str) -> HeadServing:
+    """Raises OptionError for an engine that serves no such head."""
+    engine_method(head.family.name, engine)
+    return HeadServing(head, engine)
+
+
+def speculative_config(head: DraftHead, pair: Pair) -> dict[str, Any]:
+    """The value of vLLM's --speculative-config for a head."""
+    config: dict[str, Any] = {
+        **engine_method(head.family.name, "vllm"),
+        "model": str(pair.draft),
+        "num_speculative_tokens": pair.num_speculative_tokens,
+    }
+    if head.config.get("speculators_model_type") == "peagle":
+        config["parallel_drafting"] = True
+    if pair.acceptance_rule == "rejection":
+        config["draft_sample_method"] = "probabilistic"
+    return config
+
+
+def _vllm_line(head: DraftHead, pair: Pair) -> str:
+    config = json.dumps(speculative_config(head, pair), separators=(",", ":"))
+    dtype = ["--dtype", pair.dtype] if pair.dtype else []
+    return shlex.join(["vllm", "serve", pair.target, *dtype, "--speculative-config", config])
+
+
+def _sglang_line(head: DraftHead, pair: Pair) -> str:
+    parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
+    if pair.dtype:
+        parts += ["--dtype", pair.dtype]
+    parts += [
+        *("--speculative-algorithm", engine_method(head.family.name, "sglang")["algorithm"]),
+        *("--speculative-draft-model-path", str(pair.draft)),
+        *_sglang_lengths(head, pair.num_speculative_tokens),
+        "--speculative-draft-model-quantization",
+        sglang.draft_quantization(pair.quantization),
+    ]
+    return shlex.join(parts)
+
+
+def _sglang_lengths(head: DraftHead, k: int) -> list[str]:
+    """k tokens a round: a chain of k steps, or one pass over a block.
+
+    DFlash's block begins with a token that is known already; DSpark's does not.
+    """
+    if head.family.name == "dflash":
+        return ["--speculative-dflash-block-size", str(k + 1)]
+    if head.family.name == "dspark":
+        return ["--speculative-dspark-block-size", str(k)]
+    return [
+        *("--speculative-num-steps", str(k)),
+        *("--speculative-eagle-topk", "1"),
+        *("--speculative-num-draft-tokens", str(k + 1)),
+    ]
+
+
+def _vllm_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
+    method = engine_method(head.family.name, "vllm")["method"]
+    path = str(draft.path).lower()
+    found = [name for name in vllm.METHOD_NAMES if name in path]
+    if method not in METHODS_BY_WORD and found:
+        yield Finding(
+            "refuse",
+            f"output '{draft.path}' contains {found[0]!r}: vLLM would take this {method} head for "
+            "another method by its name. Choose another path.",
+        )
+    if method == "mtp" and head.is_speculators:
+        yield Finding(
+            "refuse",
+            "vLLM 0.32 does not read MTP heads in the speculators format: put the head's tensors "
+            "back into the target's checkpoint (speculators' stitcher) before quantizing it.",
+        )
+    if method == "dspark":
+        yield Finding(
+            "warn",
+            "vLLM 0.32 runs dspark with its second model runner only: set "
+            "VLLM_USE_V2_MODEL_RUNNER=1 where it is not the default.",
+        )
+    if len(draft.groups) > 1:
+        yield Finding("warn", "several quantization schemes in one head: not seen to load in vLLM.")
+
+
+def _sglang_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
+    if head.family.name == "dspark" and head.is_speculators:
+        yield Finding(
+            "refuse",
+            "SGLang does not read DSpark heads in the speculators format, whose positions are off "
+            "by one for it (sglang#30261).",
+        )
+    has_layers = any(name.startswith(("layers.", "model.layers.")) for name in head.tensors)
+    if head.family.name == "eagle3" and has_layers:
+        yield Finding(
+            "warn",
+            "the decoder layer is called 'layers.0': SGLang's EAGLE-3 loader knew 'midlayer' only, "
+            "and left out what it did not know. Check sglang:spec_accept_length.",
+        )
+
+
+def _pairing(head: DraftHead, draft: Draft) -> Iterator[Finding]:
+    """Sizes that must agree with the target's, where its config was read."""
+    target = draft.target_config or {}
+    target = target.get("text_config") or target
+    own = dict(head.layer_config)
+    hidden = head.config.get("target_hidden_size") or own.get("target_hidden_size")
+    own["hidden_size"] = hidden or own.get("hidden_size")
+    for key in ("hidden_size", "vocab_size"):
+        if own.get(key) and target.get(key) and own[key] != target[key]:
+            yield Finding(
+                "refuse" if key == "hidden_size" else "warn",
+                f"{key} is {own[key]} in the head and {target[key]} in the target: it was trained "
+                "for another one.",
+            )

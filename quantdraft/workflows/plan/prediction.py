@@ -1,0 +1,171 @@
+"""The byte model: what a pair that is not here would gain if memory were the only limit.
+
+A draft step takes its bytes over the bandwidth, a step of the target its own, and verifying k + 1
+tokens costs one step of the target. Acceptance is taken to be the same under every recipe. No
+engine reaches this; it bounds what one could, at batch 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.errors import RecipeError, UndefinedMetricError
+from quantdraft.judge import speedup
+from quantdraft.judge.acceptance import alpha_from_length
+from quantdraft.quantize.ledger import byte_ledger, project
+from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.quantize.recipe_formats import weight_format
+from quantdraft.record.step_bytes import Ledger, ceiling, estimated_cost_ratio
+from quantdraft.workflows.plan.curve import Curve, plan_curve
+from quantdraft.workflows.plan.devices import Device
+
+BASELINE = "full precision"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipePrediction:
+    """What the bytes allow under one recipe; `reason` says why there is no prediction."""
+
+    recipe: str
+    step_bytes: int | None
+    ceiling: float | None  # the full-precision draft's bytes over these
+    draft_step_ms: float | None  # at least; None where no device was named
+    draft_cost: float | None  # c: draft bytes over target bytes
+    best_k: int | None
+    speedup_over_autoregressive: float | None  # at the best k
+    speedup_over_baseline: float | None  # each at its own best k, at equal acceptance
+    # The loss of acceptance per token that would eat the gain, both at the baseline's best k.
+    break_even_loss: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The pair as it is, then every recipe, fastest first, those without a number last."""
+
+    target: str
+    draft: str
+    device: str | None
+    context_length: int
+    target_step_bytes: int
+    target_step_ms: float | None  # at least
+    baseline: RecipePrediction
+    recipes: tuple[RecipePrediction, ...]
+    warning: str | None = None  # what the two configs say of whether they fit
+
+
+def predict(
+    target: Checkpoint,
+    draft: Checkpoint,
+    alpha: float,
+    ks: Sequence[int],
+    *,
+    device: Device | None = None,
+    context_length: int = 0,
+) -> Prediction:
+    """What the byte model says of a pair, of every bundled recipe. No weights are read.
+
+    alpha: acceptance per token asked for of the full-precision draft; it is the user's to know
+    """
+    of_target, before = byte_ledger(target), byte_ledger(draft)
+    cost = estimated_cost_ratio(before, of_target, context_length)
+    curve = plan_curve(alpha, cost, ks)
+    model = _Model(of_target, before, curve, device, context_length)
+    recipes = sorted(_recipes(draft, model), key=_order)
+    target_bytes = of_target.step_bytes(context_length)
+    return Prediction(
+        target=str(target.path),
+        draft=str(draft.path),
+        device=None if device is None else device.name,
+        context_length=context_length,
+        target_step_bytes=target_bytes,
+        target_step_ms=None if device is None else device.limit_ms(target_bytes),
+        baseline=model.row(BASELINE, before),
+        recipes=tuple(recipes),
+        warning=_vocabulary_warning(target, draft),
+    )
+
+
+def _vocabulary_warning(target: Checkpoint, draft: Checkpoint) -> str | None:
+    ours, theirs = (each.text_config.get("vocab_size") for each in (target, draft))
+    if ours == theirs:
+        return None
+    return (
+        f"vocab_size is {ours} in the target and {theirs} in the draft: whether they fit is in "
+        "their tokens, which `quantdraft check` compares"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    target: Ledger
+    before: Ledger
+    curve: Curve  # of the full-precision draft
+    device: Device | None
+    context_length: int
+
+    def row(self, name: str, ledger: Ledger) -> RecipePrediction:
+        """A draft of these bytes, at the baseline's acceptance."""
+        ks = [point.num_speculative_tokens for point in self.curve.points]
+        cost = estimated_cost_ratio(ledger, self.target, self.context_length)
+        best = plan_curve(self.curve.alpha, cost, ks).best
+        step_bytes = ledger.step_bytes(self.context_length)
+        return RecipePrediction(
+            recipe=name,
+            step_bytes=step_bytes,
+            ceiling=ceiling(self.before, ledger, self.context_length),
+            draft_step_ms=None if self.device is None else self.device.limit_ms(step_bytes),
+            draft_cost=cost,
+            best_k=best.num_speculative_tokens,
+            speedup_over_autoregressive=best.leviathan,
+            speedup_over_baseline=best.leviathan / self.curve.best.leviathan,
+            break_even_loss=self._break_even_loss(cost),
+        )
+
+    def _break_even_loss(self, cost: float) -> float | None:
+        at = self.curve.best
+        k = at.num_speculative_tokens
+        length = speedup.break_even_length(
+            speedup.round_ms(k, self.curve.draft_cost, 1.0),
+            speedup.round_ms(k, cost, 1.0),
+            at.mean_acceptance_length,
+        )
+        try:
+            return self.curve.alpha - alpha_from_length(length, k)
+        except UndefinedMetricError:
+            return None
+
+
+def _recipes(draft: Checkpoint, model: _Model) -> Iterator[RecipePrediction]:
+    for name in bundled_recipe_names():
+        recipe = load_recipe(name)
+        if recipe.is_identity:
+            continue
+        try:
+            reason = _no_kernel(recipe, model.device)
+            found = None if reason else model.row(name, project(draft, recipe))
+        except (RecipeError, UndefinedMetricError) as error:
+            found, reason = None, str(error)
+        yield found or _undefined(name, reason or "")
+
+
+def _no_kernel(recipe: Recipe, device: Device | None) -> str | None:
+    """Why the recipe's format has no speed there, or None where it may have one."""
+    fmt = weight_format(recipe)
+    name = "dense" if fmt is None else fmt.name
+    if fmt is not None and fmt.library == "bitsandbytes":
+        return "bitsandbytes saves memory, not time: the byte model does not hold"
+    if device is None or name in device.formats:
+        return None
+    return f"no kernel for its format on {device.name} is documented"
+
+
+def _undefined(name: str, reason: str) -> RecipePrediction:
+    return RecipePrediction(name, None, None, None, None, None, None, None, None, reason)
+
+
+def _order(row: RecipePrediction) -> tuple[bool, float, str]:
+    gain = row.speedup_over_baseline
+    return gain is None, 0.0 if gain is None else -gain, row.recipe

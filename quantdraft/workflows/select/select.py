@@ -1,0 +1,264 @@
+"""select: replay and time every draft under every recipe on one target's traffic, and rank them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.pairing import check_pairing
+from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.common.files import write_json, write_text
+from quantdraft.common.locks import sole_writer
+from quantdraft.common.progress import bar
+from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, PairingError
+from quantdraft.measure.settings import Settings
+from quantdraft.quantize.ledger import byte_ledger
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.report import write_document
+from quantdraft.workflows.select.known import with_known_runs
+from quantdraft.workflows.select.ranking import Contender, basis_of, rank
+from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.rows import selection_document
+from quantdraft.workflows.select.traits import traits_of
+from quantdraft.workflows.sweep.grid import Cell, SweepSettings, grid
+from quantdraft.workflows.sweep.jobs import Outcome
+from quantdraft.workflows.sweep.local import run_local
+
+RECORD = "selection.json"
+AS_IS = "identity"  # the recipe that quantizes nothing: the draft itself
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SelectSettings:
+    """What the user asked for; names and defaults are the command line's."""
+
+    target: str
+    drafts: tuple[str, ...]
+    traffic_path: Path
+    output: Path
+    evaluation: Settings  # its candidate, baseline, traffic and output are each run's own
+    recipes: tuple[str, ...] = ()  # none: the drafts as they are
+    calibration: Path | None = None
+    runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
+    force: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> SelectSettings:
+        """From the command line's names: what is not a choice's own belongs to its evaluations."""
+        own = {each.name for each in fields(cls)} & set(options)
+        others = {name: value for name, value in options.items() if name not in own}
+        evaluation = Settings(candidate="", target=options["target"], **others)
+        return cls(evaluation=evaluation, **{name: options[name] for name in own})
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairing:
+    """The drafts that fit the target, opened, and why the others do not; by what the user said."""
+
+    target: Checkpoint
+    fitting: dict[str, Checkpoint]
+    refused: dict[str, str]
+    warnings: dict[str, tuple[str, ...]]
+
+
+def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
+    """Refuse what does not fit, measure the rest, rank it, and write selection.json and pages.
+
+    What an earlier run into the same output finished is not computed again. Raises OptionError,
+    OutputExistsError, OutputBusyError, and PairingError where no draft fits.
+    """
+    _check(settings)
+    pairing = _pair(settings)
+    for draft, why in pairing.refused.items():
+        say(f"Refused: {draft}: {why}")
+    if not pairing.fitting:
+        first = next(iter(pairing.refused.values()))
+        raise PairingError(f"no draft fits target '{settings.target}': {first}")
+    with sole_writer(settings.output, is_inside=True):
+        _open_output(settings)
+        cells, outcomes = _measure(settings, pairing, say)
+        selection = _concluded(settings, pairing, cells, outcomes)
+        write_json(settings.output / RECORD, selection)
+        write_document(selection_document(selection), settings.output)
+    return selection
+
+
+def _check(settings: SelectSettings) -> None:
+    if len(set(settings.drafts)) < len(settings.drafts):
+        twice = next(d for d in settings.drafts if settings.drafts.count(d) > 1)
+        raise OptionError(f"--draft {twice!r} is given twice. Name each draft once.")
+    if len(settings.drafts) + len(settings.recipes) < 2:
+        raise OptionError(
+            "one draft and no recipe leave nothing to choose. Give another --draft, or a --recipe."
+        )
+    if not settings.traffic_path.is_file():
+        raise OptionError(
+            f"no traffic file '{settings.traffic_path}'. Make it with `quantdraft capture`."
+        )
+
+
+def _pair(settings: SelectSettings) -> _Pairing:
+    """Which drafts speak the target's tokens. A directory that cannot be read is an error."""
+    target_path = resolve_model(settings.target)
+    fitting: dict[str, Checkpoint] = {}
+    refused: dict[str, str] = {}
+    warnings: dict[str, tuple[str, ...]] = {}
+    for draft in settings.drafts:
+        path = resolve_model(draft)
+        checkpoint = open_checkpoint(path)
+        try:
+            require_draft_model(checkpoint, "replayed")
+        except CheckpointError as error:
+            refused[draft] = str(error)
+            continue
+        findings = check_pairing(target_path, path)
+        errors = [finding.message for finding in findings if finding.level == "error"]
+        if errors:
+            refused[draft] = errors[0]
+            continue
+        fitting[draft] = checkpoint
+        warnings[draft] = tuple(f.message for f in findings if f.level == "warning")
+    return _Pairing(open_checkpoint(target_path), fitting, refused, warnings)
+
+
+def _open_output(settings: SelectSettings) -> None:
+    """A directory may hold the same choice, to go on with; another's needs --force."""
+    path = settings.output / "settings.json"
+    parts = ("target", "drafts", "recipes", "traffic_path", "calibration")
+    wanted = json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
+    known = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
+    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
+    if is_other and not settings.force:
+        raise OutputExistsError(
+            f"'{settings.output}' holds something else than this choice. Give another --output, or "
+            "--force to add to it."
+        )
+    write_text(path, wanted)
+
+
+def _measure(
+    settings: SelectSettings, pairing: _Pairing, say: Say
+) -> tuple[list[Cell], dict[str, Outcome]]:
+    sweep = SweepSettings(
+        drafts=tuple(pairing.fitting),
+        recipes=settings.recipes or (AS_IS,),
+        traffic_path=settings.traffic_path,
+        output=settings.output,
+        evaluation=settings.evaluation,
+        calibration=settings.calibration,
+    )
+    asked, jobs = grid(sweep)
+    cells, jobs = with_known_runs(
+        asked, jobs, settings.runs, settings.evaluation, pairing.target, pairing.fitting
+    )
+    for before, cell in zip(asked, cells, strict=True):
+        if cell.run_dir != before.run_dir:
+            say(f"Measured before: {cell.draft} + {cell.recipe}, {cell.run_dir}")
+    with bar(len(jobs), "select", "job") as advance:
+        outcomes = run_local(jobs, settings.output / "logs", lambda outcome: advance(1))
+    known = {cell.job: Outcome(cell.job, was_done=True) for cell in cells}
+    return cells, known | outcomes
+
+
+def _concluded(
+    settings: SelectSettings,
+    pairing: _Pairing,
+    cells: Sequence[Cell],
+    outcomes: dict[str, Outcome],
+) -> Selection:
+    failed = {
+        f"{cell.draft} + {cell.recipe}": error
+        for cell in cells
+        if (error := outcomes[cell.job].error) is not None
+    }
+    runs = [
+        (cell, read_evaluation(cell.run_dir / RECORD_FILE))
+        for cell in cells
+        if outcomes[cell.job].error is None
+    ]
+    if not runs:
+        name, why = next(iter(failed.items()))
+        raise OptionError(f"nothing could be measured. {name}: {why}")
+    runs, apart = _on_the_same_prompts(runs)
+    contenders = _contenders(pairing, runs)
+    first = runs[0][1]
+    common_k = nearest_to_usual(first.num_speculative_tokens)
+    basis = basis_of(contenders)
+    return Selection(
+        schema_version=SELECTION_SCHEMA_VERSION,
+        target=settings.target,
+        traffic=str(settings.traffic_path),
+        acceptance_rule=first.acceptance_rule,
+        num_prompts=len(first.prompts),
+        common_k=common_k,
+        basis=basis,
+        basis_reason="" if basis == "measured" else _why_predicted(contenders),
+        rows=rank(contenders, common_k, settings.evaluation.seed),
+        refused=pairing.refused,
+        failed=failed | apart,
+        warnings={draft: lines for draft, lines in pairing.warnings.items() if lines},
+    )
+
+
+def _on_the_same_prompts(
+    runs: list[tuple[Cell, Evaluation]],
+) -> tuple[list[tuple[Cell, Evaluation]], dict[str, str]]:
+    """A recipe that was calibrated on some of the traffic is judged on the rest: it is no pair."""
+    fullest = max(len(run.prompts) for _, run in runs)
+    apart = {
+        f"{cell.draft} + {cell.recipe}": (
+            "calibrated on a part of this traffic, so replayed on fewer prompts. Give "
+            "--calibration another file"
+        )
+        for cell, run in runs
+        if len(run.prompts) < fullest
+    }
+    return [(cell, run) for cell, run in runs if len(run.prompts) == fullest], apart
+
+
+def _contenders(
+    pairing: _Pairing, runs: Sequence[tuple[Cell, Evaluation]]
+) -> tuple[Contender, ...]:
+    """Every draft once as it is, by its first run, and once for each recipe."""
+    of_target = byte_ledger(pairing.target)
+    size = traits_of(pairing.target).num_parameters
+    found: list[Contender] = []
+    seen: set[str] = set()
+    for cell, run in runs:
+        traits = traits_of(pairing.fitting[cell.draft])
+        arms = [("baseline", "none")] if cell.draft not in seen else []
+        arms += [("candidate", cell.recipe)] if cell.recipe != AS_IS else []
+        seen.add(cell.draft)
+        for arm, recipe in arms:
+            found.append(
+                Contender(
+                    draft=cell.draft,
+                    recipe=recipe,
+                    arm="baseline" if arm == "baseline" else "candidate",
+                    run=run,
+                    step_bytes=int(run.ledger[arm]["step_bytes"]),
+                    target_step_bytes=of_target.step_bytes(int(run.ledger["context_length"])),
+                    traits=traits,
+                    size_ratio=size / traits.num_parameters,
+                )
+            )
+    return tuple(found)
+
+
+def _why_predicted(contenders: Sequence[Contender]) -> str:
+    """The first reason that a speed is missing; a comparison needs all of them."""
+    for each in contenders:
+        undefined = each.run.latency.undefined
+        for arm in (each.arm, "target"):
+            if arm in undefined:
+                return f"{each.name} was not timed ({undefined[arm]})"
+    return "not every step was timed"

@@ -1,0 +1,68 @@
+"""What a draft is, by its config and headers: the differences that may explain its acceptance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+
+# Where a config may say what its model was trained on. Nothing else is taken for it.
+DOMAIN_KEYS = ("training_domain", "training_data", "domain")
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """None where the config does not say."""
+
+    family: str
+    num_parameters: int  # values stored: of a quantized checkpoint fewer, they are packed
+    num_layers: int | None
+    hidden_size: int | None
+    num_heads: int | None
+    num_kv_heads: int | None
+    mlp_size: int | None
+    vocab_size: int | None
+    training_domain: str | None
+
+    def differences(self, other: Traits) -> list[str]:
+        """Each as `layers 6 against 2`, this one's first."""
+        words = {
+            "num_layers": "layers",
+            "hidden_size": "hidden size",
+            "num_heads": "heads",
+            "num_kv_heads": "KV heads",
+            "mlp_size": "MLP size",
+            "vocab_size": "vocabulary",
+            "family": "family",
+            "training_domain": "training domain",
+        }
+        pairs = [(word, getattr(self, key), getattr(other, key)) for key, word in words.items()]
+        return [f"{word} {_said(a)} against {_said(b)}" for word, a, b in pairs if a != b]
+
+
+def traits_of(checkpoint: Checkpoint) -> Traits:
+    """Read from the config, and the parameters from the headers."""
+    config = checkpoint.text_config
+
+    def number(*keys: str) -> int | None:
+        found = next((config[key] for key in keys if config.get(key) is not None), None)
+        return found if isinstance(found, int) else None
+
+    stated = (checkpoint.config.get(key) for key in DOMAIN_KEYS)
+    domain = next((value for value in stated if value), None)
+    return Traits(
+        family=str(checkpoint.config.get("model_type", "unknown")),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        num_layers=number("num_hidden_layers", "n_layer"),
+        hidden_size=number("hidden_size", "n_embd"),
+        num_heads=number("num_attention_heads", "n_head"),
+        num_kv_heads=number("num_key_value_heads", "num_attention_heads", "n_head"),
+        mlp_size=number("intermediate_size", "n_inner"),
+        vocab_size=number("vocab_size"),
+        training_domain=None if domain is None else str(domain),
+    )
+
+
+def _said(value: object) -> str:
+    return "not stated" if value is None else str(value)

@@ -1,0 +1,170 @@
+"""A sweep's grid: what is asked for, and the jobs that it comes to. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.measure.settings import Settings
+from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
+from quantdraft.traffic.domains import split_by_domain
+from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, Job
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What the user asked for; names and defaults are the command line's."""
+
+    drafts: tuple[str, ...]
+    recipes: tuple[str, ...]
+    traffic_path: Path
+    output: Path
+    evaluation: Settings  # its candidate, baseline, traffic and output are each cell's own
+    calibration: Path | None = None
+    by_domain: bool = False
+    executor: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    cpus: float | None = None
+    gpus: float = 0.0
+    memory_gb: float | None = None
+    is_shared: bool = False
+    force: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> SweepSettings:
+        """From the command line's names: what is not a sweep's own belongs to its evaluations."""
+        own = {each.name for each in fields(cls)} & set(options)
+        others = {name: value for name, value in options.items() if name not in own}
+        evaluation = Settings(candidate="", **others)
+        return cls(evaluation=evaluation, **{name: options[name] for name in own})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One draft under one recipe on one part of the traffic."""
+
+    draft: str
+    recipe: str
+    domain: str | None  # None: the whole traffic
+    traffic: Path
+    job: str  # the evaluation's name
+    run_dir: Path
+
+
+def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
+    """The cells, and their jobs: a candidate's comes before the evaluations that need it."""
+    recipes = [load_recipe(name) for name in expanded(settings.recipes)]
+    parts = _parts(settings)
+    cells: list[Cell] = []
+    jobs: list[Job] = []
+    for draft, name in zip(settings.drafts, _names(settings.drafts), strict=True):
+        local = _local(settings, draft)
+        for recipe in recipes:
+            made = _apply_job(settings, recipe, local, f"{name}-{recipe.name}")
+            jobs.append(made)
+            for domain, traffic in parts.items():
+                job = _evaluate_job(settings, made, local, domain, traffic, name)
+                jobs.append(job)
+                cells.append(Cell(draft, recipe.name, domain, traffic, job.name, job.output))
+    return cells, jobs
+
+
+def _local(settings: SweepSettings, draft: str) -> str:
+    """Where a draft lies; in the record of a sweep in this process it is named as it was given."""
+    path = resolve_model(draft)
+    return str(path if settings.executor == "local" else path.absolute())
+
+
+def expanded(names: Sequence[str]) -> tuple[str, ...]:
+    """Recipes by name, each once; the name of a bundled sweep, `ladder`, stands for its recipes."""
+    sweeps = bundled_sweep_names()
+    found = [
+        each for name in names for each in (load_sweep(name).recipes if name in sweeps else [name])
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
+    """Paths that mean the same to a worker, whatever directory it was started in."""
+
+    def whole(path: Path | None) -> Path | None:  # an id of the Hub is no path
+        return path.absolute() if path is not None and path.exists() else path
+
+    own = settings.evaluation
+    target = None if own.target is None else str(whole(Path(own.target)))
+    evaluation = replace(own, target=target, policy=whole(own.policy))
+    return replace(
+        settings,
+        traffic_path=settings.traffic_path.absolute(),
+        output=settings.output.absolute(),
+        calibration=whole(settings.calibration),
+        evaluation=evaluation,
+    )
+
+
+def _parts(settings: SweepSettings) -> dict[str | None, Path]:
+    """The traffic, whole or by domain: one file each."""
+    if not settings.by_domain:
+        return {None: settings.traffic_path}
+    parts = split_by_domain(settings.traffic_path, settings.output / "traffic")
+    return dict(parts.items())
+
+
+def _names(drafts: Sequence[str]) -> list[str]:
+    """A short name for each draft, no two alike."""
+    names = [Path(draft).name for draft in drafts]
+    return [
+        name if names.count(name) == 1 else f"{name}-{number}"
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def _apply_job(settings: SweepSettings, recipe: Recipe, draft: str, name: str) -> ApplyJob:
+    return ApplyJob(
+        name=f"apply-{name}",
+        recipe=recipe,
+        draft=draft,
+        calibration=settings.calibration,
+        output=settings.output / "candidates" / name,
+        device=settings.evaluation.device,
+    )
+
+
+def _evaluate_job(
+    settings: SweepSettings,
+    made: ApplyJob,
+    draft: str,
+    domain: str | None,
+    traffic: Path,
+    draft_name: str,
+) -> EvaluateJob:
+    whole = made.name.removeprefix("apply-")
+    name = whole if domain is None else f"{whole}-{traffic.stem}"
+    part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
+    output = settings.output / "runs" / name
+    own = replace(
+        settings.evaluation,
+        candidate=str(made.output),
+        baseline=draft,
+        traffic_path=traffic,
+        output=output,
+        shared_stages=settings.output / "shared" / f"{part}{_without(settings, made.recipe)}",
+    )
+    return EvaluateJob(name, own, output, made.name)
+
+
+def _without(settings: SweepSettings, recipe: Recipe) -> str:
+    """What tells one baseline's replay from another: the prompts left out as calibrated on."""
+    own = recipe.calibration
+    if own is None or not calibrates_on_traffic(settings):
+        return ""
+    return f"-without-{own.num_samples}-of-seed-{own.seed}"
+
+
+def calibrates_on_traffic(settings: SweepSettings) -> bool:
+    """True where recipes see responses that they would be judged on: those are left out."""
+    given = settings.calibration
+    return given is not None and given.resolve() == settings.traffic_path.resolve()

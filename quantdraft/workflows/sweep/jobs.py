@@ -1,0 +1,239 @@
+"""One cell of a sweep as work that any machine can do: quantize a draft, or evaluate a candidate.
+
+A job reads files and directories and writes one directory. Beside it stands a key of everything it
+depends on, from before the work begins: what a killed job has finished is gone on with, nothing is
+computed twice, and nothing stale is taken for new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantdraft import __version__
+from quantdraft.common.files import file_sha256, is_of_the_disk, write_text
+from quantdraft.common.locks import lock_path, sole_writer
+from quantdraft.errors import OutputError, QuantDraftError
+from quantdraft.measure.settings import Settings
+from quantdraft.quantize.recipe import Recipe
+from quantdraft.record import RECORD_FILE
+from quantdraft.record.provenance import directory_sha256, package_versions
+
+Places = Callable[[Path], Path]  # where a path of the one who asks lies on the machine that works
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyJob:
+    """A recipe on a draft; its output is the candidate."""
+
+    name: str
+    recipe: Recipe
+    draft: str  # a directory or a Hub id
+    calibration: Path | None
+    output: Path
+    device: str | None = None
+    needs: str | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and directories it reads."""
+        return _local(self.draft, self.calibration)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides its output besides its inputs' content, as JSON values."""
+        return {"recipe": self.recipe.model_dump(mode="json"), "draft": _if_hub(self.draft)}
+
+    def is_whole(self, at: Places) -> bool:
+        """True when its output is there; a candidate appears at once."""
+        return at(self.output).is_dir()
+
+    def work(self, at: Places) -> None:
+        """Make the candidate; raises a QuantDraftError and leaves nothing where that fails."""
+        from quantdraft.quantize.apply import apply
+
+        given = self.calibration  # a file, or an id of the Hub
+        calibration = None if given is None else Path(_placed(str(given), at))
+        output, draft = at(self.output), _placed(self.draft, at)
+        apply(self.recipe, draft, output, calibration=calibration, device=self.device, force=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateJob:
+    """A candidate's evaluation; its output is the run directory."""
+
+    name: str
+    settings: Settings  # every path as the one who asks sees it
+    output: Path
+    needs: str | None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and directories it reads."""
+        s = self.settings
+        return _local(s.candidate, s.target, s.baseline, s.traffic_path, s.policy)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides its output besides its inputs' content, as JSON values."""
+        s = self.settings
+        names = ("ks", "acceptance_rule", "seed", "batch_size", "context_length", "dtype", "device")
+        timing = ("no_latency", "latency_seconds", "live_prompts", "threads", "mode")
+        given = {name: getattr(s, name) for name in names + timing}
+        return given | {"models": [_if_hub(m) for m in (s.candidate, s.target, s.baseline)]}
+
+    def is_whole(self, at: Places) -> bool:
+        """True when its output is there; of a run the record comes last."""
+        return (at(self.output) / RECORD_FILE).is_file()
+
+    def work(self, at: Places) -> None:
+        """Evaluate; a run that was cut short is continued."""
+        from quantdraft.workflows.evaluate import evaluate
+
+        s = self.settings
+        there = replace(
+            s,
+            candidate=_placed(s.candidate, at),
+            target=None if s.target is None else _placed(s.target, at),
+            baseline=None if s.baseline is None else _placed(s.baseline, at),
+            traffic_path=None if s.traffic_path is None else at(s.traffic_path),
+            policy=None if s.policy is None else at(s.policy),
+            shared_stages=None if s.shared_stages is None else at(s.shared_stages),
+            output=at(self.output),
+            force=True,
+        )
+        evaluate(there)
+
+
+Job = ApplyJob | EvaluateJob
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: `error` is None where its output is there."""
+
+    name: str
+    error: str | None = None
+    was_done: bool = False  # before, by an earlier sweep
+
+
+def perform(job: Job, at: Places, log: Path) -> Outcome:
+    """Do a job unless its output is there already; an error of ours becomes its outcome.
+
+    log: what the job says on the way goes there, not to the terminal
+    Raises OutputError where the disk refuses: that is no fault of this job, and others would meet
+    it too.
+    """
+    if (before := done_before(job, at)) is not None:
+        return before
+    begin(job, at)
+    try:
+        with _talking_to(log):
+            job.work(at)
+    except OutputError:
+        raise
+    except QuantDraftError as error:
+        return Outcome(job.name, str(error))
+    return Outcome(job.name)
+
+
+def done_before(job: Job, at: Places) -> Outcome | None:
+    """The outcome of a job whose output is there; None where there is something to do."""
+    if not is_done(job, at):
+        return None
+    _clear_lock(job, at)
+    return Outcome(job.name, was_done=True)
+
+
+def is_done(job: Job, at: Places) -> bool:
+    """True when the output is there, made from what the inputs hold now."""
+    return job.is_whole(at) and _kept_key(at(job.output)) == job_key(job, at)
+
+
+def begin(job: Job, at: Places) -> None:
+    """Say beside the output what it is made from; what stands there of something else goes."""
+    output, key = at(job.output), job_key(job, at)
+    if _kept_key(output) == key:  # begun before, and killed
+        return
+    if output.exists():
+        shutil.rmtree(output)
+    write_text(_key_file(output), json.dumps({"key": key}))
+
+
+def _clear_lock(job: Job, at: Places) -> None:
+    """Of one that was killed after its last act: whoever holds the lock removes it at the end."""
+    is_inside = isinstance(job, EvaluateJob)
+    if lock_path(at(job.output), is_inside=is_inside).exists():
+        with contextlib.suppress(OutputError), sole_writer(at(job.output), is_inside=is_inside):
+            pass
+
+
+@contextlib.contextmanager
+def _talking_to(log: Path) -> Iterator[None]:
+    """What is said on stderr goes to the end of a file."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            yield
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
+        raise OutputError(f"cannot write '{log}': {error.strerror or error}.") from error
+
+
+def job_key(job: Job, at: Places) -> str:
+    """A hash of all that decides the job's output: its facts, its inputs' content, the versions."""
+    content = [_content(at(path)) for path in job.inputs]
+    facts = {"facts": job.facts, "inputs": content, "versions": package_versions()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def require_same_version(version: str) -> None:
+    """Raise QuantDraftError on a worker that has another version than the one who asks."""
+    if version != __version__:
+        raise QuantDraftError(
+            f"this worker has quantdraft {__version__}, the sweep was started by {version}. "
+            "Install the same version on every node."
+        )
+
+
+def _content(path: Path) -> Any:
+    if not path.is_dir():
+        return file_sha256(path)
+    # A candidate's manifest holds paths and times: its weights and config say what it is.
+    return directory_sha256(path, exclude=frozenset({"quantdraft.json"}))
+
+
+def _kept_key(output: Path) -> str | None:
+    try:
+        kept = json.loads(_key_file(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept.get("key") if isinstance(kept, dict) else None
+
+
+def _key_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.job.json")
+
+
+def _local(*given: str | Path | None) -> tuple[Path, ...]:
+    """Those that are files or directories; a Hub id is none."""
+    paths = [Path(name) for name in given if name is not None]
+    return tuple(path for path in paths if path.exists())
+
+
+def _if_hub(model: str | None) -> str | None:
+    return None if model is None or Path(model).exists() else model
+
+
+def _placed(model: str, at: Places) -> str:
+    """A Hub id stays as it is; a directory is where it lies."""
+    path = Path(model)
+    there = at(path)
+    return str(there) if there.exists() else model

@@ -1,0 +1,272 @@
+"""Jobs on a Ray cluster: every node's processors and GPUs, with lost workers' jobs done again.
+
+Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
+come back as results. With one, jobs read and write where the one who asks does: so they do in a
+cluster of this machine alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quantdraft import __version__
+from quantdraft.common.files import write_text
+from quantdraft.errors import OptionError, OutputError
+from quantdraft.workflows.sweep.jobs import (
+    Job,
+    Outcome,
+    Places,
+    begin,
+    done_before,
+    perform,
+    require_same_version,
+)
+from quantdraft.workflows.sweep.own_directory import own_directory
+from quantdraft.workflows.sweep.parcels import Parcel, packed, unpacked_once, unpacked_parcel
+from quantdraft.workflows.sweep.ray_session import ray_session
+
+MAX_RETRIES = 3  # of a job whose worker or node was lost
+CACHE_FILE = "ray-cache"  # in the sweep's directory: the name of its directory on every node
+
+Told = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one job takes of a node."""
+
+    cpus: float | None  # None: all of the smallest node, so that no two jobs time side by side
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An input on its way: where the one who asks has it, and what tells it from another."""
+
+    path: Path
+    digest: str
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    logs: Path,
+    told: Told,
+    *,
+    address: str | None,
+    resources: Resources,
+    is_shared: bool,
+) -> dict[str, Outcome]:
+    """Every job as a Ray task, after the one it needs; `told` hears of each as it ends.
+
+    address: of a running cluster, "auto" for the one this machine belongs to; None: a cluster of
+        this machine alone, for as long as the sweep takes
+    Raises MissingPackageError without Ray, OptionError where no such cluster answers.
+    """
+    with ray_session(address) as ray:
+        resources = _with_cpus(ray, resources)
+        _require_room(ray, resources)
+        crew = _Crew(ray, resources, logs, is_shared or address is None)
+        for job in jobs:
+            crew.send(job)
+        outcomes = crew.gathered(told)
+        if all(outcome.error is None for outcome in outcomes.values()):
+            crew.clear_nodes()
+        return outcomes
+
+
+class _Crew:
+    """The tasks that were sent, and how each ended."""
+
+    def __init__(self, ray: Any, resources: Resources, logs: Path, is_shared: bool) -> None:
+        self.ray, self.logs, self.is_shared = ray, logs, is_shared
+        options: dict[str, Any] = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_retries": MAX_RETRIES,
+            "num_returns": 2,
+        }
+        if resources.memory_bytes is not None:
+            options["memory"] = resources.memory_bytes
+        self.task = ray.remote(**options)(_worked)
+        self.cache = "" if is_shared else _cache_name(logs.parent / CACHE_FILE)
+        self.inputs: dict[Path, tuple[Sent, Any]] = {}
+        self.jobs: dict[str, Job] = {}
+        self.results: dict[str, tuple[Any, Any]] = {}  # outcome and output, by the job's name
+        self.outcomes: dict[str, Outcome] = {}
+
+    def send(self, job: Job) -> None:
+        """Submit a job; its inputs go to the object store once, another job's output directly."""
+        needed = self.results.get(job.needs or "")
+        before = done_before(job, _here) if needed is None else None
+        if before is not None:
+            self.outcomes[job.name] = before
+            return
+        made = None if needed is None or job.needs is None else self.jobs[job.needs].output
+        inputs = [self._put(path) for path in job.inputs if path != made]
+        after, output = needed or (None, None)
+        order = Order(job, tuple(inputs), made, str(self.logs), self.cache, __version__)
+        self.jobs[job.name] = job
+        self.results[job.name] = tuple(self.task.remote(order, after, output))
+
+    def gathered(self, told: Told) -> dict[str, Outcome]:
+        """Wait for all; write what they made where the one who asked wants it."""
+        for outcome in self.outcomes.values():
+            told(outcome)
+        waiting = {result[0]: name for name, result in self.results.items()}
+        while waiting:
+            ended, _ = self.ray.wait(list(waiting), num_returns=1)
+            name = waiting.pop(ended[0])
+            self.outcomes[name] = self._outcome(name)
+            told(self.outcomes[name])
+        return self.outcomes
+
+    def clear_nodes(self) -> None:
+        """Remove what the sweep kept on the nodes; a node that is gone has taken it along."""
+        if self.is_shared:
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        task = self.ray.remote(num_cpus=0, max_retries=0)(_cleared)
+        nodes = [node["NodeID"] for node in self.ray.nodes() if node["Alive"]]
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        sent = [task.options(scheduling_strategy=place).remote(self.cache) for place in places]
+        self.ray.wait(sent, num_returns=len(sent), timeout=60)
+        (self.logs.parent / CACHE_FILE).unlink(missing_ok=True)
+
+    def _outcome(self, name: str) -> Outcome:
+        told, output = self.results[name]
+        try:
+            outcome: Outcome = self.ray.get(told)
+            if outcome.error is None and not self.is_shared:
+                begin(self.jobs[name], _here)
+                unpacked_parcel(self.ray.get(output), self.jobs[name].output)
+        except self.ray.exceptions.RayError as error:
+            return Outcome(name, f"its worker failed: {self._reason(error)}")
+        return outcome
+
+    def _reason(self, error: Exception) -> str:
+        """In one line: of a traceback the last, of what Ray itself says the first."""
+        words = str(error).strip().splitlines() or [""]
+        is_traceback = isinstance(error, self.ray.exceptions.RayTaskError)
+        return f"{type(error).__name__}: {words[-1 if is_traceback else 0]}"[:300]
+
+    def _put(self, path: Path) -> tuple[Sent, Any]:
+        if self.is_shared:
+            return Sent(path, ""), None
+        if path not in self.inputs:
+            parcel = packed(path)
+            self.inputs[path] = Sent(path, parcel.digest), self.ray.put(parcel)
+        return self.inputs[path]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is told: the job, its inputs, and where they belong."""
+
+    job: Job
+    inputs: tuple[tuple[Sent, Any], ...]
+    made: Path | None  # the path of the output of the job it needs, which comes as a value
+    logs: str
+    cache: str  # the directory's name on every node; empty: the disk is shared
+    version: str
+
+
+def _worked(
+    order: Order, after: Outcome | None, output: Parcel | None
+) -> tuple[Outcome, Parcel | None]:
+    """What runs on a worker: place the inputs, do the job, give back what it made."""
+    job = order.job
+    require_same_version(order.version)
+    if after is not None and after.error is not None:
+        return Outcome(job.name, after.error), None
+    if not order.cache:
+        return _performed(job, _here, Path(order.logs) / f"{job.name}.log"), None
+    try:
+        cache = own_directory(Path(tempfile.gettempdir()) / order.cache)
+    except OutputError as error:
+        return Outcome(job.name, str(error)), None
+    places = {
+        sent.path: _placed(cache, sent.digest, sent.path, partial(_fetched, ref))
+        for sent, ref in order.inputs
+    }
+    if order.made is not None and output is not None:
+        places[order.made] = _placed(cache, output.digest, order.made, lambda: output)
+
+    def at(path: Path) -> Path:
+        # What is no input stays on the node: stages, and the output until it is whole.
+        kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        return places.get(path) or cache / kept / path.name
+
+    outcome = _performed(job, at, at(Path(order.logs)) / f"{job.name}.log")
+    if outcome.error is not None:
+        return outcome, None
+    made = packed(at(job.output))
+    shutil.rmtree(at(job.output).parent)
+    return outcome, made
+
+
+def _performed(job: Job, at: Places, log: Path) -> Outcome:
+    """A worker's disk is not the others': what it refuses is this job's outcome alone."""
+    try:
+        return perform(job, at, log)
+    except OutputError as error:
+        return Outcome(job.name, str(error))
+
+
+def _placed(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
+    """What lies at `path` for the one who asks, on this node."""
+    return unpacked_once(parcel, cache / digest[:32] / path.name)
+
+
+def _fetched(ref: Any) -> Parcel:
+    import ray
+
+    parcel: Parcel = ray.get(ref)
+    return parcel
+
+
+def _here(path: Path) -> Path:
+    return path
+
+
+def _cache_name(path: Path) -> str:
+    """A name that nobody can guess; the same for a sweep that goes on."""
+    if not path.is_file():
+        write_text(path, f"quantdraft-ray-{secrets.token_hex(16)}")
+    return path.read_text(encoding="utf-8")
+
+
+def _cleared(cache: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir()) / cache, ignore_errors=True)
+
+
+def _with_cpus(ray: Any, resources: Resources) -> Resources:
+    if resources.cpus is not None:
+        return resources
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return replace(resources, cpus=min((n for n in nodes if n > 0), default=1.0))
+
+
+def _require_room(ray: Any, resources: Resources) -> None:
+    """Raise OptionError where no node can hold one job: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(
+        node.get("CPU", 0) >= (resources.cpus or 0)
+        and node.get("GPU", 0) >= resources.gpus
+        and node.get("memory", 0) >= (resources.memory_bytes or 0)
+        for node in nodes
+    ):
+        largest = max((node.get("CPU", 0) for node in nodes), default=0)
+        raise OptionError(
+            f"no node of the cluster has room for one job ({resources.cpus:g} CPUs, "
+            f"{resources.gpus:g} GPUs); the largest has {largest:g} CPUs. Lower --cpus or --gpus."
+        )

@@ -1,0 +1,195 @@
+"""sweep: drafts x recipes x domains as jobs, done anywhere, kept by content, then compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.common.files import write_json, write_text
+from quantdraft.common.locks import sole_writer
+from quantdraft.common.progress import bar
+from quantdraft.errors import OptionError, OutputExistsError, TrafficError
+from quantdraft.quantize.recipe import load_recipe
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.limit_words import counted
+from quantdraft.report import compare
+from quantdraft.workflows.sweep.grid import (
+    Cell,
+    SweepSettings,
+    calibrates_on_traffic,
+    expanded,
+    grid,
+    with_absolute_paths,
+)
+from quantdraft.workflows.sweep.jobs import ApplyJob, Job, Outcome
+from quantdraft.workflows.sweep.local import run_local
+from quantdraft.workflows.sweep.ray_cluster import Resources, run_on_ray
+
+RECORD = "sweep.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What came of a sweep; a cell that failed has its reason in `failed`, by the job's name."""
+
+    cells: tuple[Cell, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
+    """Quantize and evaluate every cell of the grid, and compare what came of them.
+
+    Cells that an earlier sweep into the same output finished, from the same inputs and versions,
+    are not computed again. Writes `sweep.json` and one comparison (with `by_domain` one a domain).
+    Raises OptionError, OutputExistsError, OutputBusyError, OutputError where the disk refuses, and
+    what reading the inputs raises.
+    """
+    _check(settings)
+    with sole_writer(settings.output, is_inside=True):
+        _open_output(settings)
+        return _swept(settings, say)
+
+
+def _swept(settings: SweepSettings, say: Say) -> SweepResult:
+    cells, jobs = grid(settings if settings.executor == "local" else with_absolute_paths(settings))
+    to_make = counted(len(jobs) - len(cells), "candidate")
+    say(f"{counted(len(cells), 'evaluation')}, {to_make} to make: {settings.output}")
+    outcomes = _run(settings, jobs)
+    failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
+    result = SweepResult(tuple(cells), failed)
+    write_json(settings.output / RECORD, record(result))
+    for line in _ending(outcomes, jobs):
+        say(line)
+    for directory, runs in _comparisons(settings, result):
+        say(compare(runs, directory, force=True))
+        say(f"Report: {directory / 'report.html'}")
+    return result
+
+
+def record(result: SweepResult) -> dict[str, Any]:
+    """What was found, without times of day and places: equal sweeps have equal records."""
+    rows = []
+    for cell in result.cells:
+        row: dict[str, Any] = {"draft": cell.draft, "recipe": cell.recipe, "domain": cell.domain}
+        error = result.failed.get(cell.job)
+        found = None if error is not None else read_evaluation(cell.run_dir / RECORD_FILE)
+        rows.append(row | {"error": error} | ({} if found is None else _figures(found)))
+    return {"schema_version": 1, "cells": rows}
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    speedup = evaluation.operating_point.speedup_over_baseline
+    return {
+        "decision": evaluation.verdict.decision,
+        "acceptance": [asdict(point) for point in evaluation.acceptance],
+        "speedup_over_baseline": None if speedup is None else asdict(speedup),
+    }
+
+
+def _check(settings: SweepSettings) -> None:
+    if not settings.drafts or not settings.recipes:
+        raise OptionError("a sweep needs at least one --draft and one of --recipes.")
+    if settings.by_domain and calibrates_on_traffic(settings):
+        raise OptionError(
+            "--by-domain evaluates on all of the traffic: calibrate on another file, or recipes "
+            "are judged on what they were calibrated with."
+        )
+    only_ray = {"--ray-address": settings.ray_address, "--shared": settings.is_shared}
+    given = [name for name, value in only_ray.items() if value]
+    if settings.executor == "local" and given:
+        raise OptionError(f"{given[0]} needs --executor ray.")
+    _check_inputs(settings)
+
+
+def _check_inputs(settings: SweepSettings) -> None:
+    """What a wrong name would make of every cell is one error, before anything is written."""
+    for recipe in expanded(settings.recipes):
+        load_recipe(recipe)
+    for draft in settings.drafts:
+        resolve_model(draft)
+    if not settings.traffic_path.is_file():
+        raise TrafficError(f"no such file: '{settings.traffic_path}'. Give traffic from `capture`.")
+
+
+def _open_output(settings: SweepSettings) -> None:
+    """A directory may hold a sweep of the same grid, to go on with; another's needs --force."""
+    path, wanted = settings.output / "settings.json", _identity(settings)
+    if settings.output.exists() and not settings.force:
+        known = path.read_text(encoding="utf-8") if path.is_file() else ""
+        # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
+        shown = [path for path in settings.output.iterdir() if not path.name.startswith(".")]
+        if known != wanted and shown:
+            raise OutputExistsError(
+                f"'{settings.output}' holds something else than this sweep. Give another --output, "
+                "or --force to add to it."
+            )
+    write_text(path, wanted)
+
+
+def _identity(settings: SweepSettings) -> str:
+    """The grid as text; who computes it is no part of it."""
+    parts = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
+    return json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
+
+
+def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
+    logs = settings.output / "logs"
+    with _job_bar(len(jobs)) as told:
+        if settings.executor == "local":
+            return run_local(jobs, logs, told)
+        return run_on_ray(
+            jobs,
+            logs,
+            told,
+            address=settings.ray_address,
+            resources=_resources(settings),
+            is_shared=settings.is_shared,
+        )
+
+
+def _resources(settings: SweepSettings) -> Resources:
+    memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
+    timed = not settings.evaluation.no_latency and settings.evaluation.target is not None
+    alone = None if timed else 1.0
+    cpus = settings.cpus or settings.evaluation.threads or alone
+    return Resources(cpus, settings.gpus, memory)
+
+
+@contextmanager
+def _job_bar(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """One bar for the whole sweep, whatever the jobs themselves would show."""
+    with bar(total, "sweep", "job") as advance:
+
+        def told(_outcome: Outcome) -> None:
+            advance(1)
+
+        yield told
+
+
+def _ending(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
+    """What was not computed, and why."""
+    num_kept = sum(outcome.was_done for outcome in outcomes.values())
+    if num_kept:
+        yield f"{num_kept} of {len(jobs)} jobs were done before."
+    for job in jobs:
+        error = outcomes[job.name].error
+        if error is not None and isinstance(job, ApplyJob):
+            yield f"{job.name.removeprefix('apply-')}: {error}"
+        elif error is not None and outcomes[job.needs or job.name].error is None:
+            yield f"{job.name}: {error}"
+
+
+def _comparisons(settings: SweepSettings, result: SweepResult) -> Iterator[tuple[Path, list[Path]]]:
+    """Where each comparison goes, and its runs: one, or one a domain."""
+    done = [cell for cell in result.cells if cell.job not in result.failed]
+    place = settings.output / "comparison"
+    for traffic in dict.fromkeys(cell.traffic for cell in done):
+        runs = [cell.run_dir for cell in done if cell.traffic == traffic]
+        yield (place / traffic.stem if settings.by_domain else place), runs

@@ -1,0 +1,77 @@
+"""Ctrl-C: one line that says what is kept and how to go on, and exit code 130."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from quantdraft import report
+from quantdraft.cli import main
+from quantdraft.measure import capture as capturing
+from quantdraft.quantize import apply as quantization
+from quantdraft.traffic.traffic import read_traffic
+from quantdraft.workflows import bench as benching
+from quantdraft.workflows import demo
+from quantdraft.workflows import evaluate as evaluation
+from quantdraft.workflows import select as selection
+from quantdraft.workflows.export import export
+from quantdraft.workflows.sweep import sweep
+from tests.conftest import Pair
+
+GOES_ON, NOTHING = "the same command goes on", "Nothing was written"
+COMMANDS = [
+    (capturing, "capture", ("capture", "-t", "T", "-p", "P", "-o", "O"), GOES_ON),
+    (quantization, "apply", ("apply", "-r", "int4", "-d", "D"), NOTHING),
+    (evaluation, "evaluate", ("evaluate", "D", "--traffic", "F"), GOES_ON),
+    (benching, "bench", ("bench", "--shape", "llama-3.2-1b"), GOES_ON),
+    (sweep, "sweep", ("sweep", "-d", "D", "-r", "int4", "--traffic", "F"), GOES_ON),
+    (selection, "select", ("select", "-t", "T", "-d", "D", "--traffic", "F"), GOES_ON),
+    (export, "export", ("export", "D", "-e", "vllm", "-t", "T", "-o", "O"), NOTHING),
+    (demo, "demo", ("demo",), GOES_ON),
+    (report, "compare", ("compare", "R"), NOTHING),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments", "said"), COMMANDS, ids=[each[1] for each in COMMANDS]
+)
+def test_every_long_command_says_what_is_left(monkeypatch, module, name, arguments, said):
+    def stopped(*_given: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, stopped)
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == 130
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Stopped. ")
+    assert said in line
+    assert result.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_capture_that_was_stopped_goes_on(tiny_pair: Pair, tmp_path: Path):
+    output = tmp_path / "traffic.jsonl"
+    partial = output.with_name("traffic.jsonl.partial")
+    asked = ("-t", tiny_pair.target, "-p", tiny_pair.prompts, "-o", output)
+    slow = ("--batch-size", "1", "--max-new-tokens", "200")
+    command = [sys.executable, "-m", "quantdraft.cli", "capture", *map(str, (*asked, *slow))]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    while not partial.exists() or len(partial.read_text().splitlines()) < 3:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert told.strip().startswith("Stopped. Finished batches are kept beside the output")
+    num_kept = len(partial.read_text().splitlines()) - 1
+    assert 2 <= num_kept < 12
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("12 responses, ")
+    assert len(read_traffic(output).responses) == 12

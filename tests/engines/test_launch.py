@@ -1,0 +1,374 @@
+"""The launch lines parse, and the format checks see what each engine stumbles over."""
+
+import ast
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quantdraft.engines import sglang, tensorrt_llm, transformers
+from quantdraft.engines.findings import Draft, Finding, Pair
+from quantdraft.engines.llamacpp import gguf as conversion
+from quantdraft.engines.llamacpp import launch as llamacpp
+from quantdraft.engines.registry import ENGINES, engine_named
+from quantdraft.engines.support import SUPPORT, stored_names, stored_support
+from quantdraft.engines.vllm import launch as vllm
+from quantdraft.errors import OptionError
+from tests.conftest import Pair as TinyPair
+
+
+def quantized(**group: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 512,
+        "dtype": "bfloat16",
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"targets": ["Linear"], **group}},
+            "ignore": ["lm_head"],
+        },
+    }
+
+
+INT4 = {
+    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
+    "input_activations": None,
+}
+W8A16 = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+INT8 = W8A16 | {"input_activations": {"num_bits": 8, "type": "int", "dynamic": True}}
+FP8 = {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "type": "float", "dynamic": True},
+}
+FP8_STATIC = FP8 | {"input_activations": {"num_bits": 8, "type": "float", "dynamic": False}}
+FP8_BLOCK = FP8 | {
+    "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}
+}
+NVFP4A16 = {
+    "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+}
+GPTQ = {
+    "vocab_size": 512,
+    "dtype": "float16",
+    "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+}
+NF4 = {
+    "vocab_size": 512,
+    "dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+    },
+}
+PLAIN = {"vocab_size": 512, "dtype": "bfloat16"}
+CACHE_ALONE = {"quant_method": "compressed-tensors", "config_groups": {}}
+
+
+def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) -> list[Finding]:
+    target_config = {"vocab_size": 512, "dtype": "bfloat16"} | target
+    return list(vllm.check(Draft(Path(path), config, target_config)))
+
+
+def test_vllm_line_parses_and_holds_k_and_draft() -> None:
+    line = vllm.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
+    words = shlex.split(line)
+    assert words[:3] == ["vllm", "serve", "org/T"]
+    assert words[words.index("--dtype") + 1] == "bfloat16"
+    assert json.loads(words[words.index("--speculative-config") + 1]) == {
+        "method": "draft_model",
+        "model": "/srv/my draft",
+        "num_speculative_tokens": 5,
+    }
+
+
+def test_only_rejection_asks_vllm_for_a_sampling_draft() -> None:
+    for rule in ("greedy", "greedy_draft", "exact_match"):
+        assert "draft_sample_method" not in vllm.speculative_config(Path("d"), 4, rule)
+    config = vllm.speculative_config(Path("d"), 4, "rejection")
+    assert config["draft_sample_method"] == "probabilistic"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (INT4, "W4A16"),
+        (W8A16, "W8A16"),
+        (INT8, "INT8"),
+        (FP8, "FP8"),
+        (FP8_STATIC, "FP8_STATIC"),
+        (FP8_BLOCK, "FP8_BLOCK"),
+    ],
+)
+def test_formats_are_read_from_the_config(group: dict[str, Any], name: str) -> None:
+    assert Draft(Path("d"), quantized(**group)).format == name
+
+
+def test_a_plain_int4_or_int8_draft_has_no_finding() -> None:
+    assert findings(quantized(**INT4)) == []
+    assert findings(quantized(**INT8)) == []
+
+
+@pytest.mark.parametrize("name", ["my-eagle-draft", "Eagle3", "DFlash2", "dspark"])
+def test_vllm_refuses_names_that_choose_another_method(name: str) -> None:
+    (finding,) = findings(quantized(**INT4), path=f"served/{name}")
+    assert finding.severity == "refuse"
+
+
+def test_vllm_refuses_several_groups_and_unequal_vocabularies() -> None:
+    config = quantized(**INT4)
+    config["quantization_config"]["config_groups"]["group_1"] = {
+        "targets": ["re:.*lm_head"],
+        **W8A16,
+    }
+    assert [f.severity for f in findings(config)] == ["refuse"]
+    (finding,) = findings(quantized(**INT4), vocab_size=640)
+    assert finding.severity == "refuse"
+    assert "512" in finding.message
+    assert "640" in finding.message
+
+
+def test_vllm_warns_of_one_scale_a_tensor() -> None:
+    """Fused layers have been given each other's (vllm#53122)."""
+    weights = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    found = findings(quantized(**(FP8 | {"weights": weights})))
+    assert any("misassigned" in f.message and f.severity == "warn" for f in found)
+    assert not any("misassigned" in f.message for f in findings(quantized(**FP8)))
+
+
+def test_vllm_warns_of_formats_without_a_cpu_kernel() -> None:
+    assert any("CPU" in f.message for f in findings(quantized(**W8A16)))
+    assert any("AMX" in f.message for f in findings(quantized(**FP8_BLOCK)))
+    assert any("8.9" in f.message for f in findings(quantized(**FP8)))
+
+
+def test_vllm_refuses_a_bfloat16_draft_in_float16_and_warns_of_the_reverse() -> None:
+    (forced,) = findings(quantized(**INT4), dtype="float16")
+    assert forced.severity == "refuse"
+    assert "1,100" in forced.message
+    (halved,) = findings(quantized(**INT4) | {"dtype": "float16"})
+    assert halved.severity == "warn"
+    assert findings(quantized(**INT4) | {"dtype": "float16"}, dtype="float16") == []
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "re:^model.*up_proj$", "lm_head"])
+def test_vllm_refuses_targets_that_match_under_no_prefix(name: str) -> None:
+    (finding,) = findings(quantized(**(INT4 | {"targets": [name]})))
+    assert finding.severity == "refuse"
+    assert name in finding.message
+
+
+def test_vllm_refuses_exact_and_anchored_ignores_but_for_the_head() -> None:
+    config = quantized(**INT4)
+    for name in ("model.layers.0.mlp.up_proj", "re:^model.norm"):
+        config["quantization_config"]["ignore"] = ["lm_head", name]
+        (finding,) = findings(config)
+        assert finding.severity == "refuse"
+    config["quantization_config"]["ignore"] = ["lm_head", "re:.*up_proj$", r"re:(.*\.)?norm$"]
+    assert findings(config) == []
+
+
+def test_vllm_warns_of_a_type_that_cannot_be_pinned() -> None:
+    draft = Draft(Path("d"), quantized(**INT4), {"vocab_size": 512})
+    assert [f.message for f in vllm.check(draft)] == [
+        "the target's float type was not read: pin it with --dtype."
+    ]
+
+
+def test_an_unread_target_is_said() -> None:
+    (finding,) = vllm.check(Draft(Path("d"), quantized(**INT4), None))
+    assert finding.severity == "warn"
+    assert "not read" in finding.message
+
+
+def test_transformers_script_compiles_with_a_fixed_k() -> None:
+    script = transformers.launch(Pair("org/T", Path("/srv/o'draft"), 6, acceptance_rule="greedy"))
+    tree = ast.parse(script)
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and node.targets[0].id.isupper()
+    }
+    assert values == {"TARGET": "org/T", "DRAFT": "/srv/o'draft", "NUM_SPECULATIVE_TOKENS": 6}
+    assert "do_sample=False" in script
+    sampled = Pair("T", Path("d"), 6, acceptance_rule="rejection")
+    assert "do_sample=True" in transformers.launch(sampled)
+
+
+def test_transformers_script_runs(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = Pair(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
+    script = transformers.launch(pair)
+    monkeypatch.setattr(sys, "argv", ["launch.py", "def f(x):"])
+    ran: dict[str, Any] = {}
+    exec(
+        compile(script.replace("max_new_tokens=256", "max_new_tokens=12"), "launch.py", "exec"), ran
+    )
+    assert ran["draft"].generation_config.num_assistant_tokens == 3
+    new_tokens = ran["output"].shape[1] - ran["prompt"]["input_ids"].shape[1]
+    assert 1 <= new_tokens <= 12
+    assert capsys.readouterr().out.startswith("def f(x):")
+
+
+def test_transformers_says_that_it_unpacks() -> None:
+    (finding,) = transformers.check(Draft(Path("d"), quantized(**INT4), None))
+    assert "the speed is not" in finding.message
+
+
+def flag(line: str, name: str) -> str:
+    words = shlex.split(line)
+    assert words.count(name) == 1
+    return words[words.index(name) + 1]
+
+
+def test_sglang_line_has_every_flag_and_one_token_more_than_steps() -> None:
+    line = sglang.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
+    assert shlex.split(line)[:3] == ["python", "-m", "sglang.launch_server"]
+    assert flag(line, "--model-path") == "org/T"
+    assert flag(line, "--dtype") == "bfloat16"
+    assert flag(line, "--speculative-algorithm") == "STANDALONE"
+    assert flag(line, "--speculative-draft-model-path") == "/srv/my draft"
+    assert flag(line, "--speculative-num-steps") == "5"
+    assert flag(line, "--speculative-eagle-topk") == "1"
+    assert flag(line, "--speculative-num-draft-tokens") == "6"
+    assert "rejection" not in line
+    sampled = sglang.launch(Pair("T", Path("d"), 5, acceptance_rule="rejection"))
+    assert "--speculative-use-rejection-sampling" in shlex.split(sampled)
+
+
+@pytest.mark.parametrize(
+    ("config", "value"),
+    [
+        (PLAIN, "unquant"),
+        (quantized(**INT4), "compressed-tensors"),
+        (quantized(**FP8), "compressed-tensors"),
+        (GPTQ, "gptq_marlin"),
+        (GPTQ | {"quantization_config": GPTQ["quantization_config"] | {"sym": False}}, "gptq"),
+        (NF4, "bitsandbytes"),
+    ],
+)
+def test_sglang_is_always_told_the_drafts_quantization(config: dict[str, Any], value: str) -> None:
+    pair = Pair("T", Path("d"), 4, quantization=config.get("quantization_config", {}))
+    assert flag(sglang.launch(pair), "--speculative-draft-model-quantization") == value
+
+
+def test_sglang_refuses_unequal_vocabularies_and_unknown_methods() -> None:
+    (finding,) = sglang.check(Draft(Path("d"), quantized(**INT4), PLAIN | {"vocab_size": 640}))
+    assert finding.severity == "refuse"
+    assert "24051" in finding.message
+    assert "--pad-vocab" in finding.message
+    other = PLAIN | {"quantization_config": {"quant_method": "hqq"}}
+    found = sglang.check(Draft(Path("d"), other, PLAIN))
+    assert ("refuse", True) in [(f.severity, "'hqq'" in f.message) for f in found]
+    assert sglang.check(Draft(Path("d"), quantized(**INT4), PLAIN)) == ()
+
+
+def test_tensorrt_llm_line_names_the_yaml_that_names_the_draft() -> None:
+    pair = Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16")
+    line = tensorrt_llm.launch(pair)
+    assert shlex.split(line)[:2] == ["trtllm-serve", "org/T"]
+    assert flag(line, "--backend") == "pytorch"
+    assert flag(line, "--config") == "/srv/my draft/trtllm.yaml"
+    (text,) = tensorrt_llm.extra_files(pair).values()
+    config = yaml.safe_load(text)
+    assert config["dtype"] == "bfloat16"
+    assert config["speculative_config"] == {
+        "decoding_type": "Draft_Target",
+        "max_draft_len": 5,
+        "speculative_model": "/srv/my draft",
+    }
+
+
+def test_tensorrt_llm_refuses_what_it_has_no_loader_for() -> None:
+    refused = tensorrt_llm.check(Draft(Path("d"), quantized(**INT4), PLAIN))
+    assert [f.severity for f in refused] == ["refuse"]
+    assert "int4" in refused[0].message
+    (warned,) = tensorrt_llm.check(Draft(Path("d"), quantized(**FP8), PLAIN))
+    assert warned.severity == "warn"
+    (modelopt,) = tensorrt_llm.check(Draft(Path("d"), quantized(**NVFP4A16), PLAIN))
+    assert modelopt.severity == "refuse"
+    assert "ModelOpt" in modelopt.message
+    assert tensorrt_llm.check(Draft(Path("d"), PLAIN, PLAIN)) == ()
+
+
+def test_llamacpp_line_has_a_constant_k_and_an_f16_cache() -> None:
+    line = llamacpp.launch(Pair("/srv/T.gguf", Path("/srv/my draft/draft-q8_0.gguf"), 5))
+    assert shlex.split(line)[0] == "llama-server"
+    assert flag(line, "-m") == "/srv/T.gguf"
+    assert flag(line, "-md") == "/srv/my draft/draft-q8_0.gguf"
+    assert flag(line, "--spec-type") == "draft-simple"
+    assert flag(line, "--spec-draft-n-max") == "5"
+    assert flag(line, "--spec-draft-p-min") == "0"
+    assert flag(line, "-ctkd") == flag(line, "-ctvd") == "f16"
+
+
+def test_llamacpp_leaves_the_draft_unused_beyond_128_tokens_of_difference() -> None:
+    near, far = (Draft(Path("d"), PLAIN, {"vocab_size": 512 + n}) for n in (128, 129))
+    assert llamacpp.check(near) == ()
+    assert [f.severity for f in llamacpp.check(far)] == ["warn"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "gguf_type"),
+    [
+        (PLAIN, "dense", "bf16"),
+        (quantized(**INT4), "int4", "q4_0"),
+        (quantized(**W8A16), "int8-weight-only", "q8_0"),
+        (quantized(**INT8), "int8", "q8_0"),
+        (quantized(**FP8), "fp8", "q8_0"),
+        (quantized(**FP8_STATIC), "fp8-static", "q8_0"),
+        (quantized(**FP8_BLOCK), "fp8-block", "q8_0"),
+        (quantized(**NVFP4A16), "nvfp4-weight-only", "q4_0"),
+        (GPTQ, "gptq:int4", "q4_0"),
+        (NF4, "nf4", "q4_0"),
+    ],
+)
+def test_a_stored_config_is_found_in_the_table(
+    config: dict[str, Any], name: str, gguf_type: str
+) -> None:
+    quantization = config.get("quantization_config", {})
+    assert stored_names(quantization) == [name]
+    assert stored_support(quantization)["vllm"] == SUPPORT[name]["vllm"]
+    assert conversion.closest_type(quantization) == gguf_type
+
+
+def test_a_quantized_cache_is_said_by_every_engine_and_what_nobody_tried_is_not_known() -> None:
+    for config in (quantized(**FP8), PLAIN | {"quantization_config": dict(CACHE_ALONE)}):
+        config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+        for engine in (vllm, sglang, tensorrt_llm, transformers):
+            found = engine.check(Draft(Path("d"), config, PLAIN))
+            assert {f.severity for f in found} == {"warn"}
+            (said,) = [f.message for f in found if "with an FP8 cache" in f.message]
+            assert ("not known" in said) == (engine in {sglang, tensorrt_llm})
+
+
+def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
+    config = quantized(**(INT4 | {"input_activations": FP8["input_activations"]}))
+    assert stored_names(config["quantization_config"]) == ["int4-fp8"]
+    assert "9.0" in findings(config)[0].message
+    (refused,) = sglang.check(Draft(Path("d"), config, PLAIN))
+    assert refused.severity == "refuse"
+
+
+def test_every_engine_says_the_launch_line_in_its_file() -> None:
+    pair = Pair("org/T", Path("/srv/draft"), 4)
+    for engine in ENGINES.values():
+        assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
+
+
+def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
+    for name, engine in ENGINES.items():
+        assert engine_named(name) is engine
+        assert engine.LAUNCH_FILE
+        assert engine.NOTES
+    assert engine_named("llama.cpp") is llamacpp
+    assert engine_named("tensorrt_llm") is tensorrt_llm
+    with pytest.raises(OptionError, match="vllm, sglang, transformers, tensorrt-llm, llamacpp"):
+        engine_named("ollama")

@@ -1,0 +1,112 @@
+"""Which modes a session offers, and that what it decodes does not depend on the mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.engines.kernels.book import NUM_VOTES, Book
+from quantdraft.engines.kernels.operations import operations_fault
+from quantdraft.engines.native import fused, session
+from quantdraft.engines.native.model import load_native
+from quantdraft.engines.native.session import Session, live_mode, modes, tried_modes
+from quantdraft.engines.native.steps import Stepper
+from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.errors import OptionError
+from quantdraft.measure.latency.loaded import Arm, Arms
+from quantdraft.measure.sampling import Sampling
+from quantdraft.measure.speculation import speculate
+from quantdraft.measure.verification import Plan
+
+CPU = torch.device("cpu")
+needs_operations = pytest.mark.skipif(
+    operations_fault() is not None, reason=f"not offered on this machine: {operations_fault()}"
+)
+
+
+@pytest.fixture(scope="module")
+def natives(tiny_pair):
+    """Target and draft on this CPU."""
+    return [
+        load_native(stored_weights(open_checkpoint(path)), torch.float32, CPU)
+        for path in (tiny_pair.target, tiny_pair.draft)
+    ]
+
+
+@needs_operations
+def test_a_cpu_offers_the_fused_mode_behind_the_safe_one(natives):
+    assert modes(natives[0], CPU) == ("eager", "fused", "compiled")
+    assert tried_modes(natives[0], CPU) == ("eager", "fused")
+    assert live_mode(CPU) == "fused"
+    assert live_mode(torch.device("cuda")) == "eager"
+
+
+def test_without_the_c_library_the_mode_is_not_offered(natives, monkeypatch):
+    monkeypatch.setattr(fused, "operations_fault", lambda: "there is no C compiler")
+    monkeypatch.setattr(session, "operations_fault", lambda: "there is no C compiler")
+    assert modes(natives[0], CPU) == tried_modes(natives[0], CPU) == ("eager", "compiled")
+    assert live_mode(CPU) == "eager"
+
+
+def test_asked_for_where_it_is_not_offered_it_is_an_error_with_the_reason(tiny_pair, monkeypatch):
+    monkeypatch.setattr(fused, "operations_fault", lambda: "there is no C compiler")
+    sources = {"baseline": stored_weights(open_checkpoint(tiny_pair.draft))}
+    arms = Arms(sources, {"baseline": (1,)}, (1,), CPU, "fused")
+    with pytest.raises(OptionError, match="--mode fused: there is no C compiler"):
+        arms.settle(1, 16)
+
+
+@needs_operations
+def test_all_arms_run_fused_when_it_is_asked_for_or_found_faster(tiny_pair, monkeypatch):
+    sources = {
+        name: stored_weights(open_checkpoint(path))
+        for name, path in (("baseline", tiny_pair.draft), ("target", tiny_pair.target))
+    }
+    asked = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU, "fused"))
+    assert {arm.mode for arm in asked.values()} == {"fused"}
+    book, loading = Book(None), "quantdraft.measure.latency.loaded"
+    monkeypatch.setattr(f"{loading}.book_of", lambda device, num_threads: book)
+    times = {"eager": 2.0, "fused": 1.0}
+    monkeypatch.setattr(f"{loading}.mode_trials", lambda *arguments: [times] * NUM_VOTES)
+    monkeypatch.setattr(f"{loading}.step_trials", None)  # a fused pass has one float type
+    found = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU))
+    assert {arm.mode for arm in found.values()} == {"fused"}
+    assert found["target"].mode_trial_ms == pytest.approx(times)
+
+
+def loaded(arms: Arms) -> dict[str, Arm]:
+    arms.settle(1, 16)
+    return arms.load(list(arms.sources))
+
+
+@needs_operations
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_live_loops_text_and_counts_are_the_eager_ones(natives, batch_size):
+    prompts = [[5 + row, 7, 9, 11 * row + 3][: 3 + row % 2] for row in range(batch_size)]
+    runs = {}
+    for mode in ("eager", "fused"):
+        target, draft = (Session(native, batch_size, 48, mode) for native in natives)
+        batch = speculate(
+            target, draft, prompts, Plan(3, "greedy", Sampling()),
+            max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
+        )  # fmt: skip
+        runs[mode] = batch.runs
+    alone, _ = (Session(native, batch_size, 48, "fused") for native in natives)
+    plain = speculate(
+        alone, None, prompts, Plan(0, "greedy", Sampling()),
+        max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
+    )  # fmt: skip
+    assert runs["fused"] == runs["eager"]
+    assert [run.token_ids for run in runs["fused"]] == [run.token_ids for run in plain.runs]
+
+
+@needs_operations
+@torch.inference_mode()
+def test_a_stepper_steps_back_to_its_context(natives):
+    stepper = Stepper(natives[1], 2, 20, 8, "fused")
+    for num_tokens in (1, 5, 1, 8):
+        stepper.step(num_tokens)
+    assert stepper.session.cache is not None
+    behind = stepper.session.cache.entries[:, :, :, :20]
+    assert torch.equal(behind, torch.full_like(behind, 0.01))

@@ -1,0 +1,293 @@
+"""Captured responses against transformers' own generation, a teacher-forced pass, and a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from quantdraft.checkpoints.end_tokens import end_token_ids
+from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
+from quantdraft.measure import answerers as answering
+from quantdraft.measure import capture as capture_module
+from quantdraft.measure.capture import capture
+from quantdraft.measure.generation import generate
+from quantdraft.measure.sampling import processed_logprobs
+from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
+
+END = 0
+MAX_POSITIONS = 96
+TEXTS = ("def f(x):", "a", "import os\nimport sys\n", "for i in range(10): pass", "\n", "class A")
+GREEDY, WARM = Sampling(), Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=3)
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers over 300 byte-level tokens; id 0 ends a response."""
+    path = tmp_path_factory.mktemp("target")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        bos_token_id=1,
+        eos_token_id=END,
+        initializer_range=0.2,  # peaked enough for responses that are no uniform noise
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: id_ for id_, token in enumerate(["<end>", "<begin>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<end>",
+        bos_token="<begin>",
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(target: Path) -> Any:
+    return LlamaForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    return path
+
+
+def run(target: Path, prompts: Path, output: Path, **settings: Any) -> Traffic:
+    settings = {"sampling": GREEDY, "max_new_tokens": 24, "dtype": "float32"} | settings
+    return capture(str(target), prompts, output, device="cpu", **settings)
+
+
+def test_greedy_tokens_are_those_of_transformers_own_unbatched_generation(
+    target: Path, prompts: Path, model: Any, tmp_path: Path
+) -> None:
+    traffic = run(target, prompts, tmp_path / "t.jsonl", batch_size=4)
+    assert len(traffic.responses) == len(TEXTS)
+    for response in traffic.responses:
+        ids = torch.tensor([response.prompt_token_ids])
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24
+        )
+        assert response.response_token_ids == tuple(found[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_logprobs_are_those_of_a_teacher_forced_pass(
+    target: Path, prompts: Path, model: Any, tmp_path: Path, sampling: Sampling
+) -> None:
+    traffic = run(target, prompts, tmp_path / "t.jsonl", sampling=sampling)
+    for response in traffic.responses:
+        ids = torch.tensor([response.prompt_token_ids + response.response_token_ids])
+        with torch.inference_mode():
+            logits = model(ids).logits[0, len(response.prompt_token_ids) - 1 : -1]
+        expected = processed_logprobs(logits, sampling)
+        picked = expected.gather(1, torch.tensor(response.response_token_ids)[:, None])[:, 0]
+        assert response.logprobs == pytest.approx(picked.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_tokens_do_not_depend_on_the_batch(
+    target: Path, prompts: Path, tmp_path: Path, sampling: Sampling
+) -> None:
+    one = run(target, prompts, tmp_path / "1.jsonl", sampling=sampling, batch_size=1)
+    four = run(target, prompts, tmp_path / "4.jsonl", sampling=sampling, batch_size=4)
+    first_two = run(target, prompts, tmp_path / "2.jsonl", sampling=sampling, limit=2)
+    tokens = [response.response_token_ids for response in one.responses]
+    assert tokens == [response.response_token_ids for response in four.responses]
+    assert tokens[:2] == [response.response_token_ids for response in first_two.responses]
+    for ours, theirs in zip(one.responses, four.responses, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_another_seed_draws_other_tokens(target: Path, prompts: Path, tmp_path: Path) -> None:
+    found = {
+        run(target, prompts, tmp_path / f"{seed}", sampling=Sampling(1.0, seed=seed)).responses
+        for seed in range(3)
+    }
+    assert len(found) == 3
+
+
+def test_first_token_is_drawn_with_the_processed_frequencies(model: Any) -> None:
+    trials, prompt = 4000, [1, 40, 41, 42]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt])).logits[0, -1]
+    probs = processed_logprobs(logits, WARM).exp()
+    counts = torch.zeros(300)
+    for start in range(0, trials, 500):
+        for answer in generate(model, [prompt] * 500, WARM, 1, range(start, start + 500)):
+            counts[answer.token_ids[0]] += 1
+    assert counts[probs == 0].sum() == 0
+    likely = [token for token in range(300) if probs[token] * trials > 20]
+    assert len(likely) >= 5
+    for token in likely:
+        p = float(probs[token])
+        standard_error = math.sqrt(p * (1 - p) / trials)
+        assert abs(float(counts[token]) / trials - p) <= 4 * standard_error
+
+
+def test_response_ends_with_the_first_end_token(model: Any) -> None:
+    sampling = Sampling(temperature=2.0, seed=1)
+    prompts = [[1, 40 + i] for i in range(64)]
+    answers = generate(model, prompts, sampling, 64, range(64))
+    ended = [answer for answer in answers if END in answer.token_ids]
+    assert ended
+    assert all(answer.token_ids.index(END) == len(answer.token_ids) - 1 for answer in ended)
+    assert all(len(answer.token_ids) == 64 for answer in answers if answer not in ended)
+    assert all(len(answer.logprobs) == len(answer.token_ids) for answer in answers)
+
+
+def test_every_end_token_of_the_generation_config_ends_a_response(model: Any) -> None:
+    kept = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = [5, 7]
+        assert end_token_ids(model) == (5, 7)
+        model.generation_config.eos_token_id = None
+        assert end_token_ids(model) == (END,)  # the config's
+    finally:
+        model.generation_config.eos_token_id = kept
+
+
+@contextlib.contextmanager
+def _killed_after(num_batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt the block when `num_batches` batches are generated."""
+    left = [num_batches]
+
+    def dying(*arguments: Any) -> Any:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return generate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "generate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("torn", ["", '{"prompt_id": "line-5", "prompt_tok', "whole line"])
+def test_resumed_run_writes_the_file_of_an_uninterrupted_one(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    partial = tmp_path / "resumed.jsonl.partial"
+    settings: dict[str, Any] = {"sampling": WARM, "batch_size": 2}
+    run(target, prompts, whole, **settings)
+    with _killed_after(2, monkeypatch):
+        run(target, prompts, resumed, **settings)
+    assert not resumed.exists()
+    assert len(partial.read_text().splitlines()) == 1 + 4
+    if torn == "whole line":  # half a batch: both prompts of it are asked again
+        torn = partial.read_text().splitlines(keepends=True)[-1]
+    with open(partial, "a") as file:
+        file.write(torn)
+    asked = []
+    monkeypatch.setattr(answering, "generate", lambda *a: asked.append(len(a[1])) or generate(*a))
+    run(target, prompts, resumed, **settings)
+    assert asked == [2]
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+def test_unfinished_run_with_other_settings_is_refused(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "t.jsonl"
+    with _killed_after(1, monkeypatch):
+        run(target, prompts, output, batch_size=2)
+    with pytest.raises(OutputExistsError, match="begun with other settings"):
+        run(target, prompts, output, sampling=WARM)
+    with pytest.raises(OutputExistsError, match="begun with other settings"):
+        run(target, prompts, output, max_new_tokens=8)
+    assert run(target, prompts, output, sampling=WARM, force=True).sampling == WARM
+
+
+def test_existing_output_is_kept_unless_forced(target: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    output.write_text("precious")
+    with pytest.raises(OutputExistsError, match="exists"):
+        run(target, prompts, output)
+    assert output.read_text() == "precious"
+    assert len(run(target, prompts, output, force=True).responses) == len(TEXTS)
+
+
+def test_header_says_how_the_responses_came_about(
+    target: Path, prompts: Path, tmp_path: Path
+) -> None:
+    traffic = run(target, prompts, tmp_path / "t.jsonl", sampling=WARM)
+    assert traffic.sampling == WARM
+    assert traffic.target["name"] == str(target)
+    assert traffic.target["dtype"] == "float32"
+    assert len(traffic.target["weights_sha256"]) == 64
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert lines[0]["num_prompts"] == len(TEXTS)
+    assert lines[0]["max_new_tokens"] == 24
+    assert lines[1]["prompt"] == TEXTS[0]
+    assert traffic == read_traffic(tmp_path / "t.jsonl")
+
+
+def test_chat_is_asked_through_the_template(target: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "chat.jsonl"
+    prompts.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    run(target, prompts, tmp_path / "t.jsonl")
+    line = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[1])
+    assert line["prompt"] == "[user]hi[assistant]"
+
+
+def test_prompt_without_room_for_an_answer_is_named_and_not_cut(
+    target: Path, tmp_path: Path
+) -> None:
+    room = MAX_POSITIONS - 24
+    prompts = tmp_path / "long.jsonl"
+    texts = {"fits": "x" * room, "long": "x" * (room + 1)}
+    lines = [json.dumps({"id": name, "prompt": text}) + "\n" for name, text in texts.items()]
+    prompts.write_text("".join(lines))
+    traffic = run(target, prompts, tmp_path / "t.jsonl")
+    assert [response.prompt_id for response in traffic.responses] == ["fits"]
+    assert len(traffic.responses[0].prompt_token_ids) == room
+    assert traffic.skipped[0].startswith(f"prompt long: {room + 1} tokens leave no room for 24")
+    prompts.write_text(lines[1])
+    with pytest.raises(TrafficError, match="no prompt fits"):
+        run(target, prompts, tmp_path / "u.jsonl")
+
+
+def test_full_disk_keeps_what_is_finished(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(capture_module.os, "fsync", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*continue"):
+        run(target, prompts, tmp_path / "t.jsonl")
+    assert (tmp_path / "t.jsonl.partial").exists()
+    monkeypatch.undo()
+    assert len(run(target, prompts, tmp_path / "t.jsonl").responses) == len(TEXTS)
+
+
+@pytest.mark.parametrize("wrong", [{"max_new_tokens": 1}, {"batch_size": 0}, {"limit": 0}])
+def test_options_that_mean_nothing_are_refused(
+    target: Path, prompts: Path, tmp_path: Path, wrong: dict[str, int]
+) -> None:
+    with pytest.raises(OptionError):
+        run(target, prompts, tmp_path / "t.jsonl", **wrong)

@@ -1,0 +1,54 @@
+"""Free and used memory, from files whose numbers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantdraft.measure.latency import memory
+from quantdraft.measure.latency.memory import available_bytes, peak_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch) -> Path:
+    (tmp_path / "meminfo").write_text("MemTotal:  2000 kB\nMemAvailable:  1000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def write_container(directory: Path, limit: str) -> None:
+    (directory / "memory.max").write_text(limit)
+    (directory / "memory.current").write_text("400000\n")
+    (directory / "memory.stat").write_text("anon 300000\ninactive_file 100000\n")
+
+
+def test_without_a_container_it_is_what_the_system_has(system):
+    assert available_bytes(CPU) == 1000 * 1024
+
+
+def test_a_containers_limit_counts_less_what_is_used_and_cannot_be_reclaimed(system):
+    write_container(system, "900000\n")
+    assert available_bytes(CPU) == 900_000 - 400_000 + 100_000
+
+
+def test_a_container_without_a_limit_says_nothing(system):
+    write_container(system, "max\n")
+    assert available_bytes(CPU) == 1000 * 1024
+
+
+def test_unknown_stays_unknown(system):
+    (system / "meminfo").unlink()
+    assert available_bytes(CPU) is None
+
+
+def test_the_peak_holds_what_was_allocated_and_freed():
+    before = peak_bytes(CPU)
+    size = before + (64 << 20)  # more than everything up to now, so the peak must grow
+    block = torch.ones(size // 4)
+    del block
+    assert peak_bytes(CPU) >= size
