@@ -19,9 +19,9 @@ from quantdraft.checkpoints.end_tokens import stored_end_token_ids
 from quantdraft.common.progress import bar
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.registry import ENGINES
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
-from quantdraft.engines.vllm.launch import check
 from quantdraft.engines.vllm.run import ARMS, Answers, Fleet, ask_in_turns, num_visits, warm_up
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
@@ -30,8 +30,8 @@ from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.measure.settings import Settings, say
 from quantdraft.record import Served
-from quantdraft.record.proposals import nearest_to_usual
 from quantdraft.record.provenance import load_around, load_average
+from quantdraft.record.terms import nearest_to_usual
 
 # Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
@@ -192,7 +192,7 @@ def _request(run: Serve, index: int) -> Request:
 
 
 def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
-    found = check(Draft(draft.path.absolute(), draft.config, target.config))
+    found = ENGINES["vllm"].check(Draft(draft.path.absolute(), draft.config, target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
         raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")
