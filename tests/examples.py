@@ -17,9 +17,12 @@ from quantdraft.common.files import read_json
 from quantdraft.errors import OptionError
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.report import write_comparison, write_document, write_report
-from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.workflows.select.rows import selection_document
-from quantdraft.workflows.select.select import RECORD as SELECTION_FILE
+from quantdraft.workflows.select import (
+    SELECTION_FILE,
+    SELECTION_SCHEMA_VERSION,
+    Selection,
+    selection_document,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 COMPARISON = "comparison"

@@ -77,13 +77,13 @@ def sweep(ks: str, recipes: str, as_json: bool, **given: Any) -> None:
     """
     with step("sweep"):
         from quantdraft.workflows.sweep.grid import SweepSettings
-        from quantdraft.workflows.sweep.sweep import RECORD
+        from quantdraft.workflows.sweep.sweep import SWEEP_FILE
         from quantdraft.workflows.sweep.sweep import sweep as run_sweep
 
         settings = SweepSettings.of(ks=parse_ks(ks), recipes=parse_names(recipes), **given)
         result = run_sweep(settings, tell_aside if as_json else tell)
     if as_json:
-        print_record(settings.output / RECORD)
+        print_record(settings.output / SWEEP_FILE)
     if len(result.failed) == len(result.cells):
         sys.exit(1)
 
@@ -115,6 +115,7 @@ def sweep(ks: str, recipes: str, as_json: bool, **given: Any) -> None:
 @options.latency_seconds(10.0, "A run.")
 @options.no_latency("Acceptance only: ordered by prediction.")
 @options.live_prompts(0, "Proof of a replay.")
+@options.POLICY
 @options.SEED
 @options.DEVICE
 @options.dtype("Of replay and the live loop.")
@@ -137,7 +138,7 @@ def select(ks: str, as_json: bool, **given: Any) -> None:
     goes on where it stopped when the same command is given again.
     """
     with step("select"):
-        from quantdraft.workflows.select import SelectSettings, lines_of
+        from quantdraft.workflows.select import SelectSettings, selection_text
         from quantdraft.workflows.select import select as select_draft
 
         settings = SelectSettings.of(ks=parse_ks(ks), **given)
@@ -145,4 +146,4 @@ def select(ks: str, as_json: bool, **given: Any) -> None:
     if as_json:
         print_record(settings.output / "selection.json")
     else:
-        print_lines([lines_of(selection), f"Report: {settings.output / 'report.html'}"])
+        print_lines([selection_text(selection), f"Report: {settings.output / 'report.html'}"])

@@ -8,9 +8,7 @@ from quantdraft.record import Interval
 from quantdraft.record.numbers import UNDEFINED, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.choices import kept_for_cost, rates_by_domain, speeds
-from quantdraft.workflows.select.names import name_of, short
-from quantdraft.workflows.select.ranking import Ranked
-from quantdraft.workflows.select.record import Selection
+from quantdraft.workflows.select.record import Ranked, Selection
 
 
 def speeds_chart(selection: Selection) -> Chart:
@@ -39,7 +37,7 @@ def speeds_chart(selection: Selection) -> Chart:
 def _speed_row(row: Ranked, selection: Selection) -> dict[str, Any]:
     ends = row.measured
     return {
-        "name": name_of(row, selection),
+        "name": selection.row_name(row),
         "standing": standing(row, selection),
         "value": ends.value if ends else None,
         "low": ends.low if ends else None,
@@ -59,7 +57,7 @@ def standing(row: Ranked, selection: Selection) -> str:
     return "slower" if row.is_slower else "not told apart"
 
 
-def plane_chart(selection: Selection) -> Chart:
+def cost_chart(selection: Selection) -> Chart:
     """Acceptance at one k against c: measured where every row was timed, else by the bytes."""
     is_timed = all(row.step_cost is not None for row in selection.rows)
     rows = [_plane_row(row, selection, is_timed) for row in selection.rows]
@@ -89,8 +87,8 @@ def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, A
     cost = row.step_cost if is_timed and row.step_cost else _exactly(row.draft_cost)
     rate = row.acceptance_rate
     return {
-        "name": name_of(row, selection),
-        "draft": short(row.draft, selection),
+        "name": selection.row_name(row),
+        "draft": selection.short_name(row.draft),
         "recipe": row.recipe,
         "standing": standing(row, selection),
         **{"x": cost.value, "x_low": cost.low, "x_high": cost.high},
@@ -104,7 +102,7 @@ def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, A
 
 def _drafts(selection: Selection) -> list[str]:
     """By the best row of each: a draft has one colour in every picture."""
-    return list(dict.fromkeys(short(row.draft, selection) for row in selection.rows))
+    return list(dict.fromkeys(selection.short_name(row.draft) for row in selection.rows))
 
 
 def _exactly(value: float) -> Interval:
@@ -116,7 +114,7 @@ def domains_chart(selection: Selection) -> Chart | None:
     rows = [
         {
             "domain": found.domain,
-            "draft": short(row.draft, selection),
+            "draft": selection.short_name(row.draft),
             "value": found.acceptance_rate.value,
             "low": found.acceptance_rate.low,
             "high": found.acceptance_rate.high,
