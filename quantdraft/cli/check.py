@@ -13,7 +13,7 @@ from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines
 from quantdraft.cli.values import ModelName
 from quantdraft.common.progress import step
-from quantdraft.record.proposals import USUAL_K
+from quantdraft.record.terms import USUAL_K
 
 
 @click.command(

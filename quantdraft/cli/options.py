@@ -22,7 +22,7 @@ from quantdraft.cli.values import (
 )
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ModeChoice
-from quantdraft.record.proposals import MAX_K
+from quantdraft.record.terms import MAX_K
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]

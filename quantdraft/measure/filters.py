@@ -12,7 +12,7 @@ from quantdraft.checkpoints.configs import num_positions
 from quantdraft.common.progress import say
 from quantdraft.errors import TrafficError
 from quantdraft.measure.models import Models
-from quantdraft.record.limit_words import counted
+from quantdraft.record.wording import counted
 from quantdraft.traffic.jsonl import chosen
 from quantdraft.traffic.traffic import Traffic, token_counts
 

@@ -10,7 +10,7 @@ from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ModeChoice
-from quantdraft.record.proposals import ALL_KS
+from quantdraft.record.terms import ALL_KS
 from quantdraft.traffic.traffic import Sampling
 
 

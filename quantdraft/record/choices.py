@@ -1,4 +1,4 @@
-"""The names that a setting may have, as types. Nothing heavy is imported: the command line lists them."""
+"""The values of settings that are names, as types. The command line reads them at its start."""
 
 from __future__ import annotations
 

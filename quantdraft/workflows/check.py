@@ -9,15 +9,15 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.heads import require_draft_model
-from quantdraft.checkpoints.pairing import Finding, check_pairing, is_compatible
+from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_compatible
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.errors import OptionError, RecipeError
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.quantize.ledger import byte_ledger, head_options, judged_context, project
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe
-from quantdraft.record.numbers import UNDEFINED, num_bytes, times
-from quantdraft.record.proposals import MAX_K, USUAL_K
 from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
+from quantdraft.record.terms import MAX_K, USUAL_K
+from quantdraft.record.wording import UNDEFINED, num_bytes, times
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import terminal
 from quantdraft.report.views.screen import here
@@ -37,7 +37,7 @@ class Preflight:
     """Findings about the pair, and the outlook of every bundled recipe."""
 
     is_compatible: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[PairingFinding, ...]
     num_speculative_tokens: int
     outlooks: tuple[RecipeOutlook, ...]
 

@@ -34,8 +34,8 @@ from quantdraft.measure.run_traffic import TRAFFIC_FILE, default_rule, read_run_
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
-from quantdraft.record.limit_words import counted
 from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.record.wording import counted
 from quantdraft.report import write_report
 from quantdraft.traffic.traffic import Traffic
 

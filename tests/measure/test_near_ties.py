@@ -19,7 +19,7 @@ from quantdraft.judge.acceptance import replay_rounds, rounds_between
 from quantdraft.measure.live import run_live
 from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, text_status
 from quantdraft.record import Evaluation
-from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, write_traffic
 from quantdraft.workflows.evaluate import evaluate

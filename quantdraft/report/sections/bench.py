@@ -10,10 +10,10 @@ from statistics import median, quantiles
 
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Bench, Latency, Roofline
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
+    counted,
     memory_not_speed,
     num_bytes,
     percent,

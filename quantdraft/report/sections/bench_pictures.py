@@ -9,7 +9,7 @@ from typing import Any
 from quantdraft.judge.comparison import step_figures
 from quantdraft.judge.comparison.steps import BASELINE
 from quantdraft.record import Latency
-from quantdraft.record.numbers import bare_ms, times, valued
+from quantdraft.record.wording import bare_ms, times, valued
 from quantdraft.report.blocks import Block, Chart, Table
 from quantdraft.report.charts.steps import draft_steps, target_steps
 

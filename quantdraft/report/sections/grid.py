@@ -7,7 +7,7 @@ from quantdraft.judge.comparison.points import best_over_autoregressive
 from quantdraft.judge.verdict.checks import result_of
 from quantdraft.judge.verdict.policy import policy_of
 from quantdraft.record import Evaluation, Interval
-from quantdraft.record.numbers import times, undefined, valued
+from quantdraft.record.wording import times, undefined, valued
 from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import paying_by_batch, verdict_map
 from quantdraft.report.charts.style import Row

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation, Interval
-from quantdraft.record.numbers import change_points, metric, times, undefined, valued
 from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, ellipse, frontier, plane_of
+from quantdraft.record.wording import change_points, metric, times, undefined, valued
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import break_even_plane
 from quantdraft.report.charts.style import Row

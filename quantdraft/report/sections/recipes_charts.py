@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
-from quantdraft.record.numbers import milliseconds, times, valued
 from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.curves import curve_rows, curves, forest
 from quantdraft.report.charts.planes import pareto

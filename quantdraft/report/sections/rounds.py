@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import UNDEFINED, length, milliseconds, undefined
 from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import UNDEFINED, length, milliseconds, undefined
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.bars import round_bars
 from quantdraft.report.charts.style import Row

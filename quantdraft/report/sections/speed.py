@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from quantdraft.record import Evaluation, Projection, SpeedPoint
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
     compared,
@@ -17,7 +18,6 @@ from quantdraft.record.numbers import (
     undefined,
     valued,
 )
-from quantdraft.record.plane import acceptance_at
 from quantdraft.report.blocks import Block, Chart, Equation, Equations, Paragraph, Section, Table
 from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
 from quantdraft.report.sections.headline import missing_speed
