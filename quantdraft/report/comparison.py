@@ -12,6 +12,7 @@ from quantdraft.judge.verdict.checks import is_control
 from quantdraft.record import Evaluation
 from quantdraft.record.limit_words import counted
 from quantdraft.record.numbers import interval, times
+from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections.headline import model_name, sentence
@@ -24,7 +25,6 @@ from quantdraft.report.sections.recipes import (
     pairs_table,
     speed_table,
 )
-from quantdraft.report.sections.recipes_charts import forest_chart, lengths_chart, pareto_chart
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:
