@@ -24,7 +24,7 @@ from quantdraft.cli.values import (
 )
 from quantdraft.common.progress import step
 from quantdraft.errors import OptionError
-from quantdraft.record.proposals import USUAL_K
+from quantdraft.record.terms import USUAL_K
 
 A_CONFIG = Name("shape", shape_names, is_open=True)
 

@@ -20,7 +20,7 @@ from quantdraft.cli.values import (
     Recipe,
     recipe_names,
 )
-from quantdraft.record.proposals import MAX_K
+from quantdraft.record.terms import MAX_K
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]

@@ -53,7 +53,7 @@ def capture(
     """
     with step("capture"):
         from quantdraft.measure.capture import capture as capture_traffic
-        from quantdraft.record.limit_words import counted
+        from quantdraft.record.wording import counted
         from quantdraft.traffic.traffic import Sampling
 
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)

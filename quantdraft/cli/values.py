@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from quantdraft.errors import OptionError, nearest
-from quantdraft.record.proposals import MAX_K
+from quantdraft.record.terms import MAX_K
 
 DIRECTORY = click.Path(path_type=Path)
 

@@ -49,9 +49,8 @@ from quantdraft.record import (
     Slice,
     SpeedPoint,
 )
-from quantdraft.record.proposals import nearest_to_usual
 from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
-from quantdraft.record.whole_numbers import compact
+from quantdraft.record.terms import compact, nearest_to_usual
 from quantdraft.traffic.traffic import Traffic, token_counts
 
 Keeps = Mapping[str, Sequence[NDArray[np.float64]]]

@@ -32,8 +32,8 @@ from quantdraft.measure.served.served_run import Serve
 from quantdraft.measure.settings import Models, Settings, say
 from quantdraft.quantize.proof.proof import probe_logits
 from quantdraft.record import AcceptanceRule, Latency, LiveCheck, Served
-from quantdraft.record.proposals import nearest_to_usual
 from quantdraft.record.provenance import model_identity
+from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.traffic import Sampling, Traffic, token_counts
 
 OWN_TEXTS = (

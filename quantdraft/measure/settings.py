@@ -19,8 +19,8 @@ from quantdraft.common.progress import aside
 from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, TrafficError
 from quantdraft.measure.capture import capture, has_captured
 from quantdraft.record import AcceptanceRule
-from quantdraft.record.limit_words import counted
-from quantdraft.record.proposals import ALL_KS
+from quantdraft.record.terms import ALL_KS
+from quantdraft.record.wording import counted
 from quantdraft.traffic.jsonl import chosen
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic, token_counts
 

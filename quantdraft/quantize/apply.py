@@ -38,9 +38,9 @@ from quantdraft.quantize.proof.proof import Proof, prove
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import formats_by_module
 from quantdraft.record import MIN_SPEEDUP
-from quantdraft.record.limit_words import counted
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.step_bytes import ledger_summary
+from quantdraft.record.wording import counted
 
 # What belongs to a model besides config and weights, and is copied as it is.
 CARRIED = (

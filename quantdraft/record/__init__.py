@@ -23,8 +23,8 @@ from quantdraft.record.evaluation import (
     read_evaluation,
     write_evaluation,
 )
-from quantdraft.record.interval import Interval
 from quantdraft.record.served import Served, ServedArm, ServedRequest
+from quantdraft.record.terms import Interval
 from quantdraft.record.timing import (
     ArmLatency,
     Latency,

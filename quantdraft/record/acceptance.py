@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.record.interval import Interval
+from quantdraft.record.terms import Interval
 
 AcceptanceRule = Literal["greedy", "greedy_draft", "rejection", "exact_match"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
-from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.terms import nearest_to_usual
 
 NUM_ELLIPSE_POINTS = 72
 # Axes are 95 % intervals of one number each; both together hold 95 % only in an ellipse this much

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quantdraft.record.interval import Interval
+from quantdraft.record.terms import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantdraft.record.interval import Interval
+from quantdraft.record.terms import Interval
 
 CheckResult = Literal["pass", "fail", "unsure", "undefined"]
 Decision = Literal["go", "no-go", "inconclusive"]

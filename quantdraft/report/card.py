@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from quantdraft.record import Evaluation
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import valued
+from quantdraft.record.wording import counted, valued
 from quantdraft.report.blocks import Paragraph, Section, Table
 from quantdraft.report.sections.headline import (
     checks_table,

@@ -10,10 +10,9 @@ from quantdraft.errors import OptionError, PairingError
 from quantdraft.judge.comparison import Pair, all_pairs
 from quantdraft.judge.verdict.checks import is_control
 from quantdraft.record import Evaluation
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import interval, times
-from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
+from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
+from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections.headline import model_name, sentence
 from quantdraft.report.sections.obstacles import obstacles_notice

@@ -15,9 +15,9 @@ from quantdraft.errors import OptionError, RecipeError
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.quantize.ledger import byte_ledger, head_options, judged_context, project
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe
-from quantdraft.record.numbers import UNDEFINED, num_bytes, times
-from quantdraft.record.proposals import MAX_K, USUAL_K
 from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
+from quantdraft.record.terms import MAX_K, USUAL_K
+from quantdraft.record.wording import UNDEFINED, num_bytes, times
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import terminal
 from quantdraft.report.views.screen import here

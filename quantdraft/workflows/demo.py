@@ -17,7 +17,7 @@ from quantdraft.measure.settings import ModeChoice, Settings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.record.limit_words import counted
+from quantdraft.record.wording import counted
 from quantdraft.report import compare
 from quantdraft.report.sections.headline import sentence
 from quantdraft.traffic.traffic import Sampling

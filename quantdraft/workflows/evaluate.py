@@ -40,8 +40,8 @@ from quantdraft.measure.settings import (
 )
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
-from quantdraft.record.limit_words import counted
 from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.record.wording import counted
 from quantdraft.report import write_report
 from quantdraft.traffic.traffic import Traffic
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantdraft.record import Interval
-from quantdraft.record.numbers import UNDEFINED, percent
+from quantdraft.record.wording import UNDEFINED, percent
 from quantdraft.report.blocks import Bullets, Document, Paragraph, Section, Table
 from tests.benchmarks.recipe_rows import CONTEXT, ENGINES, K, Made, Row, Tried
 

@@ -15,7 +15,7 @@ from quantdraft.judge.verdict import Policy, policy_of
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation
-from quantdraft.record.proposals import MAX_K, USUAL_K, nearest_to_usual
+from quantdraft.record.terms import MAX_K, USUAL_K, nearest_to_usual
 from quantdraft.report import render_terminal
 from quantdraft.report.comparison import comparison
 from quantdraft.report.evaluation import document
@@ -54,7 +54,7 @@ def test_the_largest_k_and_the_usual_one_stand_once() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Assign) and {ast.unparse(each) for each in node.targets} & names
     ]
-    assert homes == ["proposals.py", "proposals.py"]
+    assert homes == ["terms.py", "terms.py"]
     assert (MAX_K, USUAL_K) == (16, 4)
 
 

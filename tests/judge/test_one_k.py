@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantdraft.record import Evaluation, read_evaluation
-from quantdraft.record.numbers import length, percent
 from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.wording import length, percent
 from quantdraft.report import render_terminal, render_verdict
 from quantdraft.report.blocks import Document, Figures, Table
 from quantdraft.report.card import model_card

@@ -20,7 +20,7 @@ from quantdraft.measure.live import run_live
 from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, text_status
 from quantdraft.measure.settings import Settings
 from quantdraft.record import Evaluation
-from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, write_traffic
 from quantdraft.workflows.evaluate import evaluate

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from quantdraft.record.whole_numbers import compact
+from quantdraft.record.terms import compact
 
 
 def test_numbers_stay_what_they_are() -> None:

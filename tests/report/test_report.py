@@ -8,7 +8,7 @@ import pytest
 
 from quantdraft.errors import OptionError, OutputExistsError, PairingError
 from quantdraft.record import Check, Evaluation, Interval, LiveCheck, Roofline, write_evaluation
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     change_points,
     count,
     interval,

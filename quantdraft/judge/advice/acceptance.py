@@ -22,8 +22,8 @@ from quantdraft.judge.advice.wording import (
 )
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval
-from quantdraft.record.limit_words import counted
 from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.wording import counted
 
 
 def alpha_of(lengths: Interval, k: int) -> Interval:

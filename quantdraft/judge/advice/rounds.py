@@ -16,7 +16,7 @@ from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, Latency
 from quantdraft.record.plane import acceptance_at, shown_k
-from quantdraft.record.proposals import MAX_K, USUAL_K
+from quantdraft.record.terms import MAX_K, USUAL_K
 
 
 def k_too_high_or_low(

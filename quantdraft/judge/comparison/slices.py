@@ -18,7 +18,7 @@ from quantdraft.judge.statistics.bootstrap import (
     prompt_weights,
 )
 from quantdraft.record import Interval, Slice
-from quantdraft.record.whole_numbers import compact
+from quantdraft.record.terms import compact
 
 
 class Cut(NamedTuple):

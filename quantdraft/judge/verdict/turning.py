@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quantdraft.judge.verdict.policy import policy_of
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import change_points, milliseconds, percent, times
 from quantdraft.record.plane import acceptance_at, draft_speedup, plane_of
+from quantdraft.record.wording import change_points, milliseconds, percent, times
 
 
 def speed_limit(evaluation: Evaluation) -> float:

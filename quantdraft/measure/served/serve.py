@@ -30,8 +30,8 @@ from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.measure.settings import Settings, say
 from quantdraft.record import Served
-from quantdraft.record.proposals import nearest_to_usual
 from quantdraft.record.provenance import load_around, load_average
+from quantdraft.record.terms import nearest_to_usual
 
 # Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 
 from quantdraft.record import AcceptanceCounts, Interval, PromptReplay
-from quantdraft.record.numbers import count, length, percent, valued
+from quantdraft.record.wording import count, length, percent, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import LIGHT, NUM_TICKS, arm_scale, ends, finish, inline, level
 from quantdraft.report.safety import shown_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from quantdraft.record.numbers import milliseconds, num_bytes
+from quantdraft.record.wording import milliseconds, num_bytes
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import LIGHT, NUM_TICKS, WIDE, finish, inline
 

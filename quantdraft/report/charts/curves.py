@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantdraft.record import Interval
-from quantdraft.record.numbers import valued
+from quantdraft.record.wording import valued
 from quantdraft.report.blocks import Table
 from quantdraft.report.charts.style import arm_scale, ends, finish, inline, level, name_scale
 
@@ -15,7 +15,7 @@ K_TITLE = "k, tokens proposed a round"
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class LineByK:
     """One line: a value with its interval at every k, and the k to ring."""
 
     name: str
@@ -23,7 +23,7 @@ class Curve:
     best_k: int | None
 
 
-def curve_table(curves: Sequence[Curve], measure: str, metric: str) -> Table:
+def curve_table(curves: Sequence[LineByK], measure: str, metric: str) -> Table:
     """Return the numbers of the lines. measure: their column's name; metric: how they are said"""
     return Table(
         ("Draft", "k", f"{measure} (95 % interval)"),
@@ -33,7 +33,7 @@ def curve_table(curves: Sequence[Curve], measure: str, metric: str) -> Table:
 
 
 def curves_spec(
-    curves: Sequence[Curve],
+    curves: Sequence[LineByK],
     y_title: str,
     metric: str,
     *,

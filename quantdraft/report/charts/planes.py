@@ -9,8 +9,8 @@ from typing import Any
 from quantdraft.judge.comparison import GridPoint
 from quantdraft.judge.comparison.points import best_over_autoregressive
 from quantdraft.record import Interval
-from quantdraft.record.numbers import metric, times, valued
 from quantdraft.record.plane import Plane, ellipse, frontier
+from quantdraft.record.wording import metric, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import (
     LIGHT,
@@ -328,9 +328,7 @@ def paying_chart(points: Sequence[GridPoint]) -> Chart | None:
         spec=finish(drawn, height=250),
         data=Table(
             ("Batch", "Context", "Over the target alone", "By"),
-            tuple(
-                (str(row["batch"]), row["context"], row["shown"], row["arm"]) for row in rows
-            ),
+            tuple((str(row["batch"]), row["context"], row["shown"], row["arm"]) for row in rows),
             frozenset({0, 1, 2}),
         ),
     )

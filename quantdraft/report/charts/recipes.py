@@ -1,4 +1,4 @@
-"""Charts of recipes side by side: speedups against the limit, what is kept for what time, τ by k."""
+"""Charts of recipes side by side: speedups against the limit, the Pareto front, lengths by k."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation, Interval
-from quantdraft.record.numbers import milliseconds, times, valued
 from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
-from quantdraft.report.charts.curves import Curve, curve_table, curves_spec
+from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
 from quantdraft.report.charts.style import (
     LIGHT,
     RATE,
@@ -185,13 +185,13 @@ def _front(places: Sequence[_Kept]) -> list[_Kept]:
 
 
 def lengths_chart(ordered: Sequence[Evaluation]) -> Chart:
-    """Return τ by k: the baseline once, then every recipe; a click in the legend shows one alone."""
+    """Return τ by k: the baseline, then every recipe; a click in the legend shows one alone."""
     first = ordered[0]
     baseline = [(row.num_speculative_tokens, row.baseline_length) for row in first.acceptance]
-    curves = [Curve("baseline", baseline, first.best_k.get("baseline"))]
+    curves = [LineByK("baseline", baseline, first.best_k.get("baseline"))]
     for each in ordered:
         points = [(row.num_speculative_tokens, row.candidate_length) for row in each.acceptance]
-        curves.append(Curve(each.name, points, each.best_k.get("candidate")))
+        curves.append(LineByK(each.name, points, each.best_k.get("candidate")))
     return Chart(
         name="lengths-by-k",
         title="Tokens a round τ, by k",

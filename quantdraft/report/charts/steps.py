@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantdraft.record import Interval
-from quantdraft.record.numbers import bare_ms, times, valued
+from quantdraft.record.wording import bare_ms, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import against_one, ends, finish, inline, name_scale
 

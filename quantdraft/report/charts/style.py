@@ -194,7 +194,7 @@ def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
 
 
 def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
-    """Return the places x, y (a share) of marks at their middle, and the rules of both intervals."""
+    """Return the places x, y (a share) of marks at their middle, and both intervals' rules."""
     import altair as alt
 
     x = alt.X(

@@ -7,7 +7,8 @@ from itertools import pairwise
 from quantdraft.judge.advice.acceptance import alpha_of
 from quantdraft.judge.comparison import MIN_PROMPTS
 from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at, shown_k, slices_k
+from quantdraft.record.wording import (
     ALPHA_NAME,
     RATE_NAME,
     UNDEFINED,
@@ -20,7 +21,6 @@ from quantdraft.record.numbers import (
     undefined,
     valued,
 )
-from quantdraft.record.plane import acceptance_at, shown_k, slices_k
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.acceptance import PartLoss, loss_chart, position_chart
 

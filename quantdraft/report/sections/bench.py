@@ -10,10 +10,10 @@ from statistics import median, quantiles
 
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Bench, Latency, Roofline
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
+    counted,
     memory_not_speed,
     num_bytes,
     percent,
@@ -162,7 +162,8 @@ def _target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
         timed = point.arms[TARGET].steps if TARGET in point.arms else {}
         known = {m: median(step.samples_ms) for m, step in timed.items() if step.samples_ms}
         if 1 in known and len(known) > 1:
-            steps += [TargetStep(place(point), m, ms, ms / known[1]) for m, ms in sorted(known.items())]
+            for m, ms in sorted(known.items()):
+                steps.append(TargetStep(place(point), m, ms, ms / known[1]))
     return (target_steps_chart(steps),) if steps else ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantdraft.judge.advice import Diagnosis, diagnoses
 from quantdraft.judge.verdict.policy import policy_of
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import title_of
+from quantdraft.record.wording import title_of
 from quantdraft.report.blocks import Notice, Section
 
 

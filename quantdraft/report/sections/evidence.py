@@ -7,8 +7,7 @@ from typing import Any
 from quantdraft.judge.comparison import step_figures
 from quantdraft.judge.statistics.bootstrap import DEFAULT
 from quantdraft.record import Evaluation, LiveCheck
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import UNDEFINED, count, load_words, percent, valued
+from quantdraft.record.wording import UNDEFINED, count, counted, load_words, percent, valued
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.sections.headline import model_name
 

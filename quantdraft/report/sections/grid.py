@@ -6,8 +6,8 @@ from quantdraft.judge.comparison import GridPoint, grid_points, stops_paying_at
 from quantdraft.judge.verdict.checks import result_of
 from quantdraft.judge.verdict.policy import policy_of
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import undefined
-from quantdraft.report.blocks import Block, Bullets, Paragraph, Section, Table
+from quantdraft.record.wording import undefined
+from quantdraft.report.blocks import Block, Bullets, Paragraph, Section
 from quantdraft.report.charts.planes import VerdictCell, paying_chart, verdict_map
 from quantdraft.report.sections.headline import missing_speed
 
@@ -27,12 +27,7 @@ def grid_section(evaluation: Evaluation) -> Section:
     if not points:
         why = undefined(missing_speed(evaluation))
         return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
-    here = place_of(evaluation)
-    cells = [
-        VerdictCell(point, _verdict(evaluation, point), here == (point.batch_size, point.context_length))
-        for point in points
-    ]
-    blocks: list[Block] = [verdict_map(cells)]
+    blocks: list[Block] = [verdict_map([_cell(evaluation, point) for point in points])]
     if len(points) == 1:
         blocks = [Paragraph(HOW)]
     elif (chart := paying_chart(points)) is not None:
@@ -45,6 +40,11 @@ def grid_section(evaluation: Evaluation) -> Section:
 def place_of(evaluation: Evaluation) -> tuple[int, int]:
     """Batch and context of the verdict's own operating point."""
     return evaluation.latency.batch_size, evaluation.latency.context_length
+
+
+def _cell(evaluation: Evaluation, point: GridPoint) -> VerdictCell:
+    is_here = place_of(evaluation) == (point.batch_size, point.context_length)
+    return VerdictCell(point, _verdict(evaluation, point), is_here)
 
 
 def _verdict(evaluation: Evaluation, point: GridPoint) -> str:

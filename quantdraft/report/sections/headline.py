@@ -8,10 +8,11 @@ from quantdraft.judge.advice import explaining
 from quantdraft.judge.verdict.policy import RATE, RATE_LOSS, policy_of
 from quantdraft.judge.verdict.turning import turning_points
 from quantdraft.record import Check, Evaluation, Verdict
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.wording import (
     RATE_NAME,
     UNDEFINED,
+    counted,
     interval,
     length,
     metric,
@@ -26,7 +27,6 @@ from quantdraft.record.numbers import (
     valued,
     whole_sentence,
 )
-from quantdraft.record.plane import acceptance_at, shown_k
 from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
 
 OPENINGS = ("speed was ", "the ", "control: ", "speculation with ", "acceptance ")

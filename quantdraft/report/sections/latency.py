@@ -6,11 +6,11 @@ from statistics import median
 
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Evaluation
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
     count,
+    counted,
     load_words,
     memory_not_speed,
     shorter,

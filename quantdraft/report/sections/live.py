@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantdraft.record import Evaluation, LiveCheck
-from quantdraft.record.numbers import count
+from quantdraft.record.wording import count
 from quantdraft.report.blocks import Paragraph, Section, Table
 
 OWN_TEXTS = (

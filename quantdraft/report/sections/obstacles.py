@@ -8,7 +8,8 @@ from quantdraft.judge.comparison import step_figures
 from quantdraft.judge.verdict.checks import is_control
 from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at, draft_speedup, plane_of
+from quantdraft.record.wording import (
     change_points,
     metric,
     percent,
@@ -18,7 +19,6 @@ from quantdraft.record.numbers import (
     times,
     valued,
 )
-from quantdraft.record.plane import acceptance_at, draft_speedup, plane_of
 from quantdraft.report.blocks import Block, Notice
 
 # Of the copy bandwidth: a step far below it does not wait for its bytes, so fewer gain little.

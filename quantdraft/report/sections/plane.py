@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import change_points, times, undefined
 from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, plane_of
+from quantdraft.record.wording import change_points, times, undefined
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import PlanePlace, break_even_chart
 from quantdraft.report.sections.headline import missing_speed

@@ -6,9 +6,8 @@ import numpy as np
 
 from quantdraft.judge.acceptance import token_acceptance
 from quantdraft.record import Disagreement, Evaluation, PromptReplay
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import count, length
 from quantdraft.record.plane import slices_k
+from quantdraft.record.wording import count, counted
 from quantdraft.report.blocks import (
     Block,
     Paragraph,

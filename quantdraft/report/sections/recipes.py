@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from quantdraft.judge.comparison import Pair
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at
+from quantdraft.record.terms import nearest_to_usual
+from quantdraft.record.wording import (
     UNDEFINED,
     length,
     milliseconds,
@@ -15,8 +17,6 @@ from quantdraft.record.numbers import (
     times,
     valued,
 )
-from quantdraft.record.plane import acceptance_at
-from quantdraft.record.proposals import nearest_to_usual
 from quantdraft.report.blocks import Table, Tone
 from quantdraft.report.sections.headline import TONES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import UNDEFINED, count, num_bytes, significant, times, title_of
+from quantdraft.record.wording import UNDEFINED, count, num_bytes, significant, times, title_of
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.charts.bars import BytesPart, ledger_chart
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import Evaluation
-from quantdraft.record.numbers import UNDEFINED, length, undefined
 from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import UNDEFINED, length, undefined
 from quantdraft.report.blocks import Block, Paragraph, Section
 from quantdraft.report.charts.bars import RoundLimit, RoundPart, round_chart
 from quantdraft.report.sections.headline import missing_speed

@@ -14,7 +14,7 @@ from quantdraft.judge.comparison.served import (
     served_prompts,
 )
 from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     UNDEFINED,
     count,
     length,

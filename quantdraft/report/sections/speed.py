@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from quantdraft.record import Evaluation, Projection, SpeedPoint
-from quantdraft.record.numbers import (
+from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
     compared,
@@ -17,9 +18,8 @@ from quantdraft.record.numbers import (
     undefined,
     valued,
 )
-from quantdraft.record.plane import acceptance_at
 from quantdraft.report.blocks import Block, Chart, Equation, Equations, Paragraph, Section, Table
-from quantdraft.report.charts.curves import Curve, curve_table, curves_spec
+from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
 from quantdraft.report.sections.headline import missing_speed
 
 # Four digits where the reader may want to redo the division.
@@ -180,18 +180,18 @@ def speed_chart(evaluation: Evaluation) -> Chart | None:
     )
 
 
-def _over_autoregressive(evaluation: Evaluation, arm: str, field: str) -> Curve:
+def _over_autoregressive(evaluation: Evaluation, arm: str, field: str) -> LineByK:
     found = (
         (point.candidate_num_speculative_tokens, getattr(point, field))
         for point in evaluation.equal_k
     )
-    return Curve(arm, [(k, e) for k, e in found if e is not None], evaluation.best_k.get(arm))
+    return LineByK(arm, [(k, e) for k, e in found if e is not None], evaluation.best_k.get(arm))
 
 
 def length_chart(evaluation: Evaluation) -> Chart:
     """Return τ by k, both arms, with bands."""
     curves = [
-        Curve(
+        LineByK(
             arm,
             [
                 (row.num_speculative_tokens, getattr(row, f"{arm}_length"))

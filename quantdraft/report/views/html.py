@@ -13,7 +13,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from quantdraft.record.numbers import NUMBER_AND_UNIT
+from quantdraft.record.wording import NUMBER_AND_UNIT
 from quantdraft.report.blocks import (
     Banner,
     Block,

@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import TextIO
 
-from quantdraft.record.numbers import NUMBER_AND_UNIT
+from quantdraft.record.wording import NUMBER_AND_UNIT
 from quantdraft.report.blocks import Tone
 
 MAX_WIDTH = 100  # of running text: longer lines are not read with ease

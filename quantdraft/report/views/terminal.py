@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.record.numbers import UNDEFINED
+from quantdraft.record.wording import UNDEFINED
 from quantdraft.report.blocks import (
     Banner,
     Block,

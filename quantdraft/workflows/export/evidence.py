@@ -10,7 +10,7 @@ from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import OptionError, PairingError, VerdictError
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.record.proposals import USUAL_K
+from quantdraft.record.terms import USUAL_K
 from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.sections.headline import sentence
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from quantdraft.errors import OptionError
 from quantdraft.judge.acceptance import alpha_from_rate
-from quantdraft.record.proposals import ALL_KS, MAX_K
+from quantdraft.record.terms import ALL_KS, MAX_K
 from quantdraft.workflows.plan.curve import Curve, plan_curve
 from quantdraft.workflows.plan.devices import load_device
 from quantdraft.workflows.plan.pair import read_model, require_full_precision

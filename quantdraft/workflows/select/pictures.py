@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantdraft.record import Interval
-from quantdraft.record.numbers import UNDEFINED, valued
+from quantdraft.record.wording import UNDEFINED, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import (
     LIGHT,

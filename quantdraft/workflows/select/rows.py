@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quantdraft.record import Interval
-from quantdraft.record.limit_words import counted
-from quantdraft.record.numbers import (
+from quantdraft.record.wording import (
     UNDEFINED,
     compared,
+    counted,
     interval,
     milliseconds,
     num_bytes,

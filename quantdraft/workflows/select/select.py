@@ -19,7 +19,7 @@ from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, P
 from quantdraft.measure.settings import Settings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.record.proposals import nearest_to_usual
+from quantdraft.record.terms import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.workflows.select.known import with_known_runs
 from quantdraft.workflows.select.ranking import Contender, basis_of, rank

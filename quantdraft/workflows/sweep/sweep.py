@@ -16,7 +16,7 @@ from quantdraft.common.progress import bar
 from quantdraft.errors import OptionError, OutputExistsError, TrafficError
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.record.limit_words import counted
+from quantdraft.record.wording import counted
 from quantdraft.report import compare
 from quantdraft.workflows.sweep.grid import (
     Cell,

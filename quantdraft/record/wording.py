@@ -9,12 +9,17 @@ import math
 import re
 from collections.abc import Callable
 
-from quantdraft.record import Interval
+from quantdraft.record.terms import Interval
 
 # The space between a number and its unit, where no line may end.
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=(ms|points?|GB/s|GB|MB|kB|B)\b|%)")
 UNDEFINED = "undefined"
 MINUS = "−"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 prompt`, `32 prompts`; the plural must end in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def undefined(reason: str = "") -> str:

@@ -1,0 +1,38 @@
+"""The terms that every record uses: arms, intervals, and k, the tokens that a draft proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_K = 16
+ALL_KS = tuple(range(1, MAX_K + 1))
+# What engines' documents and launch lines use most.
+USUAL_K = 4
+_KNOWN = tuple(float(number) for number in range(4096))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A point estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def nearest_to_usual(ks: Iterable[int]) -> int:
+    """Return the k nearest to the usual one, of two the lower: rates of all runs are shown at it.
+
+    It depends on what was replayed alone, never on a timing, so that the same draft on the same
+    traffic always has the same acceptance.
+    """
+    return min(ks, key=lambda k: (abs(k - USUAL_K), k))
+
+
+def compact(values: Iterable[float]) -> tuple[float, ...]:
+    """Return the same numbers; small whole ones are one object each, which saves memory."""
+    return tuple(
+        _KNOWN[int(value)] if 0 <= value < len(_KNOWN) and value == int(value) else value
+        for value in values
+    )
