@@ -86,9 +86,10 @@ def export(
     what it counted.
     """
     with step("export"):
+        from quantdraft.workflows.export.export import ExportSettings
         from quantdraft.workflows.export.export import export as export_checkpoint
 
-        lines = export_checkpoint(
+        settings = ExportSettings(
             checkpoint,
             engine,
             output,
@@ -103,6 +104,7 @@ def export(
             require_go=require_go,
             force=force,
         )
+        lines = export_checkpoint(settings).lines
     if as_json:
         print_json({"output": str(output), "engine": engine, "said": lines})
     else:
