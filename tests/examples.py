@@ -16,10 +16,11 @@ import click
 from quantdraft.common.files import read_json
 from quantdraft.errors import OptionError
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.report import write_comparison, write_document, write_report
+from quantdraft.report import write_document
 from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.workflows.select.rows import selection_document
 from quantdraft.workflows.select.select import RECORD as SELECTION_FILE
+from tests.pages import write_comparison, write_report
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 COMPARISON = "comparison"

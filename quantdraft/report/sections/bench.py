@@ -6,9 +6,8 @@ The roofline's table and the condition's line are the evaluation report's too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median, quantiles
+from statistics import quantiles
 
-from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Bench, Latency, Roofline
 from quantdraft.record.wording import (
     UNDEFINED,
@@ -107,7 +106,7 @@ def memory_alone(points: Sequence[Latency]) -> list[str]:
         where = "" if len(points) == 1 else f" at {place(point)}"
         for name in point.arms:
             if name not in {TARGET, "baseline", "control"}:
-                found = step_figures(point, name)
+                found = point.figures(name)
                 said.append(memory_not_speed(f"{name}{where}", found.ratio, found.byte_ratio))
     return [sentence for sentence in said if sentence is not None]
 
@@ -121,7 +120,7 @@ def _draft_rows(point: Latency) -> list[tuple[str, ...]]:
 
 
 def _draft_row(point: Latency, arm: ArmLatency) -> tuple[str, ...]:
-    figures = step_figures(point, arm.name)
+    figures = point.figures(arm.name)
     rate = figures.bytes_per_s
     return (
         arm.name,
@@ -155,10 +154,7 @@ def target_blocks(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 def _target_row(point: Latency, widths: Sequence[int]) -> tuple[str, ...]:
     steps = point.arms[TARGET].steps
-    cells = (
-        bare_ms(median(steps[w].samples_ms) if w in steps and steps[w].samples_ms else None)
-        for w in widths
-    )
+    cells = (bare_ms(steps[w].median_ms if w in steps else None) for w in widths)
     return (str(point.batch_size), str(point.context_length), *cells)
 
 

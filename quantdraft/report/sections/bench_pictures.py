@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
-from quantdraft.judge.comparison import step_figures
-from quantdraft.judge.comparison.steps import BASELINE
 from quantdraft.record import Latency
 from quantdraft.record.wording import bare_ms, times, valued
 from quantdraft.report.blocks import Block, Chart, Table
@@ -41,7 +38,7 @@ def draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
 def _draft_rows(point: Latency, is_one_of_many: bool) -> list[dict[str, Any]]:
     rows = []
     for arm in point.arms:
-        figures = None if arm in (TARGET, BASELINE) else step_figures(point, arm)
+        figures = None if arm in (TARGET, "baseline") else point.figures(arm)
         if figures is not None and figures.ratio is not None:
             rows.append(
                 {
@@ -81,7 +78,8 @@ def target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 def _target_rows(point: Latency) -> list[dict[str, Any]]:
     steps = point.arms[TARGET].steps if TARGET in point.arms else {}
-    known = {width: median(step.samples_ms) for width, step in steps.items() if step.samples_ms}
+    medians = {width: step.median_ms for width, step in steps.items()}
+    known = {width: ms for width, ms in medians.items() if ms is not None}
     if 1 not in known or len(known) < 2:
         return []
     return [

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.comparison import GridPoint, grid_points, stops_paying_at
-from quantdraft.judge.comparison.points import best_over_autoregressive
-from quantdraft.judge.verdict.checks import result_of
-from quantdraft.judge.verdict.policy import policy_of
-from quantdraft.record import Evaluation, Interval
+from quantdraft.record import Evaluation, GridPoint
 from quantdraft.record.wording import times, undefined, valued
 from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import paying_by_batch, verdict_map
@@ -25,7 +21,7 @@ def grid_section(evaluation: Evaluation) -> Section:
     if evaluation.served is not None:
         text = "the engine was asked one request at a time. The native engine times batches"
         return Section(TITLE, (Paragraph(f"The verdict by batch: {undefined(text)}."),))
-    points = grid_points(evaluation)
+    points = evaluation.known_analysis.grid
     if not points:
         why = undefined(missing_speed(evaluation))
         return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
@@ -34,8 +30,7 @@ def grid_section(evaluation: Evaluation) -> Section:
         blocks = [Paragraph(HOW)]
     elif (chart := _paying(points)) is not None:
         blocks.append(chart)
-    limit = policy_of(evaluation).min_speedup_over_autoregressive
-    blocks.append(Bullets(tuple(_stopping(points, limit))))
+    blocks.append(Bullets(tuple(_stopping(points, evaluation.known_analysis.stops_paying_at))))
     return Section(TITLE, tuple(blocks))
 
 
@@ -78,7 +73,7 @@ def _row(evaluation: Evaluation, point: GridPoint) -> Row:
     speed = point.speed
     over_baseline = speed.speedup_over_baseline if speed else None
     over_target = speed.speedup_over_autoregressive if speed else None
-    verdict = _verdict(evaluation, point)
+    verdict = point.decision or "undefined"
     return {
         "batch": point.batch_size,
         "context": point.context_length,
@@ -93,29 +88,9 @@ def _row(evaluation: Evaluation, point: GridPoint) -> Row:
     }
 
 
-def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
-    """By the speed checks there, and those of the run that hold everywhere."""
-    if point.speed is None:
-        return "undefined"
-    policy = policy_of(evaluation)
-    over_target = point.speed.speedup_over_autoregressive
-    results = {
-        result_of(point.speed.speedup_over_baseline, ">=", policy.min_speedup_over_baseline),
-        result_of(over_target, ">", policy.min_speedup_over_autoregressive),
-    }
-    others = {
-        check.result
-        for check in evaluation.verdict.checks
-        if check.kind == "decides" and check.observed is None and check.limit is None
-    }
-    if "fail" in results | others:
-        return "no-go"
-    return "go" if results | others <= {"pass"} else "inconclusive"
-
-
 def _paying(points: tuple[GridPoint, ...]) -> Chart | None:
     """The better draft over the target alone, by batch; None where one batch was timed."""
-    found = [(point, ends) for point in points if (ends := best_over_autoregressive(point))]
+    found = [(point, ends) for point in points if (ends := point.better_speedup)]
     rows: list[Row] = [
         {
             "batch": point.batch_size,
@@ -124,7 +99,7 @@ def _paying(points: tuple[GridPoint, ...]) -> Chart | None:
             "low": ends.low,
             "high": ends.high,
             "shown": valued(ends, "speedup"),
-            "arm": _better(point, ends),
+            "arm": point.better_arm,
         }
         for point, ends in found
     ]
@@ -146,19 +121,14 @@ def _paying(points: tuple[GridPoint, ...]) -> Chart | None:
     )
 
 
-def _better(point: GridPoint, ends: Interval) -> str:
-    is_candidate = point.speed is not None and ends == point.speed.speedup_over_autoregressive
-    return "candidate" if is_candidate else "baseline"
-
-
-def _stopping(points: tuple[GridPoint, ...], limit: float) -> list[str]:
+def _stopping(points: tuple[GridPoint, ...], found: dict[int, int | None]) -> list[str]:
     """One line a context; one for all of them where they say the same."""
     largest: dict[int, int] = {}
     for point in points:
         if point.speed is not None:
             batch = largest.get(point.context_length, 0)
             largest[point.context_length] = max(batch, point.batch_size)
-    stops = {c: batch for c, batch in stops_paying_at(points, limit).items() if c in largest}
+    stops = {c: batch for c, batch in found.items() if c in largest}
     if not stops:
         return ["No point has a speed."]
     if all(batch is None for batch in stops.values()):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation, Interval
-from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, ellipse, frontier, plane_of
+from quantdraft.record.plane import Plane, ellipse
 from quantdraft.record.wording import change_points, metric, times, undefined, valued
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import break_even_plane
@@ -24,9 +23,9 @@ def plane_section(evaluation: Evaluation) -> Section:
         return Section("What acceptance may be lost for what speed", (chart,))
     why = undefined(missing_speed(evaluation))
     blocks: tuple[Block, ...] = (Paragraph(f"The break-even plane: {why}."),)
-    plane = plane_of(evaluation)
+    plane = evaluation.plane
     if plane is not None:
-        blocks += (_allowed_table(plane, speed_limit(evaluation)),)
+        blocks += (_allowed_table(plane, evaluation.known_analysis.min_speedup_over_baseline),)
     return Section("What acceptance may be lost for what speed", blocks)
 
 
@@ -47,12 +46,16 @@ def _allowed_table(plane: Plane, limit: float) -> Table:
 
 def plane_chart(evaluations: Sequence[Evaluation]) -> Chart | None:
     """The frontier of the first evaluation that has one, and every recipe that was timed."""
-    timed = [e for e in evaluations if plane_of(e) is not None and draft_speedup(e) is not None]
-    plane = plane_of(timed[0]) if timed else None
+    timed = [
+        e
+        for e in evaluations
+        if e.plane is not None and e.operating_point.draft_speedup is not None
+    ]
+    plane = timed[0].plane if timed else None
     if plane is None:
         return None
     places = [place for each in timed if (place := _place(each, plane.num_speculative_tokens))]
-    limit = speed_limit(timed[0])
+    limit = timed[0].known_analysis.min_speedup_over_baseline
     domain = _domain(places)
     return Chart(
         name="break-even",
@@ -74,7 +77,7 @@ def plane_chart(evaluations: Sequence[Evaluation]) -> Chart | None:
 
 
 def _place(evaluation: Evaluation, k: int) -> Place | None:
-    acceptance, faster = acceptance_at(evaluation, k), draft_speedup(evaluation)
+    acceptance, faster = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
     if acceptance is None or faster is None:
         return None
     return evaluation.name, acceptance.acceptance_rate_loss, faster
@@ -98,8 +101,8 @@ def _regions(
     speeds = [
         low + (high - low) * at / NUM_FRONTIER_POINTS for at in range(NUM_FRONTIER_POINTS + 1)
     ]
-    go = frontier(plane, speeds, limit)
-    even = frontier(plane, speeds, 1.0)
+    go = plane.frontier(speeds, limit)
+    even = plane.frontier(speeds, 1.0)
     rows: list[Row] = []
     for (at_limit, y), (at_even, _) in zip(go, even, strict=True):
         to_limit, to_even = 100 * at_limit, 100 * at_even

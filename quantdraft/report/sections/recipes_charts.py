@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.verdict.turning import speed_limit
-from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import Comparison, Evaluation, ParetoPoint
 from quantdraft.record.wording import milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.curves import curve_rows, curves, forest
@@ -28,7 +26,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
                 "shown": valued(ends, "speedup"),
             }
         )
-    limit = speed_limit(ordered[0])
+    limit = ordered[0].known_analysis.min_speedup_over_baseline
     return Chart(
         name="speedups",
         title="Speedup over the baseline draft",
@@ -43,25 +41,26 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     )
 
 
-def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
-    """Acceptance rate against the draft step; None where no recipe has both.
-
-    A recipe's step is the baseline's of its own run over its paired speed-up, so that runs timed at
-    different hours share one scale: the first run's baseline.
-    """
-    rows = [] if k is None else _pareto_rows(ordered, k)
-    if len(rows) < 2:
+def pareto_chart(compared: Comparison) -> Chart | None:
+    """Acceptance rate against the draft step; None where no recipe has both."""
+    if not compared.pareto:
         return None
+    rows = [_pareto_row(point) for point in compared.pareto]
+    on_front = [point for point in compared.pareto if point.is_on_front]
+    steps = sorted((point.draft_step_ms.value, point.acceptance_rate.value) for point in on_front)
+    front: list[Row] = [{"x": step, "y": rate} for step, rate in steps]
     return Chart(
         name="pareto",
         title="What is kept for what time",
         description=(
-            f"Acceptance rate at k = {k} against one draft step, 95 % intervals. Steps are scaled "
-            "to one baseline, each by its own run's paired ratio. Left and up is better; the "
+            f"Acceptance rate at k = {compared.num_speculative_tokens} against one draft step, "
+            "95 % intervals. Steps are scaled to one baseline, each by its own run's paired ratio. Left and up is better; the "
             "dashed line joins recipes that no other beats in both. The intervals are each "
             "recipe's own; differences are paired and narrower, see the pairs below."
         ),
-        spec=pareto(rows, _front(rows)),
+        spec=pareto(
+            rows, sorted(({"x": r["x"], "y": r["y"]} for r in front), key=lambda r: r["x"])
+        ),
         data=Table(
             ("Draft", "Draft step", "Acceptance rate"),
             tuple((str(r["name"]), str(r["step"]), str(r["rate"])) for r in rows),
@@ -71,35 +70,10 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
     )
 
 
-def _pareto_rows(ordered: Sequence[Evaluation], k: int) -> list[Row]:
-    unit: float | None = None
-    rows: list[Row] = []
-    for evaluation in ordered:
-        point, acceptance = evaluation.operating_point, acceptance_at(evaluation, k)
-        if acceptance is None or point.baseline_draft_step_ms is None:
-            continue
-        if unit is None:
-            unit = point.baseline_draft_step_ms
-            rows.append(_baseline_row(unit, acceptance))
-        if point.draft_latency_saving is not None:
-            rows.append(_pareto_row(evaluation.name, unit, point, acceptance))
-    return rows
-
-
-def _baseline_row(unit: float, acceptance: AcceptanceComparison) -> Row:
-    return _row("baseline", Interval(unit, unit, unit), acceptance.baseline_rate)
-
-
-def _pareto_row(name: str, unit: float, point: SpeedPoint, acceptance: AcceptanceComparison) -> Row:
-    saving = point.draft_latency_saving
-    assert saving is not None
-    step = Interval(unit * (1 - saving.value), unit * (1 - saving.high), unit * (1 - saving.low))
-    return _row(name, step, acceptance.candidate_rate)
-
-
-def _row(name: str, step: Interval, rate: Interval) -> Row:
+def _pareto_row(point: ParetoPoint) -> Row:
+    step, rate = point.draft_step_ms, point.acceptance_rate
     return {
-        "name": name,
+        "name": point.name,
         "x": step.value,
         "x_low": step.low,
         "x_high": step.high,
@@ -109,15 +83,6 @@ def _row(name: str, step: Interval, rate: Interval) -> Row:
         "step": milliseconds(step.value),
         "rate": valued(rate, "rate"),
     }
-
-
-def _front(rows: Sequence[Row]) -> list[Row]:
-    """Of rising steps, those that keep more than every shorter one."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda each: (each["x"], -each["y"])):
-        if not best or row["y"] > best[-1]["y"]:
-            best.append({"x": row["x"], "y": row["y"]})
-    return best
 
 
 def lengths_chart(ordered: Sequence[Evaluation]) -> Chart:

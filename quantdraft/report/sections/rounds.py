@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.comparison import step_figures
-from quantdraft.record import Evaluation
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import ARMS, Arm, Evaluation
 from quantdraft.record.wording import UNDEFINED, length, milliseconds, undefined
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.bars import round_bars
@@ -68,33 +66,32 @@ def _step_rows(evaluation: Evaluation) -> list[Row]:
     if point.autoregressive_step_ms is not None:
         name = "autoregressive: 1 token"
         rows.append(_row(name, "target pass", point.autoregressive_step_ms, 0))
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        step = getattr(point, f"{arm}_draft_step_ms")
-        verify = getattr(point, f"{arm}_verify_step_ms")
-        if step is None or verify is None:
+    for arm in ARMS:
+        drafting, verify = point.of(arm).drafting_ms, point.of(arm).verify_step_ms
+        if drafting is None or verify is None:
             continue
-        name = _arm_name(evaluation, arm, k)
-        rows += [_row(name, "draft steps", k * step, 0), _row(name, "target pass", verify, 1)]
+        name = _arm_name(evaluation, arm)
+        rows += [_row(name, "draft steps", drafting, 0), _row(name, "target pass", verify, 1)]
     return rows
 
 
 def _served_rows(evaluation: Evaluation) -> list[Row]:
     point = evaluation.operating_point
     rows: list[Row] = []
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        per_token, acceptance = getattr(point, f"{arm}_ms_per_token"), acceptance_at(evaluation, k)
+    for arm in ARMS:
+        per_token = point.of(arm).ms_per_token
+        acceptance = evaluation.acceptance_at(point.of(arm).num_speculative_tokens)
         if per_token is None or acceptance is None:
             continue
-        tau = getattr(acceptance, f"{arm}_length").value
-        rows.append(_row(_arm_name(evaluation, arm, k), "whole round", per_token * tau, 0))
+        whole = per_token * acceptance.of(arm).length.value
+        rows.append(_row(_arm_name(evaluation, arm), "whole round", whole, 0))
     return rows
 
 
-def _arm_name(evaluation: Evaluation, arm: str, k: int) -> str:
-    acceptance = acceptance_at(evaluation, k)
-    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
+def _arm_name(evaluation: Evaluation, arm: Arm) -> str:
+    k = evaluation.operating_point.of(arm).num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    tau = length(acceptance.of(arm).length.value) if acceptance else UNDEFINED
     return f"{arm}, k = {k}: {tau} tokens"
 
 
@@ -107,15 +104,15 @@ def _limits(evaluation: Evaluation) -> list[Row]:
     latency, point = evaluation.latency, evaluation.operating_point
     if "target" not in latency.arms:
         return []
-    target = step_figures(latency, "target").limit_ms
+    target = latency.figures("target").limit_ms
     if target is None:
         return []
     found = [("autoregressive: 1 token", target)] if point.autoregressive_step_ms else []
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        step = step_figures(latency, arm).limit_ms if arm in latency.arms else None
-        if step is not None and getattr(point, f"{arm}_draft_step_ms") is not None:
-            found.append((_arm_name(evaluation, arm, k), k * step + target))
+    for arm in ARMS:
+        step = latency.figures(arm).limit_ms if arm in latency.arms else None
+        if step is not None and point.of(arm).draft_step_ms is not None:
+            k = point.of(arm).num_speculative_tokens
+            found.append((_arm_name(evaluation, arm), k * step + target))
     return [{"arm": arm, "ms": ms, "shown": milliseconds(ms)} for arm, ms in found]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
-from quantdraft.record import Evaluation, Projection, SpeedPoint
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import ARMS, Arm, Evaluation, Projection, SpeedPoint
 from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
@@ -53,15 +52,13 @@ def equations(evaluation: Evaluation) -> Equations:
     )
 
 
-def _equation(evaluation: Evaluation, arm: Literal["baseline", "candidate"]) -> Equation:
-    point = evaluation.operating_point
-    k = getattr(point, f"{arm}_num_speculative_tokens")
-    step = _term(getattr(point, f"{arm}_draft_step_ms"))
-    verify = _term(getattr(point, f"{arm}_verify_step_ms"))
-    acceptance = acceptance_at(evaluation, k)
-    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
-    result = _per_token(getattr(point, f"{arm}_ms_per_token"))
-    return Equation(arm, f"{k} · {step} + {verify}", tau, result, arm)
+def _equation(evaluation: Evaluation, arm: Arm) -> Equation:
+    speed = evaluation.operating_point.of(arm)
+    k = speed.num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    tau = length(acceptance.of(arm).length.value) if acceptance else UNDEFINED
+    terms = f"{k} · {_term(speed.draft_step_ms)} + {_term(speed.verify_step_ms)}"
+    return Equation(arm, terms, tau, _per_token(speed.ms_per_token), arm)
 
 
 def _term(value: float | None) -> str:
@@ -75,7 +72,7 @@ def _per_token(value: float | None) -> str:
 def break_even(evaluation: Evaluation) -> str:
     """What the candidate would have to reach, and what it reached."""
     point = evaluation.operating_point
-    observed = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
+    observed = evaluation.acceptance_at(point.candidate_num_speculative_tokens)
     if point.break_even_length is None or observed is None:
         return f"Break-even acceptance: {undefined(missing_speed(evaluation))}."
     tau = observed.candidate_length.value
@@ -141,7 +138,7 @@ def k_table(evaluation: Evaluation) -> Table:
 
 
 def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
-    acceptance = acceptance_at(evaluation, k)
+    acceptance = evaluation.acceptance_at(k)
     taus = (
         (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
         if acceptance
@@ -164,10 +161,7 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
 
 def speed_chart(evaluation: Evaluation) -> Chart | None:
     """Speedup over the target alone, by k, with bands; None where it was not measured."""
-    arms = {
-        "baseline": _over_autoregressive(evaluation, "baseline_speedup_over_autoregressive"),
-        "candidate": _over_autoregressive(evaluation, "speedup_over_autoregressive"),
-    }
+    arms = {arm: _over_autoregressive(evaluation, arm) for arm in ARMS}
     if not any(arms.values()):
         return None
     rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
@@ -180,9 +174,9 @@ def speed_chart(evaluation: Evaluation) -> Chart | None:
     )
 
 
-def _over_autoregressive(evaluation: Evaluation, field: str) -> list[CurvePoint]:
+def _over_autoregressive(evaluation: Evaluation, arm: Arm) -> list[CurvePoint]:
     found = (
-        (point.candidate_num_speculative_tokens, getattr(point, field))
+        (point.candidate_num_speculative_tokens, point.of(arm).speedup_over_autoregressive)
         for point in evaluation.equal_k
     )
     return [
@@ -198,9 +192,9 @@ def length_chart(evaluation: Evaluation) -> Chart:
         arm: [
             (row.num_speculative_tokens, ends.value, ends.low, ends.high, valued(ends, "length"))
             for row in evaluation.acceptance
-            for ends in (getattr(row, f"{arm}_length"),)
+            for ends in (row.of(arm).length,)
         ]
-        for arm in ("baseline", "candidate")
+        for arm in ARMS
     }
     rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
     return Chart(
@@ -212,7 +206,7 @@ def length_chart(evaluation: Evaluation) -> Chart:
     )
 
 
-def _curve_table(arms: dict[str, list[CurvePoint]], measure: str) -> Table:
+def _curve_table(arms: Mapping[Arm, list[CurvePoint]], measure: str) -> Table:
     rows = tuple(
         (arm, str(point[0]), point[-1]) for arm, points in arms.items() for point in points
     )
