@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from quantdraft.common.files import read_json
+from quantdraft.common.files import read_record
 from quantdraft.errors import OptionError
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.report import write_document
@@ -49,7 +49,7 @@ def draw(examples: Path = EXAMPLES) -> list[Path]:
     write_comparison(compared(examples), examples / COMPARISON)
     choices = sorted(examples.glob(f"*/{SELECTION_FILE}"))
     for path in choices:
-        selection = read_json(path, Selection, SELECTION_SCHEMA_VERSION)
+        selection = read_record(path, Selection, SELECTION_SCHEMA_VERSION)
         write_document(selection_document(selection), path.parent)
     return [path.parent for path in (*records, *choices)] + [examples / COMPARISON]
 

@@ -35,7 +35,7 @@ _PROBE = "def f(x1):\n    return 1234567 + HTTPServer2  # naïve “quotes”, �
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PairingFinding:
     """One line of `quantdraft check`. `code` is stable; the message says what to do."""
 
     code: str
@@ -78,7 +78,7 @@ class _Side:
         return sum(math.prod(tensor.shape) for tensor in self.checkpoint.tensors.values())
 
 
-def check_pairing(target_path: Path, draft_path: Path) -> tuple[Finding, ...]:
+def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, ...]:
     """Compare a target with a draft: vocabulary, special tokens, family, size, shapes, float types.
 
     Raises CheckpointError when one of the directories holds no config, tokenizer or weights.
@@ -99,12 +99,12 @@ def check_pairing(target_path: Path, draft_path: Path) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: order.index(finding.level)))
 
 
-def is_compatible(findings: Iterable[Finding]) -> bool:
+def is_compatible(findings: Iterable[PairingFinding]) -> bool:
     """True when no finding is an error. Warnings are the reader's to weigh."""
     return all(finding.level != "error" for finding in findings)
 
 
-def require_compatible(target_path: Path, draft_path: Path) -> tuple[Finding, ...]:
+def require_compatible(target_path: Path, draft_path: Path) -> tuple[PairingFinding, ...]:
     """The findings of a pair that may be evaluated. Raises PairingError with the first error."""
     findings = check_pairing(target_path, draft_path)
     for finding in findings:
@@ -113,15 +113,15 @@ def require_compatible(target_path: Path, draft_path: Path) -> tuple[Finding, ..
     return findings
 
 
-def _warning(code: str, message: str) -> Finding:
-    return Finding(code, "warning", message)
+def _warning(code: str, message: str) -> PairingFinding:
+    return PairingFinding(code, "warning", message)
 
 
-def _info(code: str, message: str) -> Finding:
-    return Finding(code, "info", message)
+def _info(code: str, message: str) -> PairingFinding:
+    return PairingFinding(code, "info", message)
 
 
-def _compare_tokens(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_tokens(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     shared = target.tokens.keys() & draft.tokens.keys()
     different = sorted(id_ for id_ in shared if target.tokens[id_] != draft.tokens[id_])
     if different:
@@ -133,7 +133,7 @@ def _compare_tokens(target: _Side, draft: _Side) -> Iterator[Finding]:
     yield from _one_sided(draft, target, "draft", "the target never accepts them")
 
 
-def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int) -> Finding:
+def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int) -> PairingFinding:
     example = (
         f"id {ids[0]} is {target.tokens[ids[0]]!r} in target '{target.path}' and "
         f"{draft.tokens[ids[0]]!r} in draft '{draft.path}'"
@@ -145,7 +145,7 @@ def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int)
             f"{len(ids)} special tokens have other names: {example}. Text is not affected; check "
             "that both chat templates write the same tokens.",
         )
-    return Finding(
+    return PairingFinding(
         "vocabulary-mismatch",
         "error",
         f"{len(ids)} of {num_shared} token ids mean different tokens: {example}. "
@@ -153,7 +153,7 @@ def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int)
     )
 
 
-def _one_sided(side: _Side, other: _Side, name: str, effect: str) -> Iterator[Finding]:
+def _one_sided(side: _Side, other: _Side, name: str, effect: str) -> Iterator[PairingFinding]:
     extra = sorted(side.tokens.keys() - other.tokens.keys())
     if extra:
         yield _warning(
@@ -163,7 +163,7 @@ def _one_sided(side: _Side, other: _Side, name: str, effect: str) -> Iterator[Fi
         )
 
 
-def _compare_splitting(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_splitting(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     """The same ids can be reached by other merges: then the draft learned other token sequences."""
     if target.tokens != draft.tokens:
         return
@@ -175,7 +175,7 @@ def _compare_splitting(target: _Side, draft: _Side) -> Iterator[Finding]:
         )
 
 
-def _compare_embeddings(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_embeddings(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     for name, side in (("target", target), ("draft", draft)):
         yield from _check_embedding(name, side)
     ours, theirs = target.config.get("vocab_size"), draft.config.get("vocab_size")
@@ -188,7 +188,7 @@ def _compare_embeddings(target: _Side, draft: _Side) -> Iterator[Finding]:
         )
 
 
-def _check_embedding(name: str, side: _Side) -> Iterator[Finding]:
+def _check_embedding(name: str, side: _Side) -> Iterator[PairingFinding]:
     rows = side.config.get("vocab_size")
     if rows is None or not side.tokens:
         return
@@ -206,14 +206,14 @@ def _check_embedding(name: str, side: _Side) -> Iterator[Finding]:
         )
 
 
-def _compare_special_tokens(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_special_tokens(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     for key in _SPECIAL_TOKENS:
         ours, theirs = target.special_token_ids[key], draft.special_token_ids[key]
         if ours == theirs:
             continue
         # Only the end decides which tokens exist; padding is never part of the text.
         level: Level = "info" if key == "pad_token_id" else "warning"
-        yield Finding(
+        yield PairingFinding(
             key.replace("_token_id", "-token"),
             level,
             f"{key} is {_ids_text(ours)} in the target and {_ids_text(theirs)} in the draft. The "
@@ -221,7 +221,7 @@ def _compare_special_tokens(target: _Side, draft: _Side) -> Iterator[Finding]:
         )
 
 
-def _compare_families(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_families(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     if target.model_type == draft.model_type:
         yield _info("family", f"both are of model type {target.model_type!r}.")
         return
@@ -232,7 +232,7 @@ def _compare_families(target: _Side, draft: _Side) -> Iterator[Finding]:
     )
 
 
-def _compare_sizes(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_sizes(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     ratio = target.num_values / max(1, draft.num_values)
     sizes = (
         f"target {target.num_values / 1e6:,.1f}M, draft {draft.num_values / 1e6:,.1f}M values "
@@ -244,7 +244,7 @@ def _compare_sizes(target: _Side, draft: _Side) -> Iterator[Finding]:
         yield _info("size-ratio", f"{sizes}. Usual are 10 to 30.")
 
 
-def _compare_float_types(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_float_types(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     ours, theirs = target.float_types, draft.float_types
     shown = f"stored float types: target {_names(ours)}, draft {_names(theirs)}"
     if {"F16", "BF16"} <= ours | theirs:
@@ -257,7 +257,7 @@ def _compare_float_types(target: _Side, draft: _Side) -> Iterator[Finding]:
         yield _info("float-types", f"{shown}.")
 
 
-def _compare_context(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _compare_context(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     ours = target.config.get("max_position_embeddings")
     theirs = draft.config.get("max_position_embeddings")
     if ours and theirs and theirs < ours:
@@ -268,7 +268,7 @@ def _compare_context(target: _Side, draft: _Side) -> Iterator[Finding]:
         )
 
 
-def _side_by_side(target: _Side, draft: _Side) -> Iterator[Finding]:
+def _side_by_side(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     rows = [
         f"{word} {target.config[key]} / {draft.config[key]}"
         for key, word in _SHAPES.items()

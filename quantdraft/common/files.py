@@ -96,7 +96,7 @@ def _fields_of(value: Any) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
-def read_json(path: Path, kind: type[Record], schema_version: int) -> Record:
+def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
     """Read a dataclass written by `write_json`, checking its schema version and every field."""
     from pydantic import ValidationError
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.common.files import read_json, write_json
+from quantdraft.common.files import read_record, write_json
 from quantdraft.record.acceptance import (
     AcceptanceComparison,
     AcceptanceRule,
@@ -137,9 +137,9 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Read a record; an unknown schema version or a foreign file is a clear error."""
-    return read_json(path, Evaluation, EVALUATION_SCHEMA_VERSION)
+    return read_record(path, Evaluation, EVALUATION_SCHEMA_VERSION)
 
 
 def read_bench(path: Path) -> Bench:
     """Read a bench.json; an unknown schema version or a foreign file is a clear error."""
-    return read_json(path, Bench, BENCH_SCHEMA_VERSION)
+    return read_record(path, Bench, BENCH_SCHEMA_VERSION)

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.heads import require_draft_model
-from quantdraft.checkpoints.pairing import Finding, check_pairing, is_compatible
+from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_compatible
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.errors import OptionError, RecipeError
 from quantdraft.judge.verdict.policy import load_policy
@@ -37,7 +37,7 @@ class Preflight:
     """Findings about the pair, and the outlook of every bundled recipe."""
 
     is_compatible: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[PairingFinding, ...]
     num_speculative_tokens: int
     outlooks: tuple[RecipeOutlook, ...]
 

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 from quantdraft.checkpoints.formats import SCHEMES  # noqa: E402
 from quantdraft.checkpoints.tensors.microscaling import (  # noqa: E402
     exponents,
-    microscaled,
     round_to_e2m1,
     unpack_e2m1,
+    unpack_microscaled,
 )
 from quantdraft.errors import CheckpointError  # noqa: E402
 
@@ -44,19 +44,19 @@ def test_rounding_equals_compressed_tensors():
 def test_nvfp4_divides_by_the_global_scale():
     packed = torch.tensor([[0x72]], dtype=torch.uint8)  # codes 2 (1.0) and 7 (6.0)
     scale = torch.tensor([[4.0]]).to(torch.float8_e4m3fn)
-    integers, scales = microscaled(packed, scale, torch.tensor([8.0]), SCHEMES["NVFP4A16"])
+    integers, scales = unpack_microscaled(packed, scale, torch.tensor([8.0]), SCHEMES["NVFP4A16"])
     assert (integers.float() * scales).tolist() == [[0.5, 3.0]]
 
 
 def test_mxfp4_scales_are_exponents():
     packed = torch.tensor([[0x72]], dtype=torch.uint8)
     scale = torch.tensor([[129]], dtype=torch.uint8)
-    integers, scales = microscaled(packed, scale, None, SCHEMES["MXFP4"])
+    integers, scales = unpack_microscaled(packed, scale, None, SCHEMES["MXFP4"])
     assert (integers.float() * scales).tolist() == [[4.0, 24.0]]
 
 
 def test_dense_weight_under_an_fp4_format_is_refused():
     with pytest.raises(CheckpointError, match="claims to be quantized and is not"):
-        microscaled(
+        unpack_microscaled(
             torch.zeros(2, 16), torch.zeros(2, 1, dtype=torch.uint8), None, SCHEMES["MXFP4"]
         )

@@ -13,7 +13,12 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from quantdraft.checkpoints.pairing import Finding, check_pairing, is_compatible, require_compatible
+from quantdraft.checkpoints.pairing import (
+    PairingFinding,
+    check_pairing,
+    is_compatible,
+    require_compatible,
+)
 from quantdraft.errors import CheckpointError, PairingError
 
 # Both merges compete for the middle of "HTT", so their order decides how "HTTP" is split.
@@ -53,11 +58,11 @@ def target(tmp_path: Path) -> Path:
     return write_model(tmp_path / "target", width=80)
 
 
-def by_code(findings: tuple[Finding, ...]) -> dict[str, Finding]:
+def by_code(findings: tuple[PairingFinding, ...]) -> dict[str, PairingFinding]:
     return {finding.code: finding for finding in findings}
 
 
-def only_concern(target: Path, draft: Path) -> Finding:
+def only_concern(target: Path, draft: Path) -> PairingFinding:
     """The one finding that is not information."""
     (concern,) = [f for f in check_pairing(target, draft) if f.level != "info"]
     assert "\n" not in concern.message

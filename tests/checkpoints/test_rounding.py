@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quantdraft.checkpoints.formats import SCHEMES  # noqa: E402
-from quantdraft.checkpoints.tensors.rounding import rounded_inputs  # noqa: E402
+from quantdraft.checkpoints.tensors.rounding import round_inputs  # noqa: E402
 
 
 def inputs(rows: int = 6, columns: int = 256) -> torch.Tensor:
@@ -20,7 +20,7 @@ def inputs(rows: int = 6, columns: int = 256) -> torch.Tensor:
 
 def test_int8_inputs_are_rounded_per_token_to_within_half_a_step() -> None:
     given = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    rounded = rounded_inputs(given, SCHEMES["W8A8"])
+    rounded = round_inputs(given, SCHEMES["W8A8"])
     step = given.abs().amax(-1, keepdim=True) / 127.5
     assert ((rounded - given).abs() <= 0.5 * step * 1.001).all()
     assert not torch.equal(rounded, given)
@@ -29,7 +29,7 @@ def test_int8_inputs_are_rounded_per_token_to_within_half_a_step() -> None:
 @pytest.mark.parametrize("scheme", ["W4A16", "NVFP4A16", "NF4"])
 def test_weight_only_schemes_leave_inputs_alone(scheme: str) -> None:
     given = torch.randn(2, 8)
-    assert rounded_inputs(given, SCHEMES[scheme]) is given
+    assert round_inputs(given, SCHEMES[scheme]) is given
 
 
 @pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "FP8_BLOCK", "MXFP8", "MXFP4", "NVFP4", "W8A8"])
@@ -48,7 +48,7 @@ def test_rounding_equals_compressed_tensors(scheme: str) -> None:
         factor = torch.tensor([448.0 * 6 / float(given.abs().max())])
         module.input_global_scale = factor
     expected = forward_quantize(module, given.clone(), "input", args)
-    found = rounded_inputs(given, SCHEMES[scheme], factor)
+    found = round_inputs(given, SCHEMES[scheme], factor)
     # Scales come by another order of the same operations: a tie may fall to the other side.
     assert (found != expected).float().mean() < 0.01
     assert torch.allclose(found, expected, rtol=0.5, atol=1e-6)
@@ -56,13 +56,13 @@ def test_rounding_equals_compressed_tensors(scheme: str) -> None:
 
 def test_a_static_scale_is_used_as_stored_and_limits_what_exceeds_it() -> None:
     given = torch.tensor([[1.0, 500.0, -1000.0]])
-    rounded = rounded_inputs(given, SCHEMES["FP8_STATIC"], torch.tensor([1.0]))
+    rounded = round_inputs(given, SCHEMES["FP8_STATIC"], torch.tensor([1.0]))
     assert rounded.tolist() == [[1.0, 448.0, -448.0]]
 
 
 def test_llm_int8_leaves_outlier_columns_exact() -> None:
     given = torch.tensor([[0.3, 7.123, 0.5], [0.1, 0.123, -0.4]])
-    rounded = rounded_inputs(given, SCHEMES["LLM_INT8"])
+    rounded = round_inputs(given, SCHEMES["LLM_INT8"])
     assert torch.equal(rounded[:, 1], given[:, 1])
     step = torch.tensor([0.5, 0.4]) / 127  # each token's largest input that is no outlier
     assert ((rounded - given).abs().amax(-1) <= 0.5 * step * 1.001).all()

@@ -15,11 +15,11 @@ from quantdraft.checkpoints.stored_formats import SCHEMES  # noqa: E402
 from quantdraft.checkpoints.tensors.unpacking import (  # noqa: E402
     Codebook,
     Unpacked,
-    dequantized,
+    dequantize,
     quantized_modules,
-    stored_weights,
+    stored_weight,
+    unpack,
     unpack_int32,
-    unpacked,
 )
 from quantdraft.errors import CheckpointError  # noqa: E402
 
@@ -51,14 +51,14 @@ def test_group_scales_spread_over_their_groups() -> None:
     integers = torch.ones(2, 4, dtype=torch.int8)
     scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     weight = Unpacked(integers, scale, None, 2, None)
-    assert dequantized(weight).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
+    assert dequantize(weight).tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
 
 
 def test_block_scales_spread_over_cut_blocks() -> None:
     integers = torch.ones(3, 3, dtype=torch.int8)
     scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     weight = Unpacked(integers, scale, None, None, (2, 2))
-    assert dequantized(weight).tolist() == [[1, 1, 2], [1, 1, 2], [3, 3, 4]]
+    assert dequantize(weight).tolist() == [[1, 1, 2], [1, 1, 2], [3, 3, 4]]
 
 
 def test_zero_point_is_subtracted_before_scaling() -> None:
@@ -69,18 +69,18 @@ def test_zero_point_is_subtracted_before_scaling() -> None:
         None,
         None,
     )
-    assert dequantized(weight).tolist() == [[1.0, 2.0]]
+    assert dequantize(weight).tolist() == [[1.0, 2.0]]
 
 
 def test_dense_weight_under_an_int8_format_is_refused() -> None:
     tensors = {"m.weight": torch.zeros(2, 2), "m.weight_scale": torch.ones(2, 1)}
     with pytest.raises(CheckpointError, match="claims to be quantized and is not"):
-        unpacked(tensors, "m", SCHEMES["W8A8"])
+        unpack(tensors, "m", SCHEMES["W8A8"])
 
 
 def test_missing_scale_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"lacks 'm\.weight_scale'"):
-        unpacked({}, "m", SCHEMES["W4A16"])
+        unpack({}, "m", SCHEMES["W4A16"])
 
 
 def words(fields: list[list[int]]) -> torch.Tensor:
@@ -119,6 +119,12 @@ def gptq_checkpoint(directory, group_of_column: list[int], version: str, stored_
     return stored_checkpoint(directory, tensors, config)
 
 
+def only_weight(checkpoint: Checkpoint) -> Unpacked | Codebook:
+    """The weight of the one quantized module."""
+    ((module, fmt),) = quantized_modules(checkpoint).items()
+    return stored_weight(checkpoint, module, fmt)
+
+
 @pytest.mark.parametrize(("version", "stored_zero"), [("gptq", 4), ("gptq_v2", 5)])
 @pytest.mark.parametrize(
     "group_of_column", [[0] * 8 + [1] * 8, [0, 1] * 8, [1, 1, 0, 0, 1, 0, 1, 0] * 2]
@@ -126,18 +132,18 @@ def gptq_checkpoint(directory, group_of_column: list[int], version: str, stored_
 def test_gptq_checkpoints_are_read_as_published(tmp_path, version, stored_zero, group_of_column):
     checkpoint = gptq_checkpoint(tmp_path, group_of_column, version, stored_zero)
     assert list(quantized_modules(checkpoint)) == ["m.q_proj"]
-    ((_, weight),) = stored_weights(checkpoint)
+    weight = only_weight(checkpoint)
     wanted = [
         [((out + column) % 16 - 5) * (group_of_column[column] + 1) / 4 for column in range(16)]
         for out in range(8)
     ]
-    assert dequantized(weight).tolist() == wanted
+    assert dequantize(weight).tolist() == wanted
     assert (weight.column_order is None) == (group_of_column == [0] * 8 + [1] * 8)
 
 
 def test_symmetric_gptq_has_no_zero_point(tmp_path):
     checkpoint = gptq_checkpoint(tmp_path, [0] * 8 + [1] * 8, "gptq", 7)
-    ((_, weight),) = stored_weights(checkpoint)
+    weight = only_weight(checkpoint)
     assert weight.zero_point is None
     assert weight.integers[0].tolist() == list(range(-8, 8))
 
@@ -145,13 +151,13 @@ def test_symmetric_gptq_has_no_zero_point(tmp_path):
 def test_gptq_groups_of_unequal_size_are_refused(tmp_path):
     checkpoint = gptq_checkpoint(tmp_path, [0] * 9 + [1] * 7, "gptq", 7)
     with pytest.raises(CheckpointError, match="does not put 8 columns in every group"):
-        list(stored_weights(checkpoint))
+        only_weight(checkpoint)
 
 
 def test_gptq_in_another_libraries_packing_is_refused(tmp_path):
     checkpoint = gptq_checkpoint(tmp_path, [0] * 8 + [1] * 8, "marlin", 7)
     with pytest.raises(CheckpointError, match="checkpoint_format 'marlin'"):
-        list(stored_weights(checkpoint))
+        only_weight(checkpoint)
 
 
 def nf4_checkpoint(directory, is_double: bool) -> Checkpoint:
@@ -187,12 +193,12 @@ def nf4_checkpoint(directory, is_double: bool) -> Checkpoint:
 @pytest.mark.parametrize("is_double", [False, True])
 def test_bitsandbytes_checkpoints_are_read_as_transformers_saves_them(tmp_path, is_double):
     checkpoint = nf4_checkpoint(tmp_path, is_double)
-    ((module, weight),) = stored_weights(checkpoint)
-    assert module == "m.up_proj"
+    assert list(quantized_modules(checkpoint)) == ["m.up_proj"]
+    weight = only_weight(checkpoint)
     assert isinstance(weight, Codebook)
     assert weight.shape == (1, 128)
     wanted = [i % 16 / 16 * (2.0 if i < 64 else 4.0) for i in range(128)]
-    assert dequantized(weight)[0].tolist() == pytest.approx(wanted)
+    assert dequantize(weight)[0].tolist() == pytest.approx(wanted)
 
 
 def test_llm_int8_scales_are_largest_values_over_127(tmp_path):
@@ -201,5 +207,5 @@ def test_llm_int8_scales_are_largest_values_over_127(tmp_path):
         "m.up_proj.SCB": torch.tensor([254.0]),
     }
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    ((_, weight),) = stored_weights(stored_checkpoint(tmp_path, tensors, config))
-    assert dequantized(weight).tolist() == [[254.0, -128.0]]
+    weight = only_weight(stored_checkpoint(tmp_path, tensors, config))
+    assert dequantize(weight).tolist() == [[254.0, -128.0]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quantdraft.common.files import read_json, whole_directory, write_json, write_text
+from quantdraft.common.files import read_record, whole_directory, write_json, write_text
 from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
 from quantdraft.record import Interval, read_bench, read_evaluation
 from tests.pages import render_terminal
@@ -115,7 +115,7 @@ def test_a_record_of_another_schema_says_who_wrote_it(tmp_path, provenance, who)
     with pytest.raises(
         CheckpointError, match=rf"schema version 99{who}; .* reads 1\. Open it with"
     ):
-        read_json(tmp_path / "r.json", Interval, 1)
+        read_record(tmp_path / "r.json", Interval, 1)
 
 
 def test_records_of_the_first_release_open():

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantdraft.checkpoints.tensors.rounding import rounded_inputs
-from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantized
+from quantdraft.checkpoints.tensors.rounding import round_inputs
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, NoKernelError, cuda
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
-from quantdraft.engines.kernels.layout import padded
+from quantdraft.engines.kernels.layout import pad_matrix
 
 IN, OUT = 1024, 256
 FP8 = torch.float8_e4m3fn
@@ -39,7 +39,7 @@ def random_weight(fmt: str, columns: int = IN, outputs: int = OUT, has_zero: boo
 
 
 def test_adjacent_pairs_put_the_even_column_in_the_high_half():
-    assert cuda.adjacent_pairs(torch.tensor([[-8, 7, 1, 2]])).tolist() == [[15, 9 << 4 | 10]]
+    assert cuda.pack_adjacent_pairs(torch.tensor([[-8, 7, 1, 2]])).tolist() == [[15, 9 << 4 | 10]]
 
 
 def test_tinygemm_scales_give_the_weight_back():
@@ -47,11 +47,11 @@ def test_tinygemm_scales_give_the_weight_back():
     scale, zero = tinygemm_scales(weight, 8).unbind(-1)  # (groups, out)
     steps = weight.integers.float().view(OUT, -1, 128)  # u - 8
     values = steps * scale.T[:, :, None] + zero.T[:, :, None]
-    assert torch.allclose(values.view(OUT, IN), dequantized(weight), atol=1e-6)
+    assert torch.allclose(values.view(OUT, IN), dequantize(weight), atol=1e-6)
 
 
 def test_padding_adds_zeros_below_and_to_the_right():
-    assert padded(torch.ones(2, 3), 4, 2).tolist() == [[1, 1, 1, 0]] * 2 + [[0, 0, 0, 0]] * 2
+    assert pad_matrix(torch.ones(2, 3), 4, 2).tolist() == [[1, 1, 1, 0]] * 2 + [[0, 0, 0, 0]] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, FP8])
@@ -59,14 +59,14 @@ def test_rounded_rows_are_what_the_scheme_says(dtype):
     from quantdraft.checkpoints.stored_formats import SCHEMES
 
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    rounded, step = cuda.rounded_rows(x, dtype)
-    wanted = rounded_inputs(x, SCHEMES["W8A8" if dtype == torch.int8 else "FP8_DYNAMIC"])
+    rounded, step = cuda.round_rows(x, dtype)
+    wanted = round_inputs(x, SCHEMES["W8A8" if dtype == torch.int8 else "FP8_DYNAMIC"])
     assert rounded.dtype == dtype
     assert torch.allclose(rounded.float() * step, wanted, atol=1e-6)
 
 
 def test_a_row_of_zeros_stays_zero():
-    rounded, step = cuda.rounded_rows(torch.zeros(1, 16), FP8)
+    rounded, step = cuda.round_rows(torch.zeros(1, 16), FP8)
     assert not (rounded.float() * step).any()
 
 
@@ -101,7 +101,7 @@ for fmt, scheme in (("int8", "W8A8"), ("fp8", "FP8_DYNAMIC")):
         x[:, 7] = 448.0
     rounded = rounded_inputs(x, SCHEMES[scheme])
     dtype = weight.integers.dtype
-    values, step = products.rounded_rows(x, dtype)
+    values, step = products.round_rows_by_triton(x, dtype)
     assert torch.allclose(values.float() * step, rounded, atol=1e-5), fmt
     out = products.byte_product(x, weight.integers, weight.scale[:, 0].contiguous())
     wanted = rounded @ dequantized(weight).T
@@ -164,8 +164,8 @@ def test_every_cuda_kernel_equals_the_dequantized_product(fmt, index, has_zero, 
     bias = torch.randn(shape[1], generator=generator).cuda()
     found = kernels[index](weight, bias, torch.bfloat16)(x)
     schemes = {"fp8": "FP8_DYNAMIC", "fp8-block": "FP8_BLOCK", "int8": "W8A8"}
-    inputs = rounded_inputs(x.float(), SCHEMES[schemes[fmt]]) if fmt in schemes else x.float()
-    wanted = inputs @ dequantized(weight).T + bias
+    inputs = round_inputs(x.float(), SCHEMES[schemes[fmt]]) if fmt in schemes else x.float()
+    wanted = inputs @ dequantize(weight).T + bias
     assert found.dtype == torch.bfloat16
     assert float((found.float() - wanted).norm() / wanted.norm()) < TOLERANCE
 
@@ -174,7 +174,7 @@ def test_every_cuda_kernel_equals_the_dequantized_product(fmt, index, has_zero, 
 @pytest.mark.parametrize("fmt", ["dense", "fp8", "int8", "int4", "int8-weight-only"])
 def test_the_chosen_kernel_is_right_inside_a_graph(fmt):
     weight = random_weight("int8" if fmt == "dense" else fmt.removesuffix("-weight-only"))
-    values = dequantized(weight).cuda()
+    values = dequantize(weight).cuda()
     given = values.cpu() if fmt == "dense" else weight
     device = torch.device("cuda", 0)
     module = fastest_linear(given, None, fmt, torch.bfloat16, device, (1, 5, 64))
@@ -196,8 +196,8 @@ def test_the_chosen_kernel_is_right_inside_a_graph(fmt):
 def test_the_triton_rounding_equals_torchs_own():
     x = torch.randn(5, 3000, device="cuda", dtype=torch.bfloat16)
     for dtype in (torch.int8, FP8):
-        found, step = cuda.rounded_rows(x, dtype)
-        wanted, wanted_step = cuda._rounded_rows(x, dtype)
+        found, step = cuda.round_rows(x, dtype)
+        wanted, wanted_step = cuda.round_rows_by_torch(x, dtype)
         assert torch.allclose(step, wanted_step)
         # Ties between two levels may fall either way.
         assert float((found.float() != wanted.float()).float().mean()) < 0.01

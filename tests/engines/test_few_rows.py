@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.formats import SCHEMES
-from quantdraft.checkpoints.tensors.rounding import rounded_inputs
-from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantized
+from quantdraft.checkpoints.tensors.rounding import round_inputs
+from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantize
 from quantdraft.engines.kernels.c_library import VARIABLE, available_sets
 from quantdraft.engines.kernels.few_rows import (
     Bf16FewRowsLinear,
@@ -55,7 +55,7 @@ def error_of(kernel, weight: Unpacked, rows: int) -> float:
     generator = torch.Generator().manual_seed(rows)
     bias = torch.randn(len(weight.integers), generator=generator)
     x = torch.randn(rows, IN, generator=generator)
-    wanted = x.double() @ dequantized(weight).double().T + bias
+    wanted = x.double() @ dequantize(weight).double().T + bias
     found = kernel(weight, bias, torch.float32)(x)
     return float((found - wanted).norm() / wanted.norm())
 
@@ -85,11 +85,11 @@ def test_int8_dynamic_rounds_as_the_format_says_and_adds_exactly(rows, out, colu
     x = torch.randn(rows, columns, generator=generator) * spread
     x[rows // 2] *= 0.0
     found = Int8DynamicFewRowsLinear(weight, None, torch.float32)(x)
-    levels_times_scale = rounded_inputs(x, SCHEMES["W8A8"]).double()
-    wanted = levels_times_scale @ dequantized(weight).double().T
+    levels_times_scale = round_inputs(x, SCHEMES["W8A8"]).double()
+    wanted = levels_times_scale @ dequantize(weight).double().T
     # The whole number, the product of both scales and their product are rounded, 2^-24 each; the
     # reference has inputs that are rounded products themselves, and weights: 2^-24 of every term.
-    terms = levels_times_scale.abs() @ dequantized(weight).double().abs().T
+    terms = levels_times_scale.abs() @ dequantize(weight).double().abs().T
     assert ((found - wanted).abs() <= 3 * 2**-24 * wanted.abs() + 2 * 2**-24 * terms).all()
 
 
@@ -198,7 +198,7 @@ def test_columns_are_taken_in_the_weights_order():
     order = torch.randperm(IN, generator=torch.Generator().manual_seed(0))
     module = Int4FewRowsLinear(weight._replace(column_order=order), None, torch.float32)
     x = torch.randn(2, IN, generator=torch.Generator().manual_seed(1))
-    wanted = x[:, order] @ dequantized(weight).T
+    wanted = x[:, order] @ dequantize(weight).T
     assert (module(x) - wanted).norm() / wanted.norm() < 2 * TOLERANCE
 
 

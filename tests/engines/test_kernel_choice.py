@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantized
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import NoKernelError, choice, trials
 from quantdraft.engines.kernels.book import NUM_VOTES, Book, Timing, hopeless, winner
 from quantdraft.engines.kernels.choice import (
     LinearByRows,
-    collected,
+    collect_questions,
     fastest_linear,
     forget_choices,
     settle,
@@ -166,7 +166,7 @@ def test_questions_are_settled_by_several_trials_and_kept_for_the_next_process(
 ):
     path = tmp_path / "choices.json"
     book = candidates(FastAlone, FastTogether, path=path)
-    with collected() as questions:
+    with collect_questions() as questions:
         linear((1, 8))
     assert [len(book.votes(name)) for q in questions.values() for name in q.names] == [1, 1]
     settle(list(questions.values()))
@@ -178,7 +178,7 @@ def test_questions_are_settled_by_several_trials_and_kept_for_the_next_process(
 
 def test_what_contradicts_the_steps_is_asked_anew(candidates, monkeypatch):
     book = candidates(FastAlone, FastTogether)
-    with collected() as questions:
+    with collect_questions() as questions:
         linear((1,))
     settle(list(questions.values()))
     (name,) = next(iter(questions.values())).names
@@ -234,7 +234,7 @@ def test_first_outputs_keep_their_scales():
     integers = torch.arange(32, dtype=torch.int8).view(4, 8)
     weight = Unpacked(integers, torch.ones(4, 2), torch.zeros(4, 2).to(torch.int8), 4, None)
     few = trials.first_outputs(weight, 2)
-    assert torch.equal(dequantized(few), dequantized(weight)[:2])
+    assert torch.equal(dequantize(few), dequantize(weight)[:2])
     book = Codebook(
         torch.arange(16, dtype=torch.uint8).view(4, 4),
         torch.arange(16.0),
@@ -243,7 +243,7 @@ def test_first_outputs_keep_their_scales():
         None,
         "nf4",
     )
-    assert torch.equal(dequantized(trials.first_outputs(book, 2)), dequantized(book)[:2])
+    assert torch.equal(dequantize(trials.first_outputs(book, 2)), dequantize(book)[:2])
     assert trials.first_outputs(book, 1) is book
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantized
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, NoKernelError, kernels_for
 from quantdraft.engines.kernels.codebook import BitsandbytesLinear
 from quantdraft.engines.kernels.cpu import (
@@ -19,10 +19,10 @@ from quantdraft.engines.kernels.dense import DenseLinear, PrepackedLinear, Weigh
 from quantdraft.engines.kernels.dequantizing import (
     Int4DequantizingLinear,
     Int8DequantizingLinear,
-    paired_halves,
+    pack_halves,
 )
 from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
-from quantdraft.engines.kernels.sealed import _products
+from quantdraft.engines.kernels.packed_products import _products
 
 OUT, IN = 96, 256
 # Inputs, scales and outputs rounded to bf16: each by at most 2**-9 of its value, in all 3 * 2**-9.
@@ -53,7 +53,7 @@ def random_integers(
 def error_of(kernel, weight, dtype=torch.float32, rows: tuple[int, ...] = (2, 3)) -> float:
     """Relative distance of a kernel's output from the dequantized weights' product in float64."""
     generator = torch.Generator().manual_seed(1)
-    values = weight if isinstance(weight, torch.Tensor) else dequantized(weight)
+    values = weight if isinstance(weight, torch.Tensor) else dequantize(weight)
     bias = torch.randn(len(values), generator=generator)
     x = torch.randn((*rows, values.shape[1]), generator=generator).to(dtype)
     found = kernel(weight, bias, dtype)(x)
@@ -149,7 +149,7 @@ def test_a_prepacked_weight_is_freed_with_its_module():
 @pytest.mark.parametrize("kernel", [PrepackedLinear, Int4Linear, Int8DynamicLinear])
 def test_a_kernel_compiles_to_the_same_product(kernel):
     weight = random_integers(8 if kernel is Int8DynamicLinear else 4, IN)._replace(group_size=None)
-    given = dequantized(weight) if kernel is PrepackedLinear else weight
+    given = dequantize(weight) if kernel is PrepackedLinear else weight
     module = kernel(given, None, torch.float32)
     x = torch.randn(3, IN)
     torch._dynamo.reset()
@@ -168,12 +168,12 @@ def test_bitsandbytes_weights_equal_the_dequantized_product(name, is_double):
 def test_llm_int8_is_the_rounded_product_and_keeps_columns_with_outliers(has_outlier):
     pytest.importorskip("bitsandbytes")
     from quantdraft.checkpoints.formats import SCHEMES
-    from quantdraft.checkpoints.tensors.rounding import rounded_inputs
+    from quantdraft.checkpoints.tensors.rounding import round_inputs
 
     weight = random_integers(8, IN)._replace(group_size=None)
     x = torch.randn(3, IN, generator=torch.Generator().manual_seed(3))
     x[1, 5] = 50.0 if has_outlier else 0.0
-    wanted = rounded_inputs(x, SCHEMES["LLM_INT8"], None) @ dequantized(weight).T
+    wanted = round_inputs(x, SCHEMES["LLM_INT8"], None) @ dequantize(weight).T
     found = LlmInt8Linear(weight, None, torch.float32)(x)
     # Both round inputs alike; the library's own type is float16, 2^-11 a value.
     assert float((found - wanted).norm() / wanted.norm()) < 2e-3
@@ -190,15 +190,15 @@ def stored_by_bitsandbytes(name: str, is_double: bool) -> Codebook:
     import json
 
     from quantdraft.checkpoints.formats import WeightFormat
-    from quantdraft.checkpoints.tensors.unpacking import unpacked
+    from quantdraft.checkpoints.tensors.unpacking import unpack
 
     values = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0))
     packed, state = functional.quantize_4bit(values, quant_type=name, compress_statistics=is_double)
     tensors = {f"m.weight.{k}": v for k, v in state.as_dict(packed=True).items()}
     tensors["m.weight"] = packed
     assert json.loads(bytes(tensors[f"m.weight.quant_state.bitsandbytes__{name}"].tolist()))
-    weight = unpacked(tensors, "m", WeightFormat(4, name, library="bitsandbytes"))
-    assert torch.allclose(dequantized(weight), functional.dequantize_4bit(packed, state), atol=1e-6)
+    weight = unpack(tensors, "m", WeightFormat(4, name, library="bitsandbytes"))
+    assert torch.allclose(dequantize(weight), functional.dequantize_4bit(packed, state), atol=1e-6)
     return weight
 
 
@@ -217,7 +217,7 @@ def test_int4_holds_a_quarter_of_the_bytes_of_bf16():
 
 
 def test_halves_of_a_row_share_bytes():
-    assert paired_halves(torch.tensor([[-8, 7, 1, 2]])).tolist() == [[0 | 9 << 4, 15 | 10 << 4]]
+    assert pack_halves(torch.tensor([[-8, 7, 1, 2]])).tolist() == [[0 | 9 << 4, 15 | 10 << 4]]
 
 
 def test_formats_without_a_kernel_say_so():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.loading import load_model
-from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantized
+from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, NoKernelError, choice, kernels_for
 from quantdraft.engines.kernels.book import Book
 from quantdraft.engines.kernels.dense import DenseLinear
@@ -112,7 +112,7 @@ class UnpackedLinear(DenseLinear):
     """A kernel that says it computes in 4 bits, and holds floats."""
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__(dequantized(weight), bias, dtype)
+        super().__init__(dequantize(weight), bias, dtype)
         self.kernel = "int4_pretended"
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
-from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantized
-from quantdraft.engines.native.fusing import stacked
+from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantize
+from quantdraft.engines.native.fusing import stack_weights
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.steps import Stepper
@@ -45,7 +45,7 @@ def test_random_weights_have_the_spread_of_real_ones(shape):
     }
     for weight in weights.values():
         assert isinstance(weight, Unpacked)
-        assert dequantized(weight).std() == pytest.approx(0.02, rel=0.1)
+        assert dequantize(weight).std() == pytest.approx(0.02, rel=0.1)
 
 
 def test_a_quantized_head_of_a_tied_model_is_its_own(shape):
@@ -72,15 +72,15 @@ def test_stacking_keeps_every_rows_integers_and_refuses_what_cannot_be_joined():
         return Unpacked(integers, torch.rand(rows, groups), None, group_size, None)
 
     one, other = weight(3, 32), weight(5, 32)
-    joined = stacked([one, other])
+    joined = stack_weights([one, other])
     assert isinstance(joined, Unpacked)
-    assert torch.equal(dequantized(joined)[:3], dequantized(one))
-    assert torch.equal(dequantized(joined)[3:], dequantized(other))
-    assert stacked([one, weight(5, None)]) is None
-    assert stacked([one, torch.rand(5, 64)]) is None
+    assert torch.equal(dequantize(joined)[:3], dequantize(one))
+    assert torch.equal(dequantize(joined)[3:], dequantize(other))
+    assert stack_weights([one, weight(5, None)]) is None
+    assert stack_weights([one, torch.rand(5, 64)]) is None
     blocks = torch.zeros(96, 64, dtype=torch.int8)
     blocked = Unpacked(blocks, torch.rand(2, 1), None, None, (64, 64))
-    assert stacked([blocked, blocked]) is None  # 96 rows end within a block of 64
+    assert stack_weights([blocked, blocked]) is None  # 96 rows end within a block of 64
 
 
 def test_a_step_leaves_the_context_as_it_was(shape):

@@ -6,7 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantdraft.quantize.proof.weights import MAX_OFFSET, deviation, rescaled, scale_misfit  # noqa: E402
+from quantdraft.quantize.proof.weights import (  # noqa: E402
+    MAX_OFFSET,
+    measure_deviation,
+    rescale_to,
+    scale_misfit,
+)
 
 
 def weight() -> torch.Tensor:
@@ -25,7 +30,7 @@ def test_factors_of_rows_and_columns_are_found():
     own = weight()
     moved = own * factors(64, 1) * factors(1, 96)
     assert distance(moved, own) > 0.5
-    assert distance(moved, rescaled(own, moved)) < 1e-3  # of 1e-2 that INT8 may cost
+    assert distance(moved, rescale_to(own, moved)) < 1e-3  # of 1e-2 that INT8 may cost
 
 
 def test_factors_of_groups_are_not_explained_away():
@@ -33,32 +38,32 @@ def test_factors_of_groups_are_not_explained_away():
     own = weight()
     groups = 2 * torch.rand(64, 12, generator=torch.Generator().manual_seed(2))
     wrong = own * groups.repeat_interleave(8, 1)
-    assert distance(wrong, rescaled(own, wrong)) > 0.4
+    assert distance(wrong, rescale_to(own, wrong)) > 0.4
 
 
 def test_an_unchanged_weight_stays_itself():
-    assert distance(weight(), rescaled(weight(), weight())) < 1e-6
+    assert distance(weight(), rescale_to(weight(), weight())) < 1e-6
 
 
 def test_errors_of_rounding_cancel_and_a_shifted_zero_point_does_not():
     own, step = weight(), 0.36
     rounded = (own / step).round() * step
-    assert deviation(rounded, own).offset < 5 / (64 * 96) ** 0.5  # five standard errors
-    assert deviation(rounded + step, own).offset > 0.9 > MAX_OFFSET
-    assert deviation(own, own) == pytest.approx((0.0, 0.0, 0.0), abs=1e-6)
+    assert measure_deviation(rounded, own).offset < 5 / (64 * 96) ** 0.5  # five standard errors
+    assert measure_deviation(rounded + step, own).offset > 0.9 > MAX_OFFSET
+    assert measure_deviation(own, own) == pytest.approx((0.0, 0.0, 0.0), abs=1e-6)
 
 
 def test_misfit_of_rounding_is_its_error_squared_and_of_wrong_scales_the_error_itself():
     groups = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
     step = groups.abs().amax(1, keepdim=True) / 7.5
     rounded = (groups / step).round() * step
-    honest = deviation(rounded, groups, 128)
+    honest = measure_deviation(rounded, groups, 128)
     # The best factor is 1 - e^2 with a standard deviation of e / sqrt(128).
     assert honest.misfit == pytest.approx(
         (honest.error**4 + honest.error**2 / 128) ** 0.5, rel=0.25
     )
     assert honest.misfit < honest.misfit_limit / 2
-    swapped = deviation(rounded / step * step.roll(1, 0), groups, 128)
+    swapped = measure_deviation(rounded / step * step.roll(1, 0), groups, 128)
     assert swapped.error < 0.5  # rounding could cost as much
     assert swapped.misfit > 1.5 * swapped.misfit_limit
 

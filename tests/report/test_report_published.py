@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantdraft.common.files import read_json
+from quantdraft.common.files import read_record
 from quantdraft.errors import OptionError
 from quantdraft.record import provenance, read_evaluation
 from quantdraft.report import write_document
@@ -58,7 +58,7 @@ CHOICES = sorted(path.parent for path in EXAMPLES.glob("*/selection.json"))
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
 def test_a_published_choice_is_what_its_record_gives(choice: Path, tmp_path: Path) -> None:
-    selection = read_json(choice / "selection.json", Selection, SELECTION_SCHEMA_VERSION)
+    selection = read_record(choice / "selection.json", Selection, SELECTION_SCHEMA_VERSION)
     write_document(selection_document(selection), tmp_path)
     assert_same(tmp_path, choice)
 

@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
-from quantdraft.checkpoints.tensors.unpacking import dequantized, quantized_modules, stored_weights
+from quantdraft.checkpoints.tensors.unpacking import dequantize, quantized_modules, stored_weight
 from quantdraft.common.files import file_sha256, write_json
 from quantdraft.engines.llamacpp.gguf import _splits_as_gpt2 as splits_as_gpt2
 from quantdraft.engines.llamacpp.gguf_blocks import quantize_file
@@ -428,9 +428,9 @@ def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
     assert opened.manifest is None
     assert opened.quantization is not None
     assert opened.quantization["quant_method"] == "gptq"
-    (module,) = quantized_modules(opened)
+    ((module, fmt),) = quantized_modules(opened).items()
     assert module == "model.layers.0.mlp.up_proj"
-    weight = dequantized(dict(stored_weights(opened))[module])
+    weight = dequantize(stored_weight(opened, module, fmt))
     # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
     assert (weight == -1).all()
     assert tuple(weight.shape) == (8, 32)

@@ -17,7 +17,7 @@ from quantdraft.errors import CheckpointError
 DOUBLED_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-def microscaled(
+def unpack_microscaled(
     values: Tensor, scale: Tensor, global_scale: Tensor | None, fmt: WeightFormat
 ) -> tuple[Tensor, Tensor]:
     """Integers and scales of a stored weight, so that weight = integer * scale.

@@ -17,7 +17,7 @@ LARGEST = {"int8": 127.5, "float8": 448.0, "float4": 6.0}
 MX_OFFSET = {"float8": 8, "float4": 2}
 
 
-def rounded_inputs(inputs: Tensor, fmt: WeightFormat, static_scale: Tensor | None = None) -> Tensor:
+def round_inputs(inputs: Tensor, fmt: WeightFormat, static_scale: Tensor | None = None) -> Tensor:
     """A Linear's inputs as the scheme's numbers stand for them; unchanged for weight-only schemes.
 
     inputs:       (..., in); symmetric, one scale per token, or per token and group

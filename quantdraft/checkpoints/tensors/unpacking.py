@@ -21,7 +21,7 @@ from quantdraft.checkpoints.stored_formats import (
     linear_modules,
     stored_format,
 )
-from quantdraft.checkpoints.tensors.microscaling import microscaled
+from quantdraft.checkpoints.tensors.microscaling import unpack_microscaled
 from quantdraft.errors import CheckpointError
 
 ROWS_AT_ONCE = 2**13  # a twentieth of a large embedding table
@@ -95,7 +95,7 @@ class Codebook(NamedTuple):
         return len(self.integers), 2 * self.integers.shape[1]
 
 
-def unpacked(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked | Codebook:
+def unpack(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked | Codebook:
     """The stored integers and scales of one module.
 
     tensors: at least the module's own, by full name, as `module_tensors` gives them.
@@ -116,7 +116,7 @@ def _unpacked_compressed(tensors: Mapping[str, Tensor], module: str, fmt: Weight
     if fmt.scale_type != "float":
         own = f"{module}.weight_packed" if fmt.num_bits == 4 else f"{module}.weight"
         factor = tensors.get(f"{module}.weight_global_scale")
-        values, scale = microscaled(_get(tensors, own), scale, factor, fmt)
+        values, scale = unpack_microscaled(_get(tensors, own), scale, factor, fmt)
         return Unpacked(values, scale, None, fmt.group_size, None)
     scale = scale.reshape(scale.shape[0], -1)
     zero_point = None
@@ -220,7 +220,7 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     return signed
 
 
-def dequantized(weight: Unpacked | Codebook) -> Tensor:
+def dequantize(weight: Unpacked | Codebook) -> Tensor:
     """The weight that the integers and scales stand for, (out, in) float32."""
     if isinstance(weight, Codebook):
         return _dequantized_codebook(weight)
@@ -272,15 +272,9 @@ def rounds_activations(checkpoint: Checkpoint) -> bool:
     return any(fmt.activations for fmt in quantized_modules(checkpoint).values())
 
 
-def stored_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Unpacked | Codebook]]:
-    """Each quantized module with its integers and scales, one in memory at a time."""
-    for module, fmt in quantized_modules(checkpoint).items():
-        yield module, stored_weight(checkpoint, module, fmt)
-
-
 def stored_weight(checkpoint: Checkpoint, module: str, fmt: WeightFormat) -> Unpacked | Codebook:
     """One module's integers and scales."""
-    return unpacked(module_tensors(checkpoint, module), module, fmt)
+    return unpack(module_tensors(checkpoint, module), module, fmt)
 
 
 def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:

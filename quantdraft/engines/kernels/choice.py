@@ -72,7 +72,7 @@ def fastest_linear(
     Raises NoKernelError or ValueError, with every kernel's reason, where none takes the weight.
     """
     counts = tuple(sorted({tried_rows(count) for count in rows}))
-    weight, bias = _moved(weight, device), None if bias is None else bias.to(device)
+    weight, bias = _move(weight, device), None if bias is None else bias.to(device)
     kinds = _kinds(device, weight_format, counts)
     facts = (device.type, weight_format, *_facts(weight), bias is not None, dtype)
     question = Question(
@@ -101,7 +101,7 @@ def tried_rows(num_rows: int) -> int:
 
 
 @contextmanager
-def collected() -> Iterator[dict[str, Question]]:
+def collect_questions() -> Iterator[dict[str, Question]]:
     """Collect the questions that are not settled while models are loaded, by name."""
     questions: dict[str, Question] = {}
     _collections.append(questions)
@@ -200,7 +200,7 @@ def _collect(question: Question, questions: dict[str, Question]) -> None:
     """Add a question, with a copy of the few weights it needs, so that its model can go."""
     known = questions.get(question.name)
     if known is None:
-        own = replace(question, weight=_cloned(question.weight))
+        own = replace(question, weight=_clone(question.weight))
     else:
         own = replace(known, counts=tuple(sorted({*known.counts, *question.counts})))
     questions[question.name] = own
@@ -227,17 +227,17 @@ def _book(question: Question) -> Book:
     return book_of(str(question.device.type), torch.get_num_threads())
 
 
-def _moved(weight: Weight, device: torch.device) -> Weight:
+def _move(weight: Weight, device: torch.device) -> Weight:
     if isinstance(weight, Tensor):
         return weight.detach().to(device)
-    return _mapped(weight, lambda tensor: tensor.to(device))
+    return _map_tensors(weight, lambda tensor: tensor.to(device))
 
 
-def _cloned(weight: Weight) -> Weight:
-    return weight.clone() if isinstance(weight, Tensor) else _mapped(weight, torch.clone)
+def _clone(weight: Weight) -> Weight:
+    return weight.clone() if isinstance(weight, Tensor) else _map_tensors(weight, torch.clone)
 
 
-def _mapped(weight: Unpacked | Codebook, change: Callable[[Tensor], Tensor]) -> Weight:
+def _map_tensors(weight: Unpacked | Codebook, change: Callable[[Tensor], Tensor]) -> Weight:
     """The weight with every tensor changed."""
 
     def changed(value: Any) -> Any:

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
-from quantdraft.engines.kernels.layout import as_buffer, group_size_of, padded, row_scales, rows_of
-from quantdraft.engines.kernels.sealed import Product, seal, sealed_product
+from quantdraft.engines.kernels.layout import (
+    as_buffer,
+    group_size_of,
+    pad_matrix,
+    row_scales,
+    rows_of,
+)
+from quantdraft.engines.kernels.packed_products import (
+    PackedProduct,
+    packed_product,
+    register_product,
+)
 
 
 class Int4Linear(nn.Module):
@@ -39,7 +49,7 @@ class Int4Linear(nn.Module):
         self.out_features, self.in_features = weight.integers.shape
         self.group_size = group_size_of(weight, self.group_sizes)
         scale_and_zero = tinygemm_scales(weight, self.row_multiple)
-        integers = padded(weight.integers, self.row_multiple).int() + 8
+        integers = pad_matrix(weight.integers, self.row_multiple).int() + 8
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
         self.register_buffer("packed", packed)
         self.register_buffer("scale_and_zero", scale_and_zero.to(self.compute_dtype))
@@ -124,16 +134,16 @@ class Int8DynamicLinear(nn.Module):
             packed = torch.ops.quantized.linear_prepack(values, None)
         self.register_buffer("bias", as_buffer(bias, torch.float32))
         linear, reduce_range = torch.ops.quantized.linear_dynamic, self.reduce_range
-        seal(self, lambda x: linear(x, packed, reduce_range))
+        register_product(self, lambda x: linear(x, packed, reduce_range))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type; the product itself takes float32."""
         flat = rows_of(x, None).float()
         if len(flat) == 1:
-            out = sealed_product(flat, self.number, self.out_features)
+            out = packed_product(flat, self.number, self.out_features)
         else:
             height = flat.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            out = sealed_product(flat / height, self.number, self.out_features) * height
+            out = packed_product(flat / height, self.number, self.out_features) * height
         out = out if self.bias is None else out + self.bias
         return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -159,9 +169,9 @@ class Int8OnednnLinear(nn.Module):
         self.out_features, self.in_features = weight.integers.shape
         self.weight_bytes = weight.integers.numel() + scale.numel() * 4
         self.register_buffer("bias", as_buffer(bias, torch.float32))
-        seal(self, self._product(weight.integers.to(torch.int8), scale))
+        register_product(self, self._product(weight.integers.to(torch.int8), scale))
 
-    def _product(self, integers: Tensor, scale: Tensor) -> Product:
+    def _product(self, integers: Tensor, scale: Tensor) -> PackedProduct:
         packed = torch.ops.onednn.qlinear_prepack(integers.contiguous(), None)
         zeros = torch.zeros(self.out_features, dtype=torch.long)
         qlinear, zero_point = torch.ops.onednn.qlinear_pointwise, self.zero_point
@@ -180,7 +190,7 @@ class Int8OnednnLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type; the product itself takes float32."""
-        out = sealed_product(rows_of(x, None).float(), self.number, self.out_features)
+        out = packed_product(rows_of(x, None).float(), self.number, self.out_features)
         out = out if self.bias is None else out + self.bias
         return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -194,7 +204,7 @@ def tinygemm_scales(weight: Unpacked, row_multiple: int) -> Tensor:
     zero = torch.zeros_like(scale)
     if weight.zero_point is not None:
         zero = -weight.zero_point.float() * scale
-    pair = [padded(scale, row_multiple).T, padded(zero, row_multiple).T]
+    pair = [pad_matrix(scale, row_multiple).T, pad_matrix(zero, row_multiple).T]
     return torch.stack(pair, dim=-1).contiguous()
 
 

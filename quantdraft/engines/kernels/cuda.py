@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.cpu import tinygemm_scales
 from quantdraft.engines.kernels.dequantizing import Int4DequantizingLinear, Int8DequantizingLinear
-from quantdraft.engines.kernels.layout import as_buffer, group_size_of, padded, row_scales, rows_of
+from quantdraft.engines.kernels.layout import (
+    as_buffer,
+    group_size_of,
+    pad_matrix,
+    row_scales,
+    rows_of,
+)
 from quantdraft.errors import NoKernelError
 
 FP8 = torch.float8_e4m3fn
@@ -42,9 +48,9 @@ class Fp8Linear(nn.Module):
         require_capability(weight.integers.device, (8, 9), "FP8")
         require_fp8(weight)
         self.out_features, self.in_features = weight.integers.shape
-        values = padded(weight.integers.view(torch.uint8), self.multiple, self.multiple)
+        values = pad_matrix(weight.integers.view(torch.uint8), self.multiple, self.multiple)
         self.register_buffer("values", values.contiguous().view(FP8))
-        scale = padded(row_scales(weight)[:, None], self.multiple)[:, 0]
+        scale = pad_matrix(row_scales(weight)[:, None], self.multiple)[:, 0]
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("bias", as_buffer(bias, dtype))
 
@@ -55,13 +61,13 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type; the product itself gives bf16."""
-        out = self._product(padded(rows_of(x, None), 1, self.multiple))
+        out = self._product(pad_matrix(rows_of(x, None), 1, self.multiple))
         out = out[:, : self.out_features].to(x.dtype)
         out = out if self.bias is None else out + self.bias
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, flat: Tensor) -> Tensor:
-        rounded, step = rounded_rows(flat, FP8)
+        rounded, step = round_rows(flat, FP8)
         out: Tensor = torch._scaled_mm(
             rounded,
             self.values.t(),
@@ -122,7 +128,7 @@ class Fp8BlockLinear(nn.Module):
 
         flat = rows_of(x, None)
         groups = flat.reshape(len(flat), -1, self.block)
-        rounded, step = rounded_rows(groups, FP8)
+        rounded, step = round_rows(groups, FP8)
         columns_first = step[..., 0].t().contiguous().t()
         out: Tensor = scaled_mm(
             rounded.reshape(flat.shape),
@@ -153,8 +159,8 @@ class Int8CublasLinear(nn.Module):
         super().__init__()
         require_capability(weight.integers.device, (8, 0), "INT8")
         self.out_features, self.in_features = weight.integers.shape
-        integers = padded(weight.integers.to(torch.int8), self.multiple, self.multiple)
-        scale = padded(row_scales(weight)[:, None], self.multiple)[:, 0]
+        integers = pad_matrix(weight.integers.to(torch.int8), self.multiple, self.multiple)
+        scale = pad_matrix(row_scales(weight)[:, None], self.multiple)[:, 0]
         self.register_buffer("integers", integers.contiguous())
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("bias", as_buffer(bias, dtype))
@@ -166,13 +172,13 @@ class Int8CublasLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type."""
-        out = self._product(padded(rows_of(x, None), 1, self.multiple))
+        out = self._product(pad_matrix(rows_of(x, None), 1, self.multiple))
         out = out[:, : self.out_features].to(x.dtype)
         out = out if self.bias is None else out + self.bias
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, flat: Tensor) -> Tensor:
-        rounded, step = rounded_rows(flat, torch.int8)
+        rounded, step = round_rows(flat, torch.int8)
         enough = nn.functional.pad(rounded, (0, 0, 0, max(0, self.min_product_rows - len(flat))))
         sums = torch._int_mm(enough, self.integers.t())[: len(flat)]
         return sums.float() * step * self.scale
@@ -239,7 +245,7 @@ class Int4TinygemmLinear(nn.Module):
             raise ValueError(
                 f"{self.in_features} columns are no multiple of {self.column_multiple}"
             )
-        pairs = adjacent_pairs(padded(weight.integers, self.row_multiple))
+        pairs = pack_adjacent_pairs(pad_matrix(weight.integers, self.row_multiple))
         packed = torch.ops.aten._convert_weight_to_int4pack(pairs, self.inner_k_tiles)
         scales = tinygemm_scales(weight, self.row_multiple)
         self.register_buffer("packed", packed)
@@ -283,19 +289,19 @@ class Int4TritonLinear(Int4DequantizingLinear):
         return out
 
 
-def rounded_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The last axis in 8 bits, and its step: x is about `rounded * step`.
 
     x: (..., in)
     Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
     """
     if x.is_cuda and has_triton():
-        rounded: tuple[Tensor, Tensor] = triton_products().rounded_rows(x, dtype)
+        rounded: tuple[Tensor, Tensor] = triton_products().round_rows_by_triton(x, dtype)
         return rounded
-    return _rounded_rows(x, dtype)
+    return round_rows_by_torch(x, dtype)
 
 
-def _rounded_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def round_rows_by_torch(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The same in torch's own operators: half a dozen launches on a GPU."""
     limit = INT8_LEVELS if dtype == torch.int8 else FP8_MAX
     values = x.float()
@@ -306,7 +312,7 @@ def _rounded_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return levels.clamp(-FP8_MAX, FP8_MAX).to(dtype), step
 
 
-def adjacent_pairs(integers: Tensor) -> Tensor:
+def pack_adjacent_pairs(integers: Tensor) -> Tensor:
     """Integers in -8..7, (out, in), as (out, in / 2) bytes, the even column in the high half."""
     unsigned = (integers.to(torch.int16) + 8).to(torch.uint8)
     return ((unsigned[:, ::2] << 4) | unsigned[:, 1::2]).contiguous()

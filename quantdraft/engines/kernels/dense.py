@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quantdraft.engines.kernels.sealed import seal, sealed_product
+from quantdraft.engines.kernels.packed_products import packed_product, register_product
 
 
 class DenseLinear(nn.Module):
@@ -73,7 +73,7 @@ class PrepackedLinear(nn.Module):
         values = weight.detach().to(self.packed_dtype, copy=True)
         packed = torch.ops.mkldnn._reorder_linear_weight(values, self.pack_rows)
         added = None if bias is None else bias.detach().to(self.packed_dtype)
-        seal(
+        register_product(
             self,
             lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], ""),
         )
@@ -81,7 +81,7 @@ class PrepackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type."""
         flat = x.reshape(-1, self.in_features).to(self.packed_dtype)
-        out = sealed_product(flat, self.number, self.out_features)
+        out = packed_product(flat, self.number, self.out_features)
         return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
 

@@ -33,7 +33,7 @@ class Int4DequantizingLinear(nn.Module):
         if weight.scale.shape[1] % 2:
             raise ValueError("halves of a row need an even number of groups")
         zeros = weight.zero_point
-        self.register_buffer("halves", paired_halves(weight.integers))
+        self.register_buffer("halves", pack_halves(weight.integers))
         self.register_buffer("scale", weight.scale.to(dtype).contiguous())
         self.register_buffer("zero_point", None if zeros is None else zeros.to(torch.int8))
         self.register_buffer("bias", as_buffer(bias, dtype))
@@ -93,7 +93,7 @@ class Int8DequantizingLinear(nn.Module):
         return out if self.bias is None else out + self.bias.to(x.dtype)
 
 
-def paired_halves(integers: Tensor) -> Tensor:
+def pack_halves(integers: Tensor) -> Tensor:
     """Integers in -8..7, (out, in), as (out, in / 2) bytes: column j low, j + in / 2 high."""
     unsigned = (integers.to(torch.int16) + 8).to(torch.uint8)
     low, high = unsigned.chunk(2, dim=1)

@@ -19,7 +19,7 @@ from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.c_library import c_library, instruction_set
 from quantdraft.engines.kernels.layout import as_buffer, group_size_of, row_scales, rows_of
 from quantdraft.engines.kernels.operations import Product
-from quantdraft.engines.kernels.sealed import seal, sealed_product
+from quantdraft.engines.kernels.packed_products import packed_product, register_product
 
 # The C file's kinds of products, in its order; a kernel's name begins with its kind.
 KINDS = ("int4", "int8", "int8_dynamic", "bf16", "f32")
@@ -46,12 +46,12 @@ class FewRowsLinear(nn.Module):
         self.packed, self.weight_bytes = packed, packed.num_bytes
         self.register_buffer("bias", as_buffer(bias, torch.float32))
         self.register_buffer("column_order", order)
-        seal(self, packed.product)
+        register_product(self, packed.product)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out), in x's float type."""
         flat = rows_of(x, self.column_order).float().contiguous()
-        out = sealed_product(flat, self.number, self.out_features)
+        out = packed_product(flat, self.number, self.out_features)
         out = out if self.bias is None else out + self.bias
         return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -77,7 +77,7 @@ class Int4FewRowsLinear(FewRowsLinear):
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         group = group_size_of(weight, self.group_sizes)
-        values = packed_halves(weight.integers, *_block_of(group))
+        values = pack_runs(weight.integers, *_block_of(group))
         zero = weight.zero_point
         zero = None if zero is None else (zero + 8).to(torch.uint8).contiguous()
         scale = weight.scale.float().contiguous()
@@ -195,7 +195,7 @@ class PackedWeight:
         return 1 if products < PRODUCTS_PER_WAKE else torch.get_num_threads()
 
 
-def packed_halves(integers: Tensor, block: int, parts: int) -> Tensor:
+def pack_runs(integers: Tensor, block: int, parts: int) -> Tensor:
     """(out, in) int8 in -8..7 to (out, in / 2) uint8: see the C file for the order.
 
     parts: a block is so many runs of weights, 4 or 2, that share bytes two by two

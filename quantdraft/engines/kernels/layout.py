@@ -14,7 +14,7 @@ def rows_of(x: Tensor, column_order: Tensor | None) -> Tensor:
     return flat if column_order is None else flat.index_select(1, column_order)
 
 
-def padded(matrix: Tensor, row_multiple: int = 1, column_multiple: int = 1) -> Tensor:
+def pad_matrix(matrix: Tensor, row_multiple: int = 1, column_multiple: int = 1) -> Tensor:
     """Zeros added below and to the right, up to the next multiples."""
     rows, columns = matrix.shape
     below, right = -rows % row_multiple, -columns % column_multiple

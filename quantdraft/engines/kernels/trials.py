@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantized
+from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.engines.kernels.few_rows import FewRowsLinear
 from quantdraft.engines.kernels.operations import Program, operations_fault
@@ -120,7 +120,7 @@ def _built(
 def _fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) -> str | None:
     """Why a kernel cannot be trusted on this machine: it fails, or its product is wrong."""
     few = first_outputs(weight, NUM_CHECKED)
-    values = few.float() if isinstance(few, Tensor) else dequantized(few)
+    values = few.float() if isinstance(few, Tensor) else dequantize(few)
     try:
         found = kernel(x)[:, : len(values)].float()
     except Exception as error:  # a compiler, a driver or a library: each has its own kinds

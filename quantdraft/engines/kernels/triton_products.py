@@ -43,7 +43,7 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
     return out
 
 
-def rounded_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def round_rows_by_triton(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The last axis in 8 bits, and its step, in one launch: x is about `rounded * step`.
 
     x: (..., in) float

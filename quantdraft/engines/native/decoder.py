@@ -77,7 +77,7 @@ class KVCache:
 
     entries:  (layers, batch, 2 * kv heads, slots, head_dim); the keys' heads come first, so that
               one write stores both
-    cos, sin: (slots, head_dim), what the slots' positions turn queries and keys by
+    cos, sin: (slots, head_dim), the rotary embedding of each slot's position
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class KVCache:
         shape: DecoderShape,
         batch_size: int,
         num_slots: int,
-        turns: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
         dtype: torch.dtype | None = None,
     ) -> None:
-        """dtype: of the entries; None: that of the turns."""
-        self.cos, self.sin = turns
+        """dtype: of the entries; None: that of `rotary`."""
+        self.cos, self.sin = rotary
         size = (shape.num_layers, batch_size, 2 * shape.num_kv_heads, num_slots, shape.head_dim)
         self.entries = torch.zeros(size, dtype=dtype or self.cos.dtype, device=self.cos.device)
         self.batch_size, self.num_slots = batch_size, num_slots
@@ -100,7 +100,7 @@ class KVCache:
         return self.entries.nbytes
 
 
-class Turn(NamedTuple):
+class LayerInputs(NamedTuple):
     """What all layers share in one pass over m new tokens per row.
 
     cos, sin:  (batch, m, 1, head_dim), the first half of every sine negative, so that a rotation
@@ -139,18 +139,18 @@ class Layer(nn.Module):
         self.query_norm = RMSNorm(head_norms[0], shape.norm_eps) if head_norms else None
         self.key_norm = RMSNorm(head_norms[1], shape.norm_eps) if head_norms else None
 
-    def forward(self, x: Tensor, entries: Tensor, turn: Turn) -> Tensor:
+    def forward(self, x: Tensor, entries: Tensor, shared: LayerInputs) -> Tensor:
         """One block over m new tokens per row.
 
         x:       (batch, m, hidden)
         entries: (batch, 2 * kv heads, slots, head_dim), this layer's cache, written in place
         """
-        x = x + self._attend(self.attention_norm(x), entries, turn)
+        x = x + self._attend(self.attention_norm(x), entries, shared)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         down: Tensor = self.down(F.silu(gate) * up)
         return x + down
 
-    def _attend(self, x: Tensor, entries: Tensor, turn: Turn) -> Tensor:
+    def _attend(self, x: Tensor, entries: Tensor, shared: LayerInputs) -> Tensor:
         shape, (batch, m, _) = self.shape, x.shape
         num_kv, dim = shape.num_kv_heads, shape.head_dim
         heads = self.qkv(x).view(batch, m, -1, dim)
@@ -159,17 +159,17 @@ class Layer(nn.Module):
             heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
         # Queries and keys at once and in place: fewer operations, each of which costs its call.
         turning = heads[:, :, : shape.num_heads + num_kv]
-        swapped = _swapped(turning).mul_(turn.sin)
-        turning.mul_(turn.cos).add_(swapped)
+        swapped = _swapped(turning).mul_(shared.sin)
+        turning.mul_(shared.cos).add_(swapped)
         query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
-        _write(entries, new, turn.positions)
+        _write(entries, new, shared.positions)
         # The heads that share a key become rows of one product, so a key is read once.
         grouped = query.view(batch, m, num_kv, -1, dim).permute(0, 2, 3, 1, 4)
         out = F.scaled_dot_product_attention(
             grouped.reshape(batch, num_kv, -1, dim),
-            entries[:, :num_kv, : turn.num_live],
-            entries[:, num_kv:, : turn.num_live],
-            attn_mask=turn.mask,
+            entries[:, :num_kv, : shared.num_live],
+            entries[:, num_kv:, : shared.num_live],
+            attn_mask=shared.mask,
         )
         out = out.view(batch, num_kv, -1, m, dim).permute(0, 3, 1, 2, 4)
         attended: Tensor = self.out(out.reshape(batch, m, -1))
@@ -222,7 +222,7 @@ class Rotary(nn.Module):
         self.scaling = scaling
 
     def forward(self, num_slots: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of the first positions, (slots, head_dim) each; see `Turn`."""
+        """Cosines and signed sines of the first positions, (slots, head_dim) each."""
         positions = torch.arange(num_slots, device=self.inv_freq.device).float()
         angles = positions[:, None] * self.inv_freq
         cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
@@ -274,10 +274,10 @@ class Decoder(nn.Module):
         x = F.embedding(token_ids, self.embedding).to(cache.entries.dtype)
         mask = None if sees_all else self._mask(positions, num_live, x.dtype)
         cos, sin = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
-        turn = Turn(cos, sin, mask, positions, num_live)
+        shared = LayerInputs(cos, sin, mask, positions, num_live)
         run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
         for index, layer in enumerate(run):
-            x = layer(x, cache.entries[index], turn)
+            x = layer(x, cache.entries[index], shared)
         if at is not None:
             x = x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
         logits: Tensor = self.head(self.norm(x))

@@ -55,8 +55,8 @@ class FusedDecoder:
         """dtype: what the Linears compute in and the cache holds, float32 or bfloat16."""
         self.model, self.dtype = model, dtype
         padded = replace(model.shape, head_dim=padded_dim(model.shape.head_dim))
-        turns = model.rotary(num_slots, torch.float32)
-        self.cache = KVCache(padded, batch_size, num_slots, turns, dtype)
+        rotary = model.rotary(num_slots, torch.float32)
+        self.cache = KVCache(padded, batch_size, num_slots, rotary, dtype)
         self._passes: dict[Key, _Pass] = {}
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.native.weight_sources import Weight
 
 
-def stacked(weights: Sequence[Weight]) -> Weight | None:
+def stack_weights(weights: Sequence[Weight]) -> Weight | None:
     """The weights one above the other, (sum of out, in); None where their scales do not allow it.
 
     Every row keeps its own integers and scales, so each output is what it was alone.
@@ -33,7 +33,7 @@ def stacked(weights: Sequence[Weight]) -> Weight | None:
     )
 
 
-def stacked_bias(biases: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
+def stack_biases(biases: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
     """The biases joined, zeros in the place of a missing one; None where all are missing."""
     if all(bias is None for bias in biases):
         return None

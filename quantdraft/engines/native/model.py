@@ -27,7 +27,7 @@ from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.trials import held_bytes
 from quantdraft.engines.native.borrowed import load_borrowed
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
-from quantdraft.engines.native.fusing import SideBySide, stacked, stacked_bias
+from quantdraft.engines.native.fusing import SideBySide, stack_biases, stack_weights
 from quantdraft.engines.native.weight_sources import Weight, WeightSource, kernel_format
 from quantdraft.errors import CheckpointError
 
@@ -157,13 +157,13 @@ class Linears:
     def fused(self, modules: Sequence[str]) -> nn.Module:
         """Linears of one input as one, where their formats allow it."""
         weights = [self.source.weight(module) for module in modules]
-        joined = stacked(weights) if len({self._format(m) for m in modules}) == 1 else None
+        joined = stack_weights(weights) if len({self._format(m) for m in modules}) == 1 else None
         biases = [self._bias(module) for module in modules]
         rows = [int(_num_rows(weight)) for weight in weights]
         if joined is None:
             parts = zip(modules, weights, biases, strict=True)
             return SideBySide([self._made(*part) for part in parts], rows)
-        return self._made(modules[0], joined, stacked_bias(biases, rows))
+        return self._made(modules[0], joined, stack_biases(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
         """An unquantized tensor in the compute type, on the device."""

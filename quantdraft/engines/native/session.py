@@ -50,8 +50,8 @@ class Session:
             self.cache = self._fused.cache
         elif native.is_own:
             num_slots = self.num_live(num_slots)
-            turns = native.model.rotary(num_slots, native.dtype)
-            self.cache = KVCache(native.model.shape, batch_size, num_slots, turns)
+            rotary = native.model.rotary(num_slots, native.dtype)
+            self.cache = KVCache(native.model.shape, batch_size, num_slots, rotary)
             self._layers = _layers(native, mode)
         else:
             self.rows = BorrowedRows(native.model, 1 if is_level else batch_size)

@@ -22,7 +22,7 @@ from quantdraft.checkpoints.tensors.unpacking import (
     module_tensors,
     quantized_modules,
     read_tensor,
-    unpacked,
+    unpack,
 )
 from quantdraft.engines.kernels.codebook import code_table
 from quantdraft.errors import NoKernelError
@@ -111,7 +111,7 @@ class StoredWeights:
         fmt = self.formats.get(module)
         if fmt is None:
             return self.tensor(f"{module}.weight")
-        return unpacked(module_tensors(self.checkpoint, module), module, fmt)
+        return unpack(module_tensors(self.checkpoint, module), module, fmt)
 
 
 def stored_weights(checkpoint: Checkpoint) -> StoredWeights:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
-from quantdraft.engines.kernels.choice import collected, settle
+from quantdraft.engines.kernels.choice import collect_questions, settle
 from quantdraft.engines.native.fused import fused_fault
 from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.session import Mode, modes, tried_modes
@@ -88,7 +88,7 @@ class Arms:
         come last are undefined.
         """
         held: list[NativeModel] = []
-        with collected() as questions:
+        with collect_questions() as questions:
             for name in self.sources:
                 if name not in self.undefined:
                     self._try(

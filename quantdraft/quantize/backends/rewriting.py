@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Conversion(Protocol):
+class TensorConverter(Protocol):
     """What becomes of tensors; compressed-tensors' converters are of this kind."""
 
     def get_dependencies(self, weight_name: str) -> Set[str]:
@@ -29,7 +29,7 @@ class Conversion(Protocol):
 
 
 def rewrite_weights(
-    source: Checkpoint, output: Path, conversion: Conversion, device: str = "cpu"
+    source: Checkpoint, output: Path, conversion: TensorConverter, device: str = "cpu"
 ) -> None:
     """Write every weight file of `source`, converted, and their index into `output`.
 
@@ -53,7 +53,7 @@ def rewrite_weights(
 
 
 def _converted(
-    source: Checkpoint, names: list[str], conversion: Conversion, device: str
+    source: Checkpoint, names: list[str], conversion: TensorConverter, device: str
 ) -> Iterator[tuple[str, Tensor]]:
     from quantdraft.checkpoints.tensors.unpacking import read_tensor
 
@@ -61,7 +61,7 @@ def _converted(
     return ((name, tensor.cpu()) for name, tensor in conversion.process(read).items())
 
 
-def _groups_by_file(source: Checkpoint, conversion: Conversion) -> dict[str, list[list[str]]]:
+def _groups_by_file(source: Checkpoint, conversion: TensorConverter) -> dict[str, list[list[str]]]:
     """Names of each file, those together that are to be converted together."""
     partners = {
         name: sorted(conversion.get_dependencies(name) & source.tensors.keys())

@@ -20,7 +20,7 @@ from quantdraft.errors import CheckpointError
 from quantdraft.quantize.proof import heads as head_proof
 from quantdraft.quantize.proof.tensors import require_promised_tensors
 from quantdraft.quantize.proof.weights import (
-    StoredWeights,
+    ComparedWeights,
     changed_tensor,
     error_limit,
     require_small,
@@ -128,7 +128,7 @@ def _quantized_proof(
     formats = quantized_modules(candidate)
     _require_usable_scales(candidate)
     with bar(len(formats), "check against the draft", "layer") as told:
-        stored = StoredWeights(source, candidate, formats, recipe.moves_scales, told=told)
+        stored = ComparedWeights(source, candidate, formats, recipe.moves_scales, told=told)
         baseline, reference = _reference_logits(stored, device)
         errors = stored.all_errors()
     require_small(errors, formats)
@@ -202,7 +202,7 @@ def logit_distance(logits: Tensor, reference: Tensor) -> float:
     return float((logits - reference).norm() / reference.norm())
 
 
-def _reference_logits(stored: StoredWeights, device: torch.device) -> tuple[Tensor, Tensor]:
+def _reference_logits(stored: ComparedWeights, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits of the draft as it is, and with every stored weight in place of its own.
 
     Quantized weights are dequantized here, from the stored numbers.
@@ -217,7 +217,7 @@ def _reference_logits(stored: StoredWeights, device: torch.device) -> tuple[Tens
     return baseline, _logits(model, stored.source)
 
 
-def _take_quantized_weights(model: Any, stored: StoredWeights) -> None:
+def _take_quantized_weights(model: Any, stored: ComparedWeights) -> None:
     from quantdraft.quantize.proof.streamed_model import provide
 
     def read(name: str) -> list[Tensor]:
@@ -243,9 +243,9 @@ def _input_rounding(
     fmt: WeightFormat, static_scale: Tensor | None
 ) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """A forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
-    from quantdraft.checkpoints.tensors.rounding import rounded_inputs
+    from quantdraft.checkpoints.tensors.rounding import round_inputs
 
-    return lambda _module, inputs: (rounded_inputs(inputs[0], fmt, static_scale), *inputs[1:])
+    return lambda _module, inputs: (round_inputs(inputs[0], fmt, static_scale), *inputs[1:])
 
 
 def _logits(model: Any, checkpoint: Checkpoint) -> Tensor:

@@ -97,11 +97,11 @@ def weight_errors(
     from quantdraft.checkpoints.tensors.unpacking import quantized_modules
 
     formats = quantized_modules(candidate)
-    return StoredWeights(source, candidate, formats, moves_scales).all_errors()
+    return ComparedWeights(source, candidate, formats, moves_scales).all_errors()
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeights:
+class ComparedWeights:
     """A candidate's weights as we dequantize them, each measured when it is first read.
 
     Reading and dequantizing is most of the work, so the pass that multiplies by a weight is also
@@ -117,14 +117,14 @@ class StoredWeights:
 
     def weight(self, module: str) -> Tensor:
         """(out, in) float32."""
-        from quantdraft.checkpoints.tensors.unpacking import dequantized, stored_weight
+        from quantdraft.checkpoints.tensors.unpacking import dequantize, stored_weight
 
         fmt = self.formats[module]
-        found = dequantized(stored_weight(self.candidate, module, fmt))
+        found = dequantize(stored_weight(self.candidate, module, fmt))
         if module not in self.errors:
             own = source_weight(self.source, module)
-            reference = rescaled(own, found) if self.moves_scales else own
-            self.errors[module] = deviation(found, reference, _weights_a_scale(fmt, found))
+            reference = rescale_to(own, found) if self.moves_scales else own
+            self.errors[module] = measure_deviation(found, reference, _weights_a_scale(fmt, found))
             self.told(1)
         return found
 
@@ -143,7 +143,9 @@ def _weights_a_scale(fmt: WeightFormat, weight: Tensor) -> int:
     return length if weight.numel() % length == 0 else columns
 
 
-def deviation(found: Tensor, reference: Tensor, weights_a_scale: int | None = None) -> Deviation:
+def measure_deviation(
+    found: Tensor, reference: Tensor, weights_a_scale: int | None = None
+) -> Deviation:
     """The relative error, how one-sided it is, how ill its scales fit; an exact copy has none."""
     difference = found - reference
     distance = float(difference.norm())
@@ -166,7 +168,7 @@ def scale_misfit(found: Tensor, reference: Tensor) -> float:
     return float((factors - 1).square().mean().sqrt()) if len(factors) else 0.0
 
 
-def rescaled(weight: Tensor, like: Tensor) -> Tensor:
+def rescale_to(weight: Tensor, like: Tensor) -> Tensor:
     """The weight with a factor for each row and column, chosen to come closest to `like`."""
     import torch
 

@@ -12,17 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Product = Callable[[Tensor], Tensor]
+PackedProduct = Callable[[Tensor], Tensor]
 
-_products: dict[int, Product] = {}
+_products: dict[int, PackedProduct] = {}
 _numbers = itertools.count()
 
 torch.library.define(
-    "quantdraft::sealed_product", "(Tensor x, Tensor number, int columns) -> Tensor"
+    "quantdraft::packed_product", "(Tensor x, Tensor number, int columns) -> Tensor"
 )
 
 
-def seal(owner: nn.Module, product: Product) -> None:
+def register_product(owner: nn.Module, product: PackedProduct) -> None:
     """Keep a product, from (rows, in) to (rows, out) float, for as long as its owner lives.
 
     Its number is a tensor, the owner's buffer `number`: a compiler takes an int for part of the
@@ -34,19 +34,19 @@ def seal(owner: nn.Module, product: Product) -> None:
     owner.register_buffer("number", torch.tensor(number), persistent=False)
 
 
-def sealed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
+def packed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     """The product of x, (rows, in), with the weight behind a number: (rows, columns)."""
     if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.quantdraft.sealed_product(x, number, columns)
+        out: Tensor = torch.ops.quantdraft.packed_product(x, number, columns)
         return out
     return _products[int(number)](x)
 
 
-@torch.library.impl("quantdraft::sealed_product", "cpu")
+@torch.library.impl("quantdraft::packed_product", "cpu")
 def _product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return _products[int(number)](x)
 
 
-@torch.library.register_fake("quantdraft::sealed_product")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("quantdraft::packed_product")  # type: ignore[untyped-decorator]
 def _shape(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return x.new_empty((x.shape[0], columns))
