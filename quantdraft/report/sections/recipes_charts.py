@@ -54,9 +54,10 @@ def pareto_chart(compared: Comparison) -> Chart | None:
         title="What is kept for what time",
         description=(
             f"Acceptance rate at k = {compared.num_speculative_tokens} against one draft step, "
-            "95 % intervals. Steps are scaled to one baseline, each by its own run's paired ratio. Left and up is better; the "
-            "dashed line joins recipes that no other beats in both. The intervals are each "
-            "recipe's own; differences are paired and narrower, see the pairs below."
+            "95 % intervals. Steps are scaled to one baseline, each by its own run's paired ratio. "
+            "Left and up is better; the dashed line joins recipes that no other beats in both. The "
+            "intervals are each recipe's own; differences are paired and narrower, see the "
+            "pairs below."
         ),
         spec=pareto(
             rows, sorted(({"x": r["x"], "y": r["y"]} for r in front), key=lambda r: r["x"])
