@@ -8,6 +8,7 @@ from typing import Any
 from quantdraft.record import Comparison, Evaluation, SideBySide
 from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
+from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections.headline import model_name, sentence
 from quantdraft.report.sections.plane import plane_chart
@@ -17,7 +18,6 @@ from quantdraft.report.sections.recipes import (
     pairs_table,
     speed_table,
 )
-from quantdraft.report.sections.recipes_charts import forest_chart, lengths_chart, pareto_chart
 
 
 def comparison_document(compared: SideBySide) -> Document:

@@ -13,7 +13,7 @@ from quantdraft.judge.comparison import grid_points
 from quantdraft.record import Evaluation
 from quantdraft.report.blocks import Chart
 from quantdraft.report.charts import drawing
-from quantdraft.report.charts.palette import DARK, HUES, LIGHT
+from quantdraft.report.charts.style import DARK, HUES, LIGHT
 from quantdraft.report.safety import shown_text
 from quantdraft.report.views.html import render
 from quantdraft.report.views.markdown import FIGURES_DIR
