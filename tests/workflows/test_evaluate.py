@@ -237,8 +237,8 @@ def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny
     others.write_text(tiny_pair.prompts.read_text() + '{"prompt": "one more"}\n')
     for change in ({"prompts": others}, {"max_new_tokens": 9}, {"temperature": 0.5}):
         with pytest.raises(OutputExistsError, match="captured from other prompts"):
-            evaluate(replace(run, **change))
-    evaluation, _ = evaluate(replace(run, prompts=others, force=True))
+            evaluate(changed(run, **change))
+    evaluation, _ = evaluate(changed(run, prompts=others, force=True))
     assert len(evaluation.prompts) == 13
 
 
