@@ -24,7 +24,6 @@ from quantdraft.judge.comparison.speeds import step_ratio
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds, timed_steps
 from quantdraft.judge.statistics.bootstrap import interval_of
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
-from quantdraft.record.plane import acceptance_at, point_at
 from quantdraft.workflows.select.record import Basis, DomainRate, Ranked
 from quantdraft.workflows.select.traits import Traits
 
@@ -95,12 +94,12 @@ class Contender:
         return step_ratio(step, alone, self.run.latency, bootstrap)
 
     def _acceptance(self, k: int) -> AcceptanceComparison:
-        found = acceptance_at(self.run, k)
+        found = self.run.acceptance_at(k)
         assert found is not None
         return found
 
     def _point(self, k: int) -> SpeedPoint:
-        found = point_at(self.run, k)
+        found = self.run.point_at(k)
         assert found is not None
         return found
 
