@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
-from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.comparison import MIN_PROMPTS
-from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Interval, Slice
-from quantdraft.record.plane import acceptance_at, shown_k, slices_k
+from quantdraft.record import MIN_PROMPTS, AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
 from quantdraft.record.wording import (
     ALPHA_NAME,
     RATE_NAME,
@@ -23,7 +17,7 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.acceptance import losses, position_bars
+from quantdraft.report.charts.acceptance import PartLoss, loss_chart, position_chart
 
 BOTH_RATES = (
     "The acceptance rate counts every proposal, also those after a rejection, so it falls with k. "
@@ -33,8 +27,8 @@ BOTH_RATES = (
 
 def acceptance_section(evaluation: Evaluation) -> Section:
     """Per position, and the loss as a paired difference: by position, response, context, domain."""
-    k = shown_k(evaluation)
-    acceptance = acceptance_at(evaluation, k)
+    k = evaluation.shown_k
+    acceptance = evaluation.acceptance_at(k)
     if acceptance is None:
         text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
         return Section("Acceptance", (Paragraph(text),))
@@ -43,16 +37,16 @@ def acceptance_section(evaluation: Evaluation) -> Section:
         ("context", "Context length", evaluation.by_context),
         ("domain", "Domain", evaluation.by_domain),
     ]
-    at = slices_k(evaluation)
+    at = evaluation.known_slices_k
     charts = [slice_chart(*part, at) for part in parts]
-    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
+    blocks: list[Block] = [_sums_table(evaluation, acceptance), *_position_blocks(acceptance)]
     blocks += [chart for chart in charts if chart is not None]
     blocks.append(Paragraph(early_or_late(evaluation.by_position)))
     blocks += [slice_table(title, slices, at) for _, title, slices in parts if slices]
     return Section("Acceptance", tuple(blocks))
 
 
-def _sums_table(acceptance: AcceptanceComparison) -> Table:
+def _sums_table(evaluation: Evaluation, acceptance: AcceptanceComparison) -> Table:
     before, after, k = (
         acceptance.baseline,
         acceptance.candidate,
@@ -68,8 +62,8 @@ def _sums_table(acceptance: AcceptanceComparison) -> Table:
             ),
             (
                 ALPHA_NAME,
-                valued(alpha_of(acceptance.baseline_length, k), "rate"),
-                valued(alpha_of(acceptance.candidate_length, k), "rate"),
+                valued(evaluation.known_analysis.baseline_alpha, "rate"),
+                valued(evaluation.known_analysis.candidate_alpha, "rate"),
             ),
             (
                 "Tokens a round, τ",
@@ -95,14 +89,15 @@ def _sums_table(acceptance: AcceptanceComparison) -> Table:
 
 def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
     before, after = acceptance.baseline, acceptance.candidate
-    chart = position_chart(before, after, acceptance.num_speculative_tokens)
+    table = position_table(before, after)
+    chart = position_chart(before, after, acceptance.num_speculative_tokens, table)
     if not acceptance.acceptance_loss_per_pos:
         return [chart]
     positions = zip(
         acceptance.acceptance_loss_per_pos, _per_position(before), _per_position(after), strict=True
     )
     parts = [
-        (f"position {at}", ends, kept_before, kept_after)
+        PartLoss(f"position {at}", ends, kept_before, kept_after)
         for at, (ends, kept_before, kept_after) in enumerate(positions, 1)
     ]
     described = (
@@ -112,47 +107,6 @@ def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
     return [chart, loss_chart("position", "Lost per position", described, parts)]
 
 
-def loss_chart(
-    name: str, title: str, description: str, parts: Sequence[tuple[str, Interval, float, float]]
-) -> Chart:
-    """Paired losses with intervals. parts: name, loss, baseline, candidate."""
-    rows = [
-        {
-            "part": part,
-            "value": 100 * ends.value,
-            "low": 100 * ends.low,
-            "high": 100 * ends.high,
-            "shown": valued(ends, "loss"),
-            "arms": f"{percent(before)} → {percent(after)}",
-        }
-        for part, ends, before, after in parts
-    ]
-    cells = tuple((str(r["part"]), str(r["arms"]), str(r["shown"])) for r in rows)
-    return Chart(
-        name=f"loss-by-{name}",
-        title=title,
-        description=description,
-        spec=losses(rows, name),
-        data=Table((name, "Baseline → candidate", "Lost"), cells, frozenset({1, 2})),
-    )
-
-
-def position_chart(baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int) -> Chart:
-    """Share of rounds that kept each position, both arms."""
-    rows = [
-        {"position": str(at), "arm": arm, "value": value, "shown": percent(value)}
-        for arm, counts in (("baseline", baseline), ("candidate", candidate))
-        for at, value in enumerate(_per_position(counts), 1)
-    ]
-    return Chart(
-        name="acceptance-per-position",
-        title="Kept per position",
-        description=f"Share of rounds in which the position was accepted, k = {k}.",
-        spec=position_bars(rows),
-        data=position_table(baseline, candidate),
-    )
-
-
 def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
     return counts.acceptance_rate_per_pos if counts.num_drafts else ()
 
@@ -160,7 +114,7 @@ def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
 def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> Table:
     """The chart's numbers, and the share kept among the rounds that came that far."""
     before, after = _per_position(baseline), _per_position(candidate)
-    reached_before, reached_after = _if_reached(baseline), _if_reached(candidate)
+    reached_before, reached_after = baseline.if_reached, candidate.if_reached
     rows = tuple(
         (
             str(position + 1),
@@ -185,11 +139,6 @@ def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> T
         numeric=frozenset(range(1, 6)),
         caption="If reached: among the rounds that accepted every position before.",
     )
-
-
-def _if_reached(counts: AcceptanceCounts) -> list[float | None]:
-    came = (counts.num_drafts, *counts.num_accepted_tokens_per_pos)
-    return [kept / reached if reached else None for reached, kept in pairwise(came)]
 
 
 def early_or_late(slices: tuple[Slice, ...]) -> str:
@@ -226,7 +175,7 @@ def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
 def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:
     """The paired loss of every part, kept / asked for; None where no part has an interval."""
     parts = [
-        (
+        PartLoss(
             part.name,
             part.conditional_acceptance_loss,
             part.baseline_conditional_acceptance,

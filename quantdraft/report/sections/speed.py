@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from quantdraft.record import Evaluation, Projection, SpeedPoint
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import ARMS, Arm, Evaluation, Projection, SpeedPoint
 from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
@@ -19,7 +16,7 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Block, Chart, Equation, Equations, Paragraph, Section, Table
-from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
+from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
 from quantdraft.report.sections.headline import missing_speed
 
 # Four digits where the reader may want to redo the division.
@@ -53,15 +50,13 @@ def equations(evaluation: Evaluation) -> Equations:
     )
 
 
-def _equation(evaluation: Evaluation, arm: Literal["baseline", "candidate"]) -> Equation:
-    point = evaluation.operating_point
-    k = getattr(point, f"{arm}_num_speculative_tokens")
-    step = _term(getattr(point, f"{arm}_draft_step_ms"))
-    verify = _term(getattr(point, f"{arm}_verify_step_ms"))
-    acceptance = acceptance_at(evaluation, k)
-    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
-    result = _per_token(getattr(point, f"{arm}_ms_per_token"))
-    return Equation(arm, f"{k} · {step} + {verify}", tau, result, arm)
+def _equation(evaluation: Evaluation, arm: Arm) -> Equation:
+    speed = evaluation.operating_point.of(arm)
+    k = speed.num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    tau = length(acceptance.of(arm).length.value) if acceptance else UNDEFINED
+    terms = f"{k} · {_term(speed.draft_step_ms)} + {_term(speed.verify_step_ms)}"
+    return Equation(arm, terms, tau, _per_token(speed.ms_per_token), arm)
 
 
 def _term(value: float | None) -> str:
@@ -75,7 +70,7 @@ def _per_token(value: float | None) -> str:
 def break_even(evaluation: Evaluation) -> str:
     """What the candidate would have to reach, and what it reached."""
     point = evaluation.operating_point
-    observed = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
+    observed = evaluation.acceptance_at(point.candidate_num_speculative_tokens)
     if point.break_even_length is None or observed is None:
         return f"Break-even acceptance: {undefined(missing_speed(evaluation))}."
     tau = observed.candidate_length.value
@@ -141,7 +136,7 @@ def k_table(evaluation: Evaluation) -> Table:
 
 
 def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
-    acceptance = acceptance_at(evaluation, k)
+    acceptance = evaluation.acceptance_at(k)
     taus = (
         (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
         if acceptance
@@ -163,60 +158,45 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
 
 
 def speed_chart(evaluation: Evaluation) -> Chart | None:
-    """Speedup over the target alone, by k, with bands; None where it was not measured."""
-    arms = {
-        "baseline": _over_autoregressive(evaluation, "baseline_speedup_over_autoregressive"),
-        "candidate": _over_autoregressive(evaluation, "speedup_over_autoregressive"),
-    }
-    if not any(arms.values()):
+    """Return the speedup over the target alone by k, with bands; None where not measured."""
+    curves = [_over_autoregressive(evaluation, arm) for arm in ARMS]
+    if not any(curve.points for curve in curves):
         return None
-    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    title = "speedup over autoregressive"
     return Chart(
         name="speedup-by-k",
         title="Speedup over the target alone, by k",
         description="Bands are 95 % intervals, rings mark each arm's best k.",
-        spec=curves(rows, "speedup over autoregressive", reference=(1.0, "target alone")),
-        data=_curve_table(arms, "Speedup"),
+        spec=curves_spec(curves, title, "speedup", reference=(1.0, "target alone")),
+        data=curve_table(curves, "Speedup", "speedup"),
     )
 
 
-def _over_autoregressive(evaluation: Evaluation, field: str) -> list[CurvePoint]:
+def _over_autoregressive(evaluation: Evaluation, arm: Arm) -> LineByK:
     found = (
-        (point.candidate_num_speculative_tokens, getattr(point, field))
+        (point.candidate_num_speculative_tokens, point.of(arm).speedup_over_autoregressive)
         for point in evaluation.equal_k
     )
-    return [
-        (k, ends.value, ends.low, ends.high, valued(ends, "speedup"))
-        for k, ends in found
-        if ends is not None
-    ]
+    return LineByK(arm, [(k, e) for k, e in found if e is not None], evaluation.best_k.get(arm))
 
 
 def length_chart(evaluation: Evaluation) -> Chart:
-    """τ by k, both arms, with bands."""
-    arms = {
-        arm: [
-            (row.num_speculative_tokens, ends.value, ends.low, ends.high, valued(ends, "length"))
-            for row in evaluation.acceptance
-            for ends in (getattr(row, f"{arm}_length"),)
-        ]
-        for arm in ("baseline", "candidate")
-    }
-    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    """Return τ by k, both arms, with bands."""
+    curves = [
+        LineByK(
+            arm,
+            [(row.num_speculative_tokens, row.of(arm).length) for row in evaluation.acceptance],
+            evaluation.best_k.get(arm),
+        )
+        for arm in ARMS
+    ]
     return Chart(
         name="length-by-k",
         title="Tokens a round τ, by k",
         description="Mean acceptance length, bonus token included, with 95 % intervals.",
-        spec=curves(rows, "tokens a round"),
-        data=_curve_table(arms, "τ"),
+        spec=curves_spec(curves, "tokens a round", "length"),
+        data=curve_table(curves, "τ", "length"),
     )
-
-
-def _curve_table(arms: dict[str, list[CurvePoint]], measure: str) -> Table:
-    rows = tuple(
-        (arm, str(point[0]), point[-1]) for arm, points in arms.items() for point in points
-    )
-    return Table(("Draft", "k", f"{measure} (95 % interval)"), rows, frozenset({1, 2}))
 
 
 def noise_section(evaluation: Evaluation) -> Section:
