@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_json, tell, tell_aside
+from quantdraft.cli.printing import print_json, print_lines, tell, tell_aside
 from quantdraft.cli.values import AT_LEAST_1, RecipeName, recipe_names
 from quantdraft.common.progress import step
 
@@ -35,15 +35,39 @@ from quantdraft.common.progress import step
     show_default=True,
     help="How many of the embedded prompts are used.",
 )
+@click.option(
+    "--inputs-only",
+    is_flag=True,
+    help="Only write the pair and its prompts into the directory, to try the commands on.",
+)
 @options.force()
 @options.as_json("Print each recipe's verdict as JSON.")
 def demo(
-    output: Path, names: tuple[str, ...], num_prompts: int, force: bool, as_json: bool
+    output: Path,
+    names: tuple[str, ...],
+    num_prompts: int,
+    inputs_only: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Do the whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
     with step("demo"):
         from quantdraft.workflows.demo import demo as run_demo
+        from quantdraft.workflows.demo import write_inputs
 
+        if inputs_only:
+            written = [str(path) for path in write_inputs(output, force=force)]
+            if as_json:
+                print_json({"output": str(output), "written": written})
+            else:
+                print_lines(
+                    [
+                        *written,
+                        f"Next: quantdraft capture --target {output / 'target'} "
+                        f"--prompts {output / 'prompts.jsonl'} -o traffic.jsonl",
+                    ]
+                )
+            return
         say = tell_aside if as_json else tell
         evaluations = run_demo(output, names, num_prompts=num_prompts, force=force, say=say)
     if as_json:

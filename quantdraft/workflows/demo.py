@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.common.files import whole_directory
 from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.capture import capture
@@ -86,6 +87,19 @@ def demo(
     say(f"One recipe: {runs[-1] / 'report.html'} (beside it: evaluation.json, the record)")
     say(f"Took {time.monotonic() - started:.0f} s.")
     return evaluations
+
+
+def write_inputs(output: Path, *, force: bool = False) -> list[Path]:
+    """Copy the embedded pair to a directory: target, drafts, prompts and calibration texts.
+
+    Returns what lies there. Raises OutputExistsError where the directory exists, without `force`.
+    """
+    with whole_directory(output, force) as staging:
+        for name in ("target", *DRAFTS):
+            shutil.copytree(pair_dir() / name, staging / name)
+        for name in PROMPTS:
+            shutil.copy(pair_dir() / f"{name}.jsonl", staging)
+    return sorted(output.iterdir())
 
 
 def _open_output(output: Path, force: bool) -> None:
