@@ -197,7 +197,7 @@ def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: 
     exported = export(
         ExportSettings(
             output / "candidates" / best.name,
-            "transformers",
+            "vllm",
             output / "export",
             target=target,
             run=output / "runs" / best.name,
