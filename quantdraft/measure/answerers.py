@@ -18,7 +18,7 @@ from quantdraft.checkpoints.end_tokens import stored_end_token_ids
 from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.vllm.client import Client, Request
-from quantdraft.measure.generation import Answer, generate
+from quantdraft.measure.generation import GeneratedTokens, generate
 from quantdraft.traffic.traffic import Sampling
 
 
@@ -33,7 +33,9 @@ class Answering(Protocol):
     def num_positions(self) -> int | None:
         """Of a prompt and its answer together; None: without a limit."""
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
         """One answer to each prompt's token ids."""
 
 
@@ -65,7 +67,9 @@ class OwnTarget:
         """By the model's config."""
         return num_positions(self.model.config.get_text_config().to_dict())
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
         """Generate, all prompts in one batch."""
         return generate(self.model, prompts, self.sampling, self.max_new_tokens, seeds)
 
@@ -92,12 +96,14 @@ class ServedTarget:
             "served": {"engine": f"vllm {self.client.version()}", "model": self.client.model},
         }
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
         """All prompts at once: the server makes its own batches of them."""
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
             return list(pool.map(self._answer, prompts, seeds))
 
-    def _answer(self, prompt: Sequence[int], seed: int) -> Answer:
+    def _answer(self, prompt: Sequence[int], seed: int) -> GeneratedTokens:
         request = Request(
             prompt_token_ids=tuple(prompt),
             max_tokens=self.max_new_tokens,
@@ -105,7 +111,7 @@ class ServedTarget:
             seed=seed,
             stop_token_ids=self.ends,
         )
-        return Answer(self.client.complete(request).token_ids, ())
+        return GeneratedTokens(self.client.complete(request).token_ids, ())
 
 
 def describe_target(

@@ -19,7 +19,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
 from quantdraft.measure.answerers import Answering, OwnTarget, ServedTarget
-from quantdraft.measure.generation import Answer
+from quantdraft.measure.generation import GeneratedTokens
 from quantdraft.traffic.jsonl import chosen
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
@@ -124,7 +124,9 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(digest[:4], "big")  # torch's CPU generator uses 32 bits of it
 
 
-def _line(question: Prompt, token_ids: tuple[int, ...], answer: Answer, tokenizer: Any) -> str:
+def _line(
+    question: Prompt, token_ids: tuple[int, ...], answer: GeneratedTokens, tokenizer: Any
+) -> str:
     response = Response(
         prompt_id=question.prompt_id,
         prompt_token_ids=token_ids,

@@ -22,7 +22,7 @@ from quantdraft.traffic.traffic import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedTokens:
     """What the target said to one prompt: token ids, and the log-probability of each."""
 
     token_ids: tuple[int, ...]
@@ -36,7 +36,7 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     seeds: Sequence[int],
-) -> list[Answer]:
+) -> list[GeneratedTokens]:
     """Continue a batch of prompts, each to its end-of-sequence token or the length limit.
 
     prompts: token ids, of any lengths; none is empty
@@ -114,10 +114,10 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return tokens.to(device), mask.to(device)
 
 
-def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> Answer:
+def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> GeneratedTokens:
     """What stands before and at the first end token: a done row still ran along in its batch."""
     lengths = (at + 1 for at, token in enumerate(token_ids) if token in ends)
     length = next(lengths, len(token_ids))
     # Six decimals are finer than what two kernels agree on, and keep the file readable.
     rounded = (round(logprob, 6) for logprob in logprobs[:length])
-    return Answer(tuple(token_ids[:length]), tuple(rounded))
+    return GeneratedTokens(tuple(token_ids[:length]), tuple(rounded))

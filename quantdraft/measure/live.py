@@ -23,7 +23,7 @@ from quantdraft.measure.near_ties import TextStatus, coarsest, text_status
 from quantdraft.measure.replay import keep_probabilities, response_logits
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.speculation import LiveRun, next_logits, speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import Mode
 from quantdraft.traffic.responses import Response
@@ -53,7 +53,7 @@ def run_live(
 ) -> list[LivePrompt]:
     """Decode every prompt of `traffic` speculatively, at most as many tokens as its response."""
     sampling = traffic.sampling or Sampling()
-    plan = Plan(num_speculative_tokens, rule, sampling)
+    plan = RoundPlan(num_speculative_tokens, rule, sampling)
     results: list[LivePrompt] = []
     for start in range(0, len(traffic.responses), batch_size):
         some = traffic.responses[start : start + batch_size]

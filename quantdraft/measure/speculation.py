@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantdraft.measure.sampling import draw, processed_logprobs
-from quantdraft.measure.verification import Plan, Verification, pick, verify
+from quantdraft.measure.verification import RoundPlan, Verification, pick, verify
 
 
 class Runner(Protocol):
@@ -82,7 +82,7 @@ def speculate(
     target: Runner,
     draft: Runner | None,
     prompts: Sequence[Sequence[int]],
-    plan: Plan,
+    plan: RoundPlan,
     *,
     max_new_tokens: Sequence[int],
     eos_token_ids: frozenset[int],
@@ -114,7 +114,7 @@ def _round(
     target: Runner,
     draft: Runner | None,
     rows: list[_Row],
-    plan: Plan,
+    plan: RoundPlan,
     eos_token_ids: frozenset[int],
 ) -> None:
     k, device = plan.num_speculative_tokens, target.device
@@ -175,7 +175,7 @@ def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
 
 
 def _proposal(
-    draft: Runner, rows: list[_Row], plan: Plan, longest: int, uniforms: Tensor
+    draft: Runner, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """k tokens a row. A row whose proposals were all kept still owes the draft the last of them."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
@@ -196,7 +196,7 @@ def _proposal(
 
 def propose(
     draft: Runner,
-    plan: Plan,
+    plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
     live: Sequence[int],
@@ -230,7 +230,7 @@ def propose(
 
 def _verification(
     target: Runner,
-    plan: Plan,
+    plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
     longest: int,
@@ -249,7 +249,7 @@ def _verification(
     return verification
 
 
-def _uniforms(rows: list[_Row], count: int, plan: Plan, device: torch.device) -> Tensor:
+def _uniforms(rows: list[_Row], count: int, plan: RoundPlan, device: torch.device) -> Tensor:
     """(batch, count) float64 in [0, 1), each row's from its own generator; zeros if unused."""
     if not plan.is_drawn:
         return torch.zeros(len(rows), count, dtype=torch.float64, device=device)

@@ -17,7 +17,7 @@ from quantdraft.traffic.traffic import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """How a round goes: how many tokens are proposed, and by which rule they are kept."""
 
     num_speculative_tokens: int  # 0: the target alone
@@ -50,7 +50,7 @@ def verify(
     proposed: Tensor,
     draft_logprobs: Tensor | None,
     target_logits: Tensor,
-    plan: Plan,
+    plan: RoundPlan,
     uniforms: Tensor,
 ) -> Verification:
     """Keep a prefix of each row's proposal, then take the one token that follows it.
@@ -93,7 +93,7 @@ def _prefix_length(keep: Tensor) -> Tensor:
     return keep.long().cumprod(dim=1).sum(dim=1)
 
 
-def pick(logits: Tensor, uniforms: Tensor, plan: Plan) -> Tensor:
+def pick(logits: Tensor, uniforms: Tensor, plan: RoundPlan) -> Tensor:
     """The target's own choices, (batch, n): its argmax at temperature 0, else draws."""
     if not plan.is_drawn:
         return logits.argmax(-1)

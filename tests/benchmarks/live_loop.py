@@ -28,7 +28,7 @@ from quantdraft.engines.native.session import Session, live_mode
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.measure.capture import capture
 from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.traffic.traffic import Response, Sampling, Traffic
 from tests.benchmarks.replay_vs_assisted import assisted
 
@@ -56,7 +56,7 @@ def live(pair: tuple[NativeModel, NativeModel], response: Response, k: int) -> t
         target,
         draft,
         [response.prompt_token_ids],
-        Plan(k, "greedy", Sampling()),
+        RoundPlan(k, "greedy", Sampling()),
         max_new_tokens=[len(response.response_token_ids)],
         eos_token_ids=frozenset(pair[0].end_token_ids),
         seeds=[0],

@@ -13,23 +13,26 @@ from quantdraft.engines.kernels.book import Book
 from quantdraft.measure.latency import grid as benchmark
 from quantdraft.measure.latency import interleaved as latency
 from quantdraft.measure.latency import loaded as arms
-from quantdraft.measure.latency.grid import (
+from quantdraft.measure.latency import point as point_timing
+from quantdraft.measure.latency.grid import measure_grid
+from quantdraft.measure.latency.loaded import Arms, row_counts, weight_bytes
+from quantdraft.measure.latency.point import (
     BLOCKS_PER_LOAD,
     CACHED_BYTES,
-    MIN_LOADS,
     NUM_IN_A_ROW,
     NUM_REHEARSALS,
     WARMUP_BLOCKS,
     Opened,
-    Place,
-    Plan,
-    Review,
-    _rehearsal,
     fewest_seconds,
-    measure_grid,
+    rehearsal,
+)
+from quantdraft.measure.latency.timing_plan import (
+    MIN_LOADS,
+    Place,
+    Review,
+    TimingPlan,
     num_loads_for,
 )
-from quantdraft.measure.latency.loaded import Arms, row_counts, weight_bytes
 from quantdraft.record import Roofline
 from quantdraft.record.step_bytes import Ledger
 from tests.clock import Clock
@@ -97,6 +100,7 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
     monkeypatch.setattr(arms, "Stepper", Step)
     monkeypatch.setattr(arms, "modes", lambda native, device: ("eager",))
     monkeypatch.setattr(benchmark, "time", CLOCK)
+    monkeypatch.setattr(point_timing, "time", CLOCK)
     monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)
     book = Book(None)
     monkeypatch.setattr(arms, "book_of", lambda device, num_threads: book)
@@ -104,9 +108,9 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
     return loaded
 
 
-def plan(*points: tuple[int, int], **options: Any) -> Plan:
+def plan(*points: tuple[int, int], **options: Any) -> TimingPlan:
     chosen = {"widths": (1, 3), "device": CPU, "max_seconds": 0.0} | options
-    return Plan(points=points, **chosen)
+    return TimingPlan(points=points, **chosen)
 
 
 def five_arms(ms: float = 0.2) -> dict[str, Source]:
@@ -320,14 +324,14 @@ def test_before_a_step_runs_what_comes_before_it_when_it_is_served():
         ("target", 5, [*[("target", 1)] * (NUM_REHEARSALS - 1), ("baseline", 1)]),
     ):
         calls.clear()
-        rehearsal = _rehearsal(arms, name, width)
-        assert rehearsal is not None
-        rehearsal()
+        before = rehearsal(arms, name, width)
+        assert before is not None
+        before()
         assert calls == wanted
 
 
 def test_weights_that_no_cache_holds_need_no_rehearsal():
-    assert _rehearsal(opened(cached=False, target={1: 20.0}), "target", 1) is None
+    assert rehearsal(opened(cached=False, target={1: 20.0}), "target", 1) is None
 
 
 def test_rows_are_every_batch_with_every_number_of_tokens():

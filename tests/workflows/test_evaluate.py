@@ -24,6 +24,7 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure import measure as measuring
+from quantdraft.measure import step_times
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.apply import apply
@@ -172,17 +173,17 @@ def test_a_permuted_vocabulary_is_refused_by_check_and_by_evaluate(
 
 
 def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
-    real = measuring.measure_latency
+    real = step_times.measure_grid
 
     def killed(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "measure_latency", killed)
+    monkeypatch.setattr(step_times, "measure_grid", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings)
     assert not (settings.output / "evaluation.json").exists()
 
-    monkeypatch.setattr(measuring, "measure_latency", real)
+    monkeypatch.setattr(step_times, "measure_grid", real)
 
     def no_replay(*_args, **_options):
         raise AssertionError("replayed again")
@@ -207,10 +208,10 @@ def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record
     )
     with monkeypatch.context() as patch:
 
-        def killed(_):
+        def killed(*_arguments):
             raise KeyboardInterrupt
 
-        patch.setattr(measuring.Measuring, "has_identical_logits", killed)
+        patch.setattr(measuring, "probe_logits", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate(forced)
     assert len(replays) == 2  # measured anew, although the old parts were there
@@ -277,7 +278,7 @@ def of_log(settings, logs) -> Callable[..., Evaluation]:
 
     def run(sampled_at: float, **told: object) -> Evaluation:
         given = changed(settings, traffic_path=logs[sampled_at], no_latency=True)
-        return evaluate(replace(given, **told))[0]
+        return evaluate(changed(given, **told))[0]
 
     return run
 
