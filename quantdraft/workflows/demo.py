@@ -13,6 +13,7 @@ from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import (
+    CaptureSettings,
     EvaluateSettings,
     ModelSettings,
     TimingSettings,
@@ -102,13 +103,15 @@ def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) 
     path = output / f"traffic-{name}.jsonl"
     if not path.exists():
         traffic = capture(
-            target,
-            _pair() / f"{name}.jsonl",
-            path,
-            sampling=Sampling(),
-            max_new_tokens=NUM_TOKENS,
-            batch_size=16,
-            limit=num_prompts,
+            CaptureSettings(
+                target,
+                _pair() / f"{name}.jsonl",
+                path,
+                sampling=Sampling(),
+                max_new_tokens=NUM_TOKENS,
+                batch_size=16,
+                limit=num_prompts,
+            )
         )
         size = (
             f"{counted(len(traffic.responses), 'prompt')}, {counted(traffic.num_tokens, 'token')}"

@@ -26,7 +26,7 @@ from quantdraft.errors import (
 from quantdraft.measure import measure as measuring
 from quantdraft.measure import step_times
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import CaptureSettings, EvaluateSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, read_evaluation
@@ -45,7 +45,13 @@ def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
     sampling = Sampling()
     capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=NUM_TOKENS
+        CaptureSettings(
+            str(tiny_pair.target),
+            tiny_pair.prompts,
+            path,
+            sampling=sampling,
+            max_new_tokens=NUM_TOKENS,
+        )
     )
     return path
 
@@ -264,7 +270,9 @@ def logs(tiny_pair, tmp_path_factory) -> dict[float, Path]:
         path = tmp_path_factory.mktemp("logs") / "captured.jsonl"
         sampling = Sampling(temperature=temperature, seed=2)
         capture(
-            str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=24
+            CaptureSettings(
+                str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=24
+            )
         )
         log = path.with_name("log.jsonl")
         log.write_text("".join(path.read_text().splitlines(True)[1:]))
