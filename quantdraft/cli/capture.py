@@ -68,7 +68,7 @@ from quantdraft.record.choices import DtypeChoice
     help="Run Python code that comes with the target. The traffic records that it was run.",
 )
 @options.force()
-@options.as_json()
+@options.json_output()
 def capture(
     target: str,
     prompts: Path,

@@ -56,7 +56,7 @@ class OwnTarget:
 
     @property
     def num_positions(self) -> int | None:
-        """By the model's config."""
+        """The positions by the model's config."""
         return num_positions(self.model.config.get_text_config().to_dict())
 
     def answers(

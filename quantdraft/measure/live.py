@@ -1,4 +1,4 @@
-"""The live loop on a few prompts, beside replay: do they emit the target's text and count alike?
+"""The live loop on a few prompts: what it writes, what it counts, and is it the target's text?
 
 At temperature 0 the text must be the traffic's own, but for near-ties. When tokens are drawn, and
 when nobody knows how the traffic was sampled, the loop writes text of its own. Whatever it wrote is
@@ -78,7 +78,7 @@ def run_live(
 def _sessions(
     models: Sequence[NativeModel], some: Sequence[Response], k: int, mode: Mode
 ) -> list[Session]:
-    """One session a model, with slots for the longest text and one round beyond it."""
+    """Return one session a model, with slots for the longest text and one round beyond it."""
     longest = max(len(r.prompt_token_ids) + len(r.response_token_ids) for r in some)
     return [Session(model, len(some), longest + k + 1, mode) for model in models]
 
@@ -86,7 +86,7 @@ def _sessions(
 def live_keep(
     target: Any, draft: Any, prompts: Sequence[LivePrompt], rule: AcceptanceRule, sampling: Sampling
 ) -> list[NDArray[np.float64]]:
-    """Keep probabilities of the text the loop itself emitted, (num_response_tokens,) per prompt."""
+    """Return keep probabilities of the loop's own text, (num_response_tokens,) for each prompt."""
     responses = tuple(prompt.response for prompt in prompts)
     if rule == "rejection":
         logprobs = target_logprobs(target, responses, sampling)
@@ -100,7 +100,7 @@ def live_keep(
 def target_logprobs(
     target: Any, responses: Sequence[Response], sampling: Sampling
 ) -> list[NDArray[np.float64]]:
-    """Processed log-probability of every response token under the target, teacher-forced."""
+    """Return the processed log-probability of every response token under the target."""
     values: list[NDArray[np.float64]] = [np.empty(len(r.response_token_ids)) for r in responses]
     for span in response_logits(target, responses):
         last = span.first_token + len(span.logits)

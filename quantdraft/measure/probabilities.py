@@ -67,7 +67,7 @@ class FileStore:
 
     @property
     def is_whole(self) -> bool:
-        """True when nothing is left to replay."""
+        """Whether nothing is left to replay."""
         return bool(self._has.all())
 
     def has(self, prompt: int) -> bool:

@@ -34,13 +34,13 @@ class Runner(Protocol):
         at: Tensor | None = None,
         sees_all: bool = False,
     ) -> Tensor:
-        """Logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
+        """Return logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
 
     def num_live(self, longest: int) -> int:
-        """Cache slots to attend to when the longest row holds `longest` tokens."""
+        """Return the cache slots to attend to when the longest row holds `longest` tokens."""
 
     def call(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """`function(*inputs)`, or a recording of it."""
+        """Return `function(*inputs)`, or what a recording of it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _keep(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> None:
 
 
 def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int:
-    """Append up to the limit or an end token, after which no token exists; how many were."""
+    """Append tokens up to the limit or an end token; return how many were appended."""
     kept = _cut(emitted, eos_token_ids)[: row.num_left]
     row.tokens += kept
     row.is_done = row.num_left == 0 or row.tokens[-1] in eos_token_ids
@@ -250,7 +250,7 @@ def _verification(
 
 
 def _uniforms(rows: list[_Row], count: int, plan: RoundPlan, device: torch.device) -> Tensor:
-    """(batch, count) float64 in [0, 1), each row's from its own generator; zeros if unused."""
+    """Return (batch, count) float64 in [0, 1), each row's from its own generator; or zeros."""
     if not plan.is_drawn:
         return torch.zeros(len(rows), count, dtype=torch.float64, device=device)
     drawn = [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
@@ -263,7 +263,7 @@ def _finished(row: _Row) -> LiveRun:
 
 
 def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
-    """Tokens after an end-of-sequence token do not exist."""
+    """Return the tokens up to the first end-of-sequence token."""
     for position, token in enumerate(emitted):
         if token in eos_token_ids:
             return emitted[: position + 1]

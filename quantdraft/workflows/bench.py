@@ -89,7 +89,7 @@ class Contenders:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """All but the fixed arms."""
+        """The names of all arms but the fixed ones."""
         return tuple(name for name in self.sources if name not in {BASELINE, CONTROL, TARGET})
 
 

@@ -1,4 +1,4 @@
-"""How much memory a device has left, and how much was used at most. Measures; frees nothing."""
+"""The memory that a device has left, and the most that was used. Frees nothing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the peak anew from here; a process's own resident set cannot be counted anew."""
+    """Start to count the peak anew; a process's own resident set cannot be counted anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """CUDA: most bytes allocated since `reset_peak`. CPU: largest resident set of the process."""
+    """Return the most bytes allocated since `reset_peak`; on a CPU the largest resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -45,7 +45,7 @@ def _system_bytes() -> int | None:
 
 
 def _container_bytes() -> int | None:
-    """What a version 2 control group still allows; None without one, or without a limit."""
+    """Return what a version 2 control group still allows; None without one, or without a limit."""
     limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
     if limit is None or used is None:
         return None
@@ -59,7 +59,7 @@ def _number(path: Path) -> int | None:
 
 
 def _field(path: Path, name: str) -> int | None:
-    """The number after a name at the start of a line."""
+    """Return the number after a name at the start of a line."""
     lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     found = (line.split() for line in lines)
     return next((int(words[1]) for words in found if words and words[0] == name), None)

@@ -55,7 +55,7 @@ class Opened:
 
     @property
     def is_cached(self) -> bool:
-        """True where a processor's caches may hold a part of the weights from step to step."""
+        """Whether a processor's caches may hold a part of the weights from step to step."""
         return self.arm.native.weight_bytes < CACHED_BYTES
 
 
@@ -80,7 +80,7 @@ def untimed(
 
 @dataclass(frozen=True, slots=True)
 class PointTiming:
-    """What one load is timed at: the point, the target's widths, and the seconds it has."""
+    """The timing of one load at one point: which steps, and for how many seconds."""
 
     plan: TimingPlan
     batch_size: int

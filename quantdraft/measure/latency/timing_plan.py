@@ -1,4 +1,4 @@
-"""What is timed and for how long, and in which parts a timing is kept."""
+"""The plan of a timing: points, widths and seconds; and the parts in which it is kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[float], None]  # told which share of the whole is done
 
 
 class Place(NamedTuple):
-    """Which part of a timing: all parts of one point are merged."""
+    """The place of a part in a timing; all parts of one point are merged."""
 
     attempt: int
     load: int
