@@ -159,7 +159,7 @@ def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int
 
 
 def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
-    """Both models read the prompts; the target's logits after each, (batch, 1, vocab).
+    """Let both models read the prompts; return the target's logits, (batch, 1, vocab).
 
     Prompts are padded on the right: what a short row writes beyond its end is written again, by
     its own tokens, before anything reads it.
@@ -177,7 +177,7 @@ def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
 def _proposal(
     draft: Runner, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """k tokens a row. A row whose proposals were all kept still owes the draft the last of them."""
+    """Propose k tokens a row. A row whose proposals were all kept feeds the draft the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
     fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
     ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
@@ -202,7 +202,7 @@ def propose(
     live: Sequence[int],
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """k draft steps, the first from `fed`, each next from the token before.
+    """Run k draft steps, the first from `fed`, each next from the token before.
 
     fed, positions: (batch, width) int64
     live:     k numbers of slots to attend to

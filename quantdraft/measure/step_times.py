@@ -45,7 +45,7 @@ def measure_steps(
         why = "the target is not at hand: give --target to time it"
         return (unmeasured(subject, timing, why),)
     plan = TimingPlan(
-        points=points_of(timing, subject.traffic),
+        points=timed_points(timing, subject.traffic),
         widths=tuple(sorted({1, *(k + 1 for k in ks)})),
         device=subject.device,
         max_seconds=timing.latency_seconds,
@@ -88,7 +88,7 @@ def arm_sources(
     }
 
 
-def points_of(timing: TimingSettings, traffic: Traffic) -> tuple[tuple[int, int], ...]:
+def timed_points(timing: TimingSettings, traffic: Traffic) -> tuple[tuple[int, int], ...]:
     """Return every (batch, context) to time; the first is the operating point.
 
     The further ones are every batch with every context of the user's lists. Contexts default to

@@ -13,9 +13,11 @@ from quantdraft.engines.kernels.book import Book
 from quantdraft.measure.latency import grid as benchmark
 from quantdraft.measure.latency import interleaved as latency
 from quantdraft.measure.latency import loaded as arms
+from quantdraft.measure.latency import memory
 from quantdraft.measure.latency import point as point_timing
 from quantdraft.measure.latency.grid import measure_grid
-from quantdraft.measure.latency.loaded import Arms, row_counts, weight_bytes
+from quantdraft.measure.latency.loaded import Arms, row_counts
+from quantdraft.measure.latency.memory import weight_bytes
 from quantdraft.measure.latency.point import (
     BLOCKS_PER_LOAD,
     CACHED_BYTES,
@@ -265,7 +267,7 @@ def test_points_larger_than_one_that_takes_too_long_are_not_even_loaded(loads):
 
 
 def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkeypatch):
-    monkeypatch.setattr(arms, "available_bytes", lambda device: 5_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 5_000)
     config = {"vocab_size": 10, "hidden_size": 4}
     large = {"baseline": Source("draft", config=config)}
     measured = measure_grid(large, plan((1, 16), (1, 1000)))
@@ -275,7 +277,7 @@ def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkey
 
 
 def test_weights_that_do_not_fit_are_not_loaded(loads, monkeypatch):
-    monkeypatch.setattr(arms, "available_bytes", lambda device: 500)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 500)
     (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
     assert "draft does not fit" in found.undefined["baseline"]
     assert loads == []

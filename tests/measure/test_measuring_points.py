@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from quantdraft.measure.settings import TimingSettings
-from quantdraft.measure.step_times import points_of
+from quantdraft.measure.step_times import timed_points
 
 # Halfway through a response of 100 tokens: contexts of 100, 200, … 1100.
 RESPONSES = [
@@ -20,8 +20,8 @@ TRAFFIC = SimpleNamespace(responses=RESPONSES)
 
 
 def test_without_lists_only_the_operating_point_is_timed():
-    assert points_of(TimingSettings(batch_size=2), TRAFFIC) == ((2, 600),)
-    assert points_of(TimingSettings(batch_size=2, context_length=64), TRAFFIC) == ((2, 64),)
+    assert timed_points(TimingSettings(batch_size=2), TRAFFIC) == ((2, 600),)
+    assert timed_points(TimingSettings(batch_size=2, context_length=64), TRAFFIC) == ((2, 64),)
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_without_lists_only_the_operating_point_is_timed():
     ],
 )
 def test_lists_are_crossed_and_contexts_default_to_the_traffics_own_range(options, points):
-    assert points_of(TimingSettings(batch_size=2, **options), TRAFFIC) == ((2, 600), *points)
+    assert timed_points(TimingSettings(batch_size=2, **options), TRAFFIC) == ((2, 600), *points)

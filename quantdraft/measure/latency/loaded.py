@@ -26,7 +26,7 @@ from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import OptionError, UndefinedMetricError
 from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
-from quantdraft.measure.latency.memory import available_bytes
+from quantdraft.measure.latency.memory import memory_shortage, weight_bytes
 from quantdraft.record.choices import Mode, ModeChoice
 
 BASELINE, CONTROL, TARGET, TARGET_CONTROL = "baseline", "control", "target", "target-control"
@@ -35,8 +35,6 @@ TARGETS = (TARGET, TARGET_CONTROL)
 TRIAL_SECONDS = 0.2
 # A CPU without the instructions may multiply bfloat16 500 times slower: one look is enough.
 CLEAR_RATIO = 4.0
-# Memory that is left to everything else: activations of kernels, the allocator's own loss.
-MEMORY_SHARE = 0.9
 
 Share = Callable[[float], None]
 
@@ -238,37 +236,6 @@ def float_types(device: torch.device) -> list[torch.dtype]:
 def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
     """Return the numbers of rows (batch x new tokens) that kernels will be run with."""
     return tuple(sorted({batch * width for batch in batch_sizes for width in widths}))
-
-
-def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
-    """Return about what the weights take in memory: what a step reads, and the embedding table.
-
-    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
-    """
-    config = source.config.get("text_config") or source.config
-    table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
-    stored = source.ledger.weight_bytes
-    if source.formats:
-        return table + stored
-    second_packing = 2 * stored if device.type == "cpu" else 0
-    return table + stored * dtype.itemsize // 2 + second_packing
-
-
-def point_bytes(arm: Arm, batch_size: int, context_length: int, num_new_tokens: int) -> int:
-    """Return what a step needs besides weights: keys, values, logits and activations, in bytes."""
-    slots = context_length + num_new_tokens
-    cache = arm.native.step_bytes(batch_size, slots) - arm.native.step_bytes(batch_size, 0)
-    config = arm.source.config.get("text_config") or arm.source.config
-    columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
-    return cache + batch_size * num_new_tokens * columns * arm.native.dtype.itemsize
-
-
-def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
-    """Return why that many bytes cannot be had; None where they can, or where nobody knows."""
-    available = available_bytes(device)
-    if available is None or num_bytes <= MEMORY_SHARE * available:
-        return None
-    return f"it needs about {num_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
 
 
 def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:

@@ -16,11 +16,14 @@ from quantdraft.measure.latency.loaded import (
     TARGETS,
     Arm,
     Step,
-    memory_shortage,
-    point_bytes,
     probe_ms,
 )
-from quantdraft.measure.latency.memory import peak_bytes, reset_peak
+from quantdraft.measure.latency.memory import (
+    memory_shortage,
+    peak_bytes,
+    point_bytes,
+    reset_peak,
+)
 from quantdraft.measure.latency.timing_plan import (
     MIN_LOADS,
     Progress,
@@ -135,7 +138,9 @@ class PointTiming:
         opened: dict[str, Opened] = {}
         for name, arm in arms.items():
             widths = widths_of(name, self.widths)
-            needed = point_bytes(arm, self.batch_size, self.context_length, max(widths))
+            needed = point_bytes(
+                arm.native, arm.source, self.batch_size, self.context_length, max(widths)
+            )
             shortage = memory_shortage(needed, self.plan.device)
             if shortage is not None:
                 undefined[name] = f"{self.where} does not fit: {shortage}"
