@@ -177,7 +177,7 @@ def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
 def _proposal(
     draft: Runner, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Propose k tokens a row. A row whose proposals were all kept feeds the draft the last one too."""
+    """Propose k tokens a row. A row whose proposals were all kept feeds the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
     fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
     ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
