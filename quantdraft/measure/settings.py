@@ -21,7 +21,7 @@ from quantdraft.measure.capture import capture, has_captured
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.terms import ALL_KS
 from quantdraft.record.wording import counted
-from quantdraft.traffic.jsonl import chosen
+from quantdraft.traffic.jsonl import pick_items
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic, token_counts
 
 # How steps run: the engine's modes, or the one that a trial finds fastest.
@@ -280,7 +280,7 @@ def _without_overlong(traffic: Traffic, models: Models) -> Traffic:
     if not kept:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
     say(f"left out: {counted(num_overlong, 'response')} {words}")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))
 
 
 def _without_repeats(traffic: Traffic) -> Traffic:
@@ -298,7 +298,7 @@ def _without_repeats(traffic: Traffic) -> Traffic:
     if num_copies == 0:
         return traffic
     say(f"left out: {num_copies} responses that repeat another to the token")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))
 
 
 def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
@@ -314,7 +314,7 @@ def _without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
         )
     left_out = counted(len(traffic.responses) - len(kept), "prompt")
     say(f"left out: {left_out} that it was calibrated on")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))
 
 
 def say(message: str) -> None:

@@ -16,7 +16,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
 from quantdraft.quantize.recipe import Calibration, Recipe
-from quantdraft.traffic.prompts import json_entries
+from quantdraft.traffic.jsonl import located_entries
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import read_traffic
 
@@ -102,10 +102,10 @@ def _pool(
 def _file(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
     """Texts of a JSON lines file."""
     texts = []
-    for place, entry in json_entries(path):
-        if not isinstance(entry.get(column), str):
-            raise TrafficError(f"{path}:{place}: has no text under {column!r}.")
-        texts.append((place, entry[column]))
+    for found in located_entries(path):
+        if not isinstance(found.entry.get(column), str):
+            raise TrafficError(f"{path}:{found.place}: has no text under {column!r}.")
+        texts.append((found.place, found.entry[column]))
     origin = {"path": str(path), "sha256": file_sha256(path), "column": column}
     return list(_tokenized(texts, tokenizer)), origin
 

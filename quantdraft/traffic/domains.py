@@ -9,7 +9,7 @@ from typing import Any
 
 from quantdraft.common.files import write_text
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.prompts import json_entries
+from quantdraft.traffic.jsonl import located_entries
 
 UNNAMED = "no-domain"
 
@@ -19,7 +19,7 @@ def split_by_domain(path: Path, directory: Path) -> dict[str, Path]:
 
     Raises TrafficError where no line names a domain, or where two names come to one file name.
     """
-    entries = [entry for _, entry in json_entries(path)]
+    entries = [found.entry for found in located_entries(path)]
     header = entries.pop(0) if "quantdraft_traffic" in entries[0] else None
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:

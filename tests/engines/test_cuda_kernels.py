@@ -15,7 +15,7 @@ from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequant
 from quantdraft.engines.kernels import KERNELS, NoKernelError, cuda
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
-from quantdraft.engines.kernels.layout import pad_matrix
+from quantdraft.engines.kernels.linear import pad_matrix
 
 IN, OUT = 1024, 256
 FP8 = torch.float8_e4m3fn

@@ -16,8 +16,8 @@ from quantdraft.traffic.traffic import (
     header_line,
     read_traffic,
     response_line,
-    write_traffic,
 )
+from tests.traffic.files import write_traffic
 
 
 class CharTokenizer:

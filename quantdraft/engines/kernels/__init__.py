@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.engines.kernels.codebook import BitsandbytesLinear
+from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
 from quantdraft.engines.kernels.cpu import (
     Int4Linear,
     Int8DynamicLinear,
@@ -35,7 +35,6 @@ from quantdraft.engines.kernels.few_rows import (
     Int8DynamicFewRowsLinear,
     Int8FewRowsLinear,
 )
-from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
 from quantdraft.errors import NoKernelError
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]

@@ -24,7 +24,7 @@ from quantdraft.checkpoints.tensors.unpacking import (
     read_tensor,
     unpack,
 )
-from quantdraft.engines.kernels.codebook import code_table
+from quantdraft.engines.kernels.bitsandbytes import code_table
 from quantdraft.errors import NoKernelError
 from quantdraft.quantize.ledger import byte_ledger, project, untied_tensors
 from quantdraft.quantize.recipe import Recipe
