@@ -1,4 +1,4 @@
-"""A traffic file taken apart by domain, line by line: each part is a traffic file of its own."""
+"""Split a traffic file by domain, line by line, into traffic files."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ HEADER_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the target chose its tokens. Temperature 0 is greedy. OptionError on bad values."""
+    """The target's sampling settings. Temperature 0 is greedy. OptionError on bad values."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -55,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Responses, and what is known of how they came about."""
+    """Responses, and what is known of the target and the sampling that made them."""
 
     responses: Sequence[Response]  # a tuple, or lines of a file that is too large for memory
     sampling: Sampling | None  # None: a log that does not say
@@ -122,7 +122,7 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
 
 
 class TokenCounts(NamedTuple):
-    """Of every response: (responses,) int64 each."""
+    """Numbers of tokens of every prompt and response: (responses,) int64 each."""
 
     prompt: NDArray[np.int64]
     response: NDArray[np.int64]
@@ -147,7 +147,7 @@ def header_line(
     skipped: Iterable[str] = (),
     **settings: Any,
 ) -> str:
-    """The first line of a traffic file: how the responses that follow came about.
+    """Return the first line of a traffic file: how the responses after it were made.
 
     skipped: a reason for each prompt that was not put to the target
     settings: anything else that decides the content, kept for `capture` to compare
@@ -164,7 +164,7 @@ def header_line(
 
 
 def response_line(response: Response, prompt: str = "", text: str = "") -> str:
-    """One line of a traffic file. The texts are for people; the token ids are what counts."""
+    """Return one line of a traffic file. Only its token ids are read; the texts are for people."""
     line: dict[str, Any] = asdict(response)
     if prompt or text:
         line |= {"prompt": prompt, "response": text}

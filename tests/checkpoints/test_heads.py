@@ -22,7 +22,7 @@ from quantdraft.engines.findings import Draft, Pair
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
 from quantdraft.measure.settings import Settings, open_models
 from quantdraft.quantize.apply import applied_lines, apply
-from quantdraft.quantize.head_recipes import recipe_for_head
+from quantdraft.quantize.fitting import recipe_for_head
 from quantdraft.quantize.ledger import byte_ledger, project
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import load_recipe

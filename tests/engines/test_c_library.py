@@ -39,29 +39,29 @@ def small_sources(monkeypatch, tmp_path) -> Path:
 def test_without_a_compiler_the_reason_is_said(cache, monkeypatch):
     monkeypatch.setattr(c_library.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="no C compiler"):
-        c_library._built()
+        c_library._build()
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ValueError, match="the C compiler failed"):
-        c_library._built()
+        c_library._build()
     assert not list(cache.iterdir())
 
 
 def test_a_compilers_complaint_is_quoted(cache, small_sources):
     (small_sources / "answer.c").write_text("this is not C\n")
     with pytest.raises(ValueError, match=r"the C compiler failed: .*answer\.c"):
-        c_library._built()
+        c_library._build()
     assert not list(cache.iterdir())
 
 
 def test_one_build_serves_until_a_source_or_a_header_changes(cache, small_sources, monkeypatch):
-    first = c_library._built()
+    first = c_library._build()
     monkeypatch.setenv("CC", "false")
-    assert c_library._built() == first
+    assert c_library._build() == first
     (small_sources / "answer.h").write_text("#define ANSWER 42\n")
     with pytest.raises(ValueError, match="the C compiler failed"):
-        c_library._built()
+        c_library._build()
     monkeypatch.setenv("CC", shutil.which("cc") or "gcc")
-    assert c_library._built() != first
+    assert c_library._build() != first
     assert len(list(cache.iterdir())) == 2
 
 

@@ -268,7 +268,7 @@ def test_logits_of_an_earlier_pass_stay_as_they_are():
 def test_the_memory_of_passes_is_kept_within_its_limit(monkeypatch):
     model = random_decoder()
     fused = FusedDecoder(model, 1, 64, torch.float32)
-    one = fused._made((1, 1, None, 1)).num_bytes
+    one = fused._make_pass((1, 1, None, 1)).num_bytes
     monkeypatch.setattr("quantdraft.engines.native.fused.KEPT_BYTES", 5 * one)
     for m, _ in itertools.product((1, 2, 3, 4, 5, 8), range(2)):
         fused.forward(torch.zeros(1, m, dtype=torch.long), torch.arange(m)[None])

@@ -47,7 +47,7 @@ def test_texts_and_chats_are_read_with_id_and_domain(tmp_path: Path) -> None:
         {"prompt": "one", "id": 7, "domain": "code"},
         {"messages": [turn("user", "two")], "domain": "chat"},
     )
-    assert read_prompts(path) == [
+    assert list(read_prompts(path)) == [
         Prompt("7", text="one", domain="code"),
         Prompt("line-2", messages=(turn("user", "two"),), domain="chat"),
     ]

@@ -68,7 +68,7 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
 
 
 def kernels_for(device_type: str, weight_format: str) -> tuple[type[Any], ...]:
-    """The kernels that a format has on a device; NoKernelError says which formats have one."""
+    """Return the kernels of a format on a device; NoKernelError lists the formats that have one."""
     kernels = KERNELS.get((device_type, weight_format))
     if kernels is None:
         known = ", ".join(name for device, name in KERNELS if device == device_type) or "none"

@@ -71,7 +71,7 @@ class BitsandbytesLinear(KernelLinear):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
+        """Map (..., in) to (..., out), in x's float type."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out: Tensor = self._library.matmul_4bit(x, self.packed, self._state, bias=bias)
         return out
@@ -101,7 +101,7 @@ class LlmInt8Linear(KernelLinear):
         self._state.CB, self._state.SCB = self.integers, self.largest
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
+        """Map (..., in) to (..., out), in x's float type."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out: Tensor = self._library.matmul(x, self.integers, bias=bias, state=self._state)
         return out.to(x.dtype)

@@ -23,7 +23,7 @@ class DenseLinear(KernelLinear):
         self.kernel = f"linear_{type_name(dtype)}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the module's float type."""
+        """Map (..., in) to (..., out), in the module's float type."""
         return nn.functional.linear(x, self.weight, self.bias)
 
 
@@ -38,7 +38,7 @@ class WeightFirstLinear(DenseLinear):
         self.kernel = f"weight_first_{type_name(dtype)}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the module's float type."""
+        """Map (..., in) to (..., out), in the module's float type."""
         return KernelLinear.forward(self, x)
 
     def _multiply(self, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""4- to 32-bit weights times few rows, by a small C file of this package (AVX2 to AVX-512).
+"""Multiply few rows with 4- to 32-bit weights by a C file of this package (AVX2 to AVX-512).
 
 torch's own kernels for these formats are made for AVX-512, and each is a call from Python between
 two lists of operations: a small model's step is made of such calls. The C file is compiled once, by
@@ -50,7 +50,7 @@ class FewRowsLinear(KernelLinear):
         return packed_product(rows.float().contiguous(), self.number, self.out_features)
 
     def as_operation(self, x: Tensor, out: Tensor, room: Callable[[int], Tensor]) -> Product:
-        """The same from x, (rows, in), to out, (rows, out), both float32, whenever it is run.
+        """Return an operation from x, (rows, in), to out, (rows, out), both float32.
 
         out:  its rows may lie apart, as columns of a wider matrix do
         room: gives that many bytes of memory, which other operations may use in their turn
@@ -93,7 +93,7 @@ class Int8FewRowsLinear(FewRowsLinear):
 
 
 class Int8DynamicFewRowsLinear(FewRowsLinear):
-    """8-bit weights and activations, one scale a row of each: W8A8 as compressed-tensors rounds it.
+    """8-bit weights and activations with one scale a row: W8A8 as compressed-tensors rounds it.
 
     The sums are exact on every instruction set; oneDNN's and fbgemm's need VNNI for that.
     """
@@ -145,7 +145,7 @@ class F32FewRowsLinear(DenseFewRowsLinear):
 
 
 class PackedWeight:
-    """A weight as the C file reads it; ValueError where this machine has no use for the file."""
+    """A weight as the C file reads it; ValueError where this machine cannot run the file."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class PackedWeight:
         compiled_library()
 
     def operation(self, x: Tensor, out: Tensor, room: Callable[[int], Tensor]) -> Product:
-        """The product of x, (rows, in), into out, (rows, out); both float32."""
+        """Return the operation from x, (rows, in), into out, (rows, out); both float32."""
         rows, inputs, group = len(x), self.num_inputs, self.group
         num_bytes = compiled_library().product_scratch(rows, inputs, group)
         return Product(
@@ -173,19 +173,19 @@ class PackedWeight:
         )  # fmt: skip
 
     def product(self, x: Tensor) -> Tensor:
-        """The product of x, (rows, in) float32 and contiguous: (rows, out)."""
+        """Return the product of x, (rows, in) float32 and contiguous: (rows, out)."""
         out = torch.empty(len(x), self.num_outputs)
         compiled_library().multiply(ctypes.byref(self.operation(x, out, _allocate)))
         return out
 
     def threads(self, num_rows: int) -> int:
-        """All of torch's, or this one where waking others takes longer than the product."""
+        """Return torch's number of threads, or 1 where waking others takes longer."""
         products = num_rows * self.num_outputs * self.num_inputs
         return 1 if products < PRODUCTS_PER_WAKE else torch.get_num_threads()
 
 
 def pack_runs(integers: Tensor, block: int, parts: int) -> Tensor:
-    """(out, in) int8 in -8..7 to (out, in / 2) uint8: see the C file for the order.
+    """Pack (out, in) int8 in -8..7 into (out, in / 2) uint8: see the C file for the order.
 
     parts: a block is so many runs of weights, 4 or 2, that share bytes two by two
     """
@@ -195,7 +195,7 @@ def pack_runs(integers: Tensor, block: int, parts: int) -> Tensor:
 
 
 def compiled_library() -> ctypes.CDLL:
-    """The C file's functions; ValueError says what this machine lacks for them."""
+    """Return the C file's functions; ValueError says what this machine lacks for them."""
     library = c_library()
     library.product_scratch.argtypes = [ctypes.c_long] * 3
     library.product_scratch.restype = ctypes.c_long
@@ -203,7 +203,7 @@ def compiled_library() -> ctypes.CDLL:
 
 
 def _block_of(group: int) -> tuple[int, int]:
-    """4-bit weights that are unpacked at once, and their runs; see the C file."""
+    """Return how many 4-bit weights are unpacked at once, and their runs; see the C file."""
     words = VECTOR_WORDS.get(instruction_set(), 16)
     if group % (4 * words) == 0:
         return 4 * words, 4

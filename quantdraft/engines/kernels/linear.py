@@ -38,7 +38,7 @@ class KernelLinear(nn.Module):
         self.register_buffer("column_order", column_order)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
+        """Map (..., in) to (..., out), in x's float type."""
         flat = x.reshape(-1, self.in_features)
         if self.column_order is not None:
             flat = flat.index_select(1, self.column_order)

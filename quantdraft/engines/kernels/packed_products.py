@@ -1,4 +1,4 @@
-"""Products with weights in a library's private layout, behind one operator that torch can compile.
+"""A registry of products with weights in a library's private layout, as one torch operator.
 
 A packed weight is no tensor that a compiler can look into. The registry keeps its product under a
 number, and a compiled model calls `quantdraft::packed_product` with that number.

@@ -1,4 +1,4 @@
-"""The proof of a quantized draft head: everything that can be shown without running it.
+"""The proof of a quantized draft head, which is not run.
 
 Tensors, bytes and weights are compared with the source's. Logits are not: a head computes from its
 target's hidden states, and has no forward pass of its own.
@@ -67,7 +67,7 @@ def require_finite_scales(candidate: Checkpoint) -> None:
 
 
 def widest_deviation(source: Checkpoint, candidate: Checkpoint) -> tuple[int, float, float]:
-    """Quantized layers, the largest relative error among them, and its limit.
+    """Return the number of quantized layers, the largest relative error among them, and its limit.
 
     Raises CheckpointError for a layer that is further away than rounding explains, or for none.
     """
@@ -83,7 +83,7 @@ def widest_deviation(source: Checkpoint, candidate: Checkpoint) -> tuple[int, fl
 
 
 def reason_without_logits(head: DraftHead) -> str:
-    """Why a head's logits are not part of its proof."""
+    """Return why a head's logits are not part of its proof."""
     return (
         f"logits were not compared: a draft head ({head.family.title}) has no forward pass "
         "without its target"
