@@ -114,9 +114,11 @@ def export(
     what it counted.
     """
     with step("export"):
+        from quantdraft.workflows.export.export import ExportSettings
         from quantdraft.workflows.export.export import export as export_checkpoint
 
-        lines = export_checkpoint(checkpoint, engine, output, num_speculative_tokens=k, **given)
+        settings = ExportSettings(checkpoint, engine, output, num_speculative_tokens=k, **given)
+        lines = export_checkpoint(settings).lines
     if as_json:
         print_json({"output": str(output), "engine": engine, "said": lines})
     else:

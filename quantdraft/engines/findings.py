@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from quantdraft.record import AcceptanceRule
 
 Severity = Literal["refuse", "warn"]
 
@@ -19,18 +17,6 @@ class Finding:
 
     severity: Severity
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What a launch line is made of: a target, the path of its draft, and how they are to run."""
-
-    target: str
-    draft: Path
-    num_speculative_tokens: int
-    dtype: str | None = None  # the target's, to be pinned; None where it is not known
-    acceptance_rule: AcceptanceRule | None = None
-    quantization: Mapping[str, Any] = field(default_factory=dict)  # the draft's config section
 
 
 @dataclass(frozen=True, slots=True)

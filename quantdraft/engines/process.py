@@ -1,7 +1,7 @@
 """One server of ours: started, health-checked, watched and stopped, whichever engine it is.
 
 It listens on the loopback alone, its log lies beside the run, and it ends with this process
-however that ends (see `leash`). What its log means is the engine's to say: `LogFormat`.
+however that ends (see `supervisor`). What its log means is the engine's to say: `LogFormat`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantdraft.engines import leash
+from quantdraft.engines import supervisor
 from quantdraft.errors import EngineError
 
 HEALTH_SECONDS = 900.0  # a large model on a slow disk, or CUDA graphs, take minutes
@@ -132,7 +132,7 @@ def running(
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-I", leash.__file__, *command],
+            [sys.executable, "-I", supervisor.__file__, *command],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,

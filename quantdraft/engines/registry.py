@@ -1,43 +1,25 @@
-"""How each engine is told of a draft: launch line, checks, notes. One file an engine."""
+"""Every engine by name. Adding one is a class that inherits `Engine`, and a row here."""
 
 from __future__ import annotations
 
-from types import ModuleType
-
-from quantdraft.engines import sglang, tensorrt_llm, transformers
-from quantdraft.engines.findings import Pair
-from quantdraft.engines.llamacpp import launch as llamacpp
-from quantdraft.engines.vllm import launch as vllm
+from quantdraft.engines.engine import Engine
+from quantdraft.engines.llamacpp.engine import Llamacpp
+from quantdraft.engines.sglang import Sglang
+from quantdraft.engines.tensorrt_llm import TensorRtLlm
+from quantdraft.engines.transformers import Transformers
+from quantdraft.engines.vllm.engine import Vllm
 from quantdraft.errors import OptionError, nearest
 
-# Each engine has: LAUNCH_FILE, NOTES, launch(), launch_text(), check(); some have extra_files().
-ENGINES: dict[str, ModuleType] = {
-    "vllm": vllm,
-    "sglang": sglang,
-    "transformers": transformers,
-    "tensorrt-llm": tensorrt_llm,
-    "llamacpp": llamacpp,
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (Vllm(), Sglang(), Transformers(), TensorRtLlm(), Llamacpp())
 }
 ALIASES = {"llama.cpp": "llamacpp", "tensorrt_llm": "tensorrt-llm", "trtllm": "tensorrt-llm"}
 
 
-def engine_name(name: str) -> str:
-    """The name in `ENGINES`. Raises OptionError for an engine that is not supported."""
+def engine_named(name: str) -> Engine:
+    """Return the engine of a name or an alias. Raises OptionError for one that is not known."""
     found = ALIASES.get(name.lower(), name.lower())
     if found not in ENGINES:
         hint = nearest(name, ENGINES)
         raise OptionError(f"--engine {name!r} is unknown.{hint} There are: {', '.join(ENGINES)}.")
-    return found
-
-
-def engine_named(name: str) -> ModuleType:
-    """The serving module of an engine. Raises OptionError for one that is not supported."""
-    return ENGINES[engine_name(name)]
-
-
-def extra_files(engine: object, pair: Pair) -> dict[str, str]:
-    """What the launch line names besides the draft: contents by file name, mostly nothing."""
-    if not hasattr(engine, "extra_files"):
-        return {}
-    files: dict[str, str] = engine.extra_files(pair)
-    return files
+    return ENGINES[found]

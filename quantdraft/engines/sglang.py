@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import (
     Draft,
     Finding,
-    Pair,
     float_mix,
     several_groups,
     unequal_vocabulary,
@@ -21,7 +21,6 @@ from quantdraft.engines.findings import (
 )
 from quantdraft.engines.support import loading
 
-LAUNCH_FILE = "launch.sh"
 # Without the flag a draft is read by the target's quantization; this value says that it has none.
 NOT_QUANTIZED = "unquant"
 # `quant_method` of a checkpoint, by the name under which the server knows it.
@@ -36,33 +35,49 @@ METHODS = {
     "auto-round": "auto-round",
     "quark": "quark",
 }
-NOTES = (
-    "The flags were read from SGLang's sources (server_args.py at commit 001067f), not run here: "
-    "compare them with `python -m sglang.launch_server --help` of your version.",
-    "Without --speculative-draft-model-quantization SGLang reads the draft by the target's "
-    "quantization (sglang#28196, sglang#34622): keep the flag.",
-    "Watch sglang:spec_accept_length: it should match the mean acceptance length of the "
-    "evaluation. A draft that is misread is accepted about never, and says nothing.",
-    "A new target precision or revision needs a new evaluation.",
-)
 
 
-def launch(pair: Pair) -> str:
-    """The shell line that serves the target with the draft: a chain of k tokens, no tree."""
-    parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
-    if pair.dtype:
-        parts += ["--dtype", pair.dtype]
-    parts += [
-        *("--speculative-algorithm", "STANDALONE"),
-        *("--speculative-draft-model-path", str(pair.draft)),
-        *("--speculative-num-steps", str(pair.num_speculative_tokens)),
-        *("--speculative-eagle-topk", "1"),
-        *("--speculative-num-draft-tokens", str(pair.num_speculative_tokens + 1)),
-        *("--speculative-draft-model-quantization", draft_quantization(pair.quantization)),
-    ]
-    if pair.acceptance_rule == "rejection":
-        parts.append("--speculative-use-rejection-sampling")
-    return shlex.join(parts)
+class Sglang(Engine):
+    """SGLang, told of a stand-alone draft."""
+
+    name = "sglang"
+    launch_file = "launch.sh"
+    notes = (
+        "The flags were read from SGLang's sources (server_args.py at commit 001067f), not run "
+        "here: compare them with `python -m sglang.launch_server --help` of your version.",
+        "Without --speculative-draft-model-quantization SGLang reads the draft by the target's "
+        "quantization (sglang#28196, sglang#34622): keep the flag.",
+        "Watch sglang:spec_accept_length: it should match the mean acceptance length of the "
+        "evaluation. A draft that is misread is accepted about never, and says nothing.",
+        "A new target precision or revision needs a new evaluation.",
+    )
+
+    def launch(self, pair: LaunchPair) -> str:
+        """The shell line that serves the target with the draft: a chain of k tokens, no tree."""
+        parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
+        if pair.dtype:
+            parts += ["--dtype", pair.dtype]
+        parts += [
+            *("--speculative-algorithm", "STANDALONE"),
+            *("--speculative-draft-model-path", str(pair.draft)),
+            *("--speculative-num-steps", str(pair.num_speculative_tokens)),
+            *("--speculative-eagle-topk", "1"),
+            *("--speculative-num-draft-tokens", str(pair.num_speculative_tokens + 1)),
+            *("--speculative-draft-model-quantization", draft_quantization(pair.quantization)),
+        ]
+        if pair.acceptance_rule == "rejection":
+            parts.append("--speculative-use-rejection-sampling")
+        return shlex.join(parts)
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """What SGLang refuses, and what it would get wrong without a word."""
+        return (
+            *loading(draft, "sglang"),
+            *_method(draft),
+            *several_groups(draft, "SGLang"),
+            *_vocabulary(draft),
+            *float_mix(draft),
+        )
 
 
 def draft_quantization(quantization: Mapping[str, Any]) -> str:
@@ -74,23 +89,6 @@ def draft_quantization(quantization: Mapping[str, Any]) -> str:
     if method == "gptq" and is_marlin:
         return "gptq_marlin"  # plain "gptq" forces the slow kernel
     return METHODS.get(method, method)
-
-
-def launch_text(line: str) -> str:
-    """The launch line as the content of LAUNCH_FILE."""
-    note = "# The path of the draft is absolute: change it when the directory moves."
-    return f"#!/bin/sh\n{note}\n{line}\n"
-
-
-def check(draft: Draft) -> tuple[Finding, ...]:
-    """What SGLang refuses, and what it would get wrong without a word."""
-    return (
-        *loading(draft, "sglang"),
-        *_method(draft),
-        *several_groups(draft, "SGLang"),
-        *_vocabulary(draft),
-        *float_mix(draft),
-    )
 
 
 def _method(draft: Draft) -> Iterator[Finding]:

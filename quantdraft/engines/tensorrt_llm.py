@@ -13,66 +13,69 @@ from typing import Any
 
 import yaml
 
+from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import (
     Draft,
     Finding,
-    Pair,
     float_mix,
     several_groups,
     unequal_vocabulary,
 )
 from quantdraft.engines.support import MODELOPT, loading, stored_names, stored_support
 
-LAUNCH_FILE = "launch.sh"
 CONFIG_FILE = "trtllm.yaml"
 # The config's type is a union that is told apart by this word, and refuses any other.
 DECODING_TYPE = "Draft_Target"
 OLD_DECODING_TYPE = "DraftTarget"
-NOTES = (
-    "The keys were read from TensorRT-LLM's sources (llm_args.py at commit 0004396), not run here.",
-    f"Older versions, and the manual, spell the decoding_type {OLD_DECODING_TYPE}, and call "
-    "--config --extra_llm_api_options. A wrong spelling is refused at start-up.",
-    "A new target precision or revision needs a new evaluation.",
-)
 
 
-def launch(pair: Pair) -> str:
-    """The shell line that serves the target; the draft is named in the YAML file beside it."""
-    config = str(pair.draft / CONFIG_FILE)
-    return shlex.join(
-        ["trtllm-serve", pair.target, "--backend", "pytorch", "--config", config],
+class TensorRtLlm(Engine):
+    """TensorRT-LLM, told of a stand-alone draft."""
+
+    name = "tensorrt-llm"
+    launch_file = "launch.sh"
+    notes = (
+        "The keys were read from TensorRT-LLM's sources (llm_args.py at commit 0004396), not run "
+        "here.",
+        f"Older versions, and the manual, spell the decoding_type {OLD_DECODING_TYPE}, and call "
+        "--config --extra_llm_api_options. A wrong spelling is refused at start-up.",
+        "A new target precision or revision needs a new evaluation.",
     )
 
+    def launch(self, pair: LaunchPair) -> str:
+        """The shell line that serves the target; the draft is named in the YAML file beside it."""
+        config = str(pair.draft / CONFIG_FILE)
+        return shlex.join(
+            ["trtllm-serve", pair.target, "--backend", "pytorch", "--config", config],
+        )
 
-def extra_files(pair: Pair) -> dict[str, str]:
-    """The YAML file that the launch line names."""
-    config: dict[str, Any] = {"dtype": pair.dtype} if pair.dtype else {}
-    config |= {
-        "disable_overlap_scheduler": True,
-        "speculative_config": {
-            "decoding_type": DECODING_TYPE,
-            "max_draft_len": pair.num_speculative_tokens,
-            "speculative_model": str(pair.draft),
-        },
-    }
-    note = f"# Older versions of TensorRT-LLM spell the decoding_type {OLD_DECODING_TYPE}.\n"
-    return {CONFIG_FILE: note + yaml.safe_dump(config, sort_keys=False)}
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """What TensorRT-LLM does not load, and what it needs."""
+        return (
+            *_loading(draft),
+            *several_groups(draft, "TensorRT-LLM"),
+            *_vocabulary(draft),
+            *float_mix(draft),
+        )
 
+    def launch_text(self, line: str) -> str:
+        """The launch line as the content of LAUNCH_FILE."""
+        note = f"# The paths here and in {CONFIG_FILE} are absolute: change them when it moves."
+        return f"#!/bin/sh\n{note}\n{line}\n"
 
-def launch_text(line: str) -> str:
-    """The launch line as the content of LAUNCH_FILE."""
-    note = f"# The paths here and in {CONFIG_FILE} are absolute: change them when it moves."
-    return f"#!/bin/sh\n{note}\n{line}\n"
-
-
-def check(draft: Draft) -> tuple[Finding, ...]:
-    """What TensorRT-LLM does not load, and what it needs."""
-    return (
-        *_loading(draft),
-        *several_groups(draft, "TensorRT-LLM"),
-        *_vocabulary(draft),
-        *float_mix(draft),
-    )
+    def extra_files(self, pair: LaunchPair) -> dict[str, str]:
+        """The YAML file that the launch line names."""
+        config: dict[str, Any] = {"dtype": pair.dtype} if pair.dtype else {}
+        config |= {
+            "disable_overlap_scheduler": True,
+            "speculative_config": {
+                "decoding_type": DECODING_TYPE,
+                "max_draft_len": pair.num_speculative_tokens,
+                "speculative_model": str(pair.draft),
+            },
+        }
+        note = f"# Older versions of TensorRT-LLM spell the decoding_type {OLD_DECODING_TYPE}.\n"
+        return {CONFIG_FILE: note + yaml.safe_dump(config, sort_keys=False)}
 
 
 def _loading(draft: Draft) -> Iterator[Finding]:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantdraft.engines.findings import Draft, Finding, Pair, unequal_vocabulary
+from quantdraft.engines.engine import Engine, LaunchPair
+from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
 from quantdraft.engines.support import loading
-
-LAUNCH_FILE = "launch.py"
-NOTES = (
-    "Assisted generation takes one prompt at a time (batch 1).",
-    "k is fixed here: by default transformers changes it while it runs and stops a proposal "
-    "early by the draft's own confidence.",
-)
 
 _SNIPPET = '''\
 """Generate with a quantized draft: python launch.py "Your prompt"."""
@@ -44,25 +38,34 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 '''
 
 
-def launch(pair: Pair) -> str:
-    """A Python script that generates with the target and the draft at a fixed k."""
-    return _SNIPPET.format(
-        target=pair.target,
-        draft=str(pair.draft),
-        k=pair.num_speculative_tokens,
-        dtype=f"torch.{pair.dtype}" if pair.dtype else '"auto"',
-        do_sample=pair.acceptance_rule not in {None, "greedy"},
+class Transformers(Engine):
+    """The transformers library, told of an assistant."""
+
+    name = "transformers"
+    launch_file = "launch.py"
+    notes = (
+        "Assisted generation takes one prompt at a time (batch 1).",
+        "k is fixed here: by default transformers changes it while it runs and stops a proposal "
+        "early by the draft's own confidence.",
     )
 
+    def launch(self, pair: LaunchPair) -> str:
+        """A Python script that generates with the target and the draft at a fixed k."""
+        return _SNIPPET.format(
+            target=pair.target,
+            draft=str(pair.draft),
+            k=pair.num_speculative_tokens,
+            dtype=f"torch.{pair.dtype}" if pair.dtype else '"auto"',
+            do_sample=pair.acceptance_rule not in {None, "greedy"},
+        )
 
-def launch_text(line: str) -> str:
-    """The script as the content of LAUNCH_FILE."""
-    return line
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """What transformers refuses, and where it is no evidence for speed."""
+        return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
 
-
-def check(draft: Draft) -> tuple[Finding, ...]:
-    """What transformers refuses, and where it is no evidence for speed."""
-    return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
+    def launch_text(self, line: str) -> str:
+        """The script as the content of LAUNCH_FILE."""
+        return line
 
 
 def _formats(draft: Draft) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from quantdraft.judge.verdict.checks import is_control
 from quantdraft.record import Evaluation
 from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
+from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections.headline import model_name, sentence
 from quantdraft.report.sections.obstacles import obstacles_notice
@@ -23,7 +24,6 @@ from quantdraft.report.sections.recipes import (
     pairs_table,
     speed_table,
 )
-from quantdraft.report.sections.recipes_charts import forest_chart, lengths_chart, pareto_chart
 
 
 def comparison(evaluations: Sequence[Evaluation]) -> Document:

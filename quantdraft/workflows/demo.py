@@ -23,7 +23,7 @@ from quantdraft.report.sections.headline import sentence
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.check import check
 from quantdraft.workflows.evaluate import evaluate
-from quantdraft.workflows.export.export import export
+from quantdraft.workflows.export.export import ExportSettings, export
 from quantdraft.workflows.select import SelectSettings, lines_of, select
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
@@ -173,16 +173,18 @@ def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: 
         say("Nothing is exported: no recipe could be timed on this machine.")
         return
     best = max(timed, key=lambda evaluation: _speedup(evaluation) or 0.0)
-    lines = export(
-        output / "candidates" / best.name,
-        "transformers",
-        output / "export",
-        target=target,
-        run=output / "runs" / best.name,
-        force=True,
+    exported = export(
+        ExportSettings(
+            output / "candidates" / best.name,
+            "transformers",
+            output / "export",
+            target=target,
+            run=output / "runs" / best.name,
+            force=True,
+        )
     )
     say(f"Export of the fastest, {best.name}:")
-    for line in lines:
+    for line in exported.lines:
         say(f"  {line}")
 
 

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quantdraft.checkpoints.reference import embedded_prompts, pair_dir
 from quantdraft.engines.llamacpp.client import Answer, Request
 from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
-from quantdraft.engines.llamacpp.gguf import Conversion, convert
+from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
 from quantdraft.engines.llamacpp.proof import answers, context_length
 from quantdraft.engines.llamacpp.proof import ms_per_token as milliseconds
 from quantdraft.engines.llamacpp.server import Serving, require_server, version
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def made(role: str, kind: str, llamacpp: Path, directory: Path) -> Path:
-    return convert(Conversion(pair_dir() / role, kind, llamacpp, role), directory)
+    return convert(GgufConversion(pair_dir() / role, kind, llamacpp, role), directory)
 
 
 def summary(

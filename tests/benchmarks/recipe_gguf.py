@@ -53,13 +53,13 @@ class Gguf:
 
 def converted(gguf_type: str, llamacpp: Path, work: Path) -> Gguf:
     """Make the GGUF with llama.cpp's own tools, then read it back into the usual layout."""
-    from quantdraft.engines.llamacpp.gguf import Conversion, convert
+    from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
 
     directory = work / "checkpoints" / f"gguf-{gguf_type}"
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "dense").mkdir(parents=True)
     started = time.perf_counter()
-    file = convert(Conversion(DRAFT, gguf_type, llamacpp), directory)
+    file = convert(GgufConversion(DRAFT, gguf_type, llamacpp), directory)
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
@@ -165,14 +165,14 @@ def made(gguf_type: str, llamacpp: Path, work: Path) -> Made:
 def served(gguf_type: str, llamacpp: Path, work: Path, asked: Any) -> Served:
     """llama-server with this draft; its rounds beside those that replay predicts of its texts."""
     from quantdraft.engines.llamacpp.client import Request
-    from quantdraft.engines.llamacpp.gguf import Conversion, convert
+    from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
     from quantdraft.engines.llamacpp.proof import answers, context_length
     from quantdraft.engines.llamacpp.server import Serving, require_server, version
     from quantdraft.errors import EngineError
 
     started, logs = time.perf_counter(), work / "logs" / f"gguf-{gguf_type}"
     program = require_server(llamacpp)
-    target = convert(Conversion(TARGET, TARGET_TYPE, llamacpp, "target"), work / "checkpoints")
+    target = convert(GgufConversion(TARGET, TARGET_TYPE, llamacpp, "target"), work / "checkpoints")
     directory = work / "checkpoints" / f"gguf-{gguf_type}"
     draft = directory / f"draft-{gguf_type}.gguf"
     requests = [

@@ -214,8 +214,7 @@ def scaling_chart(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds, with what linear growth from the largest would be, and peak memory below."""
     import altair as alt
 
-    from quantdraft.report.charts.palette import LIGHT
-    from quantdraft.report.charts.style import CONFIG, inline
+    from quantdraft.report.charts.style import CONFIG, LIGHT, inline
 
     largest = rows[-1]
     slope = sum(largest["seconds"].values()) / largest["num_responses"]

@@ -20,20 +20,21 @@ from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.checkpoints.weights import read_header, read_tensors
-from quantdraft.engines.findings import Draft, Pair
+from quantdraft.engines.engine import LaunchPair
+from quantdraft.engines.findings import Draft
 from quantdraft.engines.registry import ENGINES
 from quantdraft.measure.settings import source_of
 from quantdraft.quantize.ledger import byte_ledger, head_options, project
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.report.card import model_card
-from quantdraft.workflows.export.heads import head_serving
+from quantdraft.workflows.export.heads import head_engine
 from quantdraft.workflows.export.target import read_target
 from tests.campaigns.hostile import Format, Mutate, as_json
 from tests.campaigns.mutations import mutated_header
 from tests.stored import LLAMA_CONFIG, write_checkpoint, write_safetensors
 
 RECIPES = [load_recipe(name) for name in ("int4", "int8", "fp8-block", "nf4", "int4-head8")]
-LAUNCH = Pair("org/target", Path("draft"), 4, "bfloat16", "greedy")
+LAUNCH = LaunchPair("org/target", Path("draft"), 4, "bfloat16", "greedy")
 
 
 def model_formats(root: Path) -> list[Format]:
@@ -222,7 +223,7 @@ def _asked_head(checkpoint: Checkpoint) -> None:
     head.summary()
     pair = replace(LAUNCH, quantization=checkpoint.quantization or {})
     for engine in ("vllm", "sglang"):
-        serving = head_serving(head, engine)
+        serving = head_engine(head, ENGINES[engine])
         serving.launch(pair)
         serving.check(Draft(Path("draft"), checkpoint.config, LLAMA_CONFIG))
 

@@ -18,7 +18,9 @@ pytest.importorskip("llmcompressor")
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads import FAMILIES, draft_head, engine_method
 from quantdraft.checkpoints.weights import TensorInfo
-from quantdraft.engines.findings import Draft, Pair
+from quantdraft.engines.engine import LaunchPair
+from quantdraft.engines.findings import Draft
+from quantdraft.engines.registry import ENGINES
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
 from quantdraft.measure.settings import Settings, open_models
 from quantdraft.quantize.apply import applied_lines, apply
@@ -26,8 +28,8 @@ from quantdraft.quantize.fitting import recipe_for_head
 from quantdraft.quantize.ledger import byte_ledger, project
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import load_recipe
-from quantdraft.workflows.export.export import export
-from quantdraft.workflows.export.heads import head_serving
+from quantdraft.workflows.export.export import ExportSettings, export
+from quantdraft.workflows.export.heads import head_engine
 from tests.stored_heads import LAYOUTS, write_head
 
 Applied = Callable[[str, str], Checkpoint]
@@ -348,15 +350,15 @@ def test_each_engine_is_told_its_own_method(applied: Applied, layout: str) -> No
     checkpoint = applied(layout, "int4")
     head = draft_head(checkpoint)
     assert head is not None
-    pair = Pair("org/T", Path("/srv/head"), 4, quantization=checkpoint.quantization or {})
+    pair = LaunchPair("org/T", Path("/srv/head"), 4, quantization=checkpoint.quantization or {})
     method, algorithm = METHODS[layout]
-    words = shlex.split(head_serving(head, "vllm").launch(pair))
+    words = shlex.split(head_engine(head, ENGINES["vllm"]).launch(pair))
     assert json.loads(words[-1]) == {
         "method": method,
         "model": "/srv/head",
         "num_speculative_tokens": 4,
     }
-    words = shlex.split(head_serving(head, "sglang").launch(pair))
+    words = shlex.split(head_engine(head, ENGINES["sglang"]).launch(pair))
     assert words[words.index("--speculative-algorithm") + 1] == algorithm
     flag = words.index("--speculative-draft-model-quantization")
     assert words[flag + 1] == "compressed-tensors"
@@ -370,7 +372,9 @@ def test_block_sizes_count_as_each_family_counts_them(applied: Applied) -> None:
     ):
         head = draft_head(applied(layout, "int4"))
         assert head is not None
-        words = shlex.split(head_serving(head, "sglang").launch(Pair("T", Path("/d"), 4)))
+        words = shlex.split(
+            head_engine(head, ENGINES["sglang"]).launch(LaunchPair("T", Path("/d"), 4))
+        )
         assert words[words.index(flag) + 1] == size
 
 
@@ -384,7 +388,9 @@ def test_what_engines_would_misread_is_found(applied: Applied) -> None:
         checkpoint = applied(layout, "int4")
         head = draft_head(checkpoint)
         assert head is not None
-        found = head_serving(head, engine).check(Draft(Path(path), checkpoint.config, target))
+        found = head_engine(head, ENGINES[engine]).check(
+            Draft(Path(path), checkpoint.config, target)
+        )
         return " | ".join(f"{each.severity}: {each.message}" for each in found)
 
     assert "contains 'dflash'" in messages("mtp-deepseek", "vllm", "/srv/dflash-mtp")
@@ -397,9 +403,13 @@ def test_what_engines_would_misread_is_found(applied: Applied) -> None:
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_export_of_a_head_needs_no_tokenizer(applied: Applied, tmp_path: Path, engine: str) -> None:
     checkpoint = applied("eagle3", "int4")
-    export(checkpoint.path, engine, tmp_path / "out", target="org/T", num_speculative_tokens=3)
+    export(
+        ExportSettings(
+            checkpoint.path, engine, tmp_path / "out", target="org/T", num_speculative_tokens=3
+        )
+    )
     line = (tmp_path / "out" / "launch.sh").read_text(encoding="utf-8")
     assert "eagle3" in line.lower()
     assert str(tmp_path / "out") in line
     with pytest.raises(QuantDraftError):
-        export(checkpoint.path, "transformers", tmp_path / "no", target="org/T")
+        export(ExportSettings(checkpoint.path, "transformers", tmp_path / "no", target="org/T"))

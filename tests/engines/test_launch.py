@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from quantdraft.engines import sglang, tensorrt_llm, transformers
-from quantdraft.engines.findings import Draft, Finding, Pair
+from quantdraft.engines.engine import LaunchPair
+from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.llamacpp import gguf as conversion
-from quantdraft.engines.llamacpp import launch as llamacpp
 from quantdraft.engines.registry import ENGINES, engine_named
 from quantdraft.engines.support import SUPPORT, stored_names, stored_support
-from quantdraft.engines.vllm import launch as vllm
+from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.errors import OptionError
 from tests.conftest import Pair as TinyPair
+
+vllm, sglang, transformers = (ENGINES[name] for name in ("vllm", "sglang", "transformers"))
+tensorrt_llm, llamacpp = ENGINES["tensorrt-llm"], ENGINES["llamacpp"]
 
 
 def quantized(**group: Any) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) 
 
 
 def test_vllm_line_parses_and_holds_k_and_draft() -> None:
-    line = vllm.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
+    line = vllm.launch(LaunchPair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
     words = shlex.split(line)
     assert words[:3] == ["vllm", "serve", "org/T"]
     assert words[words.index("--dtype") + 1] == "bfloat16"
@@ -87,8 +89,8 @@ def test_vllm_line_parses_and_holds_k_and_draft() -> None:
 
 def test_only_rejection_asks_vllm_for_a_sampling_draft() -> None:
     for rule in ("greedy", "greedy_draft", "exact_match"):
-        assert "draft_sample_method" not in vllm.speculative_config(Path("d"), 4, rule)
-    config = vllm.speculative_config(Path("d"), 4, "rejection")
+        assert "draft_sample_method" not in speculative_config(Path("d"), 4, rule)
+    config = speculative_config(Path("d"), 4, "rejection")
     assert config["draft_sample_method"] == "probabilistic"
 
 
@@ -185,7 +187,9 @@ def test_an_unread_target_is_said() -> None:
 
 
 def test_transformers_script_compiles_with_a_fixed_k() -> None:
-    script = transformers.launch(Pair("org/T", Path("/srv/o'draft"), 6, acceptance_rule="greedy"))
+    script = transformers.launch(
+        LaunchPair("org/T", Path("/srv/o'draft"), 6, acceptance_rule="greedy")
+    )
     tree = ast.parse(script)
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -197,14 +201,14 @@ def test_transformers_script_compiles_with_a_fixed_k() -> None:
     }
     assert values == {"TARGET": "org/T", "DRAFT": "/srv/o'draft", "NUM_SPECULATIVE_TOKENS": 6}
     assert "do_sample=False" in script
-    sampled = Pair("T", Path("d"), 6, acceptance_rule="rejection")
+    sampled = LaunchPair("T", Path("d"), 6, acceptance_rule="rejection")
     assert "do_sample=True" in transformers.launch(sampled)
 
 
 def test_transformers_script_runs(
     tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = Pair(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
+    pair = LaunchPair(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
     script = transformers.launch(pair)
     monkeypatch.setattr(sys, "argv", ["launch.py", "def f(x):"])
     ran: dict[str, Any] = {}
@@ -229,7 +233,7 @@ def flag(line: str, name: str) -> str:
 
 
 def test_sglang_line_has_every_flag_and_one_token_more_than_steps() -> None:
-    line = sglang.launch(Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
+    line = sglang.launch(LaunchPair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
     assert shlex.split(line)[:3] == ["python", "-m", "sglang.launch_server"]
     assert flag(line, "--model-path") == "org/T"
     assert flag(line, "--dtype") == "bfloat16"
@@ -239,7 +243,7 @@ def test_sglang_line_has_every_flag_and_one_token_more_than_steps() -> None:
     assert flag(line, "--speculative-eagle-topk") == "1"
     assert flag(line, "--speculative-num-draft-tokens") == "6"
     assert "rejection" not in line
-    sampled = sglang.launch(Pair("T", Path("d"), 5, acceptance_rule="rejection"))
+    sampled = sglang.launch(LaunchPair("T", Path("d"), 5, acceptance_rule="rejection"))
     assert "--speculative-use-rejection-sampling" in shlex.split(sampled)
 
 
@@ -255,7 +259,7 @@ def test_sglang_line_has_every_flag_and_one_token_more_than_steps() -> None:
     ],
 )
 def test_sglang_is_always_told_the_drafts_quantization(config: dict[str, Any], value: str) -> None:
-    pair = Pair("T", Path("d"), 4, quantization=config.get("quantization_config", {}))
+    pair = LaunchPair("T", Path("d"), 4, quantization=config.get("quantization_config", {}))
     assert flag(sglang.launch(pair), "--speculative-draft-model-quantization") == value
 
 
@@ -271,7 +275,7 @@ def test_sglang_refuses_unequal_vocabularies_and_unknown_methods() -> None:
 
 
 def test_tensorrt_llm_line_names_the_yaml_that_names_the_draft() -> None:
-    pair = Pair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16")
+    pair = LaunchPair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16")
     line = tensorrt_llm.launch(pair)
     assert shlex.split(line)[:2] == ["trtllm-serve", "org/T"]
     assert flag(line, "--backend") == "pytorch"
@@ -299,7 +303,7 @@ def test_tensorrt_llm_refuses_what_it_has_no_loader_for() -> None:
 
 
 def test_llamacpp_line_has_a_constant_k_and_an_f16_cache() -> None:
-    line = llamacpp.launch(Pair("/srv/T.gguf", Path("/srv/my draft/draft-q8_0.gguf"), 5))
+    line = llamacpp.launch(LaunchPair("/srv/T.gguf", Path("/srv/my draft/draft-q8_0.gguf"), 5))
     assert shlex.split(line)[0] == "llama-server"
     assert flag(line, "-m") == "/srv/T.gguf"
     assert flag(line, "-md") == "/srv/my draft/draft-q8_0.gguf"
@@ -358,7 +362,7 @@ def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
 
 
 def test_every_engine_says_the_launch_line_in_its_file() -> None:
-    pair = Pair("org/T", Path("/srv/draft"), 4)
+    pair = LaunchPair("org/T", Path("/srv/draft"), 4)
     for engine in ENGINES.values():
         assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
 
@@ -366,8 +370,8 @@ def test_every_engine_says_the_launch_line_in_its_file() -> None:
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
     for name, engine in ENGINES.items():
         assert engine_named(name) is engine
-        assert engine.LAUNCH_FILE
-        assert engine.NOTES
+        assert engine.launch_file
+        assert engine.notes
     assert engine_named("llama.cpp") is llamacpp
     assert engine_named("tensorrt_llm") is tensorrt_llm
     with pytest.raises(OptionError, match="vllm, sglang, transformers, tensorrt-llm, llamacpp"):

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from quantdraft.checkpoints.reference import embedded_prompts
-from quantdraft.engines.findings import Pair
+from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.llamacpp.client import Client, Request
 from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
-from quantdraft.engines.llamacpp.gguf import Conversion, convert
-from quantdraft.engines.llamacpp.launch import launch
+from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
 from quantdraft.engines.llamacpp.proof import context_length, load_and_speculate
 from quantdraft.engines.llamacpp.server import (
     LOG,
@@ -31,8 +30,9 @@ from quantdraft.engines.llamacpp.server import (
     version,
 )
 from quantdraft.engines.process import free_port, running
+from quantdraft.engines.registry import ENGINES
 from quantdraft.errors import EngineError
-from quantdraft.workflows.export.gguf_check import prove
+from quantdraft.workflows.export.gguf_check import try_server
 from quantdraft.workflows.export.target import Target
 from tests import fake_llamacpp
 
@@ -175,7 +175,7 @@ def test_the_command_is_the_exported_launch_line_on_the_loopback():
     )
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[-6:-4] == ["-t", "1"]  # and then ours, which win
-    launched = launch(Pair("/t", Path("/d"), 5)).split()
+    launched = ENGINES["llamacpp"].launch(LaunchPair("/t", Path("/d"), 5)).split()
     assert set(launched[1:]) <= set(command)
     assert command[command.index("--spec-draft-p-min") + 1] == "0"
     alone = server_command(Path("/b"), Serving(Path("/t"), None, 0, 512), 1234)
@@ -273,14 +273,14 @@ def test_every_token_is_the_prompts_a_rounds_or_the_last_step():
 # The proof of an export
 
 
-def conversion(fake: Path) -> Conversion:
-    return Conversion(Path("/draft"), "q4_0", fake)
+def conversion(fake: Path) -> GgufConversion:
+    return GgufConversion(Path("/draft"), "q4_0", fake)
 
 
 def test_what_was_seen_is_one_sentence(fake, tmp_path):
     target = tmp_path / "t.gguf"
     target.touch()
-    found = prove(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
+    found = try_server(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
     assert found.warnings == ()
     (seen,) = found.seen
     assert seen.startswith("llama-server 9.9 (build 1, commit abc) loaded it")
@@ -294,7 +294,7 @@ def test_doubts_are_warnings(fake, tmp_path):
     plan(tmp_path, accepted=0, draft_tokens=[5, 6, 9, 8])
     target = tmp_path / "t.gguf"
     target.touch()
-    found = prove(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
+    found = try_server(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
     nothing, text = found.warnings
     assert "accepted none of 24" in nothing
     assert "another text" in text
@@ -305,25 +305,25 @@ def test_a_draft_that_llamacpp_does_not_use_is_refused(fake, tmp_path):
     target = tmp_path / "t.gguf"
     target.touch()
     with pytest.raises(EngineError, match=r"does not use this draft.*Nothing was written"):
-        prove(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
+        try_server(conversion(fake), Path("/d.gguf"), Target(str(target)), 4)
 
 
 def test_what_cannot_be_tried_is_said_in_one_line(fake, tmp_path):
-    no_server = prove(conversion(tmp_path), Path("/d.gguf"), Target("org/target"), 4)
+    no_server = try_server(conversion(tmp_path), Path("/d.gguf"), Target("org/target"), 4)
     assert no_server.seen == ()
     assert "no llama-server is built in" in no_server.warnings[0]
-    no_target = prove(conversion(fake), Path("/d.gguf"), Target("org/target"), 4)
+    no_target = try_server(conversion(fake), Path("/d.gguf"), Target("org/target"), 4)
     assert "the target 'org/target' is no GGUF file on this machine" in no_target.warnings[0]
     plan(tmp_path, unloadable=["t.gguf"])
     (tmp_path / "t.gguf").touch()
-    unserved = prove(conversion(fake), Path("/d.gguf"), Target(str(tmp_path / "t.gguf")), 4)
+    unserved = try_server(conversion(fake), Path("/d.gguf"), Target(str(tmp_path / "t.gguf")), 4)
     assert "failed to load model, 't.gguf'" in unserved.warnings[0]
 
 
 def test_a_large_target_is_not_converted_for_the_proof(fake, tmp_path, monkeypatch):
     monkeypatch.setattr("quantdraft.workflows.export.gguf_check.MAX_TARGET_BYTES", 3)
     (tmp_path / "model.safetensors").write_bytes(b"four")
-    found = prove(conversion(fake), Path("/d.gguf"), Target(str(tmp_path), {}), 4)
+    found = try_server(conversion(fake), Path("/d.gguf"), Target(str(tmp_path), {}), 4)
     assert "too large to be converted" in found.warnings[0]
 
 
@@ -351,7 +351,7 @@ def llamacpp() -> Path:
 
 
 def converted(source: Path, kind: str, role: str, llamacpp: Path, directory: Path) -> Path:
-    return convert(Conversion(source, kind, llamacpp, role), directory)
+    return convert(GgufConversion(source, kind, llamacpp, role), directory)
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_a_directory_of_auto_gptq_is_a_candidate_and_is_exported(
     from quantdraft.engines.native.model import load_native
     from quantdraft.engines.native.weight_sources import stored_weights
     from quantdraft.quantize.proof.proof import probe_logits
-    from quantdraft.workflows.export.export import export
+    from quantdraft.workflows.export.export import ExportSettings, export
 
     old = shutil.copytree(gptq.path, tmp_path / "old")
     (old / "quantdraft.json").unlink()
@@ -101,7 +101,7 @@ def test_a_directory_of_auto_gptq_is_a_candidate_and_is_exported(
     plain = {key: section[key] for key in ("bits", "group_size", "sym", "desc_act")}
     (old / "quantize_config.json").write_text(json.dumps(plain))
     served = tmp_path / "served"
-    export(old, "vllm", served, target=str(tiny_pair.target))
+    export(ExportSettings(old, "vllm", served, target=str(tiny_pair.target)))
     expected = probe_logits(gptq, CPU)
     for directory in (old, served):
         found = open_checkpoint(directory)

@@ -14,7 +14,7 @@ from quantdraft.record import Evaluation
 from quantdraft.report import write_comparison, write_report
 from quantdraft.report.blocks import Chart
 from quantdraft.report.charts import drawing
-from quantdraft.report.charts.palette import DARK, HUES, LIGHT
+from quantdraft.report.charts.style import DARK, HUES, LIGHT
 from quantdraft.report.comparison import comparison
 from quantdraft.report.evaluation import document
 from quantdraft.report.safety import shown_text

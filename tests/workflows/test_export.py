@@ -26,7 +26,7 @@ from quantdraft.errors import (
     VerdictError,
 )
 from quantdraft.record import Evaluation, Served, ServedArm, write_evaluation
-from quantdraft.workflows.export.export import export
+from quantdraft.workflows.export.export import ExportSettings, export
 from quantdraft.workflows.export.padding import plan_padding
 from tests.conftest import VOCAB_SIZE, Pair, save_tokenizer
 from tests.example_evaluation import alarmed, evaluation, unmeasured
@@ -87,13 +87,15 @@ def test_a_go_is_exported_with_card_launch_line_and_measured_k(
 ) -> None:
     output = tmp_path / "served"
     lines = export(
-        checkpoint,
-        "vllm",
-        output,
-        target=target,
-        run=run_of(checkpoint, evaluation()),
-        require_go=True,
-    )
+        ExportSettings(
+            checkpoint,
+            "vllm",
+            output,
+            target=target,
+            run=run_of(checkpoint, evaluation()),
+            require_go=True,
+        )
+    ).lines
     assert not [line for line in lines if line.startswith("WARNING")]
     names = {path.name for path in output.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "launch.sh"} <= names
@@ -116,7 +118,11 @@ def test_the_card_has_front_matter_evidence_and_verdict(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "served"
-    export(checkpoint, "vllm", output, target=target, run=run_of(checkpoint, evaluation()))
+    export(
+        ExportSettings(
+            checkpoint, "vllm", output, target=target, run=run_of(checkpoint, evaluation())
+        )
+    )
     card = (output / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "org/Draft-0.5B"
@@ -162,7 +168,7 @@ def test_a_draft_that_is_launched_in_another_float_type_than_measured_is_said_to
 ) -> None:
     output = tmp_path / "served"
     run = run_of(checkpoint, measured_in(measured, served))
-    lines = export(checkpoint, engine, output, target=target, run=run)
+    lines = export(ExportSettings(checkpoint, engine, output, target=target, run=run)).lines
     words = shlex.split((output / "launch.sh").read_text().splitlines()[-1])
     assert words[words.index("--dtype") + 1] == launched
     found = [line for line in lines if "dtype_mismatch" in line]
@@ -177,9 +183,15 @@ def test_require_go_refuses_everything_else(checkpoint: Path, target: str, tmp_p
     for made in (alarmed(), unmeasured()):
         run = run_of(checkpoint, made)
         with pytest.raises(VerdictError, match=made.verdict.decision):
-            export(checkpoint, "vllm", tmp_path / "served", target=target, run=run, require_go=True)
+            export(
+                ExportSettings(
+                    checkpoint, "vllm", tmp_path / "served", target=target, run=run, require_go=True
+                )
+            )
     with pytest.raises(VerdictError, match="--run"):
-        export(checkpoint, "vllm", tmp_path / "served", target=target, require_go=True)
+        export(
+            ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target, require_go=True)
+        )
     assert not (tmp_path / "served").exists()
 
 
@@ -187,7 +199,9 @@ def test_a_no_go_warns_on_screen_and_on_the_card(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "served"
-    lines = export(checkpoint, "vllm", output, target=target, run=run_of(checkpoint, alarmed()))
+    lines = export(
+        ExportSettings(checkpoint, "vllm", output, target=target, run=run_of(checkpoint, alarmed()))
+    ).lines
     warnings = [line for line in lines if line.startswith("WARNING")]
     assert "NO-GO" in warnings[0]
     assert "acceptance-collapsed" in warnings[1]
@@ -199,24 +213,30 @@ def test_a_no_go_warns_on_screen_and_on_the_card(
 def test_no_evaluation_and_no_measured_k_are_said(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
-    lines = export(checkpoint, "vllm", tmp_path / "a", target=target)
+    lines = export(ExportSettings(checkpoint, "vllm", tmp_path / "a", target=target)).lines
     assert any("Not evaluated" in line for line in lines)
     assert any("k = 4 is a guess" in line for line in lines)
     assert "## Verdict: none" in (tmp_path / "a" / "README.md").read_text()
 
     run = run_of(checkpoint, unmeasured())
-    lines = export(checkpoint, "vllm", tmp_path / "b", target=target, run=run)
+    lines = export(ExportSettings(checkpoint, "vllm", tmp_path / "b", target=target, run=run)).lines
     assert any("not a measured best" in line for line in lines)
     assert "undefined" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_a_k_that_was_asked_for_is_used(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output, run = tmp_path / "served", run_of(checkpoint, evaluation())
-    lines = export(checkpoint, "vllm", output, target=target, run=run, num_speculative_tokens=3)
+    lines = export(
+        ExportSettings(checkpoint, "vllm", output, target=target, run=run, num_speculative_tokens=3)
+    ).lines
     assert config_of((output / "launch.sh").read_text())["num_speculative_tokens"] == 3
     assert any("measured best is 5" in line for line in lines)
     with pytest.raises(OptionError):
-        export(checkpoint, "vllm", tmp_path / "x", target=target, num_speculative_tokens=0)
+        export(
+            ExportSettings(
+                checkpoint, "vllm", tmp_path / "x", target=target, num_speculative_tokens=0
+            )
+        )
 
 
 def test_an_evaluation_of_other_weights_is_refused(
@@ -228,7 +248,7 @@ def test_an_evaluation_of_other_weights_is_refused(
         checkpoint / "model.safetensors",
     )
     with pytest.raises(PairingError, match="other weights"):
-        export(checkpoint, "vllm", tmp_path / "served", target=target, run=run)
+        export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target, run=run))
 
 
 def test_a_record_without_hashes_vouches_for_nothing(
@@ -238,30 +258,34 @@ def test_a_record_without_hashes_vouches_for_nothing(
     provenance = made.provenance | {"candidate": {"name": "int8"}}
     write_evaluation(replace(made, provenance=provenance), tmp_path / "r" / "evaluation.json")
     with pytest.raises(PairingError, match="cannot vouch"):
-        export(checkpoint, "vllm", tmp_path / "served", target=target, run=tmp_path / "r")
+        export(
+            ExportSettings(
+                checkpoint, "vllm", tmp_path / "served", target=target, run=tmp_path / "r"
+            )
+        )
 
 
 def test_what_the_engine_would_refuse_is_not_written(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="eagle-"):
-        export(checkpoint, "vllm", tmp_path / "eagle-draft", target=target)
+        export(ExportSettings(checkpoint, "vllm", tmp_path / "eagle-draft", target=target))
     write_json(Path(target) / "config.json", {"vocab_size": 16})
     with pytest.raises(CheckpointError, match="vocab_size is 8 in the draft and 16"):
-        export(checkpoint, "vllm", tmp_path / "served", target=target)
+        export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
     assert not (tmp_path / "served").exists()
 
 
 def test_outputs_are_kept_unless_forced(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output = tmp_path / "served"
-    export(checkpoint, "vllm", output, target=target)
+    export(ExportSettings(checkpoint, "vllm", output, target=target))
     with pytest.raises(OutputExistsError):
-        export(checkpoint, "transformers", output, target=target)
-    export(checkpoint, "transformers", output, target=target, force=True)
+        export(ExportSettings(checkpoint, "transformers", output, target=target))
+    export(ExportSettings(checkpoint, "transformers", output, target=target, force=True))
     assert (output / "launch.py").is_file()
     assert not (output / "launch.sh").exists()
     with pytest.raises(OptionError, match="the checkpoint itself"):
-        export(checkpoint, "vllm", checkpoint, target=target, force=True)
+        export(ExportSettings(checkpoint, "vllm", checkpoint, target=target, force=True))
     assert (checkpoint / "model.safetensors").is_file()
 
 
@@ -274,7 +298,7 @@ def test_the_card_stamps_the_targets_revision_and_precision(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     run = run_of(checkpoint, evaluation(), revision="abc123")
-    export(checkpoint, "vllm", tmp_path / "served", target=target, run=run)
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target, run=run))
     card = (tmp_path / "served" / "README.md").read_text()
     assert f"`{target}` (revision abc123, precision bfloat16)" in card
 
@@ -283,20 +307,20 @@ def test_another_target_than_the_evaluated_one_is_said(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     run = run_of(checkpoint, evaluation(), dtype="float32")
-    lines = export(checkpoint, "vllm", tmp_path / "a", target=target, run=run)
+    lines = export(ExportSettings(checkpoint, "vllm", tmp_path / "a", target=target, run=run)).lines
     assert any("another float type (float32, not bfloat16)" in line for line in lines)
 
     recorded = {"config.json": file_sha256(Path(target) / "config.json")}
     run = run_of(checkpoint, evaluation(), sha256=recorded)
-    lines = export(checkpoint, "vllm", tmp_path / "b", target=target, run=run)
+    lines = export(ExportSettings(checkpoint, "vllm", tmp_path / "b", target=target, run=run)).lines
     assert not [line for line in lines if line.startswith("WARNING")]
     run = run_of(checkpoint, evaluation(), sha256={"config.json": "0" * 64})
-    lines = export(checkpoint, "vllm", tmp_path / "c", target=target, run=run)
+    lines = export(ExportSettings(checkpoint, "vllm", tmp_path / "c", target=target, run=run)).lines
     assert any("another config.json" in line for line in lines)
 
 
 def test_sglang_gets_its_flags(checkpoint: Path, target: str, tmp_path: Path) -> None:
-    lines = export(checkpoint, "sglang", tmp_path / "served", target=target)
+    lines = export(ExportSettings(checkpoint, "sglang", tmp_path / "served", target=target)).lines
     assert word_after(lines[-1], "--speculative-draft-model-quantization") == "unquant"
     assert lines[-1].split(": ", 1)[1] in (tmp_path / "served" / "launch.sh").read_text()
     assert word_after(lines[-1], "--dtype") == "bfloat16"
@@ -304,7 +328,7 @@ def test_sglang_gets_its_flags(checkpoint: Path, target: str, tmp_path: Path) ->
 
 def test_tensorrt_llm_gets_its_yaml(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output = tmp_path / "served"
-    lines = export(checkpoint, "tensorrt_llm", output, target=target)
+    lines = export(ExportSettings(checkpoint, "tensorrt_llm", output, target=target)).lines
     assert word_after(lines[-1], "--config") == str(output / "trtllm.yaml")
     config = yaml.safe_load((output / "trtllm.yaml").read_text())
     assert config["speculative_config"]["speculative_model"] == str(output)
@@ -341,8 +365,10 @@ def logits(path: Path) -> Any:
 def test_a_padded_draft_has_the_same_logits_and_zeros_behind(pair: Pair, tmp_path: Path) -> None:
     output = tmp_path / "served"
     with pytest.raises(CheckpointError, match="--pad-vocab"):
-        export(pair.draft, "vllm", output, target=str(pair.target))
-    lines = export(pair.draft, "vllm", output, target=str(pair.target), pad_vocab=True)
+        export(ExportSettings(pair.draft, "vllm", output, target=str(pair.target)))
+    lines = export(
+        ExportSettings(pair.draft, "vllm", output, target=str(pair.target), pad_vocab=True)
+    ).lines
     assert any(f"padded from {VOCAB_SIZE} to {VOCAB_SIZE + 32}" in line for line in lines)
     assert f"from {VOCAB_SIZE} to {VOCAB_SIZE + 32} rows" in (output / "README.md").read_text()
 
@@ -377,7 +403,7 @@ def test_a_quantized_head_is_padded_with_zero_weights(
 
     candidate, output = tmp_path / "candidate", tmp_path / "served"
     apply(load_recipe(recipe), str(pair.draft), candidate)
-    export(candidate, "vllm", output, target=str(pair.target), pad_vocab=True)
+    export(ExportSettings(candidate, "vllm", output, target=str(pair.target), pad_vocab=True))
     ours, theirs = logits(output), logits(candidate)
     assert (ours[..., :VOCAB_SIZE] - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     assert ours.shape[-1] == VOCAB_SIZE + 32
@@ -391,14 +417,14 @@ def test_a_quantized_head_is_padded_with_zero_weights(
 def test_padding_is_refused_where_it_would_be_wrong(pair: Pair, tmp_path: Path) -> None:
     output = tmp_path / "served"
     with pytest.raises(CheckpointError, match="is not cut"):
-        export(pair.target, "vllm", output, target=str(pair.draft), pad_vocab=True)
+        export(ExportSettings(pair.target, "vllm", output, target=str(pair.draft), pad_vocab=True))
     with pytest.raises(OptionError, match="not a directory"):
-        export(pair.draft, "vllm", output, target="org/T", pad_vocab=True)
+        export(ExportSettings(pair.draft, "vllm", output, target="org/T", pad_vocab=True))
 
     other = shutil.copytree(pair.target, tmp_path / "other")
     save_tokenizer(other, order=-1)
     with pytest.raises(PairingError, match="different tokens"):
-        export(pair.draft, "vllm", output, target=str(other), pad_vocab=True)
+        export(ExportSettings(pair.draft, "vllm", output, target=str(other), pad_vocab=True))
     assert not output.exists()
 
 
@@ -440,7 +466,7 @@ def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
     auto_gptq: Path, target: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "served"
-    lines = export(auto_gptq, "sglang", output, target=target)
+    lines = export(ExportSettings(auto_gptq, "sglang", output, target=target)).lines
     assert word_after(lines[-1], "--speculative-draft-model-quantization") == "gptq_marlin"
     assert (output / "model.safetensors").is_file()
     assert not (output / "gptq_model-4bit-32g.safetensors").exists()
@@ -448,7 +474,7 @@ def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
     assert config["quantization_config"]["quant_method"] == "gptq"
     assert config["quantization_config"]["group_size"] == 32
     for engine in ("vllm", "transformers"):
-        export(auto_gptq, engine, tmp_path / engine, target=target)
+        export(ExportSettings(auto_gptq, engine, tmp_path / engine, target=target))
 
 
 def test_a_quantized_head_of_another_library_is_not_padded(
@@ -471,7 +497,9 @@ def test_without_llamacpp_the_commands_are_written(
     checkpoint: Path, target: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "served"
-    lines = export(checkpoint, "llama.cpp", output, target=target, gguf_type="q4_0")
+    lines = export(
+        ExportSettings(checkpoint, "llama.cpp", output, target=target, gguf_type="q4_0")
+    ).lines
     assert {path.name for path in output.iterdir()} == {"README.md", "convert.sh", "launch.sh"}
     script = (output / "convert.sh").read_text()
     assert f"convert_hf_to_gguf.py {checkpoint}" in script
@@ -487,25 +515,37 @@ def test_without_llamacpp_the_commands_are_written(
 def test_no_evaluation_speaks_for_a_gguf(checkpoint: Path, target: str, tmp_path: Path) -> None:
     run = run_of(checkpoint, evaluation())
     output = tmp_path / "served"
-    lines = export(checkpoint, "llamacpp", output, target=target, run=run)
+    lines = export(ExportSettings(checkpoint, "llamacpp", output, target=target, run=run)).lines
     assert any("no evaluation is of it" in line for line in lines)
     assert "## Verdict: none" in (output / "README.md").read_text()
     with pytest.raises(VerdictError, match="GGUF"):
-        export(checkpoint, "llamacpp", output, target=target, run=run, require_go=True, force=True)
+        export(
+            ExportSettings(
+                checkpoint, "llamacpp", output, target=target, run=run, require_go=True, force=True
+            )
+        )
 
 
 def test_the_full_precision_draft_must_be_known(
     auto_gptq: Path, target: str, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match="--draft"):
-        export(auto_gptq, "llamacpp", tmp_path / "served", target=target)
-    lines = export(auto_gptq, "llamacpp", tmp_path / "a", target=target, draft=Path("/srv/full"))
+        export(ExportSettings(auto_gptq, "llamacpp", tmp_path / "served", target=target))
+    lines = export(
+        ExportSettings(
+            auto_gptq, "llamacpp", tmp_path / "a", target=target, draft=Path("/srv/full")
+        )
+    ).lines
     assert word_after(lines[-1], "-md").endswith("draft-q4_0.gguf")
     assert "/srv/full" in (tmp_path / "a" / "convert.sh").read_text()
     with pytest.raises(OptionError, match="needs --engine llamacpp"):
-        export(auto_gptq, "vllm", tmp_path / "b", target=target, draft=Path("/srv/full"))
+        export(
+            ExportSettings(
+                auto_gptq, "vllm", tmp_path / "b", target=target, draft=Path("/srv/full")
+            )
+        )
     with pytest.raises(OptionError, match="--gguf-type 'q9'"):
-        export(auto_gptq, "llamacpp", tmp_path / "b", target=target, gguf_type="q9")
+        export(ExportSettings(auto_gptq, "llamacpp", tmp_path / "b", target=target, gguf_type="q9"))
 
 
 def fake_llamacpp(directory: Path, script: str) -> Path:
@@ -520,7 +560,11 @@ def test_the_converter_is_run_on_the_full_precision_draft(
     script = "import json, sys; json.dump(sys.argv[1:], open(sys.argv[3], 'w'))"
     sources = fake_llamacpp(tmp_path / "llama.cpp", script)
     output = tmp_path / "served"
-    export(checkpoint, "llamacpp", output, target=target, gguf_type="q8_0", llamacpp_dir=sources)
+    export(
+        ExportSettings(
+            checkpoint, "llamacpp", output, target=target, gguf_type="q8_0", llamacpp_dir=sources
+        )
+    )
     given = json.loads((output / "draft-q8_0.gguf").read_text())
     assert given[0] == str(checkpoint)
     assert given[given.index("--outtype") + 1] == "q8_0"
@@ -531,10 +575,18 @@ def test_a_failing_converter_gives_its_reason_and_leaves_nothing(
 ) -> None:
     sources = fake_llamacpp(tmp_path / "llama.cpp", "raise SystemExit('no such architecture')")
     with pytest.raises(CheckpointError, match="no such architecture"):
-        export(checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=sources)
+        export(
+            ExportSettings(
+                checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=sources
+            )
+        )
     assert not (tmp_path / "s").exists()
     with pytest.raises(OptionError, match="convert_hf_to_gguf"):
-        export(checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=tmp_path)
+        export(
+            ExportSettings(
+                checkpoint, "llamacpp", tmp_path / "s", target=target, llamacpp_dir=tmp_path
+            )
+        )
 
 
 def test_only_the_plain_byte_level_tokenizer_splits_as_gpt2(tmp_path: Path) -> None:

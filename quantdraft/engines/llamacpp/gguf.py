@@ -37,7 +37,7 @@ runpy.run_path({script!r}, run_name="__main__")
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
+class GgufConversion:
     """A full-precision draft, the type it becomes, and where llama.cpp is (None: not here)."""
 
     source: Path
@@ -61,7 +61,7 @@ def closest_type(quantization: Mapping[str, Any]) -> str:
 
 def plan_conversion(
     candidate: Checkpoint, draft: Path | None, gguf_type: str | None, llamacpp: Path | None
-) -> Conversion:
+) -> GgufConversion:
     """What is converted: the draft given, the one `apply` started from, or a plain candidate.
 
     Raises OptionError where the full-precision draft is not known, or a value cannot be used.
@@ -75,7 +75,7 @@ def plan_conversion(
         )
     quantization = candidate.quantization or {}
     source = draft or _source_of(candidate)
-    return Conversion(source, gguf_type or closest_type(quantization), llamacpp)
+    return GgufConversion(source, gguf_type or closest_type(quantization), llamacpp)
 
 
 def _source_of(candidate: Checkpoint) -> Path:
@@ -90,7 +90,7 @@ def _source_of(candidate: Checkpoint) -> Path:
     )
 
 
-def commands(conversion: Conversion, output: Path) -> str:
+def commands(conversion: GgufConversion, output: Path) -> str:
     """A shell script that makes the GGUF file in `output`, for a machine with llama.cpp."""
     root = str(conversion.llamacpp or "").strip() or "$LLAMACPP"
     first = "auto" if conversion.gguf_type == "q4_0" else conversion.gguf_type
@@ -106,7 +106,7 @@ def commands(conversion: Conversion, output: Path) -> str:
     return "\n".join([*head, *lines]) + "\n"
 
 
-def convert(conversion: Conversion, staging: Path) -> Path:
+def convert(conversion: GgufConversion, staging: Path) -> Path:
     """Make the GGUF file in `staging`. Raises CheckpointError with the converter's own reason."""
     assert conversion.llamacpp is not None
     made = staging / conversion.file
@@ -135,7 +135,7 @@ def built_tool(llamacpp: Path, name: str) -> Path | None:
     return None
 
 
-def _run_converter(conversion: Conversion, made: Path, outtype: str) -> None:
+def _run_converter(conversion: GgufConversion, made: Path, outtype: str) -> None:
     assert conversion.llamacpp is not None
     script = str(conversion.llamacpp.absolute() / CONVERTER)
     given = [str(conversion.source), "--outfile", str(made), "--outtype", outtype]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantdraft.engines.llamacpp.gguf import built_tool
-from quantdraft.engines.llamacpp.launch import speculative_arguments
 from quantdraft.engines.process import LogFormat
 from quantdraft.errors import EngineError
 
@@ -45,6 +44,20 @@ class Serving:
     num_speculative_tokens: int
     context_length: int
     arguments: tuple[str, ...] = ()  # the user's own, after ours: the last one counts
+
+
+def speculative_arguments(draft: Path, num_speculative_tokens: int) -> list[str]:
+    """What makes llama-server speculate with a GGUF draft, k tokens a round.
+
+    A constant k: --spec-draft-p-min 0 never cuts a proposal short for the draft's doubt, and
+    --spec-draft-n-min 0 throws no short one away.
+    """
+    return [
+        *("-md", str(draft), "--spec-type", "draft-simple"),
+        *("--spec-draft-n-max", str(num_speculative_tokens)),
+        *("--spec-draft-n-min", "0", "--spec-draft-p-min", "0"),
+        *("-ngld", "99", "-ctkd", "f16", "-ctvd", "f16"),
+    ]
 
 
 def find_server(llamacpp: Path | None = None) -> Path | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from quantdraft.common.documents import parse_json
 from quantdraft.engines.vllm.environment import Environment
-from quantdraft.engines.vllm.launch import speculative_config
 from quantdraft.errors import OptionError, nearest
 from quantdraft.record import AcceptanceRule
 
@@ -87,6 +86,20 @@ def require_possible(speculative: Mapping[str, Any], environment: Environment) -
 def is_synthetic(speculative: Mapping[str, Any]) -> bool:
     """True when the engine is told how much to accept, whatever the draft proposes."""
     return speculative.get("rejection_sample_method") == SYNTHETIC
+
+
+def speculative_config(
+    draft: Path, num_speculative_tokens: int, acceptance_rule: AcceptanceRule | None = None
+) -> dict[str, str | int]:
+    """The value of --speculative-config. Only the rule `rejection` needs more than the default."""
+    config: dict[str, str | int] = {
+        "method": "draft_model",
+        "model": str(draft),
+        "num_speculative_tokens": num_speculative_tokens,
+    }
+    if acceptance_rule == "rejection":
+        config["draft_sample_method"] = "probabilistic"
+    return config
 
 
 def speculative_settings(serving: Serving, draft: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from quantdraft.checkpoints.configs import num_positions
 from quantdraft.common.progress import bar
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.registry import ENGINES
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
-from quantdraft.engines.vllm.launch import check
 from quantdraft.engines.vllm.run import ARMS, Answers, Fleet, ask_in_turns, num_visits, warm_up
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
@@ -191,7 +191,7 @@ def _request(run: Serve, index: int) -> Request:
 
 
 def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
-    found = check(Draft(draft.path.absolute(), draft.config, target.config))
+    found = ENGINES["vllm"].check(Draft(draft.path.absolute(), draft.config, target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
         raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")

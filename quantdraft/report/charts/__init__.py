@@ -1,4 +1,4 @@
-"""Pictures as Vega-Lite specifications, made with Altair: one serves the page and the SVG file.
+"""Charts as Vega-Lite specifications, made with Altair: one serves the page and the SVG file.
 
 A picture is a `Chart` block: its specification, its title and description, and its numbers as a
 table. None where nothing was measured; the section beside it says why. Altair is imported inside

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from html import escape
 from typing import Any
 
-from quantdraft.report.charts.palette import LIGHT, file_rules
+from quantdraft.report.charts.style import LIGHT, file_rules
 from quantdraft.report.safety import shown_text
 
 # Of the Vega-Lite whose schema Altair checks specifications against.

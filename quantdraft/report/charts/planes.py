@@ -1,17 +1,22 @@
-"""Two-dimensional verdicts: the break-even plane, batch by context, acceptance by draft latency."""
+"""Charts of the break-even plane, and of the verdict by batch and context."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantdraft.report.charts.palette import LIGHT
+from quantdraft.judge.comparison import GridPoint
+from quantdraft.judge.comparison.points import best_over_autoregressive
+from quantdraft.record import Interval
+from quantdraft.record.plane import Plane, ellipse, frontier
+from quantdraft.record.wording import metric, times, valued
+from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import (
+    LIGHT,
     NUM_TICKS,
-    RATE,
     WIDE,
-    Row,
-    crosses,
+    ends,
     finish,
     inline,
     level,
@@ -19,27 +24,50 @@ from quantdraft.report.charts.style import (
 )
 
 LOST = "acceptance lost, points (right: worse)"
-STEP = "draft step, ms (left: faster)"
 MIN_WORD_WIDTH = 100  # of a cell that has room for "inconclusive"
+NUM_FRONTIER_POINTS = 60
 VERDICT_COLOURS = {
     "go": LIGHT["good"],
     "no-go": LIGHT["bad"],
     "inconclusive": LIGHT["doubt"],
     "undefined": LIGHT["none"],
 }
+REGIONS = {"go": LIGHT["good"], "gain below the limit": LIGHT["doubt"], "no-go": LIGHT["bad"]}
 
 
-def break_even_plane(
-    regions: Sequence[Row],
-    ellipses: Sequence[Row],
-    points: Sequence[Row],
-    domain: tuple[tuple[float, float], tuple[float, float]],
-) -> dict[str, Any]:
-    """regions: region, y, low, high (x ends); ellipses: name, order, x, y; points: name, x, y.
+@dataclass(frozen=True, slots=True)
+class PlanePlace:
+    """Where a recipe lies: the acceptance that it lost, and how much faster its draft step is."""
 
-    x: acceptance lost, points; y: how many times faster a draft step is
+    name: str
+    loss: Interval
+    draft_speedup: Interval
+
+
+def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -> Chart:
+    """Return the regions of the verdict, and every recipe with its 95 % ellipse.
+
+    x: acceptance lost, in points; y: how many times faster a draft step is
     """
     import altair as alt
+
+    domain = _domain(places)
+    regions = _regions(plane, limit, domain)
+    points = [
+        {
+            "name": place.name,
+            "x": 100 * place.loss.value,
+            "y": place.draft_speedup.value,
+            "lost": valued(place.loss, "loss"),
+            "faster": valued(place.draft_speedup, "speedup"),
+        }
+        for place in places
+    ]
+    ellipses = [
+        {"name": place.name, "order": at, "x": 100 * x, "y": y}
+        for place in places
+        for at, (x, y) in enumerate(ellipse(place.loss, place.draft_speedup))
+    ]
 
     x = alt.X(
         "low:Q",
@@ -52,9 +80,8 @@ def break_even_plane(
         title="draft step, times faster",
         scale=alt.Scale(domain=list(domain[1]), nice=False, zero=False),
     )
-    names = ["go", "gain below the limit", "no-go"]
     areas = (
-        alt.Chart(inline(regions))
+        alt.Chart(inline(map(asdict, regions)))
         .mark_area(orient="horizontal", clip=True, fillOpacity=0.16, strokeWidth=0)
         .encode(
             x=x,
@@ -62,17 +89,17 @@ def break_even_plane(
             y=y,
             color=alt.Color(
                 "region:N",
-                scale=alt.Scale(domain=names, range=[LIGHT["good"], LIGHT["doubt"], LIGHT["bad"]]),
+                scale=alt.Scale(domain=list(REGIONS), range=list(REGIONS.values())),
                 legend=alt.Legend(title=None, symbolType="square"),
             ),
         )
     )
-    frontier = (
-        alt.Chart(inline([row for row in regions if row["region"] == "no-go"]))
+    even = (
+        alt.Chart(inline(asdict(row) for row in regions if row.region == "no-go"))
         .mark_line(clip=True, color=LIGHT["ink"], strokeWidth=1.6)
         .encode(x=x, y=y, order="y:Q")
     )
-    recipes = list(dict.fromkeys(row["name"] for row in points))
+    recipes = list(dict.fromkeys(place.name for place in places))
     named = alt.Color(
         "name:N", scale=name_scale(recipes), legend=alt.Legend(title=None, symbolOpacity=1)
     )
@@ -95,14 +122,101 @@ def break_even_plane(
             ],
         )
     )
-    plane = alt.layer(areas, frontier)
-    drawn = alt.layer(plane, alt.layer(rings, dots)).resolve_scale(color="independent")
-    return finish(drawn, height=340, width=WIDE)
+    ground = alt.layer(areas, even)
+    drawn = alt.layer(ground, alt.layer(rings, dots)).resolve_scale(color="independent")
+    return Chart(
+        name="break-even",
+        title="Break-even plane",
+        description=(
+            f"The line is where both drafts are equally fast, at k = "
+            f"{plane.num_speculative_tokens} and the baseline's step times; green begins at "
+            f"{times(limit)}. Ellipses hold a recipe with 95 % confidence."
+        ),
+        spec=finish(drawn, height=340, width=WIDE),
+        data=_plane_table(places, plane, limit),
+        is_wide=True,
+    )
 
 
-def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
-    """batch, context, verdict, short, shown, shown_over_target, is_here, why: a cell a point."""
+Domain = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _domain(places: Sequence[PlanePlace]) -> Domain:
+    """Return room for every ellipse, and for 0 loss and 1× beside it; x in points."""
+    corners = [corner for place in places for corner in ellipse(place.loss, place.draft_speedup)]
+    xs, ys = [100 * x for x, _ in corners], [y for _, y in corners]
+    x = min([*xs, -2.0]), max([*xs, 6.0])
+    y = min([*ys, 0.9]), max([*ys, 1.5])
+    across, up = 0.06 * (x[1] - x[0]), 0.06 * (y[1] - y[0])
+    return (x[0] - across, x[1] + across), (max(y[0] - up, 0.05), y[1] + up)
+
+
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """A band of loss, in points, at one draft speed-up."""
+
+    region: str
+    y: float
+    low: float
+    high: float
+
+
+def _regions(plane: Plane, limit: float, domain: Domain) -> list[_Band]:
+    """Return three bands at every draft speed-up: under the limit's line, between, beyond."""
+    (left, right), (low, high) = domain
+    speeds = [
+        low + (high - low) * at / NUM_FRONTIER_POINTS for at in range(NUM_FRONTIER_POINTS + 1)
+    ]
+    bands: list[_Band] = []
+    lines = frontier(plane, speeds, limit), frontier(plane, speeds, 1.0)
+    for (at_limit, y), (at_even, _) in zip(*lines, strict=True):
+        to_limit, to_even = 100 * at_limit, 100 * at_even
+        bands += [
+            _Band("go", y, min(left, to_limit), to_limit),
+            _Band("gain below the limit", y, to_limit, to_even),
+            _Band("no-go", y, to_even, max(right, to_even)),
+        ]
+    return bands
+
+
+def _plane_table(places: Sequence[PlanePlace], plane: Plane, limit: float) -> Table:
+    rows = tuple(
+        (
+            place.name,
+            valued(place.loss, "loss"),
+            valued(place.draft_speedup, "speedup"),
+            metric(plane.allowed_loss(place.draft_speedup.value), "loss"),
+            metric(plane.allowed_loss(place.draft_speedup.value, limit), "loss"),
+        )
+        for place in places
+    )
+    return Table(
+        (
+            "Recipe",
+            "Acceptance lost",
+            "Draft step, times faster",
+            "May lose, to break even",
+            f"May lose, for {times(limit)}",
+        ),
+        rows,
+        frozenset({1, 2, 3, 4}),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCell:
+    """The verdict at one timed batch and context. is_here: the point of the run's own verdict."""
+
+    point: GridPoint
+    verdict: str
+    is_here: bool
+
+
+def verdict_map(cells: Sequence[VerdictCell]) -> Chart:
+    """Return a cell a point with its verdict and its two speeds."""
     import altair as alt
+
+    rows = [_cell_row(cell) for cell in cells]
 
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("batch:O", title="batch", axis=alt.Axis(labelAngle=0, ticks=False)),
@@ -110,7 +224,7 @@ def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
             "context:O", title="context, tokens", sort="descending", axis=alt.Axis(ticks=False)
         ),
     )
-    cells = base.mark_rect(cornerRadius=3, stroke=LIGHT["paper"], strokeWidth=3).encode(
+    squares = base.mark_rect(cornerRadius=3, stroke=LIGHT["paper"], strokeWidth=3).encode(
         color=alt.Color(
             "verdict:N",
             scale=alt.Scale(domain=list(VERDICT_COLOURS), range=list(VERDICT_COLOURS.values())),
@@ -128,7 +242,7 @@ def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
     ink = alt.condition(
         "datum.verdict === 'undefined'", alt.value(LIGHT["quiet"]), alt.value(LIGHT["paper"])
     )
-    num_batches = len({row["batch"] for row in rows})
+    num_batches = len({cell.point.batch_size for cell in cells})
     word = f"width / {num_batches} < {MIN_WORD_WIDTH} ? datum.short : datum.verdict"
     worded = base.transform_calculate(word=word)
     lines = [
@@ -139,15 +253,52 @@ def verdict_map(rows: Sequence[Row]) -> dict[str, Any]:
     here = base.transform_filter("datum.is_here").mark_rect(
         cornerRadius=3, filled=False, stroke=LIGHT["ink"], strokeWidth=3
     )
-    height = 72 * len({row["context"] for row in rows})
-    return finish(alt.layer(cells, here, *lines), height=height, width=WIDE)
+    height = 72 * len({cell.point.context_length for cell in cells})
+    shown = "batch", "context", "verdict", "over_baseline", "over_autoregressive"
+    return Chart(
+        name="verdict-map",
+        title="Verdict by batch and context",
+        description=(
+            "The verdict's two speed checks at every timed point, each arm at its best k there: "
+            "the candidate's speed over the baseline draft's and, after AR, over the target alone. "
+            "Outlined: the point of the verdict above. Empty: not timed. An alarm holds everywhere."
+        ),
+        spec=finish(alt.layer(squares, here, *lines), height=height, width=WIDE),
+        data=Table(
+            ("Batch", "Context", "Verdict", "Over the baseline draft", "Over the target", "Why"),
+            tuple((*(str(row[key]) for key in shown), str(row["why"]) or "—") for row in rows),
+            frozenset({0, 1, 3, 4}),
+        ),
+        is_wide=True,
+    )
 
 
-def paying_by_batch(rows: Sequence[Row]) -> dict[str, Any]:
-    """context, batch, value, low, high, shown, arm: the better draft over the target alone."""
+def _cell_row(cell: VerdictCell) -> dict[str, Any]:
+    point, speed = cell.point, cell.point.speed
+    over_baseline = speed.speedup_over_baseline if speed else None
+    over_target = speed.speedup_over_autoregressive if speed else None
+    return {
+        "batch": point.batch_size,
+        "context": point.context_length,
+        "verdict": cell.verdict,
+        "short": {"inconclusive": "?", "undefined": "—"}.get(cell.verdict, cell.verdict),
+        "shown": times(over_baseline.value) if over_baseline else "",
+        "shown_over_target": f"AR {over_target.value:.1f}×" if over_target else "",
+        "is_here": cell.is_here,
+        "over_baseline": valued(over_baseline, "speedup"),
+        "over_autoregressive": valued(over_target, "speedup"),
+        "why": point.reason,
+    }
+
+
+def paying_chart(points: Sequence[GridPoint]) -> Chart | None:
+    """Return the better draft over the target alone, by batch; None where one batch was timed."""
     import altair as alt
 
-    contexts = list(dict.fromkeys(str(row["context"]) for row in rows))
+    rows = [_paying_row(each, over) for each in points if (over := best_over_autoregressive(each))]
+    if len({row["batch"] for row in rows}) < 2:
+        return None
+    contexts = list(dict.fromkeys(row["context"] for row in rows))
     title = "speedup over the target alone"
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("batch:O", title="batch", axis=alt.Axis(labelAngle=0)),
@@ -169,33 +320,26 @@ def paying_by_batch(rows: Sequence[Row]) -> dict[str, Any]:
     )
     line = base.mark_line(strokeWidth=2).encode(y=y)
     dot = base.mark_point(filled=True, size=60, opacity=1).encode(y=y)
-    return finish(alt.layer(level(1.0, "target alone"), whisker, line, dot), height=250)
-
-
-def pareto(rows: Sequence[Row], front: Sequence[Row]) -> dict[str, Any]:
-    """rows: name, x (draft step, ms), y (acceptance rate), their ends; front: x, y, by rising x."""
-    import altair as alt
-
-    names = [row["name"] for row in rows]
-    base = alt.Chart(inline(rows)).encode(
-        color=alt.Color(
-            "name:N",
-            scale=name_scale(names, "baseline"),
-            legend=alt.Legend(title=None, symbolOpacity=1),
+    drawn = alt.layer(level(1.0, "target alone"), whisker, line, dot)
+    return Chart(
+        name="paying-by-batch",
+        title="Does speculation pay at all, by batch",
+        description="The better of the two drafts over the target alone, with 95 % intervals.",
+        spec=finish(drawn, height=250),
+        data=Table(
+            ("Batch", "Context", "Over the target alone", "By"),
+            tuple((str(row["batch"]), row["context"], row["shown"], row["arm"]) for row in rows),
+            frozenset({0, 1, 2}),
         ),
     )
-    middle, rules = crosses(base, STEP, RATE)
-    dots = base.mark_point(filled=True, size=100, opacity=1).encode(
-        **middle,
-        tooltip=[
-            alt.Tooltip("name:N", title="recipe"),
-            alt.Tooltip("step:N", title="draft step"),
-            alt.Tooltip("rate:N", title="acceptance rate"),
-        ],
-    )
-    line = (
-        alt.Chart(inline(front))
-        .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
-        .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
-    )
-    return finish(alt.layer(line, *rules, dots), height=320, width=WIDE)
+
+
+def _paying_row(point: GridPoint, over: Interval) -> dict[str, Any]:
+    is_candidate = point.speed is not None and over == point.speed.speedup_over_autoregressive
+    return {
+        "batch": point.batch_size,
+        "context": str(point.context_length),
+        **ends(over),
+        "shown": valued(over, "speedup"),
+        "arm": "candidate" if is_candidate else "baseline",
+    }

@@ -1,21 +1,45 @@
-"""Step times: each draft's against the baseline's, and the target's by its new tokens."""
+"""Charts of step times: each draft's against the baseline's, and the target's by new tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from quantdraft.report.charts.style import Row, against_one, finish, inline, name_scale
+from quantdraft.record import Interval
+from quantdraft.record.wording import bare_ms, times, valued
+from quantdraft.report.blocks import Chart, Table
+from quantdraft.report.charts.style import against_one, ends, finish, inline, name_scale
 
 
-def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
-    """name, arm, value, low, high, limit, shown, shown_limit; in the order given.
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """A draft's step against the baseline's. byte_ratio: what their bytes alone would give."""
+
+    name: str
+    arm: str
+    ratio: Interval
+    byte_ratio: float | None
+
+
+def draft_steps_chart(steps: Sequence[DraftStep]) -> Chart:
+    """Return one ratio a row, in the order given.
 
     A diamond is the ratio of the bytes: what the ratio comes to where memory alone decides.
     """
     import altair as alt
 
-    title = "draft step: baseline over arm"
+    rows = [
+        {
+            "name": step.name,
+            "arm": step.arm,
+            **ends(step.ratio),
+            "limit": step.byte_ratio,
+            "shown": valued(step.ratio, "ratio"),
+            "shown_limit": times(step.byte_ratio),
+        }
+        for step in steps
+    ]
+    arms = list(dict.fromkeys(step.arm for step in steps))
     base = alt.Chart(inline(rows)).encode(
         y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False)),
         color=alt.Color("arm:N", scale=name_scale(arms), legend=None),
@@ -25,18 +49,49 @@ def draft_steps(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
             alt.Tooltip("shown_limit:N", title="ratio of the bytes"),
         ],
     )
-    drawn = against_one(base, title, one="baseline", by_bytes="limit")
-    return finish(drawn, height=30 * max(len(rows), 2))
+    drawn = against_one(base, "draft step: baseline over arm", one="baseline", by_bytes="limit")
+    return Chart(
+        name="draft-steps",
+        title="Draft steps against the baseline's",
+        description="Baseline over arm with 95 % interval, right of 1: faster. Diamond: the "
+        "ratio of the bytes, which is the limit where memory alone decides.",
+        spec=finish(drawn, height=30 * max(len(rows), 2)),
+        data=Table(
+            ("Arm", "Measured", "Ratio of the bytes"),
+            tuple((str(r["name"]), str(r["shown"]), str(r["shown_limit"])) for r in rows),
+            frozenset({1, 2}),
+        ),
+    )
 
 
-def target_steps(rows: Sequence[Row], places: Sequence[str]) -> dict[str, Any]:
-    """place, m, value, shown: a line a batch and context, of the target's time over that of m = 1.
+@dataclass(frozen=True, slots=True)
+class TargetStep:
+    """One pass of the target over m new tokens. place: batch and context; ratio: over m = 1"""
+
+    place: str
+    m: int
+    ms: float
+    ratio: float
+
+
+def target_steps_chart(steps: Sequence[TargetStep]) -> Chart:
+    """Return a line a batch and context, of the target's time over that of one new token.
 
     Flat: to verify m tokens costs what one costs.
     """
     import altair as alt
 
-    chart = (
+    rows = [
+        {
+            "place": step.place,
+            "m": step.m,
+            "value": step.ratio,
+            "shown": f"{bare_ms(step.ms)} ms ({times(step.ratio)})",
+        }
+        for step in steps
+    ]
+    places = list(dict.fromkeys(step.place for step in steps))
+    drawn = (
         alt.Chart(inline(rows))
         .mark_line(point=alt.OverlayMarkDef(size=50), strokeWidth=2)
         .encode(
@@ -55,4 +110,15 @@ def target_steps(rows: Sequence[Row], places: Sequence[str]) -> dict[str, Any]:
             ],
         )
     )
-    return finish(chart, height=220)
+    return Chart(
+        name="target-steps",
+        title="What more tokens cost the target",
+        description="One target pass over m new tokens, over one of a single token. Flat is "
+        "what speculation lives on.",
+        spec=finish(drawn, height=220),
+        data=Table(
+            ("Batch × context", "m", "Target pass"),
+            tuple((str(r["place"]), str(r["m"]), str(r["shown"])) for r in rows),
+            frozenset({1, 2}),
+        ),
+    )

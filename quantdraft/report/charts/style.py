@@ -1,15 +1,58 @@
-"""What every picture shares: fonts, axes, colour scales, and how a specification is finished."""
+"""What all charts share: colours, fonts, axes, scales, and how a specification is finished.
+
+Specifications hold the light colours. The page and every SVG file map each of them to its dark
+colour in a style sheet, by the value of the attribute: one picture serves both, and a viewer
+without style sheets shows the light one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantdraft.report.charts.palette import HUES, LIGHT
+from quantdraft.record import Interval
 from quantdraft.report.safety import shown_values
 
 if TYPE_CHECKING:
     import altair as alt
+
+# The colours by what they mean.
+LIGHT = {
+    "paper": "#ffffff",
+    "raised": "#f6f7f8",
+    "ink": "#16191d",
+    "quiet": "#5c6670",
+    "rule": "#dfe3e7",
+    "baseline": "#7d8894",
+    "candidate": "#1f5fbf",
+    "good": "#17713f",
+    "bad": "#b02a25",
+    "doubt": "#8a5a00",
+    "orange": "#b8590b",
+    "violet": "#8a3ea3",
+    "teal": "#0f7c86",
+    "olive": "#6b6f00",
+    "none": "#e9ecef",
+}
+DARK = {
+    "paper": "#14171a",
+    "raised": "#1c2024",
+    "ink": "#e6e9ec",
+    "quiet": "#a3adb7",
+    "rule": "#30363c",
+    "baseline": "#98a3af",
+    "candidate": "#6ea8fe",
+    "good": "#56c288",
+    "bad": "#f27d76",
+    "doubt": "#e0ac4a",
+    "orange": "#f0a160",
+    "violet": "#cf94e4",
+    "teal": "#55c4cf",
+    "olive": "#c5c95b",
+    "none": "#262b30",
+}
+# Of names side by side, in turn; the baseline has a colour of its own.
+HUES = ("candidate", "orange", "good", "violet", "bad", "teal", "olive", "doubt")
 
 WIDTH = 520
 WIDE = 960
@@ -17,7 +60,6 @@ NUM_TICKS = 8  # about so many along a long axis: more are not read, and touch o
 RATE = "acceptance rate (up: better)"  # along y
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 ARMS = ("baseline", "candidate")
-Row = dict[str, Any]
 
 CONFIG: dict[str, Any] = {
     "aria": False,  # the page describes the picture and has its numbers in a table
@@ -52,7 +94,7 @@ CONFIG: dict[str, Any] = {
 
 
 def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
-    """The specification of a chart, checked against Vega-Lite's schema."""
+    """Return the specification of a chart, checked against Vega-Lite's schema."""
     import altair as alt
 
     # Inline data under a name of its hash would be written twice, and change with it.
@@ -61,22 +103,41 @@ def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
     return {**spec, "config": CONFIG}
 
 
-def inline(rows: Iterable[Row]) -> alt.InlineData:
-    """Rows as data inside the specification."""
+def inline(rows: Iterable[Mapping[str, Any]]) -> alt.InlineData:
+    """Return rows as data inside the specification, every text in them made harmless."""
     import altair as alt
 
-    return alt.InlineData(values=shown_values(list(rows)))
+    return alt.InlineData(values=shown_values([dict(row) for row in rows]))
+
+
+def ends(interval: Interval | None, scale: float = 1.0) -> dict[str, float | None]:
+    """Return an interval as the fields `value`, `low` and `high` that `whiskers` draws."""
+    if interval is None:
+        return {"value": None, "low": None, "high": None}
+    return {
+        "value": scale * interval.value,
+        "low": scale * interval.low,
+        "high": scale * interval.high,
+    }
+
+
+def cross(x: Interval, y: Interval) -> dict[str, float]:
+    """Return two intervals as the fields that `crosses` draws: `x`, `x_low`, … `y_high`."""
+    return {
+        **{"x": x.value, "x_low": x.low, "x_high": x.high},
+        **{"y": y.value, "y_low": y.low, "y_high": y.high},
+    }
 
 
 def arm_scale() -> alt.Scale:
-    """Baseline and candidate always look the same."""
+    """Return the colours of baseline and candidate, the same in every chart."""
     import altair as alt
 
     return alt.Scale(domain=list(ARMS), range=[LIGHT[arm] for arm in ARMS])
 
 
 def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:
-    """A colour for each name in turn; `first` has the baseline's. Names as `inline` has them."""
+    """Return a colour for each name in turn; `first` has the baseline's."""
     import altair as alt
 
     others = [name for name in shown_values(list(names)) if name != first]
@@ -89,7 +150,7 @@ def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:
 def level(
     value: float, text: str, *, axis: str = "y", dash: bool = True, is_before: bool = False
 ) -> Any:
-    """A rule across the picture at a level worth comparing with, and its name at its end.
+    """Return a rule across the chart at a value worth comparing with, and its name at its end.
 
     is_before: the name stands left of an upright rule, where another stands right of its own
     """
@@ -108,7 +169,7 @@ def level(
 
 
 def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tuple[Any, Any]:
-    """A rule along x from `low` to `high`, and a dot of that size at `value`."""
+    """Return a rule along x from `low` to `high`, and a dot of that size at `value`."""
     import altair as alt
 
     labels: dict[str, Any] = {"format": ".0%"} if is_share else {}
@@ -120,9 +181,9 @@ def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tup
 
 
 def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
-    """Ratios along x: whiskers, a level at 1 of that name, and open diamonds at a field's values.
+    """Return ratios along x: whiskers, a level at 1 of that name, and open diamonds.
 
-    by_bytes: the field of what bytes alone would give
+    by_bytes: the field with the place of a diamond, the ratio that bytes alone would give
     """
     import altair as alt
 
@@ -133,7 +194,7 @@ def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
 
 
 def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
-    """Places x, y (a share) for the marks at their middle, and the rules between their ends."""
+    """Return the places x, y (a share) of marks at their middle, and both intervals' rules."""
     import altair as alt
 
     x = alt.X(
@@ -149,3 +210,27 @@ def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list
     across = rule.encode(x=alt.X("x_low:Q", title=x_title), x2="x_high:Q", y=y)
     up = rule.encode(x=x, y=alt.Y("y_low:Q", title=y_title), y2="y_high:Q")
     return {"x": x, "y": y}, [across, up]
+
+
+def variables(colours: dict[str, str]) -> str:
+    """Return colours as CSS custom properties, `--ink: #16191d; …`."""
+    return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+
+def page_rules() -> str:
+    """Return CSS rules that give every drawn light colour the page's own of that meaning."""
+    return "\n".join(
+        f'svg [{what}="{value}"] {{ {what}: var(--{name}); }}'
+        for name, value in LIGHT.items()
+        for what in ("fill", "stroke")
+    )
+
+
+def file_rules() -> str:
+    """Return the same rules for an SVG file that stands alone."""
+    rules = " ".join(
+        f'[{what}="{value}"] {{ {what}: {DARK[name]}; }}'
+        for name, value in LIGHT.items()
+        for what in ("fill", "stroke")
+    )
+    return f"@media (prefers-color-scheme: dark) {{ {rules} }}"

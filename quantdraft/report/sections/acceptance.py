@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from quantdraft.judge.advice.acceptance import alpha_of
 from quantdraft.judge.comparison import MIN_PROMPTS
-from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Interval, Slice
+from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
 from quantdraft.record.plane import acceptance_at, shown_k, slices_k
 from quantdraft.record.wording import (
     ALPHA_NAME,
@@ -23,7 +22,7 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.acceptance import losses, position_bars
+from quantdraft.report.charts.acceptance import PartLoss, loss_chart, position_chart
 
 BOTH_RATES = (
     "The acceptance rate counts every proposal, also those after a rejection, so it falls with k. "
@@ -95,14 +94,15 @@ def _sums_table(acceptance: AcceptanceComparison) -> Table:
 
 def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
     before, after = acceptance.baseline, acceptance.candidate
-    chart = position_chart(before, after, acceptance.num_speculative_tokens)
+    table = position_table(before, after)
+    chart = position_chart(before, after, acceptance.num_speculative_tokens, table)
     if not acceptance.acceptance_loss_per_pos:
         return [chart]
     positions = zip(
         acceptance.acceptance_loss_per_pos, _per_position(before), _per_position(after), strict=True
     )
     parts = [
-        (f"position {at}", ends, kept_before, kept_after)
+        PartLoss(f"position {at}", ends, kept_before, kept_after)
         for at, (ends, kept_before, kept_after) in enumerate(positions, 1)
     ]
     described = (
@@ -110,47 +110,6 @@ def _position_blocks(acceptance: AcceptanceComparison) -> list[Block]:
         "baseline minus candidate, 95 % intervals."
     )
     return [chart, loss_chart("position", "Lost per position", described, parts)]
-
-
-def loss_chart(
-    name: str, title: str, description: str, parts: Sequence[tuple[str, Interval, float, float]]
-) -> Chart:
-    """Paired losses with intervals. parts: name, loss, baseline, candidate."""
-    rows = [
-        {
-            "part": part,
-            "value": 100 * ends.value,
-            "low": 100 * ends.low,
-            "high": 100 * ends.high,
-            "shown": valued(ends, "loss"),
-            "arms": f"{percent(before)} → {percent(after)}",
-        }
-        for part, ends, before, after in parts
-    ]
-    cells = tuple((str(r["part"]), str(r["arms"]), str(r["shown"])) for r in rows)
-    return Chart(
-        name=f"loss-by-{name}",
-        title=title,
-        description=description,
-        spec=losses(rows, name),
-        data=Table((name, "Baseline → candidate", "Lost"), cells, frozenset({1, 2})),
-    )
-
-
-def position_chart(baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int) -> Chart:
-    """Share of rounds that kept each position, both arms."""
-    rows = [
-        {"position": str(at), "arm": arm, "value": value, "shown": percent(value)}
-        for arm, counts in (("baseline", baseline), ("candidate", candidate))
-        for at, value in enumerate(_per_position(counts), 1)
-    ]
-    return Chart(
-        name="acceptance-per-position",
-        title="Kept per position",
-        description=f"Share of rounds in which the position was accepted, k = {k}.",
-        spec=position_bars(rows),
-        data=position_table(baseline, candidate),
-    )
 
 
 def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
@@ -226,7 +185,7 @@ def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
 def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:
     """The paired loss of every part, kept / asked for; None where no part has an interval."""
     parts = [
-        (
+        PartLoss(
             part.name,
             part.conditional_acceptance_loss,
             part.baseline_conditional_acceptance,

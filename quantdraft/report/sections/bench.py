@@ -24,8 +24,14 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Block, Document, Paragraph, Section, Table
-from quantdraft.report.sections.bench_pictures import TARGET, draft_chart, place, target_chart
+from quantdraft.report.charts.steps import (
+    DraftStep,
+    TargetStep,
+    draft_steps_chart,
+    target_steps_chart,
+)
 
+BASELINE, TARGET = "baseline", "target"
 MAX_PLACES = 3  # named one by one
 DRAFT_COLUMNS = (
     "Batch",
@@ -60,14 +66,14 @@ def bench_document(bench: Bench) -> Document:
         Section(
             "Draft step, one new token",
             (
-                *draft_chart(bench.points),
+                *_draft_chart(bench.points),
                 *draft_blocks(bench.points),
                 *map(Paragraph, memory_alone(bench.points)),
             ),
         ),
         Section(
             "Target step by new tokens",
-            (*target_chart(bench.points), *target_blocks(bench.points)),
+            (*_target_chart(bench.points), *target_blocks(bench.points)),
         ),
         Section("What computes", (arms_table(bench.points),)),
         *roofline_sections(bench.points),
@@ -81,6 +87,18 @@ def bench_document(bench: Bench) -> Document:
         sections=tuple(section for section in sections if section.blocks),
         footer=f"{bench.created} · record: bench.json",
     )
+
+
+def _draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
+    """Return every draft's step against the baseline's; empty where there is no ratio."""
+    steps = []
+    for point in points:
+        where = f" at {place(point)}" if len(points) > 1 else ""
+        for arm in point.arms:
+            found = None if arm in (TARGET, BASELINE) else step_figures(point, arm)
+            if found is not None and found.ratio is not None:
+                steps.append(DraftStep(f"{arm}{where}", arm, found.ratio, found.byte_ratio))
+    return (draft_steps_chart(steps),) if steps else ()
 
 
 def draft_blocks(points: Sequence[Latency], caption: str = LIMITS) -> tuple[Block, ...]:
@@ -135,6 +153,18 @@ def _draft_row(point: Latency, arm: ArmLatency) -> tuple[str, ...]:
         percent(figures.head_bytes_share),
         percent(figures.head_time_share),
     )
+
+
+def _target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
+    """Return the target's pass by its new tokens; empty where no two widths were timed."""
+    steps = []
+    for point in points:
+        timed = point.arms[TARGET].steps if TARGET in point.arms else {}
+        known = {m: median(step.samples_ms) for m, step in timed.items() if step.samples_ms}
+        if 1 in known and len(known) > 1:
+            for m, ms in sorted(known.items()):
+                steps.append(TargetStep(place(point), m, ms, ms / known[1]))
+    return (target_steps_chart(steps),) if steps else ()
 
 
 def target_blocks(points: Sequence[Latency]) -> tuple[Block, ...]:
@@ -208,6 +238,11 @@ def spread(samples: Sequence[float]) -> str:
         return undefined("under 10 samples")
     tenths = quantiles(samples, n=10)
     return f"{significant(tenths[0])} to {significant(tenths[-1])}"
+
+
+def place(point: Latency) -> str:
+    """Return batch and context in short: "4 × 512"."""
+    return f"{point.batch_size} × {point.context_length}"
 
 
 def _left_out(points: Sequence[Latency]) -> tuple[Section, ...]:

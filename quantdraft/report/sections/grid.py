@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from quantdraft.judge.comparison import GridPoint, grid_points, stops_paying_at
-from quantdraft.judge.comparison.points import best_over_autoregressive
 from quantdraft.judge.verdict.checks import result_of
 from quantdraft.judge.verdict.policy import policy_of
-from quantdraft.record import Evaluation, Interval
-from quantdraft.record.wording import times, undefined, valued
-from quantdraft.report.blocks import Block, Bullets, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.planes import paying_by_batch, verdict_map
-from quantdraft.report.charts.style import Row
+from quantdraft.record import Evaluation
+from quantdraft.record.wording import undefined
+from quantdraft.report.blocks import Block, Bullets, Paragraph, Section
+from quantdraft.report.charts.planes import VerdictCell, paying_chart, verdict_map
 from quantdraft.report.sections.headline import missing_speed
 
 TITLE = "Batch and context"
@@ -29,44 +27,14 @@ def grid_section(evaluation: Evaluation) -> Section:
     if not points:
         why = undefined(missing_speed(evaluation))
         return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
-    blocks: list[Block] = [_map(evaluation, points)]
+    blocks: list[Block] = [verdict_map([_cell(evaluation, point) for point in points])]
     if len(points) == 1:
         blocks = [Paragraph(HOW)]
-    elif (chart := _paying(points)) is not None:
+    elif (chart := paying_chart(points)) is not None:
         blocks.append(chart)
     limit = policy_of(evaluation).min_speedup_over_autoregressive
     blocks.append(Bullets(tuple(_stopping(points, limit))))
     return Section(TITLE, tuple(blocks))
-
-
-def _map(evaluation: Evaluation, points: tuple[GridPoint, ...]) -> Chart:
-    rows = [_row(evaluation, point) for point in points]
-    return Chart(
-        name="verdict-map",
-        title="Verdict by batch and context",
-        description=(
-            "The verdict's two speed checks at every timed point, each arm at its best k there: "
-            "the candidate's speed over the baseline draft's and, after AR, over the target alone. "
-            "Outlined: the point of the verdict above. Empty: not timed. An alarm holds everywhere."
-        ),
-        spec=verdict_map(rows),
-        data=Table(
-            ("Batch", "Context", "Verdict", "Over the baseline draft", "Over the target", "Why"),
-            tuple(
-                (
-                    str(row["batch"]),
-                    str(row["context"]),
-                    str(row["verdict"]),
-                    str(row["over_baseline"]),
-                    str(row["over_autoregressive"]),
-                    str(row["why"]) or "—",
-                )
-                for row in rows
-            ),
-            frozenset({0, 1, 3, 4}),
-        ),
-        is_wide=True,
-    )
 
 
 def place_of(evaluation: Evaluation) -> tuple[int, int]:
@@ -74,23 +42,9 @@ def place_of(evaluation: Evaluation) -> tuple[int, int]:
     return evaluation.latency.batch_size, evaluation.latency.context_length
 
 
-def _row(evaluation: Evaluation, point: GridPoint) -> Row:
-    speed = point.speed
-    over_baseline = speed.speedup_over_baseline if speed else None
-    over_target = speed.speedup_over_autoregressive if speed else None
-    verdict = _verdict(evaluation, point)
-    return {
-        "batch": point.batch_size,
-        "context": point.context_length,
-        "verdict": verdict,
-        "short": {"inconclusive": "?", "undefined": "—"}.get(verdict, verdict),
-        "shown": times(over_baseline.value) if over_baseline else "",
-        "shown_over_target": f"AR {over_target.value:.1f}×" if over_target else "",
-        "is_here": place_of(evaluation) == (point.batch_size, point.context_length),
-        "over_baseline": valued(over_baseline, "speedup"),
-        "over_autoregressive": valued(over_target, "speedup"),
-        "why": point.reason,
-    }
+def _cell(evaluation: Evaluation, point: GridPoint) -> VerdictCell:
+    is_here = place_of(evaluation) == (point.batch_size, point.context_length)
+    return VerdictCell(point, _verdict(evaluation, point), is_here)
 
 
 def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
@@ -111,44 +65,6 @@ def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
     if "fail" in results | others:
         return "no-go"
     return "go" if results | others <= {"pass"} else "inconclusive"
-
-
-def _paying(points: tuple[GridPoint, ...]) -> Chart | None:
-    """The better draft over the target alone, by batch; None where one batch was timed."""
-    found = [(point, ends) for point in points if (ends := best_over_autoregressive(point))]
-    rows: list[Row] = [
-        {
-            "batch": point.batch_size,
-            "context": str(point.context_length),
-            "value": ends.value,
-            "low": ends.low,
-            "high": ends.high,
-            "shown": valued(ends, "speedup"),
-            "arm": _better(point, ends),
-        }
-        for point, ends in found
-    ]
-    if len({row["batch"] for row in rows}) < 2:
-        return None
-    return Chart(
-        name="paying-by-batch",
-        title="Does speculation pay at all, by batch",
-        description="The better of the two drafts over the target alone, with 95 % intervals.",
-        spec=paying_by_batch(rows),
-        data=Table(
-            ("Batch", "Context", "Over the target alone", "By"),
-            tuple(
-                (str(row["batch"]), str(row["context"]), str(row["shown"]), str(row["arm"]))
-                for row in rows
-            ),
-            frozenset({0, 1, 2}),
-        ),
-    )
-
-
-def _better(point: GridPoint, ends: Interval) -> str:
-    is_candidate = point.speed is not None and ends == point.speed.speedup_over_autoregressive
-    return "candidate" if is_candidate else "baseline"
 
 
 def _stopping(points: tuple[GridPoint, ...], limit: float) -> list[str]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantdraft.judge.verdict.turning import speed_limit
-from quantdraft.record import Evaluation, Interval
-from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, ellipse, frontier, plane_of
-from quantdraft.record.wording import change_points, metric, times, undefined, valued
+from quantdraft.record import Evaluation
+from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, plane_of
+from quantdraft.record.wording import change_points, times, undefined
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.planes import break_even_plane
-from quantdraft.report.charts.style import Row
+from quantdraft.report.charts.planes import PlanePlace, break_even_chart
 from quantdraft.report.sections.headline import missing_speed
-
-NUM_FRONTIER_POINTS = 60
-Place = tuple[str, Interval, Interval]  # recipe, acceptance rate loss, draft speed-up
 
 
 def plane_section(evaluation: Evaluation) -> Section:
@@ -52,103 +48,11 @@ def plane_chart(evaluations: Sequence[Evaluation]) -> Chart | None:
     if plane is None:
         return None
     places = [place for each in timed if (place := _place(each, plane.num_speculative_tokens))]
-    limit = speed_limit(timed[0])
-    domain = _domain(places)
-    return Chart(
-        name="break-even",
-        title="Break-even plane",
-        description=(
-            f"The line is where both drafts are equally fast, at k = "
-            f"{plane.num_speculative_tokens} and the baseline's step times; green begins at "
-            f"{times(limit)}. Ellipses hold a recipe with 95 % confidence."
-        ),
-        spec=break_even_plane(
-            _regions(plane, limit, domain),
-            [row for place in places for row in _ellipse_rows(place)],
-            [_point_row(place) for place in places],
-            domain,
-        ),
-        data=_table(places, plane, limit),
-        is_wide=True,
-    )
+    return break_even_chart(plane, speed_limit(timed[0]), places)
 
 
-def _place(evaluation: Evaluation, k: int) -> Place | None:
+def _place(evaluation: Evaluation, k: int) -> PlanePlace | None:
     acceptance, faster = acceptance_at(evaluation, k), draft_speedup(evaluation)
     if acceptance is None or faster is None:
         return None
-    return evaluation.name, acceptance.acceptance_rate_loss, faster
-
-
-def _domain(places: Sequence[Place]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Room for every ellipse, and for 0 loss and 1× beside it; x in points."""
-    corners = [corner for place in places for corner in ellipse(place[1], place[2])]
-    xs, ys = [100 * x for x, _ in corners], [y for _, y in corners]
-    x = min([*xs, -2.0]), max([*xs, 6.0])
-    y = min([*ys, 0.9]), max([*ys, 1.5])
-    across, up = 0.06 * (x[1] - x[0]), 0.06 * (y[1] - y[0])
-    return (x[0] - across, x[1] + across), (max(y[0] - up, 0.05), y[1] + up)
-
-
-def _regions(
-    plane: Plane, limit: float, domain: tuple[tuple[float, float], tuple[float, float]]
-) -> list[Row]:
-    """Three bands of loss at every draft speed-up: under the limit's line, between, beyond."""
-    (left, right), (low, high) = domain
-    speeds = [
-        low + (high - low) * at / NUM_FRONTIER_POINTS for at in range(NUM_FRONTIER_POINTS + 1)
-    ]
-    go = frontier(plane, speeds, limit)
-    even = frontier(plane, speeds, 1.0)
-    rows: list[Row] = []
-    for (at_limit, y), (at_even, _) in zip(go, even, strict=True):
-        to_limit, to_even = 100 * at_limit, 100 * at_even
-        rows += [
-            {"region": "go", "y": y, "low": min(left, to_limit), "high": to_limit},
-            {"region": "gain below the limit", "y": y, "low": to_limit, "high": to_even},
-            {"region": "no-go", "y": y, "low": to_even, "high": max(right, to_even)},
-        ]
-    return rows
-
-
-def _ellipse_rows(place: Place) -> list[Row]:
-    name, lost, faster = place
-    return [
-        {"name": name, "order": at, "x": 100 * x, "y": y}
-        for at, (x, y) in enumerate(ellipse(lost, faster))
-    ]
-
-
-def _point_row(place: Place) -> Row:
-    name, lost, faster = place
-    return {
-        "name": name,
-        "x": 100 * lost.value,
-        "y": faster.value,
-        "lost": valued(lost, "loss"),
-        "faster": valued(faster, "speedup"),
-    }
-
-
-def _table(places: Sequence[Place], plane: Plane, limit: float) -> Table:
-    rows = tuple(
-        (
-            name,
-            valued(lost, "loss"),
-            valued(faster, "speedup"),
-            metric(plane.allowed_loss(faster.value), "loss"),
-            metric(plane.allowed_loss(faster.value, limit), "loss"),
-        )
-        for name, lost, faster in places
-    )
-    return Table(
-        (
-            "Recipe",
-            "Acceptance lost",
-            "Draft step, times faster",
-            "May lose, to break even",
-            f"May lose, for {times(limit)}",
-        ),
-        rows,
-        frozenset({1, 2, 3, 4}),
-    )
+    return PlanePlace(evaluation.name, acceptance.acceptance_rate_loss, faster)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import numpy as np
 
 from quantdraft.judge.acceptance import token_acceptance
 from quantdraft.record import Disagreement, Evaluation, PromptReplay
 from quantdraft.record.plane import slices_k
-from quantdraft.record.wording import count, counted, length
+from quantdraft.record.wording import count, counted
 from quantdraft.report.blocks import (
     Block,
-    Chart,
     Paragraph,
     Passage,
     Passages,
@@ -20,11 +17,9 @@ from quantdraft.report.blocks import (
     Table,
     TokenFate,
 )
-from quantdraft.report.charts.acceptance import prompts_scatter
-from quantdraft.report.safety import shown_text
+from quantdraft.report.charts.acceptance import prompts_chart
 
 NUM_WORST_PROMPTS = 10
-MAX_POINTS = 2000  # of one chart: more take a browser seconds, and cover each other
 # From this probability on an expected event is shown as if it happened.
 LIKELY = 0.5
 LEGEND = (
@@ -39,7 +34,11 @@ def reading_section(evaluation: Evaluation) -> Section:
     k = slices_k(evaluation)
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))
-    blocks: list[Block] = [prompts_chart(evaluation, k), _worst_table(evaluation, k)]
+    at = evaluation.num_speculative_tokens.index(k)
+    blocks: list[Block] = [
+        prompts_chart(evaluation.prompts, at, k),
+        _worst_table(evaluation, k),
+    ]
     if evaluation.disagreements:
         items = tuple(_passage(each, k) for each in evaluation.disagreements)
         blocks.append(Passages(items, LEGEND))
@@ -53,43 +52,6 @@ def _no_text(evaluation: Evaluation, k: int) -> str:
     if all(_extra_rounds(prompt, at) <= 0 for prompt in evaluation.prompts):
         return "On no prompt did the candidate need more rounds than the baseline."
     return "The record holds no text of the prompts: an older quantdraft made it. Evaluate again."
-
-
-def prompts_chart(evaluation: Evaluation, k: int) -> Chart:
-    """Tokens a round, prompt by prompt: under the diagonal the candidate is worse."""
-    at = evaluation.num_speculative_tokens.index(k)
-    prompts = [prompt for prompt in evaluation.prompts if prompt.num_tokens > 0]
-    is_all = len(prompts) <= MAX_POINTS
-    shown = prompts if is_all else Random(0).sample(prompts, MAX_POINTS)
-    rows = [_prompt_point(prompt, at) for prompt in shown]
-    domains = sorted({shown_text(prompt.domain, 120) for prompt in shown})
-    return Chart(
-        name="prompts",
-        title="Every prompt"
-        if is_all
-        else f"{MAX_POINTS:,} of {len(prompts):,} prompts, by chance",
-        description=f"Tokens a round at k = {k}; below the line the candidate is worse."
-        + ("" if is_all else " The prompts were drawn by chance."),
-        spec=prompts_scatter(rows, domains),
-        data=Table(
-            ("Prompt", "Domain", "Tokens a round, baseline → candidate"),
-            tuple((str(r["prompt"]), str(r["domain"]), str(r["shown"])) for r in rows),
-            frozenset({2}),
-        ),
-    )
-
-
-def _prompt_point(prompt: PromptReplay, at: int) -> dict[str, object]:
-    rounds = prompt.baseline_num_drafts[at], prompt.candidate_num_drafts[at]
-    taus = prompt.num_tokens / rounds[0], prompt.num_tokens / rounds[1]
-    return {
-        "prompt": prompt.prompt_id,
-        "domain": prompt.domain,
-        "baseline": taus[0],
-        "candidate": taus[1],
-        "shown": f"{length(taus[0])} → {length(taus[1])}",
-        "rounds": f"{count(rounds[0])} → {count(rounds[1])}",
-    }
 
 
 def _worst_table(evaluation: Evaluation, k: int) -> Table:

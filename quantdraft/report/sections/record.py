@@ -6,9 +6,8 @@ from typing import Any
 
 from quantdraft.record import Evaluation
 from quantdraft.record.wording import UNDEFINED, count, num_bytes, significant, times, title_of
-from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.bars import ledger_bars
-from quantdraft.report.charts.style import Row
+from quantdraft.report.blocks import Block, Paragraph, Section, Table
+from quantdraft.report.charts.bars import BytesPart, ledger_chart
 
 # Keys of the ledger whose values are sentences already.
 SENTENCES = ("sentence", "head_advice")
@@ -32,53 +31,26 @@ def ledger_section(evaluation: Evaluation) -> Section:
     if not ledger:
         return Section("Byte ledger", (Paragraph(f"Bytes per draft step: {UNDEFINED}."),))
     blocks: list[Block] = [Paragraph(str(ledger[key])) for key in SENTENCES if ledger.get(key)]
-    chart = ledger_chart(ledger)
-    if chart is not None:
-        blocks.append(chart)
+    parts = [
+        part
+        for name in ("baseline", "candidate")
+        if isinstance(ledger.get(name), dict)
+        for part in _parts(name, ledger[name], ledger.get("context_length") or 0)
+    ]
+    if parts:
+        blocks.append(ledger_chart(parts, times(ledger.get("ceiling"))))
     tables = (parts_table(ledger), _sums_table(ledger), _options_table(ledger))
     return Section("Byte ledger", (*blocks, *(table for table in tables if table)))
 
 
-def ledger_chart(ledger: dict[str, Any]) -> Chart | None:
-    """Both drafts' bytes of a step, stacked by part; None where the record has none."""
-    context_length = ledger.get("context_length") or 0
-    rows = [
-        row
-        for name in ("baseline", "candidate")
-        if isinstance(ledger.get(name), dict)
-        for row in _part_rows(name, ledger[name], context_length)
-    ]
-    if not rows:
-        return None
-    most = times(ledger.get("ceiling"))
-    return Chart(
-        name="byte-ledger",
-        title="Bytes read per draft step",
-        description=f"Fewer bytes can make a draft step at most {most} as fast.",
-        spec=ledger_bars(rows),
-        data=Table(
-            ("Draft", "Part", "Bytes"),
-            tuple((str(r["draft"]), str(r["part"]), str(r["shown"])) for r in rows),
-            frozenset({2}),
-        ),
-        is_wide=True,
-    )
-
-
-def _part_rows(draft: str, parts: dict[str, Any], context_length: int) -> list[Row]:
-    found = {key: value for key, value in parts.items() if key not in SUMS}
+def _parts(draft: str, sizes: dict[str, Any], context_length: int) -> list[BytesPart]:
+    found = {key: value for key, value in sizes.items() if key not in SUMS}
     if KV in found:
         found["KV_bytes"] = context_length * found.pop(KV)
     return [
-        {
-            "draft": draft,
-            "part": key_words(key),
-            "megabytes": value / 1e6,
-            "order": at,
-            "shown": num_bytes(value),
-        }
-        for at, (key, value) in enumerate(found.items())
-        if value > 0
+        BytesPart(draft, key_words(key), size, at)
+        for at, (key, size) in enumerate(found.items())
+        if size > 0
     ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from quantdraft.judge.comparison import step_figures
 from quantdraft.record import Evaluation
 from quantdraft.record.plane import acceptance_at
-from quantdraft.record.wording import UNDEFINED, length, milliseconds, undefined
-from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
-from quantdraft.report.charts.bars import round_bars
-from quantdraft.report.charts.style import Row
+from quantdraft.record.wording import UNDEFINED, length, undefined
+from quantdraft.report.blocks import Block, Paragraph, Section
+from quantdraft.report.charts.bars import RoundLimit, RoundPart, round_chart
 from quantdraft.report.sections.headline import missing_speed
 from quantdraft.report.sections.speed import break_even, equations, projection
 
@@ -28,13 +27,14 @@ SERVED = (
 
 def time_section(evaluation: Evaluation) -> Section:
     """The stacked bars, the equation they come from, and where both drafts break even."""
-    chart = round_chart(evaluation)
+    parts = _served_parts(evaluation) if evaluation.served else _step_parts(evaluation)
     blocks: list[Block] = []
-    if chart is None:
+    if not parts:
         why = undefined(missing_speed(evaluation))
         blocks.append(Paragraph(f"The time of a round: {why}."))
     else:
-        blocks += [chart, Paragraph(SERVED if evaluation.served else OVERHEAD)]
+        limits = [] if evaluation.served else _limits(evaluation)
+        blocks += [round_chart(parts, limits), Paragraph(SERVED if evaluation.served else OVERHEAD)]
     if not evaluation.served:
         blocks += [equations(evaluation), Paragraph(SYMBOLS)]
     blocks.append(Paragraph(break_even(evaluation)))
@@ -43,31 +43,13 @@ def time_section(evaluation: Evaluation) -> Section:
     return Section("Where the time goes", tuple(blocks))
 
 
-def round_chart(evaluation: Evaluation) -> Chart | None:
-    """One bar an arm; None where no arm has a time."""
-    rows = _served_rows(evaluation) if evaluation.served else _step_rows(evaluation)
-    if not rows:
-        return None
-    limits = [] if evaluation.served else _limits(evaluation)
-    words = "Black marks are the least time that the bytes of all its steps take at the copy "
-    described = f"{words}bandwidth measured in the same run." if limits else ""
-    return Chart(
-        name="round",
-        title="One round, by its parts",
-        description=f"Autoregressive is one step of the target alone. {described}".strip(),
-        spec=round_bars(rows, limits),
-        data=_table(rows, limits),
-        is_wide=True,
-    )
-
-
-def _step_rows(evaluation: Evaluation) -> list[Row]:
-    """Rows of every part that was timed; an arm without a draft step is left out."""
+def _step_parts(evaluation: Evaluation) -> list[RoundPart]:
+    """Return every part that was timed; an arm without a draft step is left out."""
     point = evaluation.operating_point
-    rows: list[Row] = []
+    parts: list[RoundPart] = []
     if point.autoregressive_step_ms is not None:
         name = "autoregressive: 1 token"
-        rows.append(_row(name, "target pass", point.autoregressive_step_ms, 0))
+        parts.append(RoundPart(name, "target pass", point.autoregressive_step_ms))
     for arm in ("baseline", "candidate"):
         k = getattr(point, f"{arm}_num_speculative_tokens")
         step = getattr(point, f"{arm}_draft_step_ms")
@@ -75,21 +57,24 @@ def _step_rows(evaluation: Evaluation) -> list[Row]:
         if step is None or verify is None:
             continue
         name = _arm_name(evaluation, arm, k)
-        rows += [_row(name, "draft steps", k * step, 0), _row(name, "target pass", verify, 1)]
-    return rows
+        parts += [
+            RoundPart(name, "draft steps", k * step),
+            RoundPart(name, "target pass", verify, order=1),
+        ]
+    return parts
 
 
-def _served_rows(evaluation: Evaluation) -> list[Row]:
+def _served_parts(evaluation: Evaluation) -> list[RoundPart]:
     point = evaluation.operating_point
-    rows: list[Row] = []
+    parts: list[RoundPart] = []
     for arm in ("baseline", "candidate"):
         k = getattr(point, f"{arm}_num_speculative_tokens")
         per_token, acceptance = getattr(point, f"{arm}_ms_per_token"), acceptance_at(evaluation, k)
         if per_token is None or acceptance is None:
             continue
         tau = getattr(acceptance, f"{arm}_length").value
-        rows.append(_row(_arm_name(evaluation, arm, k), "whole round", per_token * tau, 0))
-    return rows
+        parts.append(RoundPart(_arm_name(evaluation, arm, k), "whole round", per_token * tau))
+    return parts
 
 
 def _arm_name(evaluation: Evaluation, arm: str, k: int) -> str:
@@ -98,11 +83,7 @@ def _arm_name(evaluation: Evaluation, arm: str, k: int) -> str:
     return f"{arm}, k = {k}: {tau} tokens"
 
 
-def _row(arm: str, part: str, ms: float, order: int) -> Row:
-    return {"arm": arm, "part": part, "ms": ms, "order": order, "shown": milliseconds(ms)}
-
-
-def _limits(evaluation: Evaluation) -> list[Row]:
+def _limits(evaluation: Evaluation) -> list[RoundLimit]:
     """k draft steps and one pass of the target over its weights, at the copy bandwidth."""
     latency, point = evaluation.latency, evaluation.operating_point
     if "target" not in latency.arms:
@@ -110,16 +91,10 @@ def _limits(evaluation: Evaluation) -> list[Row]:
     target = step_figures(latency, "target").limit_ms
     if target is None:
         return []
-    found = [("autoregressive: 1 token", target)] if point.autoregressive_step_ms else []
+    found = [RoundLimit("autoregressive: 1 token", target)] if point.autoregressive_step_ms else []
     for arm in ("baseline", "candidate"):
         k = getattr(point, f"{arm}_num_speculative_tokens")
         step = step_figures(latency, arm).limit_ms if arm in latency.arms else None
         if step is not None and getattr(point, f"{arm}_draft_step_ms") is not None:
-            found.append((_arm_name(evaluation, arm, k), k * step + target))
-    return [{"arm": arm, "ms": ms, "shown": milliseconds(ms)} for arm, ms in found]
-
-
-def _table(rows: list[Row], limits: list[Row]) -> Table:
-    cells = [(str(row["arm"]), str(row["part"]), str(row["shown"])) for row in rows]
-    cells += [(str(row["arm"]), "limit by its bytes", str(row["shown"])) for row in limits]
-    return Table(("Round", "Part", "Time"), tuple(cells), frozenset({2}))
+            found.append(RoundLimit(_arm_name(evaluation, arm, k), k * step + target))
+    return found

@@ -19,7 +19,7 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Block, Chart, Equation, Equations, Paragraph, Section, Table
-from quantdraft.report.charts.curves import CurvePoint, curve_rows, curves
+from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
 from quantdraft.report.sections.headline import missing_speed
 
 # Four digits where the reader may want to redo the division.
@@ -163,60 +163,51 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
 
 
 def speed_chart(evaluation: Evaluation) -> Chart | None:
-    """Speedup over the target alone, by k, with bands; None where it was not measured."""
-    arms = {
-        "baseline": _over_autoregressive(evaluation, "baseline_speedup_over_autoregressive"),
-        "candidate": _over_autoregressive(evaluation, "speedup_over_autoregressive"),
-    }
-    if not any(arms.values()):
+    """Return the speedup over the target alone by k, with bands; None where not measured."""
+    curves = [
+        _over_autoregressive(evaluation, "baseline", "baseline_speedup_over_autoregressive"),
+        _over_autoregressive(evaluation, "candidate", "speedup_over_autoregressive"),
+    ]
+    if not any(curve.points for curve in curves):
         return None
-    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    title = "speedup over autoregressive"
     return Chart(
         name="speedup-by-k",
         title="Speedup over the target alone, by k",
         description="Bands are 95 % intervals, rings mark each arm's best k.",
-        spec=curves(rows, "speedup over autoregressive", reference=(1.0, "target alone")),
-        data=_curve_table(arms, "Speedup"),
+        spec=curves_spec(curves, title, "speedup", reference=(1.0, "target alone")),
+        data=curve_table(curves, "Speedup", "speedup"),
     )
 
 
-def _over_autoregressive(evaluation: Evaluation, field: str) -> list[CurvePoint]:
+def _over_autoregressive(evaluation: Evaluation, arm: str, field: str) -> LineByK:
     found = (
         (point.candidate_num_speculative_tokens, getattr(point, field))
         for point in evaluation.equal_k
     )
-    return [
-        (k, ends.value, ends.low, ends.high, valued(ends, "speedup"))
-        for k, ends in found
-        if ends is not None
-    ]
+    return LineByK(arm, [(k, e) for k, e in found if e is not None], evaluation.best_k.get(arm))
 
 
 def length_chart(evaluation: Evaluation) -> Chart:
-    """τ by k, both arms, with bands."""
-    arms = {
-        arm: [
-            (row.num_speculative_tokens, ends.value, ends.low, ends.high, valued(ends, "length"))
-            for row in evaluation.acceptance
-            for ends in (getattr(row, f"{arm}_length"),)
-        ]
+    """Return τ by k, both arms, with bands."""
+    curves = [
+        LineByK(
+            arm,
+            [
+                (row.num_speculative_tokens, getattr(row, f"{arm}_length"))
+                for row in evaluation.acceptance
+            ],
+            evaluation.best_k.get(arm),
+        )
         for arm in ("baseline", "candidate")
-    }
-    rows = [row for arm in arms for row in curve_rows(arm, arms[arm], evaluation.best_k.get(arm))]
+    ]
     return Chart(
         name="length-by-k",
         title="Tokens a round τ, by k",
         description="Mean acceptance length, bonus token included, with 95 % intervals.",
-        spec=curves(rows, "tokens a round"),
-        data=_curve_table(arms, "τ"),
+        spec=curves_spec(curves, "tokens a round", "length"),
+        data=curve_table(curves, "τ", "length"),
     )
-
-
-def _curve_table(arms: dict[str, list[CurvePoint]], measure: str) -> Table:
-    rows = tuple(
-        (arm, str(point[0]), point[-1]) for arm, points in arms.items() for point in points
-    )
-    return Table(("Draft", "k", f"{measure} (95 % interval)"), rows, frozenset({1, 2}))
 
 
 def noise_section(evaluation: Evaluation) -> Section:

@@ -31,7 +31,7 @@ from quantdraft.report.blocks import (
     Table,
     TokenFate,
 )
-from quantdraft.report.charts import drawing, palette
+from quantdraft.report.charts import drawing, style
 from quantdraft.report.safety import shown_text
 
 STYLE = Path(__file__).parents[1] / "style.css"
@@ -79,11 +79,11 @@ def _policy(scripts: tuple[str, ...]) -> str:
 
 
 def _style() -> str:
-    light, dark = palette.variables(palette.LIGHT), palette.variables(palette.DARK)
+    light, dark = style.variables(style.LIGHT), style.variables(style.DARK)
     return (
         f":root {{ {light} }}\n"
         f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
-        f"{palette.page_rules()}\n{STYLE.read_text(encoding='utf-8')}"
+        f"{style.page_rules()}\n{STYLE.read_text(encoding='utf-8')}"
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 from quantdraft.checkpoints.checkpoint import (
     Checkpoint,
@@ -18,16 +17,16 @@ from quantdraft.checkpoints.checkpoint import (
 )
 from quantdraft.checkpoints.heads import draft_head
 from quantdraft.common.files import require_apart, whole_directory, write_text
-from quantdraft.engines.findings import Draft, Finding, Pair, vocab_size
-from quantdraft.engines.llamacpp import launch as llamacpp
+from quantdraft.engines.engine import Engine, LaunchPair
+from quantdraft.engines.findings import Draft, vocab_size
 from quantdraft.engines.llamacpp.gguf import (
     COMMANDS_FILE,
-    Conversion,
+    GgufConversion,
     commands,
     convert,
     plan_conversion,
 )
-from quantdraft.engines.registry import engine_name, engine_named, extra_files
+from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
 from quantdraft.judge.verdict import dtype_mismatch
 from quantdraft.record import Evaluation
@@ -40,10 +39,55 @@ from quantdraft.workflows.export.evidence import (
     require_verdict,
     verdict_warnings,
 )
-from quantdraft.workflows.export.gguf_check import Proof, prove
-from quantdraft.workflows.export.heads import HeadServing, head_serving
+from quantdraft.workflows.export.gguf_check import ServerTrial, try_server
+from quantdraft.workflows.export.heads import head_engine
 from quantdraft.workflows.export.padding import Padding, pad, plan_padding
 from quantdraft.workflows.export.target import Target, read_target
+
+LLAMACPP = "llamacpp"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What the user asked for; names and defaults are the command line's."""
+
+    checkpoint: Path
+    engine: str
+    output: Path
+    target: str  # as the engine is to load it
+    run: Path | None = None  # the evaluation's record or its run directory
+    num_speculative_tokens: int | None = None  # of the launch line; None: the measured best
+    pad_vocab: bool = False  # give the draft as many rows of embedding and head as the target
+    # For llama.cpp: the full-precision draft that the GGUF is made from, its type, and llama.cpp's
+    # sources; without sources the commands are written.
+    draft: Path | None = None
+    gguf_type: str | None = None
+    llamacpp_dir: Path | None = None
+    proof: bool = True  # let llama.cpp's own server, where it is built, load the GGUF
+    require_go: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and what its user must know."""
+
+    output: Path
+    engine: str
+    num_speculative_tokens: int
+    launch: str  # the shell line that serves it
+    warnings: tuple[str, ...]
+    seen: tuple[str, ...]  # what llama.cpp's server did with the file
+
+    @property
+    def lines(self) -> list[str]:
+        """What to tell the user, line by line."""
+        return [
+            *(f"WARNING: {warning}" for warning in self.warnings),
+            *self.seen,
+            f"Written: {self.output}",
+            f"Launch ({self.engine}, k = {self.num_speculative_tokens}): {self.launch}",
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +95,12 @@ class _Job:
     """What is exported, for which engine, with which evidence."""
 
     checkpoint: Checkpoint
-    engine: str
-    serving: ModuleType | HeadServing
+    engine: Engine
     output: Path
     target: Target
     evaluation: Evaluation | None
     padding: Padding | None = None
-    conversion: Conversion | None = None
+    conversion: GgufConversion | None = None
 
     @property
     def draft(self) -> Path:
@@ -65,76 +108,60 @@ class _Job:
         return self.output / self.conversion.file if self.conversion else self.output
 
 
-def export(
-    checkpoint_dir: Path,
-    engine: str,
-    output: Path,
-    *,
-    target: str,
-    run: Path | None = None,
-    num_speculative_tokens: int | None = None,
-    pad_vocab: bool = False,
-    draft: Path | None = None,
-    gguf_type: str | None = None,
-    llamacpp_dir: Path | None = None,
-    proof: bool = True,
-    require_go: bool = False,
-    force: bool = False,
-) -> list[str]:
-    """Write the directory, whole or not at all, and return what to tell the user, line by line.
-
-    run: the evaluation's record or its run directory; it must be of these very weights
-    num_speculative_tokens: k of the launch line; None takes the measured best
-    pad_vocab: give the draft as many rows of embedding and head as the target has
-    draft, gguf_type, llamacpp_dir: for llama.cpp, the full-precision draft that the GGUF is made
-        from, its type, and llama.cpp's sources; without these the commands are written
-    proof: let llama.cpp's own server, where it is built, load the GGUF and speculate with it
+def export(settings: ExportSettings) -> Exported:
+    """Write the directory, whole or not at all.
 
     Raises VerdictError under `require_go` for anything but a go, PairingError for an evaluation
     of other weights or token ids that differ, CheckpointError or OptionError for what the engine
     cannot load, EngineError for a GGUF that llama.cpp's server does not use.
     """
-    name = engine_name(engine)
-    checkpoint = open_checkpoint(checkpoint_dir)
-    require_own_files(checkpoint_dir)
-    require_apart(output, checkpoint_dir, "the checkpoint")
-    if run is not None:
-        require_apart(output, run, "the run")
+    job = _open_job(settings)
+    require_verdict(job.evaluation, settings.require_go)
+    job = replace(
+        job,
+        padding=_plan_padding(job, settings.pad_vocab),
+        conversion=_plan_conversion(job, settings),
+    )
+    k, k_warnings = choose_k(job.evaluation, settings.num_speculative_tokens)
+    warnings = (*_evidence_warnings(job), *k_warnings, *_engine_warnings(job), *_change_notes(job))
+    pair = _launch_pair(job, k)
+    launch = job.engine.launch(pair)
+    with whole_directory(settings.output, settings.force) as staging:
+        _write_draft(job, staging)
+        _write_launch(job, staging, launch, pair)
+        tried = _try_server(job, staging, k) if settings.proof else ServerTrial()
+        warnings += tried.warnings
+        write_text(staging / "README.md", _card(job, launch, warnings, tried.seen))
+    line = _launch_command(job, launch)
+    return Exported(settings.output, job.engine.name, k, line, warnings, tried.seen)
+
+
+def _open_job(settings: ExportSettings) -> _Job:
+    """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
+    require_own_files(settings.checkpoint)
+    require_apart(settings.output, settings.checkpoint, "the checkpoint")
+    if settings.run is not None:
+        require_apart(settings.output, settings.run, "the run")
     head = draft_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)
-    elif pad_vocab:
+    elif settings.pad_vocab:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
-    evaluation = read_run(run)
+    else:
+        engine = head_engine(head, engine)
+    evaluation = read_run(settings.run)
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
-    require_verdict(evaluation, require_go)
-    serving = engine_named(name) if head is None else head_serving(head, name)
-    job = _Job(checkpoint, name, serving, output.absolute(), read_target(target), evaluation)
-    job = replace(
-        job,
-        padding=_planned_padding(job, pad_vocab),
-        conversion=_planned_conversion(job, draft, gguf_type, llamacpp_dir, require_go),
-    )
-    k, k_warnings = choose_k(evaluation, num_speculative_tokens)
-    warnings = (*_evidence_warnings(job), *k_warnings, *_checked(job), *_said(job))
-    pair = _pair(job, k)
-    launch: str = job.serving.launch(pair)
-    with whole_directory(output, force) as staging:
-        _write_draft(job, staging)
-        _write_launch(job, staging, launch, pair)
-        found = _proven(job, staging, k) if proof else Proof()
-        warnings += found.warnings
-        write_text(staging / "README.md", _card(job, launch, warnings, found.seen))
-    told = [*(f"WARNING: {warning}" for warning in warnings), *found.seen]
-    return [*told, f"Written: {output}", f"Launch ({name}, k = {k}): {_shown(job, launch)}"]
+    output, target = settings.output.absolute(), read_target(settings.target)
+    return _Job(checkpoint, engine, output, target, evaluation)
 
 
-def _planned_padding(job: _Job, pad_vocab: bool) -> Padding | None:
-    """The padding asked for, once the token ids that both have are known to be the same."""
+def _plan_padding(job: _Job, pad_vocab: bool) -> Padding | None:
+    """Return the padding asked for, once the common token ids are known to be the same."""
     if not pad_vocab:
         return None
-    if job.engine == "llamacpp":
+    if job.engine.name == LLAMACPP:
         raise OptionError("--pad-vocab: llama.cpp compares tokens and needs no padding.")
     rows = vocab_size(job.target.config)
     if rows is None:
@@ -148,22 +175,17 @@ def _planned_padding(job: _Job, pad_vocab: bool) -> Padding | None:
     return plan_padding(job.checkpoint, rows)
 
 
-def _planned_conversion(
-    job: _Job,
-    draft: Path | None,
-    gguf_type: str | None,
-    llamacpp_dir: Path | None,
-    require_go: bool,
-) -> Conversion | None:
-    """How llama.cpp's file is made; None for every other engine."""
-    if job.serving is llamacpp:
-        if require_go:
+def _plan_conversion(job: _Job, settings: ExportSettings) -> GgufConversion | None:
+    """Return how llama.cpp's file is made; None for every other engine."""
+    draft, gguf_type, llamacpp = settings.draft, settings.gguf_type, settings.llamacpp_dir
+    if job.engine.name == LLAMACPP:
+        if settings.require_go:
             raise VerdictError(
                 "--require-go: a GGUF draft is another quantization than the one that was "
                 "evaluated, and no verdict is on it. Export without --require-go."
             )
-        return plan_conversion(job.checkpoint, draft, gguf_type, llamacpp_dir)
-    given = {"--draft": draft, "--gguf-type": gguf_type, "--llamacpp": llamacpp_dir}
+        return plan_conversion(job.checkpoint, draft, gguf_type, llamacpp)
+    given = {"--draft": draft, "--gguf-type": gguf_type, "--llamacpp": llamacpp}
     for option, value in given.items():
         if value is not None:
             raise OptionError(f"{option} needs --engine llamacpp.")
@@ -193,16 +215,16 @@ def _other_dtype(job: _Job) -> Iterator[str]:
         yield f"{alarm.code}: {alarm.message}"
 
 
-def _checked(job: _Job) -> tuple[str, ...]:
+def _engine_warnings(job: _Job) -> tuple[str, ...]:
     """The engine's warnings; raises for the first thing the engine would refuse."""
     config = job.checkpoint.config
     if job.padding is not None:
         config = _padded(config, job.padding.after)
     draft = Draft(job.output, config, job.target.config)
-    findings: tuple[Finding, ...] = job.serving.check(draft)
+    findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
-        raise CheckpointError(f"{job.engine} cannot serve this draft: {'; '.join(refusals)}")
+        raise CheckpointError(f"{job.engine.name} cannot serve this draft: {'; '.join(refusals)}")
     return tuple(finding.message for finding in findings)
 
 
@@ -212,7 +234,7 @@ def _padded(config: dict[str, object], rows: int) -> dict[str, object]:
     return {**config, "vocab_size": rows, **inner}
 
 
-def _said(job: _Job) -> Iterator[str]:
+def _change_notes(job: _Job) -> Iterator[str]:
     if job.padding is not None:
         yield job.padding.sentence
     if job.conversion is not None and job.conversion.llamacpp is None:
@@ -227,8 +249,8 @@ def _said(job: _Job) -> Iterator[str]:
         )
 
 
-def _pair(job: _Job, k: int) -> Pair:
-    return Pair(
+def _launch_pair(job: _Job, k: int) -> LaunchPair:
+    return LaunchPair(
         job.target.name,
         job.draft,
         k,
@@ -250,18 +272,18 @@ def _write_draft(job: _Job, staging: Path) -> None:
         pad(job.checkpoint, job.padding, staging)
 
 
-def _proven(job: _Job, staging: Path, k: int) -> Proof:
+def _try_server(job: _Job, staging: Path, k: int) -> ServerTrial:
     """What llama.cpp's server did with the file that was made; nothing where there is none."""
     if job.conversion is None or job.conversion.llamacpp is None:
-        return Proof()
-    return prove(job.conversion, staging / job.conversion.file, job.target, k)
+        return ServerTrial()
+    return try_server(job.conversion, staging / job.conversion.file, job.target, k)
 
 
-def _write_launch(job: _Job, staging: Path, launch: str, pair: Pair) -> None:
-    path = staging / job.serving.LAUNCH_FILE
-    write_text(path, job.serving.launch_text(launch))
+def _write_launch(job: _Job, staging: Path, launch: str, pair: LaunchPair) -> None:
+    path = staging / job.engine.launch_file
+    write_text(path, job.engine.launch_text(launch))
     path.chmod(0o755)
-    for name, text in extra_files(job.serving, pair).items():
+    for name, text in job.engine.extra_files(pair).items():
         write_text(staging / name, text)
 
 
@@ -271,18 +293,18 @@ def _card(job: _Job, launch: str, warnings: tuple[str, ...], seen: tuple[str, ..
         job.output.name,
         job.checkpoint.manifest,
         job.evaluation if is_evidence else None,
-        engine=job.engine,
+        engine=job.engine.name,
         launch=launch,
         target=job.target.stamp(job.evaluation),
-        notes=job.serving.NOTES,
+        notes=job.engine.notes,
         warnings=warnings,
         gguf_type=None if job.conversion is None else job.conversion.gguf_type,
         seen=seen,
     )
 
 
-def _shown(job: _Job, launch: str) -> str:
+def _launch_command(job: _Job, launch: str) -> str:
     """A one-line launch as it is; a script by the command that runs it."""
     if "\n" not in launch.strip():
         return launch
-    return f'python {job.output / job.serving.LAUNCH_FILE} "Your prompt"'
+    return f'python {job.output / job.engine.launch_file} "Your prompt"'

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantdraft.checkpoints.reference import embedded_prompts
-from quantdraft.engines.llamacpp.gguf import Conversion, convert
+from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
 from quantdraft.engines.llamacpp.proof import MAX_TOKENS, Speculation, load_and_speculate
 from quantdraft.engines.llamacpp.server import DIRECTORY_VARIABLE, PROGRAM, find_server
 from quantdraft.errors import CheckpointError, EngineError
@@ -25,14 +25,14 @@ WITHOUT_PROOF = "Not proven: whether llama.cpp loads the GGUF was not tried"
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class ServerTrial:
     """What was seen, for the card, and what to warn of."""
 
     seen: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-def prove(conversion: Conversion, draft: Path, target: Target, k: int) -> Proof:
+def try_server(conversion: GgufConversion, draft: Path, target: Target, k: int) -> ServerTrial:
     """Serve `draft`, a GGUF file, beside the target, and say what its server counted.
 
     Where that cannot be tried (no server, no target here, one that is not served) a warning says
@@ -60,10 +60,10 @@ def prove(conversion: Conversion, draft: Path, target: Target, k: int) -> Proof:
             f"llama.cpp does not use this draft: {found.error}. Nothing was written; --no-proof "
             "writes it all the same."
         )
-    return Proof((sentence(found, target, k),), tuple(_doubts(found)))
+    return ServerTrial((trial_sentence(found, target, k),), tuple(_doubts(found)))
 
 
-def sentence(found: Speculation, target: Target, k: int) -> str:
+def trial_sentence(found: Speculation, target: Target, k: int) -> str:
     """What the server counted, with what it counted it on."""
     assert found.accepted is not None
     assert found.proposed is not None
@@ -108,8 +108,8 @@ def _target_file(target: Target, llamacpp: Path | None, directory: Path) -> Path
             f"the target '{target.name}' is too large to be converted for it "
             f"({size / 2**30:.0f} GiB); give its GGUF file as --target"
         )
-    return convert(Conversion(path, TARGET_TYPE, llamacpp, "target"), directory)
+    return convert(GgufConversion(path, TARGET_TYPE, llamacpp, "target"), directory)
 
 
-def _untried(reason: str) -> Proof:
-    return Proof(warnings=(f"{WITHOUT_PROOF}: {reason.rstrip('.')}.",))
+def _untried(reason: str) -> ServerTrial:
+    return ServerTrial(warnings=(f"{WITHOUT_PROOF}: {reason.rstrip('.')}.",))

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from quantdraft.checkpoints.heads import DraftHead, engine_method
-from quantdraft.engines import sglang
-from quantdraft.engines.findings import Draft, Finding, Pair, float_mix
+from quantdraft.engines.engine import Engine, LaunchPair
+from quantdraft.engines.findings import Draft, Finding, float_mix
+from quantdraft.engines.sglang import draft_quantization
 from quantdraft.engines.support import loading
-from quantdraft.engines.vllm import launch as vllm
+from quantdraft.engines.vllm.engine import METHOD_NAMES
 
-ENGINES = {"vllm": vllm, "sglang": sglang}
 # vLLM takes these methods at their word; of another it asks the path first.
 METHODS_BY_WORD = frozenset({"eagle3", "dflash", "dspark"})
 NOTES = (
@@ -29,51 +28,36 @@ NOTES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HeadServing:
-    """How one engine is told of one head; the same names as a module of an engine has."""
+class HeadEngine(Engine):
+    """vLLM or SGLang, told of a draft head."""
 
-    head: DraftHead
-    engine: str
+    notes = NOTES
 
-    @property
-    def LAUNCH_FILE(self) -> str:  # noqa: N802  (the name that engines' modules give it)
-        """Where the launch line is written."""
-        return str(ENGINES[self.engine].LAUNCH_FILE)
+    def __init__(self, head: DraftHead, engine: Engine) -> None:
+        self.head, self.name, self.launch_file = head, engine.name, engine.launch_file
 
-    @property
-    def NOTES(self) -> tuple[str, ...]:  # noqa: N802
-        """What belongs on the model card."""
-        return NOTES
-
-    def launch(self, pair: Pair) -> str:
-        """The shell line that serves the target with this head."""
-        return (
-            _vllm_line(self.head, pair) if self.engine == "vllm" else _sglang_line(self.head, pair)
-        )
-
-    def launch_text(self, line: str) -> str:
-        """The launch line as the content of LAUNCH_FILE."""
-        return str(ENGINES[self.engine].launch_text(line))
+    def launch(self, pair: LaunchPair) -> str:
+        """Return the shell line that serves the target with this head."""
+        return _vllm_line(self.head, pair) if self.name == "vllm" else _sglang_line(self.head, pair)
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
-        """What the engine would refuse, or get wrong without a word."""
-        own = _vllm_findings if self.engine == "vllm" else _sglang_findings
+        """Return what the engine refuses, or gets wrong without a message."""
+        own = _vllm_findings if self.name == "vllm" else _sglang_findings
         return (
-            *loading(draft, self.engine),
+            *loading(draft, self.name),
             *own(self.head, draft),
             *_pairing(self.head, draft),
             *float_mix(draft),
         )
 
 
-def head_serving(head: DraftHead, engine: str) -> HeadServing:
-    """Raises OptionError for an engine that serves no such head."""
-    engine_method(head.family.name, engine)
-    return HeadServing(head, engine)
+def head_engine(head: DraftHead, engine: Engine) -> HeadEngine:
+    """Return the engine as it serves a head. Raises OptionError where it serves none such."""
+    engine_method(head.family.name, engine.name)
+    return HeadEngine(head, engine)
 
 
-def speculative_config(head: DraftHead, pair: Pair) -> dict[str, Any]:
+def head_speculative_config(head: DraftHead, pair: LaunchPair) -> dict[str, Any]:
     """The value of vLLM's --speculative-config for a head."""
     config: dict[str, Any] = {
         **engine_method(head.family.name, "vllm"),
@@ -87,13 +71,13 @@ def speculative_config(head: DraftHead, pair: Pair) -> dict[str, Any]:
     return config
 
 
-def _vllm_line(head: DraftHead, pair: Pair) -> str:
-    config = json.dumps(speculative_config(head, pair), separators=(",", ":"))
+def _vllm_line(head: DraftHead, pair: LaunchPair) -> str:
+    config = json.dumps(head_speculative_config(head, pair), separators=(",", ":"))
     dtype = ["--dtype", pair.dtype] if pair.dtype else []
     return shlex.join(["vllm", "serve", pair.target, *dtype, "--speculative-config", config])
 
 
-def _sglang_line(head: DraftHead, pair: Pair) -> str:
+def _sglang_line(head: DraftHead, pair: LaunchPair) -> str:
     parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
     if pair.dtype:
         parts += ["--dtype", pair.dtype]
@@ -102,7 +86,7 @@ def _sglang_line(head: DraftHead, pair: Pair) -> str:
         *("--speculative-draft-model-path", str(pair.draft)),
         *_sglang_lengths(head, pair.num_speculative_tokens),
         "--speculative-draft-model-quantization",
-        sglang.draft_quantization(pair.quantization),
+        draft_quantization(pair.quantization),
     ]
     return shlex.join(parts)
 
@@ -126,7 +110,7 @@ def _sglang_lengths(head: DraftHead, k: int) -> list[str]:
 def _vllm_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
     method = engine_method(head.family.name, "vllm")["method"]
     path = str(draft.path).lower()
-    found = [name for name in vllm.METHOD_NAMES if name in path]
+    found = [name for name in METHOD_NAMES if name in path]
     if method not in METHODS_BY_WORD and found:
         yield Finding(
             "refuse",

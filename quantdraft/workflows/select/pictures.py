@@ -1,4 +1,4 @@
-"""A choice as pictures: how fast each is, what it keeps for what cost, and in which domain."""
+"""Charts of a choice: how fast each row is, what it keeps for what cost, and in which domain."""
 
 from __future__ import annotations
 
@@ -7,51 +7,34 @@ from typing import Any
 from quantdraft.record import Interval
 from quantdraft.record.wording import UNDEFINED, valued
 from quantdraft.report.blocks import Chart, Table
-from quantdraft.report.charts.choices import kept_for_cost, rates_by_domain, speeds
+from quantdraft.report.charts.style import (
+    LIGHT,
+    RATE,
+    WIDE,
+    against_one,
+    cross,
+    crosses,
+    ends,
+    finish,
+    inline,
+    name_scale,
+    whiskers,
+)
+from quantdraft.report.safety import shown_values
 from quantdraft.workflows.select.names import name_of, short
 from quantdraft.workflows.select.ranking import Ranked
 from quantdraft.workflows.select.record import Selection
 
-
-def speeds_chart(selection: Selection) -> Chart:
-    """Every row's speed over the target alone, in the order of the choice."""
-    rows = [_speed_row(row, selection) for row in selection.rows]
-    return Chart(
-        name="speeds",
-        title="Speed over the target alone",
-        description=(
-            "Each at its own best k. Dots are measured, with 95 % intervals; diamonds are what "
-            "the bytes alone would allow."
-        ),
-        spec=speeds(rows),
-        data=Table(
-            ("Draft and recipe", "Measured", "Predicted by bytes", "Standing"),
-            tuple(
-                tuple(str(r[key]) for key in ("name", "shown", "shown_predicted", "standing"))
-                for r in rows
-            ),
-            frozenset({1, 2}),
-        ),
-        is_wide=True,
-    )
-
-
-def _speed_row(row: Ranked, selection: Selection) -> dict[str, Any]:
-    ends = row.measured
-    return {
-        "name": name_of(row, selection),
-        "standing": standing(row, selection),
-        "value": ends.value if ends else None,
-        "low": ends.low if ends else None,
-        "high": ends.high if ends else None,
-        "shown": valued(ends, "speedup"),
-        "predicted": row.predicted.value,
-        "shown_predicted": valued(row.predicted, "speedup"),
-    }
+STANDING = {
+    "recommended": LIGHT["good"],
+    "faster, no go": LIGHT["orange"],
+    "not told apart": LIGHT["doubt"],
+    "slower": LIGHT["baseline"],
+}
 
 
 def standing(row: Ranked, selection: Selection) -> str:
-    """Of a row against the first, and whether it is the one to take."""
+    """Return how a row stands against the first, or that it is the one to take."""
     if row is selection.recommended:
         return "recommended"
     if row in selection.passed_over:
@@ -59,11 +42,108 @@ def standing(row: Ranked, selection: Selection) -> str:
     return "slower" if row.is_slower else "not told apart"
 
 
+def speeds_chart(selection: Selection) -> Chart:
+    """Return every row's speed over the target alone, in the order of the choice.
+
+    A diamond is the prediction by bytes; a row without a measured value has the diamond alone.
+    """
+    import altair as alt
+
+    rows = [
+        {
+            "name": name_of(row, selection),
+            "standing": standing(row, selection),
+            **ends(row.measured),
+            "shown": valued(row.measured, "speedup"),
+            "predicted": row.predicted.value,
+            "shown_predicted": valued(row.predicted, "speedup"),
+        }
+        for row in selection.rows
+    ]
+    found = [each for each in STANDING if any(row["standing"] == each for row in rows)]
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False)),
+        color=alt.Color(
+            "standing:N",
+            scale=alt.Scale(domain=found, range=[STANDING[each] for each in found]),
+            legend=alt.Legend(title=None),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="draft and recipe"),
+            alt.Tooltip("shown:N", title="measured"),
+            alt.Tooltip("shown_predicted:N", title="predicted by bytes"),
+            alt.Tooltip("standing:N", title="standing"),
+        ],
+    )
+    title = "speed over the target alone"
+    drawn = against_one(base, title, one="target alone", by_bytes="predicted")
+    return Chart(
+        name="speeds",
+        title="Speed over the target alone",
+        description=(
+            "Each at its own best k. Dots are measured, with 95 % intervals; diamonds are what "
+            "the bytes alone would allow."
+        ),
+        spec=finish(drawn, height=32 * max(len(rows), 2)),
+        data=_table(
+            rows,
+            {
+                "name": "Draft and recipe",
+                "shown": "Measured",
+                "shown_predicted": "Predicted by bytes",
+                "standing": "Standing",
+            },
+            frozenset({1, 2}),
+        ),
+        is_wide=True,
+    )
+
+
+def _table(rows: list[dict[str, Any]], columns: dict[str, str], numeric: frozenset[int]) -> Table:
+    """Return some fields of a chart's rows as a table. columns: their titles by field"""
+    cells = tuple(tuple(str(row[field]) for field in columns) for row in rows)
+    return Table(tuple(columns.values()), cells, numeric)
+
+
 def plane_chart(selection: Selection) -> Chart:
-    """Acceptance at one k against c: measured where every row was timed, else by the bytes."""
+    """Return acceptance at one k against c: measured if every row was timed, else by the bytes.
+
+    A colour a draft, a shape a recipe, a ring around what is recommended.
+    """
+    import altair as alt
+
     is_timed = all(row.step_cost is not None for row in selection.rows)
     rows = [_plane_row(row, selection, is_timed) for row in selection.rows]
+    base = alt.Chart(inline(rows)).encode(
+        color=alt.Color(
+            "draft:N",
+            scale=name_scale(_drafts(selection)),
+            legend=alt.Legend(title="draft", symbolType="square", symbolOpacity=1),
+        )
+    )
+    middle, rules = crosses(base, "c, draft step over target step (left: cheaper)", RATE)
+    dots = base.mark_point(filled=True, size=130, opacity=1).encode(
+        **middle,
+        shape=alt.Shape(
+            "recipe:N",
+            sort=None,
+            legend=alt.Legend(
+                title="recipe", symbolFillColor=LIGHT["quiet"], symbolStrokeColor=LIGHT["quiet"]
+            ),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="draft and recipe"),
+            alt.Tooltip("cost:N", title="draft step"),
+            alt.Tooltip("rate:N", title="acceptance rate"),
+        ],
+    )
+    ring = (
+        base.transform_filter("datum.standing === 'recommended'")
+        .mark_point(size=420, filled=False, strokeWidth=1.8, fillOpacity=0)
+        .encode(**middle)
+    )
     how = "measured in the same blocks" if is_timed else "by their bytes: a prediction"
+    titles = {"draft": "Draft", "recipe": "Recipe", "cost": "c", "rate": "Acceptance rate"}
     return Chart(
         name="kept-for-cost",
         title="What is kept for what cost",
@@ -73,53 +153,41 @@ def plane_chart(selection: Selection) -> Chart:
             "recommended. The intervals are each row's own: differences are paired and narrower, "
             "see the table."
         ),
-        spec=kept_for_cost(
-            rows, _drafts(selection), "c, draft step over target step (left: cheaper)"
-        ),
-        data=Table(
-            ("Draft", "Recipe", "c", "Acceptance rate"),
-            tuple(tuple(str(r[key]) for key in ("draft", "recipe", "cost", "rate")) for r in rows),
-            frozenset({2, 3}),
-        ),
+        spec=finish(alt.layer(*rules, dots, ring), height=340, width=WIDE),
+        data=_table(rows, titles, frozenset({2, 3})),
         is_wide=True,
     )
 
 
 def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, Any]:
-    cost = row.step_cost if is_timed and row.step_cost else _exactly(row.draft_cost)
-    rate = row.acceptance_rate
+    exact = Interval(row.draft_cost, row.draft_cost, row.draft_cost)
+    cost = row.step_cost if is_timed and row.step_cost else exact
+    interval = f" ({cost.low:.3f} to {cost.high:.3f})" if is_timed else ""
     return {
         "name": name_of(row, selection),
         "draft": short(row.draft, selection),
         "recipe": row.recipe,
         "standing": standing(row, selection),
-        **{"x": cost.value, "x_low": cost.low, "x_high": cost.high},
-        **{"y": rate.value, "y_low": rate.low, "y_high": rate.high},
-        "cost": f"{cost.value:.3f} ({cost.low:.3f} to {cost.high:.3f})"
-        if is_timed
-        else f"{cost.value:.3f}",
-        "rate": valued(rate, "rate"),
+        **cross(cost, row.acceptance_rate),
+        "cost": f"{cost.value:.3f}{interval}",
+        "rate": valued(row.acceptance_rate, "rate"),
     }
 
 
 def _drafts(selection: Selection) -> list[str]:
-    """By the best row of each: a draft has one colour in every picture."""
+    """Return the drafts by the best row of each: a draft has one colour in every chart."""
     return list(dict.fromkeys(short(row.draft, selection) for row in selection.rows))
 
 
-def _exactly(value: float) -> Interval:
-    return Interval(value, value, value)
-
-
 def domains_chart(selection: Selection) -> Chart | None:
-    """Every draft as it is, in every domain; None where there is one domain, or none recorded."""
-    rows = [
+    """Return every draft as it is, in every domain; None for one domain, or none recorded."""
+    import altair as alt
+
+    rows: list[dict[str, Any]] = [
         {
             "domain": found.domain,
             "draft": short(row.draft, selection),
-            "value": found.acceptance_rate.value,
-            "low": found.acceptance_rate.low,
-            "high": found.acceptance_rate.high,
+            **ends(found.acceptance_rate),
             "shown": valued(found.acceptance_rate, "rate"),
             "num_prompts": found.num_prompts,
         }
@@ -127,8 +195,24 @@ def domains_chart(selection: Selection) -> Chart | None:
         if row.recipe == "none"
         for found in row.by_domain
     ]
-    if len({row["domain"] for row in rows}) < 2:
+    num_domains, drafts = len({row["domain"] for row in rows}), _drafts(selection)
+    if num_domains < 2:
         return None
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("domain:N", title=None, axis=alt.Axis(labelFontSize=13, ticks=False, grid=True)),
+        yOffset=alt.YOffset(
+            "draft:N", sort=shown_values(drafts), scale=alt.Scale(paddingOuter=0.4)
+        ),
+        color=alt.Color("draft:N", scale=name_scale(drafts), legend=alt.Legend(title=None)),
+        tooltip=[
+            alt.Tooltip("draft:N", title="draft"),
+            alt.Tooltip("domain:N", title="domain"),
+            alt.Tooltip("shown:N", title="acceptance rate"),
+            alt.Tooltip("num_prompts:Q", title="prompts"),
+        ],
+    )
+    whisker, dot = whiskers(base, "acceptance rate (right: better)", size=80, is_share=True)
+    height = max(26 * len(drafts) * num_domains, 60)
     return Chart(
         name="rates-by-domain",
         title="Acceptance by domain",
@@ -136,12 +220,12 @@ def domains_chart(selection: Selection) -> Chart | None:
             f"Accepted / proposed at k = {selection.common_k}, each draft as it is, with 95 % "
             "intervals. Drafts that were trained on other text differ by domain; the mean hides it."
         ),
-        spec=rates_by_domain(rows, _drafts(selection)),
-        data=_domains_table(selection, rows),
+        spec=finish(alt.layer(whisker, dot), height=height),
+        data=_domains_table(rows),
     )
 
 
-def _domains_table(selection: Selection, rows: list[dict[str, Any]]) -> Table:
+def _domains_table(rows: list[dict[str, Any]]) -> Table:
     drafts = list(dict.fromkeys(str(row["draft"]) for row in rows))
     domains = list(dict.fromkeys(str(row["domain"]) for row in rows))
     shown = {(row["domain"], row["draft"]): str(row["shown"]) for row in rows}

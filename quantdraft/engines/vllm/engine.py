@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
+from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import (
     Draft,
     Finding,
-    Pair,
     float_mix,
     float_type,
     unequal_vocabulary,
     vocab_size,
 )
 from quantdraft.engines.support import loading
-from quantdraft.record import AcceptanceRule
+from quantdraft.engines.vllm.settings import speculative_config
 
-LAUNCH_FILE = "launch.sh"
 # A draft's path that contains one of these makes vLLM pick another method than the one it is told.
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 # Formats of a draft that vLLM's CPU backend cannot run; a GPU may.
@@ -37,56 +35,42 @@ GPU_NEEDS = {
     "FP8_BLOCK": "block-scaled FP8 needs compute capability 8.9",
     "FP8_STATIC": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
 }
-NOTES = (
-    "The draft runs in the target's float type whatever its own config says; pin it with --dtype.",
-    "Watch vllm:spec_decode_num_accepted_tokens / vllm:spec_decode_num_draft_tokens on /metrics: "
-    "it should match the acceptance rate of the evaluation.",
-    "A new target precision or revision needs a new evaluation.",
-)
 
 
-def launch(pair: Pair) -> str:
-    """The shell line that serves the target with the draft; its float type is pinned if known."""
-    config = speculative_config(pair.draft, pair.num_speculative_tokens, pair.acceptance_rule)
-    parts = ["vllm", "serve", pair.target]
-    if pair.dtype:
-        parts += ["--dtype", pair.dtype]
-    parts += ["--speculative-config", json.dumps(config, separators=(",", ":"))]
-    return shlex.join(parts)
+class Vllm(Engine):
+    """vLLM, told of a stand-alone draft."""
 
-
-def speculative_config(
-    draft: Path, num_speculative_tokens: int, acceptance_rule: AcceptanceRule | None = None
-) -> dict[str, str | int]:
-    """The value of --speculative-config. Only the rule `rejection` needs more than the default."""
-    config: dict[str, str | int] = {
-        "method": "draft_model",
-        "model": str(draft),
-        "num_speculative_tokens": num_speculative_tokens,
-    }
-    if acceptance_rule == "rejection":
-        config["draft_sample_method"] = "probabilistic"
-    return config
-
-
-def launch_text(line: str) -> str:
-    """The launch line as the content of LAUNCH_FILE."""
-    note = "# The path of the draft is absolute: change it when the directory moves."
-    return f"#!/bin/sh\n{note}\n{line}\n"
-
-
-def check(draft: Draft) -> tuple[Finding, ...]:
-    """Everything in the draft's path, config and pairing that vLLM would stumble over."""
-    return (
-        *_path(draft),
-        *loading(draft, "vllm"),
-        *_groups(draft),
-        *_names(draft),
-        *_vocabulary(draft),
-        *_formats(draft),
-        *float_mix(draft),
-        *_pinned(draft),
+    name = "vllm"
+    launch_file = "launch.sh"
+    notes = (
+        "The draft runs in the target's float type whatever its own config says; pin it with "
+        "--dtype.",
+        "Watch vllm:spec_decode_num_accepted_tokens / vllm:spec_decode_num_draft_tokens on "
+        "/metrics: it should match the acceptance rate of the evaluation.",
+        "A new target precision or revision needs a new evaluation.",
     )
+
+    def launch(self, pair: LaunchPair) -> str:
+        """Return the shell line that serves the target with the draft, its float type pinned."""
+        config = speculative_config(pair.draft, pair.num_speculative_tokens, pair.acceptance_rule)
+        parts = ["vllm", "serve", pair.target]
+        if pair.dtype:
+            parts += ["--dtype", pair.dtype]
+        parts += ["--speculative-config", json.dumps(config, separators=(",", ":"))]
+        return shlex.join(parts)
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """Everything in the draft's path, config and pairing that vLLM would stumble over."""
+        return (
+            *_path(draft),
+            *loading(draft, "vllm"),
+            *_groups(draft),
+            *_names(draft),
+            *_vocabulary(draft),
+            *_formats(draft),
+            *float_mix(draft),
+            *_pinned(draft),
+        )
 
 
 def _path(draft: Draft) -> Iterator[Finding]:

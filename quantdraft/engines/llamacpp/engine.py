@@ -1,0 +1,64 @@
+"""llama.cpp: GGUF alone, made from the full-precision draft, and a candidate of its own.
+
+Flags are those of ggml-org/llama.cpp, common/arg.cpp, at commit 0c1e570 (which llama-cpp-python
+0.3.36 carries). How a GGUF is made is `quantdraft.engines.llamacpp.gguf`'s.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from quantdraft.engines.engine import Engine, LaunchPair
+from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
+from quantdraft.engines.llamacpp.server import speculative_arguments
+
+# Two vocabularies may differ by as many tokens; beyond that the server leaves the draft unused.
+MAX_VOCABULARY_DIFFERENCE = 128
+
+
+class Llamacpp(Engine):
+    """llama.cpp, told of a draft in a GGUF file."""
+
+    name = "llamacpp"
+    launch_file = "launch.sh"
+    notes = (
+        "The GGUF is another quantization than the candidate it stands beside: its acceptance and "
+        "speed are its own and were not measured. Judge it with llama.cpp's own counters "
+        "(--metrics: llamacpp:spec_decode_num_accepted_tokens_total over "
+        "llamacpp:spec_decode_num_draft_tokens_total).",
+        "The draft's KV cache stays f16: q4_0 halved acceptance, q8_0 once took it from 99 % to 0 "
+        "(llama.cpp#15039, llama.cpp#25725).",
+        "The verdict on a draft belongs to one precision of the target: the same draft gained 55 % "
+        "beside an F16 target and lost 45 % beside a Q4_K_M one (llama.cpp#10594).",
+        "The flags were read from llama.cpp's sources (common/arg.cpp at commit 0c1e570).",
+    )
+
+    def launch(self, pair: LaunchPair) -> str:
+        """The shell line that serves the target; `pair.draft` is the GGUF file."""
+        return shlex.join(
+            [
+                *("llama-server", "-m", pair.target),
+                *speculative_arguments(pair.draft, pair.num_speculative_tokens),
+            ]
+        )
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        """Return what llama.cpp needs of the pair; the candidate's own format is not read."""
+        return (*_vocabulary(draft), *_cache(draft))
+
+
+def _vocabulary(draft: Draft) -> Iterator[Finding]:
+    unequal = unequal_vocabulary(draft)
+    if unequal and abs(unequal[0] - unequal[1]) > MAX_VOCABULARY_DIFFERENCE:
+        yield Finding(
+            "warn",
+            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: beyond a "
+            f"difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server serves without the "
+            "draft, and only its log says so.",
+        )
+
+
+def _cache(draft: Draft) -> Iterator[Finding]:
+    if draft.quantization.get("kv_cache_scheme"):
+        yield Finding("warn", "the candidate's quantized KV cache is not carried over: it is f16.")

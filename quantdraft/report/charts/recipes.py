@@ -1,0 +1,205 @@
+"""Charts of recipes side by side: speedups against the limit, the Pareto front, lengths by k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantdraft.judge.verdict.turning import speed_limit
+from quantdraft.record import Evaluation, Interval
+from quantdraft.record.plane import acceptance_at
+from quantdraft.record.wording import milliseconds, times, valued
+from quantdraft.report.blocks import Chart, Table
+from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
+from quantdraft.report.charts.style import (
+    LIGHT,
+    RATE,
+    WIDE,
+    cross,
+    crosses,
+    ends,
+    finish,
+    inline,
+    level,
+    name_scale,
+    whiskers,
+)
+from quantdraft.report.safety import shown_text
+
+STEP = "draft step, ms (left: faster)"
+
+
+def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
+    """Return speedups over the baseline draft, one interval a recipe, against 1 and the limit."""
+    import altair as alt
+
+    rows = [
+        {
+            "name": each.name,
+            **ends(each.operating_point.speedup_over_baseline),
+            "decision": each.verdict.decision,
+            "shown": valued(each.operating_point.speedup_over_baseline, "speedup"),
+        }
+        for each in ordered
+    ]
+    names = alt.Y(
+        "name:N",
+        sort=None,
+        title=None,
+        axis=alt.Axis(labelFontSize=13, ticks=False),
+        scale=alt.Scale(domain=[shown_text(each.name, 120) for each in ordered]),
+    )
+    base = alt.Chart(inline(rows)).encode(
+        y=names,
+        color=alt.Color(
+            "decision:N",
+            scale=alt.Scale(
+                domain=["go", "no-go", "inconclusive"],
+                range=[LIGHT["good"], LIGHT["bad"], LIGHT["doubt"]],
+            ),
+            legend=alt.Legend(title=None),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="recipe"),
+            alt.Tooltip("shown:N", title="speedup"),
+            alt.Tooltip("decision:N", title="verdict"),
+        ],
+    )
+    whisker, dot = whiskers(base, "speedup over the baseline draft", size=90)
+    missing = (
+        alt.Chart(inline(row for row in rows if row["value"] is None))
+        .mark_text(align="left", dx=6, color=LIGHT["quiet"], text="undefined")
+        .encode(y=names, x=alt.value(0))
+    )
+    limit = speed_limit(ordered[0])
+    no_gain = level(1.0, "no gain", axis="x", is_before=True)
+    go = level(limit, f"go from {times(limit)}", axis="x", dash=False)
+    drawn = alt.layer(no_gain, go, whisker, dot, missing)
+    return Chart(
+        name="speedups",
+        title="Speedup over the baseline draft",
+        description="95 % intervals, each draft at its own best k; no mark: undefined.",
+        spec=finish(drawn, height=34 * len(rows)),
+        data=Table(
+            ("Recipe", "Speedup (95 % interval)", "Verdict"),
+            tuple((str(r["name"]), str(r["shown"]), str(r["decision"])) for r in rows),
+            frozenset({1}),
+        ),
+        is_wide=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A draft's place: what one step takes, and what it keeps."""
+
+    name: str
+    step_ms: Interval
+    rate: Interval
+
+
+def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
+    """Return acceptance rates against draft steps; None where no recipe has both.
+
+    A recipe's step is the baseline's of its own run over its paired speed-up, so that runs timed at
+    different hours share one scale: the first run's baseline.
+    """
+    import altair as alt
+
+    places = [] if k is None else _places(ordered, k)
+    if len(places) < 2:
+        return None
+    rows = [
+        {
+            "name": each.name,
+            **cross(each.step_ms, each.rate),
+            "step": milliseconds(each.step_ms.value),
+            "rate": valued(each.rate, "rate"),
+        }
+        for each in places
+    ]
+    base = alt.Chart(inline(rows)).encode(
+        color=alt.Color(
+            "name:N",
+            scale=name_scale([each.name for each in places], "baseline"),
+            legend=alt.Legend(title=None, symbolOpacity=1),
+        ),
+    )
+    middle, rules = crosses(base, STEP, RATE)
+    dots = base.mark_point(filled=True, size=100, opacity=1).encode(
+        **middle,
+        tooltip=[
+            alt.Tooltip("name:N", title="recipe"),
+            alt.Tooltip("step:N", title="draft step"),
+            alt.Tooltip("rate:N", title="acceptance rate"),
+        ],
+    )
+    line = (
+        alt.Chart(inline({"x": e.step_ms.value, "y": e.rate.value} for e in _front(places)))
+        .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
+        .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
+    )
+    return Chart(
+        name="pareto",
+        title="What is kept for what time",
+        description=(
+            f"Acceptance rate at k = {k} against one draft step, 95 % intervals. Steps are scaled "
+            "to one baseline, each by its own run's paired ratio. Left and up is better; the "
+            "dashed line joins recipes that no other beats in both. The intervals are each "
+            "recipe's own; differences are paired and narrower, see the pairs below."
+        ),
+        spec=finish(alt.layer(line, *rules, dots), height=320, width=WIDE),
+        data=Table(
+            ("Draft", "Draft step", "Acceptance rate"),
+            tuple((str(r["name"]), str(r["step"]), str(r["rate"])) for r in rows),
+            frozenset({1, 2}),
+        ),
+        is_wide=True,
+    )
+
+
+def _places(ordered: Sequence[Evaluation], k: int) -> list[_Kept]:
+    unit: float | None = None
+    places: list[_Kept] = []
+    for evaluation in ordered:
+        point, acceptance = evaluation.operating_point, acceptance_at(evaluation, k)
+        if acceptance is None or point.baseline_draft_step_ms is None:
+            continue
+        if unit is None:
+            unit = point.baseline_draft_step_ms
+            places.append(_Kept("baseline", Interval(unit, unit, unit), acceptance.baseline_rate))
+        saving = point.draft_latency_saving
+        if saving is not None:
+            step = [unit * (1 - end) for end in (saving.value, saving.high, saving.low)]
+            places.append(_Kept(evaluation.name, Interval(*step), acceptance.candidate_rate))
+    return places
+
+
+def _front(places: Sequence[_Kept]) -> list[_Kept]:
+    """Return those that keep more than every one of a shorter step, by rising steps."""
+    best: list[_Kept] = []
+    for place in sorted(places, key=lambda each: (each.step_ms.value, -each.rate.value)):
+        if not best or place.rate.value > best[-1].rate.value:
+            best.append(place)
+    return best
+
+
+def lengths_chart(ordered: Sequence[Evaluation]) -> Chart:
+    """Return τ by k: the baseline, then every recipe; a click in the legend shows one alone."""
+    first = ordered[0]
+    baseline = [(row.num_speculative_tokens, row.baseline_length) for row in first.acceptance]
+    curves = [LineByK("baseline", baseline, first.best_k.get("baseline"))]
+    for each in ordered:
+        points = [(row.num_speculative_tokens, row.candidate_length) for row in each.acceptance]
+        curves.append(LineByK(each.name, points, each.best_k.get("candidate")))
+    return Chart(
+        name="lengths-by-k",
+        title="Tokens a round τ, by k",
+        description=(
+            "Mean acceptance length; rings mark the best k. Click a name in the legend to see it "
+            "alone with its 95 % interval, shift-click for several."
+        ),
+        spec=curves_spec(curves, "tokens a round", "length", is_by_recipe=True, height=320),
+        data=curve_table(curves, "τ", "length"),
+        is_wide=True,
+    )
