@@ -103,7 +103,7 @@ class DraftHead:
         return any(re.fullmatch(PREFIX + p, name) for p in self.family.looked_up)
 
     def bytes_read(self, name: str, info: TensorInfo) -> int:
-        """Return the bytes that a step at batch 1 reads of a weight; of experts, the active share."""
+        """Return the bytes of a weight that a step reads; of experts, the active share (batch 1)."""
         if not re.fullmatch(EXPERT, name):
             return info.num_bytes
         config = self.layer_config
