@@ -41,7 +41,7 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
         )
     ends = READ_METHODS[method] + (KV_SCALES if quantization.get("kv_cache_scheme") else ())
     if not any(name.endswith(ends) for name in checkpoint.tensors):
-        return f"'{checkpoint.path}' {_claim_text(method)} no scales at all."
+        return f"'{checkpoint.path}' {_claim_text(method)} no scales."
     return None
 
 

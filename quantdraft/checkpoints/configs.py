@@ -26,7 +26,7 @@ def _require_pattern(name: str) -> str:
         try:
             re.compile(name.removeprefix("re:"))
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{name!r} is no pattern: {error}") from error
+            raise ValueError(f"{name!r} is not a pattern: {error}") from error
     return name
 
 

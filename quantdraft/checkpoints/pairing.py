@@ -160,7 +160,7 @@ def _compare_one_side(
     if extra:
         yield _warning(
             f"vocabulary-{name}-only",
-            f"{len(extra)} tokens are the {name}'s alone (first: id {extra[0]}, "
+            f"{len(extra)} tokens exist only in the {name} (first: id {extra[0]}, "
             f"{side.tokens[extra[0]]!r}): {effect}. Harmless while the traffic has none of them.",
         )
 
@@ -230,7 +230,7 @@ def _compare_families(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     yield _warning(
         "family",
         f"target is of model type {target.model_type!r}, draft of {draft.model_type!r}: another "
-        "family or generation, trained on other data. Expect lower acceptance; let it be measured.",
+        "family or generation, trained on other data. Expect lower acceptance, and measure it.",
     )
 
 

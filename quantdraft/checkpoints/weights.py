@@ -134,7 +134,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"'{index}' is not an index of shards: it has no 'weight_map'.")
     strange = [name for name in weight_map.values() if not isinstance(name, str) or "\0" in name]
     if strange:
-        raise CheckpointError(f"'{index}' names a shard that is no file name: {strange[0]!r}.")
+        raise CheckpointError(f"'{index}' names a shard that is not a file name: {strange[0]!r}.")
     outside = [name for name in weight_map.values() if Path(name).name != name or name == ".."]
     if outside:
         raise CheckpointError(f"'{index}' names a file outside its directory: {outside[0]!r}.")

@@ -127,12 +127,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def require_unicode(value: Any) -> None:
-    """Raise ValueError for text that no encoding can write: half a surrogate pair."""
+    """Raise ValueError for text that no encoding can write: half of a surrogate pair."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half a surrogate pair, which is no character") from None
+        raise ValueError("it holds half of a surrogate pair, which is not a character") from None
 
 
 def all_problems(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -179,7 +179,7 @@ def _require_shallow(value: Any, is_finite: bool) -> None:
             if isinstance(inner, (dict, list)):
                 waiting.append((inner, depth + 1))
             elif is_finite and isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"it holds {inner}, which is no number")
+                raise ValueError(f"it holds {inner}, which is not a number")
             elif is_finite and isinstance(inner, int) and inner.bit_length() > MAX_BITS:
                 raise ValueError(f"it holds an integer of {inner.bit_length()} bits")
 

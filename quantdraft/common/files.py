@@ -92,7 +92,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _fields_of(value: Any) -> dict[str, Any]:
     if not is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 

@@ -152,7 +152,7 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
 
 def _logits_text(proof: dict[str, Any]) -> str:
     if proof.get("without_logits"):
-        return f"the rest to the bit as it was; {proof['without_logits']}"
+        return f"all other tensors unchanged; {proof['without_logits']}"
     return (
         f"logits {proof['baseline_logit_distance']:.4f} from the draft's, "
         f"{proof['logit_distance']:.4f} from those of the stored integers "

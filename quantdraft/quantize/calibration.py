@@ -152,7 +152,7 @@ def _require_consent(recipe: Recipe, settings: Calibration, path: Path | None) -
     if str(path) != settings.dataset:
         raise RecipeError(
             f"recipe {recipe.name!r} is calibrated on the Hub's data set {settings.dataset!r}, "
-            f"which would be downloaded: add --calibration {settings.dataset} to say yes."
+            f"which would be downloaded: add --calibration {settings.dataset} to allow it."
         )
 
 
@@ -187,4 +187,4 @@ def _require_known_ids(origin: str, source: Checkpoint, samples: list[_Sample]) 
                 "draft's tokenizer."
             )
     if not samples:
-        raise TrafficError(f"'{origin}' holds nothing to calibrate on.")
+        raise TrafficError(f"'{origin}' holds no sample to calibrate on.")

@@ -148,7 +148,7 @@ class Recipe(BaseModel):
         short = {"scheme", "method", "group_size", "ignore", "lm_head", "kv_cache", "iterations"}
         both = sorted(short & self.model_fields_set)
         if both:
-            yield f"'modifiers' say it all: leave out {', '.join(both)}"
+            yield f"'modifiers' replace these keys: leave out {', '.join(both)}"
 
     def _missing_calibration(self) -> Iterator[str]:
         if self.calibration is not None or self.modifiers is not None:

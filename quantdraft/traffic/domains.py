@@ -28,7 +28,7 @@ def split_by_domain(path: Path, directory: Path) -> dict[str, Path]:
         raise TrafficError(f"no line of '{path}' has a \"domain\". Leave out --by-domain.")
     files = {domain: directory / f"{_slug(domain)}.jsonl" for domain in by_domain}
     if len(set(files.values())) < len(files):
-        raise TrafficError(f"'{path}': two domains come to one file name: {', '.join(files)}.")
+        raise TrafficError(f"'{path}': two domains give the same file name: {', '.join(files)}.")
     for domain, lines in by_domain.items():
         own = [] if header is None else [header | {"num_prompts": len(lines), "skipped": []}]
         write_text(files[domain], "".join(json.dumps(line) + "\n" for line in [*own, *lines]))

@@ -207,7 +207,7 @@ def _array_items(path: Path) -> Iterator[Located]:
     try:
         items = parse_json(text)
     except ValueError as error:
-        raise TrafficError(f"'{path}' is not a whole JSON array: {error}.") from error
+        raise TrafficError(f"'{path}' is not a complete JSON array: {error}.") from error
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict):
             raise TrafficError(f"{path}:item {number}: not an object but {shorten(item)}.")

@@ -190,7 +190,7 @@ def _check_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
     expected = header.get("num_prompts", num_lines)
     if expected != num_lines:
         raise TrafficError(
-            f"'{path}' is not whole: it promises {expected} prompts and holds {num_lines}. "
+            f"'{path}' is incomplete: its header says {expected} prompts, it holds {num_lines}. "
             "Run `quantdraft capture` again; it continues where it stopped."
         )
     if num_lines == 0:

@@ -100,7 +100,7 @@ def test_conversation_without_a_human_is_left_out_and_said(
         ("", "is empty"),
         (" \n\n", "is empty"),
         ("[]", "holds no prompt"),
-        ('[{"prompt": "x"}', "is not a whole JSON array"),
+        ('[{"prompt": "x"}', "is not a complete JSON array"),
         ('[{"prompt": "x"}, 3]', "item 2: not an object but 3"),
         ('{"prompt": "x"}\n{"prompt": ', "line 2: broken JSON"),
         ('{"prompt": "x"}\n"y"', "line 2: not a JSON object"),

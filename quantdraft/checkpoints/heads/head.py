@@ -82,7 +82,7 @@ class DraftHead:
             if info.dtype in FLOAT_DTYPES:
                 sums[info.dtype] = sums.get(info.dtype, 0) + info.num_bytes
         if not sums:
-            raise CheckpointError(f"this draft head ({self.family.title}) holds no floats at all.")
+            raise CheckpointError(f"this draft head ({self.family.title}) holds no float weights.")
         return max(sums, key=lambda dtype: sums[dtype])
 
     @property
@@ -103,7 +103,7 @@ class DraftHead:
         return any(re.fullmatch(PREFIX + p, name) for p in self.family.looked_up)
 
     def bytes_read(self, name: str, info: TensorInfo) -> int:
-        """Return the bytes of a weight that a step reads; of experts, the active share (batch 1)."""
+        """Return how many bytes of a weight a step reads; of experts, the active ones."""
         if not re.fullmatch(EXPERT, name):
             return info.num_bytes
         config = self.layer_config

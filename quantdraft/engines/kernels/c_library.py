@@ -139,7 +139,7 @@ def _share_threads() -> None:
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError as error:
-        raise ValueError(f"the loaded libraries cannot be told: {error}") from error
+        raise ValueError(f"the loaded libraries cannot be listed: {error}") from error
     loaded = {line.split()[-1] for line in maps.splitlines()}
     runtimes = [
         path for path in loaded if Path(path).name.startswith(("libgomp", "libomp", "libiomp5"))

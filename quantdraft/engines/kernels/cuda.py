@@ -110,7 +110,7 @@ class Fp8BlockLinear(KernelLinear):
         if weight.block != (self.block, self.block):
             raise ValueError(f"blocks of {weight.block} weights are not read: (128, 128) are")
         if any(size % self.block for size in weight.integers.shape):
-            raise ValueError(f"{tuple(weight.integers.shape)} is no whole number of blocks")
+            raise ValueError(f"{tuple(weight.integers.shape)} is not a multiple of the block")
         super().__init__(
             weight.integers.shape,
             bias,
@@ -202,7 +202,7 @@ class Int4TinygemmLinear(KernelLinear):
         require_capability(weight.integers.device, (8, 0), "INT4")
         group_size, columns = group_size_of(weight, self.group_sizes), weight.integers.shape[1]
         if columns % self.column_multiple:
-            raise ValueError(f"{columns} columns are no multiple of {self.column_multiple}")
+            raise ValueError(f"{columns} columns are not a multiple of {self.column_multiple}")
         pairs = pack_adjacent_pairs(pad_matrix(weight.integers, self.row_multiple))
         super().__init__(
             weight.integers.shape,

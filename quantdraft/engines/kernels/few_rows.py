@@ -213,7 +213,7 @@ def _block_of(group: int) -> tuple[int, int]:
 def _require_multiple(weight: Tensor, multiple: int) -> int:
     inputs = weight.shape[1]
     if inputs % multiple:
-        raise ValueError(f"{inputs} columns are no multiple of {multiple}")
+        raise ValueError(f"{inputs} columns are not a multiple of {multiple}")
     return inputs
 
 

@@ -77,7 +77,7 @@ def group_size_of(weight: Unpacked, allowed: tuple[int, ...]) -> int:
     columns, groups = weight.integers.shape[1], weight.scale.shape[1]
     size = weight.group_size or columns
     if size * groups != columns:
-        raise ValueError(f"{columns} columns are no whole number of groups of {size}")
+        raise ValueError(f"{columns} columns are not a multiple of the group size {size}")
     if size not in allowed:
         raise ValueError(f"group size {size} is not one of {allowed}")
     return size

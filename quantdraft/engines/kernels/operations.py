@@ -81,7 +81,7 @@ class PickedNorm(AddNorm):
 class Gate(Operation):
     """silu(gate) * up."""
 
-    function = "gated"
+    function = "multiply_gate"
     _fields_ = _fields("gate_up out", "rows size threads")
 
 

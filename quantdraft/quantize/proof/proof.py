@@ -100,7 +100,7 @@ def _require_untouched(recipe: Recipe, source: Checkpoint, candidate: Checkpoint
     changed = changed_tensor(source, candidate)
     if changed is not None:
         raise CheckpointError(
-            f"{changed!r} was to stay as it was, and the written one differs from the draft's."
+            f"{changed!r} should be unchanged, and the written one differs from the draft's."
         )
 
 
@@ -183,7 +183,7 @@ def _require_usable_scales(candidate: Checkpoint) -> None:
 def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
     distance = logit_distance(probe_logits(candidate, device), probe_logits(source, device))
     if distance != 0.0:
-        raise CheckpointError(f"'{candidate.path}' is not the copy of the draft that it should be.")
+        raise CheckpointError(f"'{candidate.path}' is not an exact copy of the draft.")
     weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
     return Proof(0, 0.0, 0.0, 0.0, 0.0, 0.0, weights_bytes)
 
