@@ -290,8 +290,8 @@ def _break_scale(tensors: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_shift_ids, "'d2t' was to stay"),
-        (_flip_norm, "'norm.weight' was to stay"),
+        (_shift_ids, "'d2t' should be unchanged"),
+        (_flip_norm, "'norm.weight' should be unchanged"),
         (_double_scales, "down_proj' is .* away"),
         (_break_scale, "no scale"),
     ],

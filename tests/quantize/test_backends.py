@@ -144,7 +144,7 @@ def test_scale_of_the_inputs_that_is_no_scale_is_caught(
 def test_changed_norm_is_caught(nvfp4: Checkpoint, tiny_pair: Pair, tmp_path: Path) -> None:
     name = "model.norm.weight"
     other = changed(nvfp4, tmp_path / "other", name, 2 * read_tensor(nvfp4, name))
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' was to stay"):
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' should be unchanged"):
         prove(load_recipe("nvfp4"), open_checkpoint(tiny_pair.draft), other, CPU)
 
 
