@@ -22,18 +22,18 @@ from quantdraft.common.progress import step
 @click.argument("runs", nargs=-1, required=True, type=DIRECTORY)
 @click.option("--output", "-o", type=DIRECTORY, default=Path("comparison"), show_default=True)
 @options.force()
-@options.as_json("Print what the page shows as JSON.")
+@options.as_json("Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Recipes side by side: one report of several run directories."""
     with step("compare"):
-        from quantdraft.report import ROWS_FILE
-        from quantdraft.report import compare as compare_runs
+        from quantdraft.report import COMPARISON_FILE, render_comparison
+        from quantdraft.workflows.compare import compare as compare_runs
 
-        shown = compare_runs(list(runs), output, force=force)
+        compared = compare_runs(list(runs), output, force=force)
     if as_json:
-        print_record(output / ROWS_FILE)
+        print_record(output / COMPARISON_FILE)
     else:
-        print_lines([shown, f"Report: {output / 'report.html'}"])
+        print_lines([render_comparison(compared), f"Report: {output / 'report.html'}"])
 
 
 @click.command(
@@ -48,10 +48,10 @@ def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent
     with step("report"):
-        from quantdraft.record import RECORD_FILE, read_evaluation
         from quantdraft.report import render_terminal, write_report
+        from quantdraft.workflows.report import read_run
 
-        evaluation = read_evaluation(run / RECORD_FILE if run.is_dir() else run)
+        evaluation = read_run(run)
         if not as_json:
             write_report(evaluation, run_dir)
     if as_json:
