@@ -10,22 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from quantdraft.checkpoints.formats import BNB_BLOCK, QUANTIZED_SUFFIXES, SCHEMES, WeightFormat
+from quantdraft.checkpoints.formats import BNB_BLOCK, SCHEMES, WeightFormat
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.errors import CheckpointError
-
-__all__ = [
-    "EMBEDDINGS",
-    "HEAD",
-    "KV_SCALES",
-    "QUANTIZED_SUFFIXES",
-    "SCHEMES",
-    "WeightFormat",
-    "kv_scales",
-    "linear_modules",
-    "matches",
-    "stored_format",
-]
 
 HEAD = "lm_head"
 KV_SCALES = (".k_scale", ".v_scale")

@@ -15,12 +15,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import (
-    QUANTIZED_SUFFIXES,
-    WeightFormat,
-    linear_modules,
-    stored_format,
-)
+from quantdraft.checkpoints.formats import QUANTIZED_SUFFIXES, WeightFormat
+from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.checkpoints.tensors.microscaling import unpack_microscaled
 from quantdraft.errors import CheckpointError
 

@@ -30,7 +30,7 @@ from quantdraft.engines.kernels.operations import (
     padded_dim,
 )
 from quantdraft.engines.native.decoder import Decoder, KVCache, Layer, RMSNorm
-from quantdraft.engines.native.fusing import SideBySide
+from quantdraft.engines.native.fusing import JoinedLinears
 
 KEPT_BYTES = 64 * 2**20  # of all passes together whose lists and memory are kept
 
@@ -190,7 +190,7 @@ class _Pass:
 
     def _products(self, linear: nn.Module, x: Tensor, out: Tensor) -> list[Step]:
         """Return a Linear's product, or its parts' products into their own columns of out."""
-        if not isinstance(linear, SideBySide):
+        if not isinstance(linear, JoinedLinears):
             return [self._product(linear, x, out)]
         columns = torch.split(out, linear.widths, dim=1)
         return [

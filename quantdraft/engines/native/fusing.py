@@ -60,7 +60,7 @@ def _are_alike(weights: Sequence[Unpacked]) -> bool:
     return True
 
 
-class SideBySide(nn.Module):
+class JoinedLinears(nn.Module):
     """Projections that could not be stacked: each is computed alone, and the outputs are joined."""
 
     def __init__(self, parts: Sequence[nn.Module], widths: Sequence[int]) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.checkpoint import end_token_ids, first_token_ids
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.engines.kernels import NoKernelError, kernels_for
@@ -27,8 +28,8 @@ from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.trials import held_bytes
 from quantdraft.engines.native.borrowed import load_borrowed
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
-from quantdraft.engines.native.fusing import SideBySide, stack_biases, stack_weights
-from quantdraft.engines.native.weight_sources import Weight, WeightSource, kernel_format
+from quantdraft.engines.native.fusing import JoinedLinears, stack_biases, stack_weights
+from quantdraft.engines.native.weight_sources import Weight, WeightSource
 from quantdraft.errors import CheckpointError
 
 EXACT_KERNELS = (
@@ -98,7 +99,7 @@ def load_native(
         if checkpoint.quantization is not None and not source.formats:
             method = checkpoint.quantization.get("quant_method")
             raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
-    for name in {kernel_format(fmt) for fmt in source.formats.values()}:
+    for name in {fmt.name for fmt in source.formats.values()}:
         kernels_for(device.type, name)  # before anything is loaded
     hush_torchao()  # transformers brings it
     config = _transformers_config(source)
@@ -162,7 +163,7 @@ class Linears:
         rows = [int(_num_rows(weight)) for weight in weights]
         if joined is None:
             parts = zip(modules, weights, biases, strict=True)
-            return SideBySide([self._build(*part) for part in parts], rows)
+            return JoinedLinears([self._build(*part) for part in parts], rows)
         return self._build(modules[0], joined, stack_biases(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
@@ -192,7 +193,7 @@ class Linears:
 
     def _format(self, module: str) -> str:
         fmt = self.source.formats.get(module)
-        return "dense" if fmt is None else kernel_format(fmt)
+        return "dense" if fmt is None else fmt.name
 
     def _bias(self, module: str) -> Tensor | None:
         name = f"{module}.bias"

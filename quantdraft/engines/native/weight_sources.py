@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.checkpoints.tensors.unpacking import (
     Codebook,
     Unpacked,
@@ -36,11 +37,6 @@ Weight = Unpacked | Codebook | Tensor
 POOL_SIZE = 1 << 20
 RANDOM_FORMATS = {"int4", "int8", "int8-weight-only", "fp8", "fp8-block", "llm-int8", "nf4", "fp4"}
 WEIGHT_SPREAD = 0.02  # as models are initialised; activations then stay finite through all layers
-
-
-def kernel_format(fmt: WeightFormat) -> str:
-    """Return the name under which `quantdraft.engines.kernels` lists a format."""
-    return fmt.name
 
 
 class WeightSource(Protocol):
@@ -173,9 +169,9 @@ class RandomWeights:
         fmt = self.formats.get(module)
         if fmt is None:
             return self.tensor(f"{module}.weight")
-        if kernel_format(fmt) not in RANDOM_FORMATS or fmt.is_double:
+        if fmt.name not in RANDOM_FORMATS or fmt.is_double:
             double = " with quantized scales" if fmt.is_double else ""
-            name = f"{kernel_format(fmt)}{double}"
+            name = f"{fmt.name}{double}"
             raise NoKernelError(f"no random weights are made for the format {name}")
         rows, columns = self._tensors[f"{module}.weight"].shape
         if fmt.name in {"nf4", "fp4"}:

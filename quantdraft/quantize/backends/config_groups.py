@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import head_format, ignored_names, weight_format
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads import DraftHead, draft_head
-from quantdraft.checkpoints.stored_formats import KV_SCALES, WeightFormat
+from quantdraft.checkpoints.stored_formats import KV_SCALES
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.proof import heads as head_proof

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import CheckpointError
 
