@@ -1,4 +1,4 @@
-"""Runs that are finished already: a choice takes their record rather than measure once more.
+"""Find finished runs: a choice takes their record instead of measuring once more.
 
 The same draft under the same recipe then has one verdict, wherever it is shown.
 """
@@ -15,7 +15,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import QuantDraftError
 from quantdraft.judge.verdict import load_policy, policy_of
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.provenance import model_identity
@@ -27,11 +27,11 @@ def with_known_runs(
     cells: Sequence[Cell],
     jobs: Sequence[Job],
     runs: Sequence[Path],
-    settings: Settings,
+    settings: EvaluateSettings,
     target: Checkpoint,
     drafts: Mapping[str, Checkpoint],
 ) -> tuple[list[Cell], list[Job]]:
-    """The cells with the directories of runs that measured them already, and the jobs left to do.
+    """Return the cells with the directories of runs that measured them, and the jobs left to do.
 
     settings: of an evaluation, as the choice would make it
     drafts: the opened drafts, by what the user called them
@@ -53,17 +53,21 @@ def with_known_runs(
 
 
 def _differences(
-    record: Evaluation, cell: Cell, settings: Settings, target: Checkpoint, draft: Checkpoint
+    record: Evaluation,
+    cell: Cell,
+    settings: EvaluateSettings,
+    target: Checkpoint,
+    draft: Checkpoint,
 ) -> Iterator[bool]:
-    """Whether the run differs from what the choice would measure, question by question."""
+    """Yield for every setting whether the run's differs from what the choice would measure."""
     known, latency = record.provenance, record.latency
     yield record.num_speculative_tokens != tuple(settings.ks)
-    yield settings.acceptance_rule not in (None, record.acceptance_rule)
-    yield latency.batch_size != settings.batch_size
-    yield settings.context_length not in (None, latency.context_length)
-    yield settings.device not in (None, latency.device)
-    yield settings.dtype not in ("auto", known.get("compute_dtype"))
-    yield not settings.no_latency and not latency.arms
+    yield settings.traffic.acceptance_rule not in (None, record.acceptance_rule)
+    yield latency.batch_size != settings.timing.batch_size
+    yield settings.timing.context_length not in (None, latency.context_length)
+    yield settings.models.device not in (None, latency.device)
+    yield settings.models.dtype not in ("auto", known.get("compute_dtype"))
+    yield not settings.timing.no_latency and not latency.arms
     yield policy_of(record) != load_policy(settings.policy)
     yield (known.get("versions") or {}).get("quantdraft") != __version__
     yield (known.get("traffic") or {}).get("sha256") != file_sha256(cell.traffic)
@@ -79,7 +83,7 @@ def _weights(provenance: Mapping[str, Any], role: str) -> Any:
 
 
 def _recipe_of(provenance: Mapping[str, Any]) -> Any:
-    """What `apply` left in the candidate that was measured; None where it is gone or changed."""
+    """Return the recipe that the measured candidate carries; None where it is gone or changed."""
     path = (provenance.get("candidate") or {}).get("path")
     if path is None or not Path(path).is_dir():
         return None
