@@ -19,7 +19,7 @@ from quantdraft.measure.answer_file import write_answers
 from quantdraft.measure.answerers import Answerer, open_answerer
 from quantdraft.measure.generation import GeneratedTokens
 from quantdraft.measure.settings import CaptureSettings
-from quantdraft.traffic.jsonl import chosen
+from quantdraft.traffic.jsonl import pick_items
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, header_line, read_traffic, response_line
@@ -111,7 +111,7 @@ def has_captured(path: Path, prompts: Path, sampling: Sampling, max_new_tokens: 
 
 def _read_asked(path: Path, limit: int | None) -> Sequence[Prompt]:
     prompts = read_prompts(path)
-    return prompts if limit is None else chosen(prompts, range(min(limit, len(prompts))))
+    return prompts if limit is None else pick_items(prompts, range(min(limit, len(prompts))))
 
 
 def _seed(seed: int, index: int) -> int:
