@@ -11,17 +11,23 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import pick_device
 from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
-from quantdraft.judge.verdict.checks import is_control
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import ModeChoice, Settings
+from quantdraft.measure.settings import (
+    EvaluateSettings,
+    ModelSettings,
+    TimingSettings,
+    TrafficSettings,
+)
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.choices import ModeChoice
 from quantdraft.record.wording import counted
-from quantdraft.report import compare
+from quantdraft.report import render_comparison
 from quantdraft.report.sections.headline import sentence
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.check import check
+from quantdraft.workflows.compare import compare
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.export.export import ExportSettings, export
 from quantdraft.workflows.select import SelectSettings, lines_of, select
@@ -69,7 +75,7 @@ def demo(
         say(f"   {_line(read_evaluation(run_dir / RECORD_FILE))}")
 
     say("")
-    say(compare(runs, output / "comparison", force=True))
+    say(render_comparison(compare(runs, output / "comparison", force=True)))
     evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
     say("")
     _select(output, target, traffic["prompts"], runs, say)
@@ -117,17 +123,16 @@ def _pair() -> Path:
     return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
 
 
-def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
-    return Settings(
-        mode=_mode(),
-        candidate=str(candidate),
-        target=target,
-        baseline=draft,
-        traffic_path=traffic,
-        output=run_dir,
+def _settings(
+    candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path
+) -> EvaluateSettings:
+    return EvaluateSettings(
+        models=ModelSettings(str(candidate), target, draft),
+        traffic=TrafficSettings(traffic),
         ks=KS,
-        latency_seconds=LATENCY_SECONDS,
+        timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
         live_prompts=LIVE_PROMPTS,
+        output=run_dir,
     )
 
 
@@ -138,17 +143,19 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
     """
     say(f"Choosing among {len(DRAFTS)} drafts, as they are and in {SELECT_RECIPE}:")
     found = select(
-        SelectSettings.of(
+        SelectSettings(
             target=target,
             drafts=tuple(str(_pair() / name) for name in DRAFTS),
             recipes=(SELECT_RECIPE,),
             traffic_path=traffic,
             runs=tuple(runs),
             output=output / "selection",
-            ks=KS,
-            latency_seconds=LATENCY_SECONDS,
-            live_prompts=0,
-            mode=_mode(),
+            evaluation=EvaluateSettings(
+                models=ModelSettings("", target),
+                ks=KS,
+                timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
+                live_prompts=0,
+            ),
         ),
         lambda line: say(f"  {line}"),
     )
@@ -168,7 +175,7 @@ def _line(evaluation: Evaluation) -> str:
 
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
     """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
-    timed = [e for e in evaluations if _speedup(e) is not None and not is_control(e)]
+    timed = [e for e in evaluations if _speedup(e) is not None and not e.verdict.is_control]
     if not timed:
         say("Nothing is exported: no recipe could be timed on this machine.")
         return

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantdraft.judge.advice import Diagnosis, diagnoses, explained, explaining
+from quantdraft.judge.advice import diagnoses, explained, explaining
 from quantdraft.judge.advice.acceptance import alpha_of
 from quantdraft.judge.advice.sides import side, state_if
 from quantdraft.judge.comparison.contrasts import Term, contrast
@@ -15,6 +15,7 @@ from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict import Policy
 from quantdraft.record import (
     ArmLatency,
+    Diagnosis,
     Evaluation,
     Interval,
     Latency,
@@ -22,8 +23,8 @@ from quantdraft.record import (
     Slice,
     StepSamples,
 )
-from quantdraft.report import render_terminal
 from tests.example_evaluation import acceptance, evaluation, rounds, unmeasured
+from tests.pages import render_terminal
 
 NUM_PROMPTS = 20
 

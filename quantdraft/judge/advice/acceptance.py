@@ -9,7 +9,6 @@ verdict's checks hold the acceptance rate itself; every line here says which of 
 from __future__ import annotations
 
 from quantdraft.judge.acceptance import alpha_from_length
-from quantdraft.judge.advice.diagnosis import Diagnosis, State
 from quantdraft.judge.advice.limits import HIGH_ALPHA, MAX_DRAFT_SHARE, MEASURED, PRACTITIONERS
 from quantdraft.judge.advice.sides import more_prompts, side, state_if
 from quantdraft.judge.advice.wording import (
@@ -22,7 +21,7 @@ from quantdraft.judge.advice.wording import (
 )
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval
-from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.analysis import Diagnosis, State
 from quantdraft.record.wording import counted
 
 
@@ -39,12 +38,12 @@ def alpha_of(lengths: Interval, k: int) -> Interval:
 def measured_acceptance(evaluation: Evaluation) -> AcceptanceComparison | None:
     """At the candidate's k of the operating point."""
     k = evaluation.operating_point.candidate_num_speculative_tokens
-    return acceptance_at(evaluation, k)
+    return evaluation.acceptance_at(k)
 
 
 def low_acceptance(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
     """Below one limit divergence, below the other probably the wrong draft; the lower one first."""
-    acceptance = acceptance_at(evaluation, shown_k(evaluation))
+    acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
     alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)

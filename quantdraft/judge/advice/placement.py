@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from quantdraft.judge.advice.diagnosis import Diagnosis
 from quantdraft.judge.advice.limits import MIN_CONTRAST, OWN, PRACTITIONERS
 from quantdraft.judge.advice.sides import more_prompts, side, state_if
 from quantdraft.judge.advice.wording import evaluate_command, milder_recipe, model, points_of
-from quantdraft.judge.comparison.contrasts import Arm, Term, contrast
-from quantdraft.judge.statistics.bootstrap import MIN_PROMPTS, Bootstrap
-from quantdraft.record import Evaluation, Interval, Slice
+from quantdraft.judge.comparison.contrasts import Term, contrast
+from quantdraft.judge.statistics.bootstrap import Bootstrap
+from quantdraft.record import MIN_PROMPTS, Arm, Evaluation, Interval, Slice
+from quantdraft.record.analysis import Diagnosis
 
 Owner = Literal["pair", "recipe", "unknown"]
 OLD_RECORD = "the record does not say what each prompt kept"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.advice.diagnosis import Diagnosis
 from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS
 from quantdraft.judge.advice.sides import state_if
 from quantdraft.judge.advice.wording import evaluate_command, percent_of, times_of
@@ -15,7 +14,7 @@ from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, Latency
-from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.analysis import Diagnosis
 from quantdraft.record.terms import MAX_K, USUAL_K
 
 
@@ -43,7 +42,7 @@ def k_too_high_or_low(
 
 def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
     """Without timings: what practitioners would try at this acceptance."""
-    acceptance = acceptance_at(evaluation, shown_k(evaluation))
+    acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
     alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantdraft.judge.advice.diagnosis import State
-from quantdraft.judge.comparison import MIN_PROMPTS, num_prompts_to_settle
-from quantdraft.record import Interval
+from quantdraft.judge.comparison import num_prompts_to_settle
+from quantdraft.record import MIN_PROMPTS, Interval
+from quantdraft.record.analysis import State
 
 Side = Literal["below", "above", "across"]
 

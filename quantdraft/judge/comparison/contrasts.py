@@ -6,21 +6,18 @@ A difference of two parts is paired: every resample draws the same prompts for b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
-    MIN_PROMPTS,
     Bootstrap,
     interval_of,
     prompt_weights,
 )
-from quantdraft.record import Interval, Slice
-
-Arm = Literal["baseline", "candidate"]
+from quantdraft.record import MIN_PROMPTS, Arm, Interval, Slice
 
 
 class Term(NamedTuple):
@@ -58,6 +55,5 @@ def _asked_and_kept(term: Term, prompts: Sequence[int]) -> tuple[Floats, Floats]
     place = {prompt: at for at, prompt in enumerate(prompts)}
     asked, kept = np.zeros(len(prompts)), np.zeros(len(prompts))
     rows = [place[prompt] for prompt in term.part.prompts]
-    asked[rows] = getattr(term.part, f"{term.arm}_asked")
-    kept[rows] = getattr(term.part, f"{term.arm}_kept")
+    asked[rows], kept[rows] = term.part.of(term.arm).asked, term.part.of(term.arm).kept
     return asked, kept

@@ -12,12 +12,11 @@ import numpy as np
 from quantdraft.judge.acceptance import Floats, Ints, TokenAcceptance, token_acceptance
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
-    MIN_PROMPTS,
     Bootstrap,
     interval_of,
     prompt_weights,
 )
-from quantdraft.record import Interval, Slice
+from quantdraft.record import MIN_PROMPTS, Interval, Slice
 from quantdraft.record.terms import compact
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Literal
 
 from quantdraft.judge.verdict.evidence import Evidence
-from quantdraft.judge.verdict.policy import (
+from quantdraft.judge.verdict.policy import Policy
+from quantdraft.judge.verdict.wording import percent, signed, times
+from quantdraft.record import Check, CheckResult, Interval
+from quantdraft.record.verdict import (
+    IS_OTHER,
     OVER_AUTOREGRESSIVE,
     OVER_BASELINE,
     RATE,
     RATE_LOSS,
-    Policy,
 )
-from quantdraft.judge.verdict.wording import percent, signed, times
-from quantdraft.record import Check, CheckResult, Evaluation, Interval
 
 Kind = Literal["decides", "advises"]
 Comparison = Literal[">=", ">", "<="]
 
 NO_ALARM = "no alarm"
-IS_OTHER = "another than the baseline"
 
 
 def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
@@ -30,12 +30,6 @@ def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
         _other_than_baseline(evidence),
         _no_alarm(evidence),
     )
-
-
-def is_control(evaluation: Evaluation) -> bool:
-    """True where the candidate is the baseline's copy: it prices the noise, and is no recipe."""
-    checks = evaluation.verdict.checks
-    return any(check.name == IS_OTHER and check.result == "fail" for check in checks)
 
 
 def result_of(observed: Interval | None, comparison: Comparison, limit: float) -> CheckResult:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED
 from quantdraft.judge.verdict.evidence import Evidence
-from quantdraft.judge.verdict.policy import OVER_AUTOREGRESSIVE, OVER_BASELINE, Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.judge.verdict.wording import faster, percent, signed, times
 from quantdraft.record import Check, Decision
+from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE
 
 
 def summarize(

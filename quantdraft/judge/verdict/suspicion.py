@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats
-from quantdraft.judge.comparison.steps import step_figures
 from quantdraft.judge.comparison.times import (
     Timed,
     log_ratios,
@@ -22,7 +21,7 @@ from quantdraft.judge.comparison.times import (
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
 from quantdraft.judge.verdict.wording import times
-from quantdraft.record import Alarm, Interval, Latency
+from quantdraft.record import ARMS, Alarm, Interval, Latency
 
 ABOVE_BYTE_LIMIT = "above_byte_limit"
 BASELINE_FAR_FROM_BANDWIDTH = "baseline_far_from_bandwidth"
@@ -45,7 +44,7 @@ LOAD_ERRORS = 4.0  # and so many of its own standard errors
 def suspicions(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> tuple[Alarm, ...]:
     """Return every contradiction in the step times, with what was tried against it."""
     found = (
-        above_byte_limit(latency, bootstrap) or baseline_far_from_bandwidth(latency, bootstrap),
+        above_byte_limit(latency, bootstrap) or baseline_far_from_bandwidth(latency),
         verification_cheaper(latency, bootstrap),
         twins_differ(latency, bootstrap),
         loads_disagree(latency),
@@ -57,8 +56,13 @@ def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm 
     """The candidate's step is faster, against the baseline's, than its bytes allow."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
-    figures = step_figures(latency, "candidate", bootstrap)
-    ratio, limit = figures.ratio, figures.byte_ratio
+    limit = latency.byte_ratio("candidate")
+    ratio = _ratio(
+        timed_steps(latency, "baseline", 1),
+        timed_steps(latency, "candidate", 1),
+        latency,
+        bootstrap,
+    )
     if ratio is None or limit is None or ratio.low <= limit * (1 + BYTE_TOLERANCE):
         return None
     return _alarm(
@@ -69,15 +73,11 @@ def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm 
     )
 
 
-def baseline_far_from_bandwidth(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
+def baseline_far_from_bandwidth(latency: Latency) -> Alarm | None:
     """The baseline uses much less of the memory's bandwidth than its candidate does."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
-    fractions = [
-        step_figures(latency, arm, bootstrap).bandwidth_fraction
-        for arm in ("baseline", "candidate")
-    ]
-    baseline, candidate = fractions
+    baseline, candidate = (latency.bandwidth_fraction(arm) for arm in ARMS)
     if not baseline or not candidate or candidate <= MAX_FRACTION_RATIO * baseline:
         return None
     return _alarm(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from quantdraft.judge.verdict.turning import speed_limit
-from quantdraft.record import Evaluation, Interval
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import Comparison, Evaluation
 from quantdraft.record.wording import UNDEFINED, milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
@@ -38,7 +35,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     """
     import altair as alt
 
-    limit = speed_limit(ordered[0])
+    limit = ordered[0].known_analysis.min_speedup_over_baseline
     speeds = [each.operating_point.speedup_over_baseline for each in ordered]
     low, high = near_range([speed.value for speed in speeds if speed], 1.0, limit)
     rows = [
@@ -105,36 +102,26 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A draft's place: what one step takes, and what it keeps."""
-
-    name: str
-    step_ms: Interval
-    rate: Interval
-
-
-def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
-    """Return acceptance rates against draft steps; None where no recipe has both.
-
-    A recipe's step is the baseline's of its own run over its paired speed-up, so that runs timed at
-    different hours share one scale: the first run's baseline.
-    """
+def pareto_chart(compared: Comparison) -> Chart | None:
+    """Return acceptance rates against draft steps; None where no recipe has both."""
     import altair as alt
 
-    places = [] if k is None else _places(ordered, k)
-    if len(places) < 2:
+    places = compared.pareto
+    if not places:
         return None
-    steps = [each.step_ms.value for each in places]
+    steps = [each.draft_step_ms.value for each in places]
     low, high = near_range(steps, steps[0], steps[0])
-    near = [each for each in places if low <= each.step_ms.value <= high]
+    near = [each for each in places if low <= each.draft_step_ms.value <= high]
     far = ", ".join(each.name for each in places if each not in near)
+    front = sorted(
+        (each.draft_step_ms.value, each.acceptance_rate.value) for each in near if each.is_on_front
+    )
     rows: list[dict[str, Any]] = [
         {
             "name": each.name,
-            **cross(each.step_ms, each.rate),
-            "step": milliseconds(each.step_ms.value),
-            "rate": valued(each.rate, "rate"),
+            **cross(each.draft_step_ms, each.acceptance_rate),
+            "step": milliseconds(each.draft_step_ms.value),
+            "rate": valued(each.acceptance_rate, "rate"),
         }
         for each in places
     ]
@@ -155,7 +142,7 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         ],
     )
     line = (
-        alt.Chart(inline({"x": e.step_ms.value, "y": e.rate.value} for e in _front(near)))
+        alt.Chart(inline({"x": step_ms, "y": rate} for step_ms, rate in front))
         .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
         .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
     )
@@ -163,10 +150,11 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         name="pareto",
         title="What is kept for what time",
         description=(
-            f"Acceptance rate at k = {k} against one draft step, 95 % intervals. Steps are scaled "
-            "to one baseline, each by its own run's paired ratio. Left and up is better; the "
-            "dashed line joins recipes that no other beats in both. The intervals are each "
-            "recipe's own; differences are paired and narrower, see the pairs below."
+            f"Acceptance rate at k = {compared.num_speculative_tokens} against one draft step, "
+            "95 % intervals. Steps are scaled to one baseline, each by its own run's paired ratio. "
+            "Left and up is better; the dashed line joins recipes that no other beats in both. The "
+            "intervals are each recipe's own; differences are paired and narrower, see the "
+            "pairs below."
             + (f" Too far left or right to be drawn, see the numbers: {far}." if far else "")
         ),
         spec=finish(alt.layer(line, *rules, dots), height=320, width=WIDE),
@@ -177,32 +165,6 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         ),
         is_wide=True,
     )
-
-
-def _places(ordered: Sequence[Evaluation], k: int) -> list[_Kept]:
-    unit: float | None = None
-    places: list[_Kept] = []
-    for evaluation in ordered:
-        point, acceptance = evaluation.operating_point, acceptance_at(evaluation, k)
-        if acceptance is None or point.baseline_draft_step_ms is None:
-            continue
-        if unit is None:
-            unit = point.baseline_draft_step_ms
-            places.append(_Kept("baseline", Interval(unit, unit, unit), acceptance.baseline_rate))
-        saving = point.draft_latency_saving
-        if saving is not None:
-            step = [unit * (1 - end) for end in (saving.value, saving.high, saving.low)]
-            places.append(_Kept(evaluation.name, Interval(*step), acceptance.candidate_rate))
-    return places
-
-
-def _front(places: Sequence[_Kept]) -> list[_Kept]:
-    """Return those that keep more than every one of a shorter step, by rising steps."""
-    best: list[_Kept] = []
-    for place in sorted(places, key=lambda each: (each.step_ms.value, -each.rate.value)):
-        if not best or place.rate.value > best[-1].rate.value:
-            best.append(place)
-    return best
 
 
 def lengths_chart(ordered: Sequence[Evaluation]) -> Chart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from quantdraft.record.analysis import TokenFate
 from quantdraft.report.blocks import (
     Block,
     Bullets,
@@ -19,7 +20,6 @@ from quantdraft.report.blocks import (
     Passages,
     Section,
     Table,
-    TokenFate,
 )
 from quantdraft.report.safety import shown_text
 from quantdraft.report.views.view import draw

@@ -17,7 +17,8 @@ from quantdraft.errors import OptionError, OutputExistsError, TrafficError
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.wording import counted
-from quantdraft.report import compare
+from quantdraft.report import render_comparison
+from quantdraft.workflows.compare import compare
 from quantdraft.workflows.sweep.grid import (
     Cell,
     SweepSettings,
@@ -68,7 +69,7 @@ def _swept(settings: SweepSettings, say: Say) -> SweepResult:
     for line in _ending(outcomes, jobs):
         say(line)
     for directory, runs in _comparisons(settings, result):
-        say(compare(runs, directory, force=True))
+        say(render_comparison(compare(runs, directory, force=True)))
         say(f"Report: {directory / 'report.html'}")
     return result
 
@@ -156,9 +157,10 @@ def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
 
 def _resources(settings: SweepSettings) -> Resources:
     memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
-    timed = not settings.evaluation.no_latency and settings.evaluation.target is not None
+    own = settings.evaluation
+    timed = not own.timing.no_latency and own.models.target is not None
     alone = None if timed else 1.0
-    cpus = settings.cpus or settings.evaluation.threads or alone
+    cpus = settings.cpus or own.models.threads or alone
     return Resources(cpus, settings.gpus, memory)
 
 
