@@ -30,7 +30,7 @@ from quantdraft.workflows.check import check
 from quantdraft.workflows.compare import compare
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.export.export import ExportSettings, export
-from quantdraft.workflows.select import SelectSettings, lines_of, select
+from quantdraft.workflows.select import SelectSettings, select, selection_text
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
@@ -159,7 +159,7 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
         ),
         lambda line: say(f"  {line}"),
     )
-    say(lines_of(found))
+    say(selection_text(found))
     say("")
 
 
