@@ -21,7 +21,7 @@ from quantdraft.engines.kernels.few_rows import (
 from quantdraft.engines.kernels.operations import operations_fault
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
-from quantdraft.engines.native.fusing import SideBySide
+from quantdraft.engines.native.fusing import ComparedRuns
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
 
@@ -86,7 +86,7 @@ def operations_decoder(kind: str = "bf16") -> Decoder:
             made = [
                 of_kind(name, part, own) for (part, name), own in zip(parts, biases, strict=True)
             ]
-            return SideBySide(made, [first, len(weight) - first])
+            return ComparedRuns(made, [first, len(weight) - first])
         return of_kind(kind, weight, bias)
 
     model = random_decoder(dim=16, hidden=64, intermediate=96, has_bias=True, linear=linear)
