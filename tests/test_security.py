@@ -35,7 +35,7 @@ from quantdraft.engines.vllm.server import server_variables
 from quantdraft.engines.vllm.settings import require_loopback
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
 from quantdraft.judge.verdict.policy import load_policy
-from quantdraft.measure.settings import source_of
+from quantdraft.measure.models import source_of
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record.provenance import command_line, environment
 from quantdraft.report.evaluation import document

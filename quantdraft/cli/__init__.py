@@ -16,16 +16,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from quantdraft import __version__
-from quantdraft.cli.before import check, plan, recipes
-from quantdraft.cli.candidates import apply, export
+from quantdraft.cli.apply import apply
+from quantdraft.cli.bench import bench
+from quantdraft.cli.capture import capture
+from quantdraft.cli.check import check
+from quantdraft.cli.compare import compare
 from quantdraft.cli.completion import completion
 from quantdraft.cli.demo import demo
 from quantdraft.cli.engines import engines
-from quantdraft.cli.grids import select, sweep
+from quantdraft.cli.evaluate import evaluate
+from quantdraft.cli.export import export
 from quantdraft.cli.group import Commands
-from quantdraft.cli.measurements import bench, evaluate
-from quantdraft.cli.reports import compare, report
-from quantdraft.cli.traffic import capture
+from quantdraft.cli.plan import plan
+from quantdraft.cli.recipes import recipes
+from quantdraft.cli.report import report
+from quantdraft.cli.select import select
+from quantdraft.cli.sweep import sweep
 from quantdraft.cli.values import parse_ks, parse_numbers
 
 __all__ = ["main", "parse_ks", "parse_numbers"]

@@ -9,7 +9,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, tell, tell_aside
-from quantdraft.cli.values import AT_LEAST_1, DIRECTORY, Recipe, recipe_names
+from quantdraft.cli.values import AT_LEAST_1, RecipeName, recipe_names
 from quantdraft.common.progress import step
 
 
@@ -19,22 +19,28 @@ from quantdraft.common.progress import step
     example="quantdraft demo --recipe int4 --num-prompts 16 -o demo-run",
     stopped="What is finished is kept in the output: the same command goes on from there.",
 )
-@click.option("--output", "-o", type=DIRECTORY, default=Path("demo-run"), show_default=True)
+@options.output("The directory of everything that is made.", "demo-run")
 @click.option(
     "--recipe",
     "-r",
     "names",
-    type=Recipe("recipe", recipe_names, is_open=True),
+    type=RecipeName("recipe", recipe_names, is_open=True),
     multiple=True,
-    help="Default: a choice of bundled ones.",
+    help="A recipe to apply and evaluate. Default: a choice of bundled ones.",
 )
-@click.option("--num-prompts", type=AT_LEAST_1, default=32, show_default=True)
+@click.option(
+    "--num-prompts",
+    type=AT_LEAST_1,
+    default=32,
+    show_default=True,
+    help="How many of the embedded prompts are used.",
+)
 @options.force()
 @options.as_json("Print each recipe's verdict as JSON.")
 def demo(
     output: Path, names: tuple[str, ...], num_prompts: int, force: bool, as_json: bool
 ) -> None:
-    """The whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
+    """Do the whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
     with step("demo"):
         from quantdraft.workflows.demo import demo as run_demo
 

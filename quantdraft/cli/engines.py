@@ -10,7 +10,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Commands
 from quantdraft.cli.printing import print_json
-from quantdraft.cli.values import DIRECTORY, Name
+from quantdraft.cli.values import A_PATH, Name
 from quantdraft.common.progress import step
 
 
@@ -32,7 +32,7 @@ def engines(ctx: click.Context, as_json: bool) -> None:
 @engines.command(name="list", example="quantdraft engines list")
 @options.as_json()
 def list_engines(as_json: bool) -> None:
-    """What is installed, in which version."""
+    """List what is installed, in which version."""
     _print_engines(as_json)
 
 
@@ -41,7 +41,12 @@ def list_engines(as_json: bool) -> None:
     stopped="What was installed by then is no environment yet: the same command begins anew.",
 )
 @click.argument("name", type=Name("engine", lambda: ("vllm",)))
-@click.option("--dir", "directory", type=DIRECTORY, help="Where. Default: the user's data.")
+@click.option(
+    "--dir",
+    "directory",
+    type=A_PATH,
+    help="The directory of the environment. Default: in the user's data directory.",
+)
 @options.force("Replace an installed one.")
 @options.as_json()
 def install(name: str, directory: Path | None, force: bool, as_json: bool) -> None:

@@ -5,64 +5,64 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from quantdraft.cli.values import (
+    A_PATH,
     AT_LEAST_0,
     AT_LEAST_1,
-    DIRECTORY,
-    Model,
+    ModelName,
     Name,
     Names,
     Positive,
-    Recipe,
+    RecipeName,
     recipe_names,
 )
+from quantdraft.record import AcceptanceRule
+from quantdraft.record.choices import DtypeChoice, ModeChoice
 from quantdraft.record.terms import MAX_K
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-# A test holds these to the types of the settings that they become.
-ACCEPTANCE_RULES = ("greedy", "greedy_draft", "rejection", "exact_match")
-MODES = ("auto", "eager", "fused", "compiled", "graph")
-ENGINES = ("native", "vllm")
-EXECUTORS = ("local", "ray")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda")  # for completion; torch knows more
 
-A_TARGET = "The target: directory or Hub id."
-A_DRAFT = "The draft: directory or Hub id."
-A_BASELINE = "The full-precision draft. Default: what apply started from."
-NO_TARGET = "Without it: acceptance only, and no verdict on speed."
-OF_TIMED_STEPS = "Of the timed steps."
+A_TARGET = "The target: a directory or Hub id."
+A_DRAFT = "The draft: a directory or Hub id."
+A_BASELINE = "The full-precision draft. Default: the one that `apply` started from."
+NO_TARGET = "The target. Without it only acceptance is measured, and no verdict on speed is given."
+SECONDS = "Seconds of timing for each batch and context."
+SKIPS_TIMING = "Measure acceptance only; no step is timed."
+OF_REPLAY = "The float type of replay and of the live loop."
+THREADS = "The number of CPU threads. Default: torch's own choice."
+ADDS = "Add to a directory that holds something else."
 
 
 def together(*decorators: Decorator[Any]) -> Decorator[Any]:
-    """Several options as one decorator, in the order in which --help lists them."""
+    """Return several options as one decorator, in the order in which --help lists them."""
     return lambda function: reduce(lambda done, each: each(done), reversed(decorators), function)
 
 
 def target(help_text: str = A_TARGET, *, required: bool = False) -> Decorator[Any]:
-    """--target"""
-    return click.option("--target", "-t", type=Model(), required=required, help=help_text)
+    """Return --target."""
+    return click.option("--target", "-t", type=ModelName(), required=required, help=help_text)
 
 
 def drafts(help_text: str) -> Decorator[Any]:
-    """--draft, once for each"""
+    """Return --draft, which may be given several times."""
     return click.option(
-        "--draft", "-d", "drafts", type=Model(), multiple=True, required=True, help=help_text
+        "--draft", "-d", "drafts", type=ModelName(), multiple=True, required=True, help=help_text
     )
 
 
-def output(default: str | None = None, help_text: str | None = None) -> Decorator[Any]:
-    """--output, optional"""
+def output(help_text: str, default: str | None = None) -> Decorator[Any]:
+    """Return --output, which may be left out."""
     return click.option(
         "--output",
         "-o",
-        type=DIRECTORY,
+        type=A_PATH,
         default=None if default is None else Path(default),
         show_default=default is not None,
         help=help_text,
@@ -70,82 +70,90 @@ def output(default: str | None = None, help_text: str | None = None) -> Decorato
 
 
 def force(help_text: str = "Replace an existing output.") -> Decorator[Any]:
-    """--force"""
+    """Return --force."""
     return click.option("--force", is_flag=True, help=help_text)
 
 
-def latency_seconds(default: float, help_text: str) -> Decorator[Any]:
-    """--latency-seconds"""
+def latency_seconds(default: float) -> Decorator[Any]:
+    """Return --latency-seconds."""
     return click.option(
-        "--latency-seconds", type=Positive(), default=default, show_default=True, help=help_text
+        "--latency-seconds", type=Positive(), default=default, show_default=True, help=SECONDS
     )
 
 
-def live_prompts(default: int, help_text: str) -> Decorator[Any]:
-    """--live-prompts"""
+def live_prompts(default: int) -> Decorator[Any]:
+    """Return --live-prompts."""
     return click.option(
-        "--live-prompts", type=AT_LEAST_0, default=default, show_default=True, help=help_text
+        "--live-prompts",
+        type=AT_LEAST_0,
+        default=default,
+        show_default=True,
+        help="How many prompts the live loop decodes, to check the replay. 0: it is not run.",
     )
 
 
-def no_latency(help_text: str = "Acceptance only.") -> Decorator[Any]:
-    """--no-latency"""
+def no_latency(help_text: str = SKIPS_TIMING) -> Decorator[Any]:
+    """Return --no-latency."""
     return click.option("--no-latency", is_flag=True, help=help_text)
 
 
-def context_length(help_text: str) -> Decorator[Any]:
-    """--context-length of the timed steps"""
-    return click.option("--context-length", type=int, help=f"{OF_TIMED_STEPS} {help_text}")
-
-
-def max_new_tokens(help_text: str | None = None) -> Decorator[Any]:
-    """--max-new-tokens"""
+def max_new_tokens(help_text: str) -> Decorator[Any]:
+    """Return --max-new-tokens."""
     return click.option(
         "--max-new-tokens", type=int, default=128, show_default=True, help=help_text
     )
 
 
-def told_sampling(help_text: str) -> Decorator[Any]:
-    """--temperature, --top-p and --top-k, None where they are not given"""
-    return together(
-        click.option("--temperature", type=float, help=f"0: greedy. {help_text}"),
-        click.option("--top-p", type=float, help=help_text),
-        click.option("--top-k", type=int, help=help_text),
-    )
-
-
-def sampling(temperature: str, top_p: str | None, top_k: str) -> Decorator[Any]:
-    """--temperature, --top-p and --top-k; the words say when they matter"""
-    return together(
-        click.option("--temperature", type=float, default=0.0, show_default=True, help=temperature),
-        click.option("--top-p", type=float, default=1.0, show_default=True, help=top_p),
-        click.option("--top-k", type=int, default=0, show_default=True, help=top_k),
-    )
-
-
-def threads(help_text: str = "CPU threads. Default: torch's own choice.") -> Decorator[Any]:
-    """--threads"""
+def threads(help_text: str = THREADS) -> Decorator[Any]:
+    """Return --threads."""
     return click.option("--threads", type=AT_LEAST_1, help=help_text)
 
 
-def as_json(help_text: str = "Print JSON.") -> Decorator[Any]:
-    """--json: one document on stdout, and nothing else"""
+def as_json(help_text: str = "Print the result as JSON.") -> Decorator[Any]:
+    """Return --json: one document on stdout, and nothing else."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 
-BASELINE = click.option("--baseline", "-b", type=Model(), help=A_BASELINE)
+def dtype(help_text: str = OF_REPLAY) -> Decorator[Any]:
+    """Return --dtype."""
+    return click.option(
+        "--dtype",
+        type=Name("float type", lambda: get_args(DtypeChoice)),
+        default="auto",
+        show_default=True,
+        help=f"{help_text} auto: bfloat16 on a GPU, float32 on a CPU.",
+    )
+
+
+def recipe_list(known: Callable[[], list[str]], *names: str, **options: Any) -> Decorator[Any]:
+    """Return an option that takes recipes separated by commas."""
+    return click.option(*names, type=Names("recipes", known, is_open=True), **options)
+
+
+def seed(help_text: str) -> Decorator[Any]:
+    """Return --seed."""
+    return click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, help=help_text)
+
+
+BASELINE = click.option("--baseline", "-b", type=ModelName(), help=A_BASELINE)
 TRAFFIC = click.option(
-    "--traffic", "traffic_path", required=True, type=DIRECTORY, help="From capture, or a log."
+    "--traffic",
+    "traffic_path",
+    required=True,
+    type=A_PATH,
+    help="Prompts with the target's responses: a file from `capture`, or a log.",
 )
 CALIBRATION = click.option(
-    "--calibration", type=DIRECTORY, help="For recipes that are calibrated: traffic, or texts."
+    "--calibration",
+    type=A_PATH,
+    help="Traffic or texts (JSONL) for the recipes that are calibrated.",
 )
 RECIPE = click.option(
     "--recipe",
     "-r",
-    type=Recipe("recipe", recipe_names, is_open=True),
+    type=RecipeName("recipe", recipe_names, is_open=True),
     required=True,
-    help="A bundled name, or a path to a .yaml file.",
+    help="The recipe: a bundled name, or a path to a .yaml file.",
 )
 KS = click.option(
     "-k",
@@ -153,43 +161,36 @@ KS = click.option(
     "ks",
     default=f"1-{MAX_K}",
     show_default=True,
-    help="4, 1-8 or 2,4,8. One value is the operating point; of several, each arm takes its best.",
+    help="Tokens proposed a round: 4, 1-8 or 2,4,8. Of several, each draft is judged at its best.",
 )
 ACCEPTANCE_RULE = click.option(
     "--acceptance-rule",
-    type=Name("acceptance rule", lambda: ACCEPTANCE_RULES),
-    help="Default: by the traffic.",
+    type=Name("acceptance rule", lambda: get_args(AcceptanceRule)),
+    help="How the engine decides which draft tokens to keep. Default: greedy for greedy traffic, "
+    "else greedy_draft.",
 )
 BATCH_SIZE = click.option(
-    "--batch-size", type=int, default=1, show_default=True, help=OF_TIMED_STEPS
+    "--batch-size",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Sequences in the batch whose steps are timed.",
+)
+CONTEXT_LENGTH = click.option(
+    "--context-length",
+    type=int,
+    help="Cached tokens in the steps that are timed. Default: the traffic's median.",
 )
 MODE = click.option(
     "--mode",
-    type=Name("mode", lambda: MODES),
+    type=Name("mode", lambda: get_args(ModeChoice)),
     default="auto",
     show_default=True,
-    help="How steps run. auto: graphs on a GPU; on a CPU what a short trial finds faster.",
+    help="How steps run. auto: graphs on a GPU; on a CPU the mode that a short trial finds faster.",
 )
-POLICY = click.option("--policy", type=DIRECTORY, help="YAML with limits of the verdict.")
-SEED = click.option("--seed", type=AT_LEAST_0, default=0, show_default=True)
+POLICY = click.option("--policy", type=A_PATH, help="A YAML file with the limits of the verdict.")
 DEVICE = click.option(
     "--device",
     type=Name("device", lambda: DEVICES, is_open=True),
-    help="cpu, cuda, cuda:N. Default: CUDA where there is one.",
+    help="The device: cpu, cuda or cuda:N. Default: CUDA where there is one.",
 )
-
-
-def dtype(help_text: str) -> Decorator[Any]:
-    """--dtype"""
-    return click.option(
-        "--dtype",
-        type=Name("float type", lambda: DTYPES),
-        default="auto",
-        show_default=True,
-        help=help_text,
-    )
-
-
-def recipe_list(known: Callable[[], list[str]], *names: str, **options: Any) -> Decorator[Any]:
-    """An option that takes recipes separated by commas"""
-    return click.option(*names, type=Names("recipes", known, is_open=True), **options)

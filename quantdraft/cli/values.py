@@ -1,4 +1,4 @@
-"""What an option may be given: names with suggestions and completion, models, numbers."""
+"""The values that options take: names with suggestions and completion, models, paths, numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from click.shell_completion import CompletionItem
 from quantdraft.errors import OptionError, nearest
 from quantdraft.record.terms import MAX_K
 
-DIRECTORY = click.Path(path_type=Path)
+A_PATH = click.Path(path_type=Path)  # of a file or a directory
 
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 MAX_DIGITS, MAX_RANGE = 9, 10_000  # more is a slip of the hand, and would fill the memory
 
 
 class Name(click.ParamType[str]):
-    """One of some names. `is_open`: the library knows more, and says what it does not know."""
+    """One of some names. `is_open`: the library knows more, and refuses what it does not know."""
 
     def __init__(
         self, kind: str, known: Callable[[], Sequence[str]], *, is_open: bool = False
@@ -30,11 +30,11 @@ class Name(click.ParamType[str]):
         self.is_open = is_open
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        """All names where there are no others."""
+        """Return all names where there are no others."""
         return None if self.is_open else f"[{'|'.join(self.known())}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name itself; a usage error that suggests the nearest for one that is none."""
+        """Return the name; raise a usage error that suggests the nearest for an unknown one."""
         known = self.known()
         if not self.is_open and value not in known:
             hint = nearest(value, known)
@@ -44,7 +44,7 @@ class Name(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The names that begin so."""
+        """Return the names that begin with what was typed."""
         return [CompletionItem(each) for each in self.known() if each.startswith(incomplete)]
 
 
@@ -54,7 +54,7 @@ class Names(Name):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Each with what stands before it."""
+        """Return completions of the last name, each after the names that were typed before it."""
         before, comma, last = incomplete.rpartition(",")
         taken = before.split(",")
         return [
@@ -64,26 +64,26 @@ class Names(Name):
         ]
 
 
-class Recipe(Name):
-    """A bundled recipe, or a file of one's own."""
+class RecipeName(Name):
+    """The name of a bundled recipe, or the path of a recipe file."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names, and files where no name begins so."""
+        """Return names, or files where no name begins with what was typed."""
         found = super().shell_complete(ctx, param, incomplete)
         return found or [CompletionItem(incomplete, type="file")]
 
 
-class Model(click.ParamType[str]):
-    """A directory or a Hub id."""
+class ModelName(click.ParamType[str]):
+    """A model by its directory or Hub id."""
 
     name = "model"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Directories."""
+        """Return directories."""
         return [CompletionItem(incomplete, type="dir")]
 
 
@@ -95,7 +95,7 @@ class Positive(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The number; a usage error for 0, for less, and for what is no number or endless."""
+        """Return the number; raise a usage error for one that is not above 0 and finite."""
         number = click.FLOAT.convert(value, param, ctx)
         if not 0 < number < math.inf:
             self.fail(f"{value} must be above 0.", param, ctx)
@@ -103,42 +103,42 @@ class Positive(click.ParamType[float]):
 
 
 def recipe_names() -> list[str]:
-    """The bundled recipes."""
+    """Return the names of the bundled recipes."""
     from quantdraft.quantize.recipe import bundled_recipe_names
 
     return bundled_recipe_names()
 
 
 def recipe_and_sweep_names() -> list[str]:
-    """The bundled recipes, and the sweeps that stand for several."""
+    """Return the names of the bundled recipes, and of the sweeps that stand for several."""
     from quantdraft.quantize.recipe import bundled_sweep_names
 
     return [*recipe_names(), *bundled_sweep_names()]
 
 
-def shape_names() -> list[str]:
-    """Published models whose shape is known."""
-    from quantdraft.checkpoints.shapes import shape_names as known
+def known_shapes() -> list[str]:
+    """Return the names of published models whose shape is known."""
+    from quantdraft.checkpoints.shapes import shape_names
 
-    return known()
+    return shape_names()
 
 
 def gpu_names() -> list[str]:
-    """Devices that `plan` knows."""
+    """Return the names of the devices that `plan` knows."""
     from quantdraft.workflows.plan.devices import device_names
 
     return device_names()
 
 
 def serving_names() -> list[str]:
-    """Engines that `export` writes for."""
+    """Return the names of the engines that `export` writes for."""
     from quantdraft.engines.registry import ENGINES
 
     return list(ENGINES)
 
 
 def parse_ks(text: str) -> tuple[int, ...]:
-    """`4`, `1-8` or `2,4,8` as sorted numbers of speculative tokens, each in 1..16."""
+    """Read `4`, `1-8` or `2,4,8` as sorted numbers of speculative tokens, each in 1..16."""
     ks = _numbers(text)
     if ks is None:
         raise OptionError(f"-k {text!r} is not a number, a range or a list. Write 4, 1-8 or 2,4,8.")
@@ -148,7 +148,7 @@ def parse_ks(text: str) -> tuple[int, ...]:
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """`4`, `1-8`, `2,4,8` or a mixture, as sorted numbers from 1."""
+    """Read `4`, `1-8`, `2,4,8` or a mixture as sorted numbers from 1."""
     numbers = _numbers(text)
     if numbers is None or 0 in numbers:
         raise OptionError(
@@ -160,17 +160,17 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """What stands between the commas, blanks and nothing left out."""
+    """Return what stands between the commas, without blanks and empty names."""
     return tuple(name for part in (text or "").split(",") if (name := part.strip()))
 
 
 def optional_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """The same of an option that may be absent."""
+    """Read a list of numbers as `parse_numbers` does; None where the option is absent."""
     return None if text is None else parse_numbers(text, option)
 
 
 def _numbers(text: str) -> set[int] | None:
-    """What the parts of a list stand for; None where one of them is no number and no range."""
+    """Return the numbers of a list; None where a part is neither a number nor a range."""
     numbers: set[int] = set()
     for part in text.split(","):
         ends = [end.strip() for end in part.split("-")]

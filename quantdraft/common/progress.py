@@ -138,6 +138,12 @@ def aside() -> Iterator[None]:
         yield
 
 
+def say(message: str) -> None:
+    """Print a line on stderr: something that the user should know and that no record holds."""
+    with aside():
+        print(message, file=sys.stderr)
+
+
 @contextmanager
 def _shown(line: Line) -> Iterator[Callable[[], None]]:
     if not _DISPLAY.open(line):

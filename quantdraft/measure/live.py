@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantdraft.engines.native.model import NativeModel
-from quantdraft.engines.native.session import Mode, Session
+from quantdraft.engines.native.session import Session
 from quantdraft.measure.near_ties import TextStatus, coarsest, text_status
 from quantdraft.measure.replay import keep_probabilities, response_logits
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.speculation import LiveRun, next_logits, speculate
 from quantdraft.measure.verification import Plan
 from quantdraft.record import AcceptanceRule
+from quantdraft.record.choices import Mode
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic
 

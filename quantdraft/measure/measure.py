@@ -15,7 +15,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.tensors.loading import load_model, pick_dtype
 from quantdraft.checkpoints.tensors.unpacking import quantized_modules, rounds_activations
-from quantdraft.common.progress import bar, share_bar
+from quantdraft.common.progress import bar, say, share_bar
 from quantdraft.common.resume import stage
 from quantdraft.engines.native.model import NativeModel, borrow, load_native
 from quantdraft.engines.native.session import live_mode
@@ -24,12 +24,13 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.judge.acceptance import Floats, replay_rounds, rounds_between
 from quantdraft.measure.latency.grid import Place, Review, measure_latency
 from quantdraft.measure.live import LivePrompt, live_keep, run_live
+from quantdraft.measure.models import Models
 from quantdraft.measure.near_ties import TextKeeps, input_step, text_keeps
 from quantdraft.measure.probabilities import keeps_on_disk
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.measure.served.serve import serve, served_k
 from quantdraft.measure.served.served_run import Serve
-from quantdraft.measure.settings import Models, Settings, say
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.proof.proof import probe_logits
 from quantdraft.record import AcceptanceRule, Latency, LiveCheck, Served
 from quantdraft.record.provenance import model_identity
@@ -47,7 +48,7 @@ OWN_TEXTS = (
 class Measuring:
     """What is measured, on what, and where its stages are kept."""
 
-    settings: Settings
+    settings: EvaluateSettings
     models: Models
     traffic: Traffic
     rule: AcceptanceRule
@@ -59,7 +60,7 @@ class Measuring:
     @property
     def dtype(self) -> torch.dtype:
         """The float type of replay and of the live loop."""
-        return pick_dtype(self.settings.dtype, self.device)
+        return pick_dtype(self.settings.models.dtype, self.device)
 
     def keep(self, arm: str) -> list[NDArray[np.float64]]:
         """Keep probabilities of every response token under one draft; one model in memory.
@@ -88,9 +89,9 @@ class Measuring:
 
     def _latencies(self) -> list[Latency]:
         target = self.models.target
-        if self.settings.engine == "vllm":
+        if not self.settings.serving.is_native:
             return [self._served_latency()]
-        if self.settings.no_latency:
+        if self.settings.timing.no_latency:
             return [self._unmeasured("latency was not asked for (--no-latency)")]
         if target is None:
             return [self._unmeasured("the target is not at hand: give --target to time it")]
@@ -99,11 +100,11 @@ class Measuring:
             | self._inputs("candidate")
             | {
                 "ks": self.settings.ks,
-                "batch_size": self.settings.batch_size,
+                "batch_size": self.settings.timing.batch_size,
                 "context_length": self.context_length,
                 "more_points": self.more_points,
-                "mode": self.settings.mode,
-                "seconds": self.settings.latency_seconds,
+                "mode": self.settings.timing.mode,
+                "seconds": self.settings.timing.latency_seconds,
                 "threads": torch.get_num_threads(),
             }
         )
@@ -119,12 +120,12 @@ class Measuring:
                     self.models.baseline,
                     self.models.candidate,
                     ks=self.settings.ks,
-                    batch_size=self.settings.batch_size,
+                    batch_size=self.settings.timing.batch_size,
                     context_length=self.context_length,
                     device=self.device,
-                    max_seconds=self.settings.latency_seconds,
+                    max_seconds=self.settings.timing.latency_seconds,
                     more_points=self.more_points,
-                    mode=self.settings.mode,
+                    mode=self.settings.timing.mode,
                     progress=progress,
                     keep=keep,
                     review=self.review,
@@ -136,7 +137,7 @@ class Measuring:
     def live(self, keeps: dict[str, list[NDArray[np.float64]]]) -> tuple[LiveCheck, ...]:
         """The live loop of both arms on the first prompts, as proof of the replay."""
         target, num_prompts = self.models.target, self.settings.live_prompts
-        if target is None or num_prompts < 1 or self.settings.engine == "vllm":
+        if target is None or num_prompts < 1 or not self.settings.serving.is_native:
             return ()
         k = nearest_to_usual(self.settings.ks)  # one is proof enough, replay being exact for each
         inputs = (
@@ -160,9 +161,10 @@ class Measuring:
 
     def served(self) -> Served | None:
         """What vLLM did with the traffic; None where it was not asked for."""
-        if self.settings.engine != "vllm":
+        if self.settings.serving.is_native:
             return None
-        limit, k = self.settings.vllm_prompts, served_k(self.settings)
+        serving = self.settings.serving
+        limit, k = serving.num_prompts, served_k(serving, self.settings.ks)
         some = replace(self.traffic, responses=self.traffic.responses[:limit])
         inputs = (
             self._inputs("baseline")
@@ -171,9 +173,9 @@ class Measuring:
                 "k": k,
                 "prompts": [response.prompt_id for response in some.responses],
                 "seed": self.settings.seed,
-                "engine": [str(self.settings.vllm_python), *self.settings.vllm_url],
-                "given": [*self.settings.vllm_spec, *self.settings.vllm_args],
-                "num_loads": self.settings.vllm_loads,
+                "engine": [str(serving.python), *serving.urls],
+                "given": [*serving.spec, *serving.args],
+                "num_loads": serving.num_loads,
             }
         )
         run = Serve(
@@ -320,7 +322,7 @@ class Measuring:
             engine="native",
             device=str(self.device),
             num_threads=torch.get_num_threads(),
-            batch_size=self.settings.batch_size,
+            batch_size=self.settings.timing.batch_size,
             context_length=self.context_length,
             arms={},
             undefined=dict.fromkeys(("baseline", "candidate", "control", "target"), reason),
@@ -329,8 +331,8 @@ class Measuring:
     @property
     def context_length(self) -> int:
         """The user's, or the middle of the traffic's own contexts: half of a response is behind."""
-        if self.settings.context_length is not None:
-            return self.settings.context_length
+        if self.settings.timing.context_length is not None:
+            return self.settings.timing.context_length
         return int(np.median(self._context_lengths))
 
     @property
@@ -339,13 +341,18 @@ class Measuring:
 
         Contexts default to the traffic's own range: its 10th, 50th and 90th percentile.
         """
-        batch_sizes, contexts = self.settings.batch_sizes, self.settings.context_lengths
+        batch_sizes, contexts = (
+            self.settings.timing.batch_sizes,
+            self.settings.timing.context_lengths,
+        )
         if batch_sizes is None and contexts is None:
             return ()
         if contexts is None:
             found = np.percentile(self._context_lengths, [10, 50, 90])
             contexts = tuple(sorted({max(16, round(length / 16) * 16) for length in found}))
-        return tuple((b, c) for b in batch_sizes or (self.settings.batch_size,) for c in contexts)
+        return tuple(
+            (b, c) for b in batch_sizes or (self.settings.timing.batch_size,) for c in contexts
+        )
 
     @property
     def _context_lengths(self) -> list[int]:

@@ -26,9 +26,10 @@ from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.measure.latency.grid import Keep, Place, Plan, measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
-from quantdraft.measure.settings import ModeChoice, source_of
+from quantdraft.measure.models import source_of
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import BENCH_SCHEMA_VERSION, Bench, Latency
+from quantdraft.record.choices import ModeChoice
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.report import BENCH_RECORD_FILE, write_bench
 

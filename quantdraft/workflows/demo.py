@@ -13,10 +13,16 @@ from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.verdict.checks import is_control
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import ModeChoice, Settings
+from quantdraft.measure.settings import (
+    EvaluateSettings,
+    ModelSettings,
+    TimingSettings,
+    TrafficSettings,
+)
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.choices import ModeChoice
 from quantdraft.record.wording import counted
 from quantdraft.report import compare
 from quantdraft.report.sections.headline import sentence
@@ -117,17 +123,16 @@ def _pair() -> Path:
     return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
 
 
-def _settings(candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path) -> Settings:
-    return Settings(
-        mode=_mode(),
-        candidate=str(candidate),
-        target=target,
-        baseline=draft,
-        traffic_path=traffic,
-        output=run_dir,
+def _settings(
+    candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path
+) -> EvaluateSettings:
+    return EvaluateSettings(
+        models=ModelSettings(str(candidate), target, draft),
+        traffic=TrafficSettings(traffic),
         ks=KS,
-        latency_seconds=LATENCY_SECONDS,
+        timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
         live_prompts=LIVE_PROMPTS,
+        output=run_dir,
     )
 
 
@@ -138,17 +143,19 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
     """
     say(f"Choosing among {len(DRAFTS)} drafts, as they are and in {SELECT_RECIPE}:")
     found = select(
-        SelectSettings.of(
+        SelectSettings(
             target=target,
             drafts=tuple(str(_pair() / name) for name in DRAFTS),
             recipes=(SELECT_RECIPE,),
             traffic_path=traffic,
             runs=tuple(runs),
             output=output / "selection",
-            ks=KS,
-            latency_seconds=LATENCY_SECONDS,
-            live_prompts=0,
-            mode=_mode(),
+            evaluation=EvaluateSettings(
+                models=ModelSettings("", target),
+                ks=KS,
+                timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
+                live_prompts=0,
+            ),
         ),
         lambda line: say(f"  {line}"),
     )

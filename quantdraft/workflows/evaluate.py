@@ -19,7 +19,7 @@ from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.tensors.loading import pick_device, pick_dtype, speller
 from quantdraft.common.files import file_sha256, require_outside, write_text
 from quantdraft.common.locks import sole_writer
-from quantdraft.common.progress import step
+from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import replay_rounds
@@ -29,33 +29,28 @@ from quantdraft.judge.verdict import Policy, load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.measure.latency.grid import Review
 from quantdraft.measure.measure import Measuring
-from quantdraft.measure.settings import (
-    TRAFFIC_FILE,
-    Models,
-    Settings,
-    check_settings,
-    open_models,
-    read_run_traffic,
-    say,
-)
+from quantdraft.measure.models import Models, open_models
+from quantdraft.measure.run_traffic import TRAFFIC_FILE, default_rule, read_run_traffic
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.ledger import byte_ledger
-from quantdraft.record import RECORD_FILE, AcceptanceRule, Evaluation, Latency, write_evaluation
+from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.record.wording import counted
 from quantdraft.report import write_report
 from quantdraft.traffic.traffic import Traffic
 
 
-def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
+def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
     """Measure, decide, and write the run directory; returns the record and where it lies.
 
     Parts that a killed run with the same settings had finished are not computed again. Raises
     OutputExistsError for a finished run, OutputBusyError where another process writes this one.
     """
-    check_settings(settings)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    device, models = pick_device(settings.device), open_models(settings)
+    settings.check()
+    if settings.models.threads is not None:
+        torch.set_num_threads(settings.models.threads)
+    device = pick_device(settings.models.device)
+    models = open_models(settings.models, settings.timing.longest_context)
     policy = load_policy(settings.policy)
     run_dir = settings.output or Path("runs") / models.candidate.name
     for model in (models.candidate, models.baseline, models.target):
@@ -73,10 +68,10 @@ def evaluate(settings: Settings) -> tuple[Evaluation, Path]:
 
 
 def _measured(
-    settings: Settings, models: Models, device: torch.device, policy: Policy, run_dir: Path
+    settings: EvaluateSettings, models: Models, device: torch.device, policy: Policy, run_dir: Path
 ) -> Evaluation:
     traffic = read_run_traffic(settings, models, run_dir)
-    rule = settings.acceptance_rule or default_rule(traffic)
+    rule = settings.traffic.acceptance_rule or default_rule(traffic)
     num_tokens = counted(traffic.num_tokens, "token")
     say(f"{counted(len(traffic.responses), 'response')}, {num_tokens}, rule {rule}")
 
@@ -127,12 +122,6 @@ def _review(
     return review
 
 
-def default_rule(traffic: Traffic) -> AcceptanceRule:
-    """Greedy traffic: greedy. Drawn or unknown: the engines' default, a draft that argmaxes."""
-    is_greedy = traffic.sampling is not None and traffic.sampling.is_greedy
-    return "greedy" if is_greedy else "greedy_draft"
-
-
 def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
     """True for the control: what `identity` made, or a draft in floats that computes the same.
 
@@ -154,7 +143,7 @@ def _name(candidate: Checkpoint) -> str:
     return str(recipe.get("name") or candidate.name)
 
 
-def _begin(run_dir: Path, settings: Settings) -> None:
+def _begin(run_dir: Path, settings: EvaluateSettings) -> None:
     """Refuse a finished run; with --force drop its parts, once.
 
     A forced run that was killed goes on with its own parts: beside them stands which record they
@@ -172,18 +161,18 @@ def _begin(run_dir: Path, settings: Settings) -> None:
     if replaces.is_file() and replaces.read_text(encoding="utf-8") == digest:
         return
     shutil.rmtree(run_dir / STAGES_DIR, ignore_errors=True)
-    if settings.prompts is not None:  # else it may be the traffic that was given
+    if settings.traffic.prompts is not None:  # else it may be the traffic that was given
         (run_dir / TRAFFIC_FILE).unlink(missing_ok=True)
     write_text(replaces, digest)
 
 
 def _provenance(
-    settings: Settings, models: Models, traffic: Traffic, device: torch.device
+    settings: EvaluateSettings, models: Models, traffic: Traffic, device: torch.device
 ) -> dict[str, Any]:
     given = {
-        "target": settings.target,
-        "baseline": settings.baseline,
-        "candidate": settings.candidate,
+        "target": settings.models.target,
+        "baseline": settings.models.baseline,
+        "candidate": settings.models.candidate,
     }
     identities = {
         arm: None if checkpoint is None else model_identity(checkpoint, given[arm])
@@ -193,12 +182,12 @@ def _provenance(
             ("candidate", models.candidate),
         )
     }
-    source = settings.traffic_path or settings.prompts
+    source = settings.traffic.traffic_path or settings.traffic.prompts
     return {
         **environment(str(device)),
         **identities,
         "command": command_line(sys.argv[1:]),
-        "compute_dtype": str(pick_dtype(settings.dtype, device)).removeprefix("torch."),
+        "compute_dtype": str(pick_dtype(settings.models.dtype, device)).removeprefix("torch."),
         "traffic": {
             "path": str(source),
             "sha256": traffic.sha256,

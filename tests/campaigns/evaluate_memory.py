@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.replay_scaling import peak_bytes
+from tests.evaluation_settings import evaluation_settings
 
 KS = tuple(range(1, 17))
 VOCAB_SIZE, PROMPT_TOKENS, RESPONSE_TOKENS = 512, 8, (8, 17)
@@ -126,7 +127,6 @@ def write_traffic(path: Path, size: int) -> None:
 
 def evaluated(traffic: Path, root: Path, output: Path) -> dict[str, Any]:
     """The peak's growth up to the end of each part, and the size of the record."""
-    from quantdraft.measure.settings import Settings
     from quantdraft.record import RECORD_FILE
     from quantdraft.workflows import evaluate as evaluation
 
@@ -145,7 +145,7 @@ def evaluated(traffic: Path, root: Path, output: Path) -> dict[str, Any]:
     for part in PARTS:
         setattr(evaluation, part, watched(part))
     evaluation.evaluate(
-        Settings(
+        evaluation_settings(
             candidate=str(root / "candidate"),
             baseline=str(root / "draft"),
             traffic_path=traffic,

@@ -23,7 +23,7 @@ from quantdraft.checkpoints.weights import read_header, read_tensors
 from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.registry import ENGINES
-from quantdraft.measure.settings import source_of
+from quantdraft.measure.models import source_of
 from quantdraft.quantize.ledger import byte_ledger, head_options, project
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.report.card import model_card

@@ -21,11 +21,11 @@ from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.live import run_live
 from quantdraft.measure.replay import keep_probabilities
-from quantdraft.measure.settings import Settings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
+from tests.evaluation_settings import evaluation_settings
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def test_identity_is_never_a_go_in_twenty_runs(tmp_path):
     apply(load_recipe("identity"), str(pair_dir() / "draft"), tmp_path / "identity")
     decisions = []
     for seed in range(20):
-        settings = Settings(
+        settings = evaluation_settings(
             mode="eager",
             candidate=str(tmp_path / "identity"),
             target=str(pair_dir() / "target"),

@@ -22,7 +22,8 @@ from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.registry import ENGINES
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
-from quantdraft.measure.settings import Settings, open_models
+from quantdraft.measure.models import open_models
+from quantdraft.measure.settings import ModelSettings
 from quantdraft.quantize.apply import applied_lines, apply
 from quantdraft.quantize.head_recipes import recipe_for_head
 from quantdraft.quantize.ledger import byte_ledger, project
@@ -330,7 +331,7 @@ def test_a_quantized_exclusion_is_refused(heads: Callable[[str], Path], tmp_path
 def test_evaluate_says_why_a_head_is_not_replayed(applied: Applied) -> None:
     candidate = applied("dflash", "int4").path
     with pytest.raises(OptionError) as caught:
-        open_models(Settings(str(candidate), target="org/target"))
+        open_models(ModelSettings(str(candidate), target="org/target"))
     assert "cannot be replayed without the target's hidden states" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -51,11 +51,12 @@ from quantdraft.measure.capture import capture
 from quantdraft.measure.served import serve as served_module
 from quantdraft.measure.served.cross_check import rounds_replayed
 from quantdraft.measure.served.serve import parse_urls
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest, read_evaluation
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import Pair
+from tests.evaluation_settings import changed, evaluation_settings
 from tests.fake_vllm import FakeServer, K, Script, serving
 
 HERE = Environment(
@@ -670,7 +671,7 @@ def evaluated(
     with contextlib.ExitStack() as stack:
         urls = {arm: stack.enter_context(serving(fake)) for arm, fake in fakes.items()}
         return evaluate(
-            Settings(
+            evaluation_settings(
                 candidate=str(tiny_pair.draft),
                 baseline=str(tiny_pair.draft),
                 target=str(tiny_pair.target),
@@ -678,7 +679,7 @@ def evaluated(
                 output=run_dir,
                 ks=(2, K),
                 engine="vllm",
-                vllm_url=tuple(f"{arm}={url}" for arm, url in urls.items()),
+                urls=tuple(f"{arm}={url}" for arm, url in urls.items()),
             )
         )
 
@@ -737,7 +738,7 @@ def test_a_server_with_another_k_is_refused(tiny_pair, traffic, tmp_path):
     fake = FakeServer(scripts_of(tiny_pair, found))
     with serving(fake) as url, pytest.raises(EngineError, match="Give -k 4"):
         evaluate(
-            Settings(
+            evaluation_settings(
                 candidate=str(tiny_pair.draft),
                 baseline=str(tiny_pair.draft),
                 target=str(tiny_pair.target),
@@ -745,7 +746,7 @@ def test_a_server_with_another_k_is_refused(tiny_pair, traffic, tmp_path):
                 output=tmp_path / "run",
                 ks=(3,),
                 engine="vllm",
-                vllm_url=(url,),
+                urls=(url,),
             )
         )
 
@@ -753,20 +754,20 @@ def test_a_server_with_another_k_is_refused(tiny_pair, traffic, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": "native", "vllm_spec": ("a=1",)}, "--vllm-spec needs --engine vllm"),
+        ({"engine": "native", "spec": ("a=1",)}, "--vllm-spec needs --engine vllm"),
         ({"target": None}, "needs --target"),
         ({"batch_size": 8}, "one at a time"),
-        ({"vllm_url": ("http://h:1",), "vllm_spec": ("a=1",)}, "have their own settings"),
-        ({"vllm_url": ("http://h:1",), "vllm_loads": 3}, "not started again"),
-        ({"vllm_k": 17}, "--vllm-k 17 is not replayed. Add it to -k"),
-        ({"vllm_loads": 0}, "--vllm-loads 0 must be at least 1"),
-        ({"engine": "native", "vllm_k": 4}, "--vllm-k needs --engine vllm"),
+        ({"urls": ("http://h:1",), "spec": ("a=1",)}, "have their own settings"),
+        ({"urls": ("http://h:1",), "num_loads": 3}, "not started again"),
+        ({"k": 17}, "--vllm-k 17 is not replayed. Add it to -k"),
+        ({"num_loads": 0}, "--vllm-loads 0 must be at least 1"),
+        ({"engine": "native", "k": 4}, "--vllm-k needs --engine vllm"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_first(changes, message):
-    plain = Settings(candidate="c", target="t", traffic_path=Path("x"), engine="vllm")
+    plain = evaluation_settings(candidate="c", target="t", traffic_path=Path("x"), engine="vllm")
     with pytest.raises(OptionError, match=message):
-        evaluate(replace(plain, **changes))
+        evaluate(changed(plain, **changes))
 
 
 # Servers of ours, with a stand-in for vLLM's Python
@@ -795,8 +796,8 @@ def fake_vllm(tiny_pair, traffic, tmp_path, monkeypatch) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def own(tiny_pair, traffic, tmp_path) -> Settings:
-    return Settings(
+def own(tiny_pair, traffic, tmp_path) -> EvaluateSettings:
+    return evaluation_settings(
         candidate=str(tiny_pair.draft),
         baseline=str(tiny_pair.draft),
         target=str(tiny_pair.target),
@@ -804,7 +805,7 @@ def own(tiny_pair, traffic, tmp_path) -> Settings:
         output=tmp_path / "run",
         ks=(K,),
         engine="vllm",
-        vllm_prompts=5,
+        num_prompts=5,
     )
 
 
@@ -813,7 +814,7 @@ def test_our_servers_answer_in_turns_or_one_after_another(
     own, fake_vllm, monkeypatch, is_interleaved
 ):
     monkeypatch.setattr(served_module, "_memory_share", lambda *_: 0.2 if is_interleaved else None)
-    evaluation, run_dir = evaluate(replace(own, vllm_python=fake_vllm()))
+    evaluation, run_dir = evaluate(changed(own, python=fake_vllm()))
     found = evaluation.served
     assert (found.is_interleaved, found.dtype, found.undefined) == (is_interleaved, "float32", {})
     assert list(found.arms) == ["autoregressive", "baseline", "candidate", "control"]
@@ -828,7 +829,7 @@ def test_our_servers_answer_in_turns_or_one_after_another(
 
 
 def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
-    evaluation, _ = evaluate(replace(own, vllm_python=fake_vllm("float32")))
+    evaluation, _ = evaluate(changed(own, python=fake_vllm("float32")))
     assert (evaluation.served.dtype, evaluation.served.replay_dtype) == ("bfloat16", "bfloat16")
     assert not evaluation.served.arms["candidate"].is_exact
     for request in evaluation.served.arms["candidate"].requests:
@@ -836,7 +837,7 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
     alarms = {alarm.code: alarm.message for alarm in evaluation.verdict.alarms}
     assert "Measure with --dtype bfloat16" in alarms["dtype_mismatch"]
     assert "engine_disagrees" not in alarms
-    measured = replace(own, vllm_python=own.output.parent / "env" / "bin" / "python")
+    measured = changed(own, python=own.output.parent / "env" / "bin" / "python")
     again, _ = evaluate(replace(measured, dtype="bfloat16", output=own.output.parent / "again"))
     assert "dtype_mismatch" not in {alarm.code for alarm in again.verdict.alarms}
 
@@ -844,7 +845,7 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
 @pytest.mark.parametrize("num_loads", [1, 3])
 def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_loads):
     evaluation, run_dir = evaluate(
-        replace(own, vllm_python=fake_vllm(), vllm_loads=num_loads, vllm_prompts=2)
+        changed(own, python=fake_vllm(), num_loads=num_loads, num_prompts=2)
     )
     for arm in evaluation.served.arms.values():
         assert Counter(r.load for r in arm.requests) == dict.fromkeys(
@@ -861,7 +862,7 @@ def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_l
     [((6,), None, 6), ((2, 6), None, 2), ((2, 4, 6), 6, 6), ((1, 2, 4), None, 4)],
 )
 def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, ks, asked, k):
-    given = replace(own, vllm_python=fake_vllm(), ks=ks, vllm_k=asked, vllm_prompts=1)
+    given = changed(own, python=fake_vllm(), ks=ks, k=asked, num_prompts=1)
     evaluation, _ = evaluate(given)
     assert evaluation.served.num_speculative_tokens == k
     assert evaluation.operating_point.candidate_num_speculative_tokens == k
@@ -874,7 +875,7 @@ def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, k
 
 
 def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reason(own, fake_vllm):
-    evaluation, _ = evaluate(replace(own, vllm_python=fake_vllm("float32", "bfloat16")))
+    evaluation, _ = evaluate(changed(own, python=fake_vllm("float32", "bfloat16")))
     assert evaluation.served.arms == {}
     assert "no kernel for this format in bfloat16" in evaluation.served.undefined["candidate"]
     assert evaluation.operating_point.speedup_over_baseline is None
@@ -886,11 +887,11 @@ def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reaso
 def test_a_name_that_vllm_reads_as_another_method_is_refused(own, fake_vllm, tiny_pair, tmp_path):
     shutil.copytree(tiny_pair.draft, tmp_path / "eagle-draft")
     with pytest.raises(OptionError, match=r"vLLM cannot serve .*eagle-"):
-        evaluate(replace(own, candidate=str(tmp_path / "eagle-draft"), vllm_python=fake_vllm()))
+        evaluate(changed(own, candidate=str(tmp_path / "eagle-draft"), python=fake_vllm()))
 
 
 def test_an_unknown_key_is_refused_before_a_server_starts(own, fake_vllm):
-    given = replace(own, vllm_python=fake_vllm(), vllm_spec=("methd=1",))
+    given = changed(own, python=fake_vllm(), spec=("methd=1",))
     with pytest.raises(OptionError, match=r"vLLM 9\.9 has no speculative setting 'methd'"):
         evaluate(given)
     assert not list(given.output.glob("vllm-*.log"))

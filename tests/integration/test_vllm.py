@@ -14,12 +14,12 @@ from quantdraft.engines.vllm.settings import Serving, require_known_keys
 from quantdraft.judge.verdict.alarms import MAX_FLIPS
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import Settings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, ServedRequest
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.evaluate import evaluate
+from tests.evaluation_settings import evaluation_settings
 from tests.integration.conftest import K
 
 pytestmark = pytest.mark.engine
@@ -41,7 +41,7 @@ def evaluated(tmp_path: Path, sampling: Sampling, **options: object) -> Evaluati
     )
     settings = {"candidate": str(DRAFT)} | options
     evaluation, _ = evaluate(
-        Settings(
+        evaluation_settings(
             baseline=str(DRAFT),
             target=str(TARGET),
             traffic_path=traffic,
@@ -68,7 +68,7 @@ def test_the_installed_version_knows_the_settings_that_we_use(vllm: Environment)
 
 
 def test_greedy_counters_are_those_of_replay_prompt_by_prompt(server: Server, tmp_path: Path):
-    evaluation = evaluated(tmp_path, Sampling(), vllm_url=(server.url,))
+    evaluation = evaluated(tmp_path, Sampling(), urls=(server.url,))
     requests = candidates(evaluation)
     assert len(requests) == 2 * NUM_PROMPTS
     for request in requests:
@@ -92,7 +92,7 @@ def test_at_a_temperature_the_wheel_accepts_too_little_and_the_alarm_says_so(
     if (vllm.version, vllm.device_type) != ("0.32.0", "cpu"):
         pytest.skip("the bug is of the CPU build of vLLM 0.32.0")
     warm = Sampling(temperature=0.8, seed=1)
-    evaluation = evaluated(tmp_path, warm, vllm_url=(server.url,))
+    evaluation = evaluated(tmp_path, warm, urls=(server.url,))
     assert evaluation.acceptance_rule == "greedy_draft"
     counted = sum(request.num_drafts for request in candidates(evaluation))
     expected = sum(request.num_drafts_replayed or 0.0 for request in candidates(evaluation))
@@ -126,7 +126,7 @@ def test_three_arms_and_a_control_are_served_and_compared(vllm: Environment, tmp
         tmp_path,
         Sampling(),
         candidate=str(tmp_path / "candidates" / "int8"),
-        vllm_python=Path(vllm.python),
+        python=Path(vllm.python),
     )
     served = evaluation.served
     assert served.undefined == {}

@@ -22,10 +22,10 @@ from quantdraft.judge.comparison import compare_acceptance, speed_point
 from quantdraft.judge.verdict import Evidence, decide
 from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
+from quantdraft.measure.filters import usable, without_repeats
 from quantdraft.measure.generation import generate
 from quantdraft.measure.probabilities import keeps_on_disk
 from quantdraft.measure.replay import keep_probabilities
-from quantdraft.measure.settings import _usable, _without_repeats
 from quantdraft.traffic import jsonl as lines
 from quantdraft.traffic.prompts import Prompt, encode_prompts, read_prompts
 from quantdraft.traffic.responses import Response
@@ -120,15 +120,15 @@ def test_one_prompt_gives_no_interval_and_the_verdict_says_how_many_are_needed()
 def test_identical_responses_count_once(capsys):
     traffic = counting_up(3)
     copies = Traffic(traffic.responses * 4, Sampling())
-    assert _without_repeats(copies).responses == traffic.responses
+    assert without_repeats(copies).responses == traffic.responses
     assert "left out: 9 responses that repeat another" in capsys.readouterr().err
-    assert _without_repeats(traffic) is traffic
+    assert without_repeats(traffic) is traffic
 
 
 def test_ids_beyond_the_drafts_vocabulary_are_refused_by_the_name_of_the_prompt():
     candidate = SimpleNamespace(text_config={"vocab_size": 8}, manifest=None, name="draft")
     with pytest.raises(TrafficError, match=r"prompt 'p1' has token id 8, but .* ends at 7"):
-        _usable(counting_up(2, length=5), SimpleNamespace(candidate=candidate))
+        usable(counting_up(2, length=5), SimpleNamespace(candidate=candidate))
 
 
 def with_positions(number: int | None, **more: object) -> SimpleNamespace:
@@ -139,11 +139,11 @@ def with_positions(number: int | None, **more: object) -> SimpleNamespace:
 def test_responses_beyond_the_models_positions_are_left_out_and_said(capsys):
     traffic = counting_up(4)  # with their prompts 8, 9, 10 and 11 tokens
     short = SimpleNamespace(candidate=with_positions(9), target=with_positions(64))
-    assert _usable(traffic, short).responses == traffic.responses[:2]
+    assert usable(traffic, short).responses == traffic.responses[:2]
     said = "left out: 2 responses longer, with their prompts, than the 9 positions of 'draft'"
     assert said in capsys.readouterr().err
     with pytest.raises(TrafficError, match="all responses are longer"):
-        _usable(traffic, SimpleNamespace(candidate=with_positions(7), target=None))
+        usable(traffic, SimpleNamespace(candidate=with_positions(7), target=None))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_responses_beyond_the_models_positions_are_left_out_and_said(capsys):
 )
 def test_responses_within_the_models_positions_stay(model):
     traffic = counting_up(4)
-    assert _usable(traffic, SimpleNamespace(candidate=model, target=None)) is traffic
+    assert usable(traffic, SimpleNamespace(candidate=model, target=None)) is traffic
 
 
 def test_prompts_in_every_script_survive_the_tokenizer(tiny_pair):

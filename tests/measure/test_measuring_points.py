@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantdraft.measure.measure import Measuring
-from quantdraft.measure.settings import Settings
+from tests.evaluation_settings import evaluation_settings
 
 # Halfway through a response of 100 tokens: contexts of 100, 200, … 1100.
 RESPONSES = [
@@ -20,7 +20,7 @@ RESPONSES = [
 
 def measuring(**options) -> Measuring:
     traffic = SimpleNamespace(responses=RESPONSES)
-    settings = Settings(candidate="c", batch_size=2, **options)
+    settings = evaluation_settings(candidate="c", batch_size=2, **options)
     return Measuring(settings, None, traffic, "greedy", torch.device("cpu"), Path())
 
 

@@ -18,13 +18,13 @@ from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.judge.acceptance import replay_rounds, rounds_between
 from quantdraft.measure.live import run_live
 from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, text_status
-from quantdraft.measure.settings import Settings
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, write_traffic
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import VOCAB_SIZE, save_tokenizer
+from tests.evaluation_settings import changed, evaluation_settings
 from tests.fake_vllm import FakeServer, K, Script, serving
 
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def test_a_live_text_that_ends_early_is_not_identical(tied_by) -> None:
 
 def evaluated(tied: Tied, tmp_path: Path, given: Traffic, **settings: object) -> Evaluation:
     write_traffic(tmp_path / "traffic.jsonl", given)
-    plain = Settings(
+    plain = evaluation_settings(
         candidate=str(tied.path),
         baseline=str(tied.path),
         target=str(tied.path),
@@ -203,7 +203,7 @@ def evaluated(tied: Tied, tmp_path: Path, given: Traffic, **settings: object) ->
         dtype="float32",
         no_latency=True,
     )
-    return evaluate(replace(plain, **settings))[0]
+    return evaluate(changed(plain, **settings))[0]
 
 
 def codes(evaluation: Evaluation) -> set[str]:

@@ -25,7 +25,7 @@ from quantdraft.errors import (
 )
 from quantdraft.measure import measure as measuring
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, read_evaluation
@@ -34,6 +34,7 @@ from quantdraft.workflows.check import check
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import Pair, save_tokenizer
 from tests.engines.test_native import UnpackedLinear
+from tests.evaluation_settings import changed, evaluation_settings
 
 NUM_TOKENS = 24
 
@@ -56,8 +57,8 @@ def int4(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> Settings:
-    return Settings(
+def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> EvaluateSettings:
+    return evaluation_settings(
         mode="eager",
         candidate=str(int4),
         target=str(tiny_pair.target),
@@ -86,7 +87,7 @@ def test_a_run_leaves_a_whole_record_and_its_views(settings):
 
 
 def test_without_a_target_there_is_acceptance_but_no_go(settings):
-    evaluation, _ = evaluate(replace(settings, target=None))
+    evaluation, _ = evaluate(changed(settings, target=None))
     assert evaluation.verdict.decision != "go"
     assert evaluation.operating_point.speedup_over_baseline is None
     assert "give --target" in evaluation.latency.undefined["candidate"]
@@ -95,7 +96,7 @@ def test_without_a_target_there_is_acceptance_but_no_go(settings):
 
 def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_path):
     apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
-    evaluation, run_dir = evaluate(replace(settings, candidate=str(tmp_path / "fp8")))
+    evaluation, run_dir = evaluate(changed(settings, candidate=str(tmp_path / "fp8")))
     assert "candidate" not in evaluation.latency.arms
     assert "no cpu kernel" in evaluation.latency.undefined["candidate"]
     projected = evaluation.projection
@@ -110,7 +111,7 @@ def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_pat
 
 def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
     apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "identity")
-    evaluation, _ = evaluate(replace(settings, candidate=str(tmp_path / "identity")))
+    evaluation, _ = evaluate(changed(settings, candidate=str(tmp_path / "identity")))
     assert evaluation.verdict.decision != "go"  # inconclusive where a timing raised an alarm
     results = {check.name: check.result for check in evaluation.verdict.checks}
     assert results["another than the baseline"] == "fail"
@@ -142,7 +143,7 @@ def test_damaged_group_scales_are_a_no_go(settings, int4, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(int4, damaged)
     damage_scales(damaged)
-    evaluation, _ = evaluate(replace(settings, candidate=str(damaged)))
+    evaluation, _ = evaluate(changed(settings, candidate=str(damaged)))
     assert evaluation.verdict.decision == "no-go"
     assert evaluation.acceptance[-1].acceptance_rate_loss.low > 0
 
@@ -154,7 +155,7 @@ def test_int4_claimed_over_bf16_weights_raises_the_alarm(settings, int4, tiny_pa
     claimed = json.loads((int4 / "config.json").read_text())
     config["quantization_config"] = claimed["quantization_config"]
     (false / "config.json").write_text(json.dumps(config))
-    evaluation, _ = evaluate(replace(settings, candidate=str(false)))
+    evaluation, _ = evaluate(changed(settings, candidate=str(false)))
     assert "not_quantized" in {alarm.code for alarm in evaluation.verdict.alarms}
     assert evaluation.verdict.decision != "go"
 
@@ -167,7 +168,7 @@ def test_a_permuted_vocabulary_is_refused_by_check_and_by_evaluate(
     save_tokenizer(permuted, order=-1)
     assert not check(str(tiny_pair.target), str(permuted)).is_compatible
     with pytest.raises(PairingError):
-        evaluate(replace(settings, candidate=str(permuted)))
+        evaluate(changed(settings, candidate=str(permuted)))
 
 
 def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
@@ -194,7 +195,7 @@ def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
 def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record_till_its_end(
     settings, monkeypatch
 ):
-    quick = replace(settings, no_latency=True, live_prompts=0)
+    quick = changed(settings, no_latency=True, live_prompts=0)
     evaluate(quick)
     record = settings.output / "evaluation.json"
     old = record.read_bytes()
@@ -275,7 +276,7 @@ def of_log(settings, logs) -> Callable[..., Evaluation]:
     """Evaluates the log of a temperature, without timing."""
 
     def run(sampled_at: float, **told: object) -> Evaluation:
-        given = replace(settings, traffic_path=logs[sampled_at], no_latency=True)
+        given = changed(settings, traffic_path=logs[sampled_at], no_latency=True)
         return evaluate(replace(given, **told))[0]
 
     return run
@@ -337,11 +338,11 @@ def test_a_log_takes_the_rule_that_needs_its_sampling(of_log):
 )
 def test_what_a_header_contradicts_is_refused(settings, told, message):
     with pytest.raises(OptionError, match=message):
-        evaluate(replace(settings, **told))
+        evaluate(changed(settings, **told))
 
 
 def test_what_a_header_confirms_is_taken(settings):
-    given = replace(settings, temperature=0.0, no_latency=True, live_prompts=0)
+    given = changed(settings, temperature=0.0, no_latency=True, live_prompts=0)
     evaluation, _ = evaluate(given)
     assert evaluation.acceptance_rule == "greedy"
 
@@ -364,14 +365,14 @@ def test_two_runs_in_one_directory_exclude_each_other(settings):
 )
 def test_refused_traffic_leaves_no_directory(settings, tmp_path, line):
     (tmp_path / "bad.jsonl").write_text(line + "\n")
-    given = replace(settings, traffic_path=tmp_path / "bad.jsonl", output=tmp_path / "runs" / "one")
+    given = changed(settings, traffic_path=tmp_path / "bad.jsonl", output=tmp_path / "runs" / "one")
     with pytest.raises(TrafficError):
         evaluate(given)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_run_is_not_overwritten(settings):
-    evaluate(replace(settings, no_latency=True, live_prompts=0))
+    evaluate(changed(settings, no_latency=True, live_prompts=0))
     with pytest.raises(OutputExistsError, match="--force"):
         evaluate(settings)
 
@@ -393,7 +394,7 @@ def test_prompts_that_a_recipe_was_calibrated_on_are_left_out(
     (tmp_path / "int4-gptq.yaml").write_text(text)  # JSON is YAML
     recipe = load_recipe(str(tmp_path / "int4-gptq.yaml"))
     apply(recipe, str(tiny_pair.draft), tmp_path / "gptq", calibration=traffic)
-    run = replace(settings, candidate=str(tmp_path / "gptq"), no_latency=True, live_prompts=0)
+    run = changed(settings, candidate=str(tmp_path / "gptq"), no_latency=True, live_prompts=0)
     evaluation, _ = evaluate(run)
     assert len(evaluation.prompts) == 12 - recipe.calibration.num_samples
 
@@ -411,7 +412,7 @@ def test_unusable_settings_say_what_to_do(settings, tiny_pair, change, message):
     if change.get("candidate") == "DRAFT":
         change = change | {"candidate": str(tiny_pair.draft)}
     with pytest.raises(OptionError, match=message):
-        evaluate(replace(settings, **change))
+        evaluate(changed(settings, **change))
 
 
 def damage_scales(directory: Path) -> None:

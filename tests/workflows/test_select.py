@@ -16,7 +16,6 @@ from quantdraft.cli import main
 from quantdraft.common.locks import sole_writer
 from quantdraft.errors import OptionError
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import Settings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Alarm, Evaluation, Latency, PromptReplay, read_evaluation
@@ -29,6 +28,7 @@ from quantdraft.workflows.select.ranking import basis_of
 from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.workflows.select.rows import answer, banner, lines_of, selection_document
 from tests.conftest import Pair, save_noisy, save_tokenizer
+from tests.evaluation_settings import evaluation_settings
 from tests.example_evaluation import evaluation, rounds
 from tests.judge.test_advice import timed
 from tests.report.test_report_charts import values
@@ -320,7 +320,7 @@ def test_a_run_that_measured_it_already_is_taken_as_it_is(
         # int4 was replayed at other k: it is another measurement.
         ks = (1, 2, 3, 4) if recipe == "int8" else (1, 2)
         evaluate(
-            Settings(
+            evaluation_settings(
                 candidate=str(made),
                 target=str(tiny_pair.target),
                 traffic_path=traffic,

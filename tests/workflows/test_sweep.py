@@ -19,7 +19,6 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import Settings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import read_evaluation
@@ -31,6 +30,7 @@ from quantdraft.workflows.sweep.grid import SweepSettings, expanded, grid, with_
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, is_done
 from quantdraft.workflows.sweep.local import run_local
 from tests.conftest import Pair
+from tests.evaluation_settings import changed, evaluation_settings
 
 
 def here(path: Path) -> Path:
@@ -53,7 +53,9 @@ def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tiny_pair: Pair, traffic: Path, tmp_path: Path) -> SweepSettings:
-    evaluation = Settings(candidate="", ks=(1, 2), no_latency=True, live_prompts=0, threads=1)
+    evaluation = evaluation_settings(
+        candidate="", ks=(1, 2), no_latency=True, live_prompts=0, threads=1
+    )
     return SweepSettings(
         drafts=(str(tiny_pair.draft),),
         recipes=("int8", "int4"),
@@ -183,7 +185,7 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
         output=Path("out"),
         calibration=Path("owner/texts"),
         executor="ray",
-        evaluation=replace(settings.evaluation, target="owner/model"),
+        evaluation=changed(settings.evaluation, target="owner/model"),
     )
     _, (made, judged) = grid(with_absolute_paths(given))
     assert (made.draft, made.output) == (
@@ -289,7 +291,7 @@ def test_what_stood_there_of_other_inputs_goes_before_the_work_begins(settings):
     _, (made, judged) = grid(replace(settings, recipes=("int8",)))
     run_jobs([made, judged], settings)
     _, (_, other) = grid(
-        replace(settings, recipes=("int8",), evaluation=replace(settings.evaluation, ks=(1,)))
+        replace(settings, recipes=("int8",), evaluation=changed(settings.evaluation, ks=(1,)))
     )
     assert (other.output / "evaluation.json").is_file()
     jobs.begin(other, here)

@@ -9,7 +9,7 @@ slots, and the slots come in steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from quantdraft.engines.native.borrowed import BorrowedRows
 from quantdraft.engines.native.decoder import KVCache
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
 from quantdraft.engines.native.model import NativeModel
+from quantdraft.record.choices import Mode
 
-Mode = Literal["eager", "fused", "compiled", "graph"]
 Function = Callable[..., Any]
 # Slots that a recorded or compiled step attends to, in steps of so many.
 SLOT_STEP = {"eager": 1, "fused": 1, "compiled": 64, "graph": 256}

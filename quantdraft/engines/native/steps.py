@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.engines.native.model import NativeModel
-from quantdraft.engines.native.session import Mode, Session
+from quantdraft.engines.native.session import Session
+from quantdraft.record.choices import Mode
 
 PREFILL_CHUNK = 512  # tokens a pass, so that a long context's activations stay small
 # What the context's keys and values hold: time does not depend on it, but zeros that were never

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.engines.kernels.choice import forget_choices
 from quantdraft.engines.native.model import NativeModel
-from quantdraft.engines.native.session import Mode
 from quantdraft.engines.native.weight_sources import WeightSource, stored_weights
 from quantdraft.measure.latency.interleaved import time_interleaved
 from quantdraft.measure.latency.loaded import (
@@ -40,6 +39,7 @@ from quantdraft.measure.latency.loaded import (
 from quantdraft.measure.latency.memory import peak_bytes, reset_peak
 from quantdraft.measure.latency.roofline import measure_roofline
 from quantdraft.record import ArmLatency, Latency, Roofline, StepSamples
+from quantdraft.record.choices import ModeChoice
 from quantdraft.record.provenance import load_around, load_average
 
 # Loads of every arm: as many as there are slots of so many seconds, each at least a load long.
@@ -91,7 +91,7 @@ class Plan:
     # more samples, being the shorter steps.
     is_paired: bool = True
     has_heads: bool = False  # the drafts' output heads too, each alone
-    mode: Mode | Literal["auto"] = "auto"  # auto: graphs on a GPU; on a CPU what trials find
+    mode: ModeChoice = "auto"  # auto: graphs on a GPU; on a CPU what trials find
     seed: int = 0
     review: Callable[[Latency], Review] | None = None  # of the first point, after half of the loads
 
@@ -122,7 +122,7 @@ def measure_latency(
     device: torch.device,
     max_seconds: float,
     more_points: Sequence[tuple[int, int]] = (),
-    mode: Mode | Literal["auto"] = "auto",
+    mode: ModeChoice = "auto",
     progress: Progress = lambda share: None,
     keep: Keep = lambda place, measure: measure(),
     review: Callable[[Latency], Review] | None = None,

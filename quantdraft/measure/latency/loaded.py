@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -21,12 +21,13 @@ from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
 from quantdraft.engines.kernels.choice import collect_questions, settle
 from quantdraft.engines.native.fused import fused_fault
 from quantdraft.engines.native.model import NativeModel, load_native
-from quantdraft.engines.native.session import Mode, modes, tried_modes
+from quantdraft.engines.native.session import modes, tried_modes
 from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import OptionError, UndefinedMetricError
 from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
 from quantdraft.measure.latency.memory import available_bytes
+from quantdraft.record.choices import Mode, ModeChoice
 
 BASELINE, CONTROL, TARGET, TARGET_CONTROL = "baseline", "control", "target", "target-control"
 TARGETS = (TARGET, TARGET_CONTROL)
@@ -70,7 +71,7 @@ class Arms:
         widths: Mapping[str, Sequence[int]],
         batch_sizes: Sequence[int],
         device: torch.device,
-        mode: Mode | Literal["auto"] = "auto",
+        mode: ModeChoice = "auto",
     ) -> None:
         """mode: how steps run; auto: as graphs on a GPU, on a CPU as trials find faster."""
         self.sources, self.widths, self.device = sources, widths, device

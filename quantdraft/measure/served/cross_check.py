@@ -107,7 +107,7 @@ def _compared_in(run: Serve, served: Served) -> str:
     """
     if served.dtype in DTYPES:
         return served.dtype
-    return "bfloat16" if run.settings.dtype == "auto" else type_name(run.dtype)
+    return "bfloat16" if run.settings.models.dtype == "auto" else type_name(run.dtype)
 
 
 def _arm(

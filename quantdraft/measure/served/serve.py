@@ -16,19 +16,19 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.end_tokens import stored_end_token_ids
-from quantdraft.common.progress import bar
+from quantdraft.common.progress import bar, say
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.engines.vllm import environment, settings
 from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.vllm.launch import check
 from quantdraft.engines.vllm.run import ARMS, Answers, Fleet, ask_in_turns, num_visits, warm_up
 from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
 from quantdraft.measure.latency.memory import available_bytes
 from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
 from quantdraft.measure.served.served_run import Serve
-from quantdraft.measure.settings import Settings, say
 from quantdraft.record import Served
 from quantdraft.record.provenance import load_around, load_average
 from quantdraft.record.terms import nearest_to_usual
@@ -43,9 +43,9 @@ ONE_LOAD = (
 )
 
 
-def served_k(settings: Settings) -> int:
+def served_k(serving: ServingSettings, ks: Sequence[int]) -> int:
     """Return the one k that vLLM serves: the user's, or the usual one of those replayed."""
-    return settings.vllm_k or nearest_to_usual(settings.ks)
+    return serving.k or nearest_to_usual(ks)
 
 
 def serve(run: Serve) -> Served:
@@ -56,12 +56,14 @@ def serve(run: Serve) -> Served:
     """
     if run.rule == "exact_match":
         raise OptionError("vLLM has no acceptance rule 'exact_match'. Use greedy_draft.")
-    if len(run.settings.ks) > 1 and run.settings.vllm_k is None:
+    if len(run.settings.ks) > 1 and run.settings.serving.k is None:
         k = run.num_speculative_tokens
         say(f"vLLM serves one k: {k}, of -k the nearest to 4. Another: --vllm-k N.")
     requests = [_request(run, index) for index in range(len(run.traffic.responses))]
     before = load_average()
-    served, answers = _from_urls(run, requests) if run.settings.vllm_url else _own(run, requests)
+    served, answers = (
+        _from_urls(run, requests) if run.settings.serving.urls else _own(run, requests)
+    )
     load = load_around(before, load_average())
     arms = crosschecked(run, served, answers.by_arm)
     return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
@@ -69,15 +71,15 @@ def serve(run: Serve) -> Served:
 
 def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
     """Servers of ours, in the first float type that the candidate runs in."""
-    found = environment.find_vllm(run.settings.vllm_python)
-    extra = settings.parse_pairs(run.settings.vllm_spec)
+    found = environment.find_vllm(run.settings.serving.python)
+    extra = settings.parse_pairs(run.settings.serving.spec)
     settings.require_known_keys(extra, found)
     settings.require_possible(extra, found)
-    settings.require_loopback(run.settings.vllm_args)
+    settings.require_loopback(run.settings.serving.args)
     for checkpoint in (run.models.baseline, run.models.candidate):
         _require_served(checkpoint, run.target)
     answers = Answers({}, {})
-    for dtype in _dtypes(run.settings, found.device_type):
+    for dtype in _dtypes(run.settings.models.dtype, found.device_type):
         serving = _serving(run, extra, dtype)
         drafts = {arm: _path(run.checkpoint(arm)) for arm in ARMS}
         share = _memory_share(run, found.device_type, dtype)
@@ -86,7 +88,7 @@ def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
             serving = replace(serving, memory_share=share)
         fleet = Fleet(found, serving, drafts, run.run_dir)
         how = "all at once" if is_interleaved else "one after another"
-        num_loads = run.settings.vllm_loads or NUM_LOADS
+        num_loads = run.settings.serving.num_loads or NUM_LOADS
         times = f"started {num_loads} times" if num_loads > 1 else "started once"
         say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
         total = len(requests) * len(ARMS) * num_visits(num_loads)
@@ -103,7 +105,7 @@ def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
 
 def _from_urls(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
     """Servers that the user runs: `ARM=URL`, or a bare URL for the candidate's."""
-    clients = {arm: Client(url) for arm, url in parse_urls(run.settings.vllm_url).items()}
+    clients = {arm: Client(url) for arm, url in parse_urls(run.settings.serving.urls).items()}
     for client in clients.values():
         warm_up(client, requests)
     say(ONE_LOAD)
@@ -163,7 +165,7 @@ def _serving(run: Serve, extra: Mapping[str, Any], dtype: str) -> Serving:
         max_model_len=_max_model_len(run),
         seed=run.settings.seed,
         speculative=extra,
-        arguments=run.settings.vllm_args,
+        arguments=run.settings.serving.args,
     )
 
 
@@ -192,7 +194,7 @@ def _request(run: Serve, index: int) -> Request:
 
 
 def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
-    found = ENGINES["vllm"].check(Draft(draft.path.absolute(), draft.config, target.config))
+    found = check(Draft(draft.path.absolute(), draft.config, target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
         raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")
@@ -202,10 +204,10 @@ def _path(checkpoint: Checkpoint | None) -> Path | None:
     return None if checkpoint is None else checkpoint.path.absolute()
 
 
-def _dtypes(given: Settings, device_type: str) -> tuple[str, ...]:
+def _dtypes(given: str, device_type: str) -> tuple[str, ...]:
     """Float types to try: on a CPU float32, in which counters are exact, before bfloat16."""
-    if given.dtype != "auto":
-        return (given.dtype,)
+    if given != "auto":
+        return (given,)
     return ("float32", "bfloat16") if device_type == "cpu" else ("bfloat16",)
 
 

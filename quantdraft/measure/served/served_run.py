@@ -9,7 +9,8 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.errors import OptionError
-from quantdraft.measure.settings import Models, Settings
+from quantdraft.measure.models import Models
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.record import AcceptanceRule
 from quantdraft.traffic.traffic import Sampling, Traffic
 
@@ -18,7 +19,7 @@ from quantdraft.traffic.traffic import Sampling, Traffic
 class Serve:
     """What is served, and to which end: the settings of the run, opened."""
 
-    settings: Settings
+    settings: EvaluateSettings
     models: Models
     traffic: Traffic
     rule: AcceptanceRule

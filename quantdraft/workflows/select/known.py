@@ -15,7 +15,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import QuantDraftError
 from quantdraft.judge.verdict import load_policy, policy_of
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.provenance import model_identity
@@ -27,7 +27,7 @@ def with_known_runs(
     cells: Sequence[Cell],
     jobs: Sequence[Job],
     runs: Sequence[Path],
-    settings: Settings,
+    settings: EvaluateSettings,
     target: Checkpoint,
     drafts: Mapping[str, Checkpoint],
 ) -> tuple[list[Cell], list[Job]]:
@@ -53,17 +53,21 @@ def with_known_runs(
 
 
 def _differences(
-    record: Evaluation, cell: Cell, settings: Settings, target: Checkpoint, draft: Checkpoint
+    record: Evaluation,
+    cell: Cell,
+    settings: EvaluateSettings,
+    target: Checkpoint,
+    draft: Checkpoint,
 ) -> Iterator[bool]:
     """Whether the run differs from what the choice would measure, question by question."""
     known, latency = record.provenance, record.latency
     yield record.num_speculative_tokens != tuple(settings.ks)
-    yield settings.acceptance_rule not in (None, record.acceptance_rule)
-    yield latency.batch_size != settings.batch_size
-    yield settings.context_length not in (None, latency.context_length)
-    yield settings.device not in (None, latency.device)
-    yield settings.dtype not in ("auto", known.get("compute_dtype"))
-    yield not settings.no_latency and not latency.arms
+    yield settings.traffic.acceptance_rule not in (None, record.acceptance_rule)
+    yield latency.batch_size != settings.timing.batch_size
+    yield settings.timing.context_length not in (None, latency.context_length)
+    yield settings.models.device not in (None, latency.device)
+    yield settings.models.dtype not in ("auto", known.get("compute_dtype"))
+    yield not settings.timing.no_latency and not latency.arms
     yield policy_of(record) != load_policy(settings.policy)
     yield (known.get("versions") or {}).get("quantdraft") != __version__
     yield (known.get("traffic") or {}).get("sha256") != file_sha256(cell.traffic)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads import require_draft_model
@@ -16,7 +15,7 @@ from quantdraft.common.files import write_json, write_text
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, PairingError
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
@@ -44,19 +43,11 @@ class SelectSettings:
     drafts: tuple[str, ...]
     traffic_path: Path
     output: Path
-    evaluation: Settings  # its candidate, baseline, traffic and output are each run's own
+    evaluation: EvaluateSettings  # its candidate, baseline, traffic and output are each run's own
     recipes: tuple[str, ...] = ()  # none: the drafts as they are
     calibration: Path | None = None
     runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
     force: bool = False
-
-    @classmethod
-    def of(cls, **options: Any) -> SelectSettings:
-        """From the command line's names: what is not a choice's own belongs to its evaluations."""
-        own = {each.name for each in fields(cls)} & set(options)
-        others = {name: value for name, value in options.items() if name not in own}
-        evaluation = Settings(candidate="", target=options["target"], **others)
-        return cls(evaluation=evaluation, **{name: options[name] for name in own})
 
 
 @dataclass(frozen=True, slots=True)

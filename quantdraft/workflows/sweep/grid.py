@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
+from quantdraft.record.choices import ExecutorChoice
 from quantdraft.traffic.domains import split_by_domain
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, Job
 
@@ -22,24 +22,16 @@ class SweepSettings:
     recipes: tuple[str, ...]
     traffic_path: Path
     output: Path
-    evaluation: Settings  # its candidate, baseline, traffic and output are each cell's own
+    evaluation: EvaluateSettings  # its candidate, baseline, traffic and output are each cell's own
     calibration: Path | None = None
     by_domain: bool = False
-    executor: Literal["local", "ray"] = "local"
+    executor: ExecutorChoice = "local"
     ray_address: str | None = None
     cpus: float | None = None
     gpus: float = 0.0
     memory_gb: float | None = None
     is_shared: bool = False
     force: bool = False
-
-    @classmethod
-    def of(cls, **options: Any) -> SweepSettings:
-        """From the command line's names: what is not a sweep's own belongs to its evaluations."""
-        own = {each.name for each in fields(cls)} & set(options)
-        others = {name: value for name, value in options.items() if name not in own}
-        evaluation = Settings(candidate="", **others)
-        return cls(evaluation=evaluation, **{name: options[name] for name in own})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +86,9 @@ def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
         return path.absolute() if path is not None and path.exists() else path
 
     own = settings.evaluation
-    target = None if own.target is None else str(whole(Path(own.target)))
-    evaluation = replace(own, target=target, policy=whole(own.policy))
+    target = None if own.models.target is None else str(whole(Path(own.models.target)))
+    models = replace(own.models, target=target)
+    evaluation = replace(own, models=models, policy=whole(own.policy))
     return replace(
         settings,
         traffic_path=settings.traffic_path.absolute(),
@@ -129,7 +122,7 @@ def _apply_job(settings: SweepSettings, recipe: Recipe, draft: str, name: str) -
         draft=draft,
         calibration=settings.calibration,
         output=settings.output / "candidates" / name,
-        device=settings.evaluation.device,
+        device=settings.evaluation.models.device,
     )
 
 
@@ -145,11 +138,11 @@ def _evaluate_job(
     name = whole if domain is None else f"{whole}-{traffic.stem}"
     part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
     output = settings.output / "runs" / name
+    asked = settings.evaluation
     own = replace(
-        settings.evaluation,
-        candidate=str(made.output),
-        baseline=draft,
-        traffic_path=traffic,
+        asked,
+        models=replace(asked.models, candidate=str(made.output), baseline=draft),
+        traffic=replace(asked.traffic, traffic_path=traffic),
         output=output,
         shared_stages=settings.output / "shared" / f"{part}{_without(settings, made.recipe)}",
     )

@@ -20,7 +20,7 @@ from quantdraft import __version__
 from quantdraft.common.files import file_sha256, is_of_the_disk, write_text
 from quantdraft.common.locks import lock_path, sole_writer
 from quantdraft.errors import OutputError, QuantDraftError
-from quantdraft.measure.settings import Settings
+from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.record import RECORD_FILE
 from quantdraft.record.provenance import directory_sha256, package_versions
@@ -69,24 +69,36 @@ class EvaluateJob:
     """A candidate's evaluation; its output is the run directory."""
 
     name: str
-    settings: Settings  # every path as the one who asks sees it
+    settings: EvaluateSettings  # every path as the one who asks sees it
     output: Path
     needs: str | None
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The files and directories it reads."""
-        s = self.settings
-        return _local(s.candidate, s.target, s.baseline, s.traffic_path, s.policy)
+        models = self.settings.models
+        given = models.candidate, models.target, models.baseline
+        return _local(*given, self.settings.traffic.traffic_path, self.settings.policy)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides its output besides its inputs' content, as JSON values."""
-        s = self.settings
-        names = ("ks", "acceptance_rule", "seed", "batch_size", "context_length", "dtype", "device")
-        timing = ("no_latency", "latency_seconds", "live_prompts", "threads", "mode")
-        given = {name: getattr(s, name) for name in names + timing}
-        return given | {"models": [_if_hub(m) for m in (s.candidate, s.target, s.baseline)]}
+        asked, models, timing = self.settings, self.settings.models, self.settings.timing
+        return {
+            "models": [_if_hub(m) for m in (models.candidate, models.target, models.baseline)],
+            "dtype": models.dtype,
+            "device": models.device,
+            "threads": models.threads,
+            "acceptance_rule": asked.traffic.acceptance_rule,
+            "ks": asked.ks,
+            "seed": asked.seed,
+            "live_prompts": asked.live_prompts,
+            "batch_size": timing.batch_size,
+            "context_length": timing.context_length,
+            "latency_seconds": timing.latency_seconds,
+            "mode": timing.mode,
+            "no_latency": timing.no_latency,
+        }
 
     def is_whole(self, at: Places) -> bool:
         """True when its output is there; of a run the record comes last."""
@@ -96,19 +108,27 @@ class EvaluateJob:
         """Evaluate; a run that was cut short is continued."""
         from quantdraft.workflows.evaluate import evaluate
 
-        s = self.settings
+        asked, models, path = (
+            self.settings,
+            self.settings.models,
+            self.settings.traffic.traffic_path,
+        )
         there = replace(
-            s,
-            candidate=_placed(s.candidate, at),
-            target=None if s.target is None else _placed(s.target, at),
-            baseline=None if s.baseline is None else _placed(s.baseline, at),
-            traffic_path=None if s.traffic_path is None else at(s.traffic_path),
-            policy=None if s.policy is None else at(s.policy),
-            shared_stages=None if s.shared_stages is None else at(s.shared_stages),
+            models,
+            candidate=_placed(models.candidate, at),
+            target=None if models.target is None else _placed(models.target, at),
+            baseline=None if models.baseline is None else _placed(models.baseline, at),
+        )
+        settings = replace(
+            asked,
+            models=there,
+            traffic=replace(asked.traffic, traffic_path=None if path is None else at(path)),
+            policy=None if asked.policy is None else at(asked.policy),
+            shared_stages=None if asked.shared_stages is None else at(asked.shared_stages),
             output=at(self.output),
             force=True,
         )
-        evaluate(there)
+        evaluate(settings)
 
 
 Job = ApplyJob | EvaluateJob

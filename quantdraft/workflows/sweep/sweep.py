@@ -156,9 +156,10 @@ def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
 
 def _resources(settings: SweepSettings) -> Resources:
     memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
-    timed = not settings.evaluation.no_latency and settings.evaluation.target is not None
+    own = settings.evaluation
+    timed = not own.timing.no_latency and own.models.target is not None
     alone = None if timed else 1.0
-    cpus = settings.cpus or settings.evaluation.threads or alone
+    cpus = settings.cpus or own.models.threads or alone
     return Resources(cpus, settings.gpus, memory)
 
 

@@ -1,4 +1,4 @@
-"""Views of records: report and compare."""
+"""report: the verdict of a finished run, and its pages written anew."""
 
 from __future__ import annotations
 
@@ -9,31 +9,9 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_json, print_lines, print_record
-from quantdraft.cli.values import DIRECTORY
+from quantdraft.cli.printing import print_json, print_lines
+from quantdraft.cli.values import A_PATH
 from quantdraft.common.progress import step
-
-
-@click.command(
-    cls=Command,
-    short_help="Several runs side by side.",
-    example="quantdraft compare runs/* --output comparison",
-)
-@click.argument("runs", nargs=-1, required=True, type=DIRECTORY)
-@click.option("--output", "-o", type=DIRECTORY, default=Path("comparison"), show_default=True)
-@options.force()
-@options.as_json("Print what the page shows as JSON.")
-def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
-    """Recipes side by side: one report of several run directories."""
-    with step("compare"):
-        from quantdraft.report import ROWS_FILE
-        from quantdraft.report import compare as compare_runs
-
-        shown = compare_runs(list(runs), output, force=force)
-    if as_json:
-        print_record(output / ROWS_FILE)
-    else:
-        print_lines([shown, f"Report: {output / 'report.html'}"])
 
 
 @click.command(
@@ -41,7 +19,7 @@ def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) ->
     short_help="A run's verdict again, and its pages anew.",
     example="quantdraft report runs/D-int4 --open",
 )
-@click.argument("run", type=DIRECTORY)
+@click.argument("run", type=A_PATH)
 @click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
 @options.as_json("Print the record as JSON.")
 def report(run: Path, is_opened: bool, as_json: bool) -> None:

@@ -1,0 +1,83 @@
+"""apply: quantize a draft by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_items, print_json, tell_aside
+from quantdraft.cli.values import A_PATH, ModelName
+from quantdraft.common.progress import step
+from quantdraft.errors import OptionError
+
+
+@click.command(
+    cls=Command,
+    short_help="Quantize a draft by a recipe, and prove that it worked.",
+    example="quantdraft apply --recipe int4 --draft D -o D-int4",
+    stopped="Nothing was written: an output appears whole or not at all.",
+)
+@options.RECIPE
+@click.option(
+    "--draft",
+    "-d",
+    type=ModelName(),
+    required=True,
+    help="The full-precision draft: a directory or Hub id.",
+)
+@options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
+@click.option(
+    "--calibration",
+    type=A_PATH,
+    help="Traffic or texts (JSONL) for a recipe that is calibrated; or the Hub id of the data set "
+    "that the recipe names, to download it.",
+)
+@options.DEVICE
+@options.POLICY
+@options.force()
+@options.as_json("Print the manifest as JSON.")
+def apply(
+    recipe: str,
+    draft: str,
+    output: Path | None,
+    calibration: Path | None,
+    device: str | None,
+    policy: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Quantize a draft by a recipe, and prove that it worked.
+
+    The output directory appears whole or not at all. Before success is printed it is opened again:
+    it loads, its logits differ from the draft's, they are those of its own dequantized weights, and
+    its bytes are what the scheme promises. A killed run leaves nothing and starts from the
+    beginning; the same inputs and seed give the same bytes.
+    """
+    with step("apply") as now:
+        from quantdraft.judge.verdict.policy import load_policy
+        from quantdraft.quantize.apply import applied_lines
+        from quantdraft.quantize.apply import apply as apply_recipe
+        from quantdraft.quantize.recipe import load_recipe
+
+        limit = load_policy(policy).min_speedup_over_baseline
+        known = load_recipe(recipe)
+        if calibration is not None and not known.needs_calibration:
+            raise OptionError(f"recipe {recipe!r} is not calibrated. Leave out --calibration.")
+        made = apply_recipe(
+            known,
+            draft,
+            output,
+            calibration=calibration,
+            device=device,
+            force=force,
+            min_speedup=limit,
+            progress=now,
+            announce=tell_aside,
+        )
+    if as_json:
+        print_json(made.manifest)
+    else:
+        print_items(applied_lines(made), len("Written: "))

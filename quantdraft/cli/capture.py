@@ -1,0 +1,131 @@
+"""capture: the target's own responses to prompts, as traffic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_json, print_lines, tell_aside
+from quantdraft.cli.values import A_PATH
+from quantdraft.common.progress import step
+from quantdraft.record.choices import DtypeChoice
+
+
+@click.command(
+    cls=Command,
+    short_help="The target's own responses to your prompts.",
+    example="quantdraft capture --target T --prompts prompts.jsonl -o traffic.jsonl",
+    stopped="Finished batches are kept beside the output: the same command goes on with the next.",
+)
+@options.target(required=True)
+@click.option(
+    "--prompts", "-p", required=True, type=A_PATH, help="The prompts: a JSONL or ShareGPT file."
+)
+@click.option("--output", "-o", required=True, type=A_PATH, help="The traffic file to write.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The sampling temperature. 0: the most probable token, always.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the most probable tokens that have this probability together.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Sample from so many of the most probable tokens. 0: no limit.",
+)
+@options.seed("The seed of the draws; each prompt has its own draws.")
+@options.max_new_tokens("The longest response, in tokens.")
+@click.option(
+    "--batch-size",
+    type=int,
+    default=8,
+    show_default=True,
+    help="How many prompts are answered at a time.",
+)
+@click.option("--limit", type=int, help="Use only the first so many prompts.")
+@click.option(
+    "--target-url",
+    help="The URL of a vLLM server that serves the target; --target then names its tokenizer.",
+)
+@options.DEVICE
+@options.dtype("The float type of the target.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that comes with the target. The traffic records that it was run.",
+)
+@options.force()
+@options.as_json()
+def capture(
+    target: str,
+    prompts: Path,
+    output: Path,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    max_new_tokens: int,
+    batch_size: int,
+    limit: int | None,
+    target_url: str | None,
+    device: str | None,
+    dtype: DtypeChoice,
+    trust_remote_code: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Let the target answer prompts, and keep its responses as traffic.
+
+    A killed run goes on where it stopped when the same command is given again.
+    """
+    with step("capture"):
+        from quantdraft.measure.capture import capture as capture_traffic
+        from quantdraft.record.wording import counted
+        from quantdraft.traffic.traffic import Sampling
+
+        traffic = capture_traffic(
+            target,
+            prompts,
+            output,
+            sampling=Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            limit=limit,
+            force=force,
+            trust_remote_code=trust_remote_code,
+            target_url=target_url,
+        )
+    num_responses, num_tokens = len(traffic.responses), traffic.num_tokens
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "num_responses": num_responses,
+                "num_tokens": num_tokens,
+                "skipped": list(traffic.skipped),
+            }
+        )
+        return
+    for reason in traffic.skipped:
+        tell_aside(f"Skipped: {reason}")
+    print_lines(
+        [
+            f"{counted(num_responses, 'response')}, {counted(num_tokens, 'token')}: {output}",
+            f"Next: quantdraft evaluate CANDIDATE --target {target} --traffic {output}",
+        ]
+    )

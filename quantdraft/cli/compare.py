@@ -1,0 +1,35 @@
+"""compare: several runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.values import A_PATH
+from quantdraft.common.progress import step
+
+
+@click.command(
+    cls=Command,
+    short_help="Several runs side by side.",
+    example="quantdraft compare runs/* --output comparison",
+)
+@click.argument("runs", nargs=-1, required=True, type=A_PATH)
+@options.output("The directory of the report.", "comparison")
+@options.force()
+@options.as_json("Print what the page shows as JSON.")
+def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
+    """Compare recipes side by side: one report of several run directories."""
+    with step("compare"):
+        from quantdraft.report import ROWS_FILE
+        from quantdraft.report import compare as compare_runs
+
+        shown = compare_runs(list(runs), output, force=force)
+    if as_json:
+        print_record(output / ROWS_FILE)
+    else:
+        print_lines([shown, f"Report: {output / 'report.html'}"])

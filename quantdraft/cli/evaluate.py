@@ -1,0 +1,199 @@
+"""evaluate: measure a quantized draft against its full-precision self, and decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
+from quantdraft.common.progress import step
+from quantdraft.record import AcceptanceRule
+from quantdraft.record.choices import DtypeChoice, EngineChoice, ModeChoice
+
+SAMPLED = "with --prompts, how the target answers; with a log that does not say, how it was sampled"
+
+
+@click.command(
+    cls=Command,
+    short_help="Measure a quantized draft, and decide: go or no-go.",
+    example="quantdraft evaluate D-int4 --target T --traffic traffic.jsonl",
+    stopped="Finished stages are kept in the run directory: the same command goes on from there.",
+)
+@click.argument("candidate", type=ModelName())
+@options.target(options.NO_TARGET)
+@options.BASELINE
+@click.option(
+    "--traffic",
+    "traffic_path",
+    type=A_PATH,
+    help="Prompts with the target's responses: a file from `capture`, or a log.",
+)
+@click.option(
+    "--prompts",
+    type=A_PATH,
+    help="Prompts instead of traffic: the target answers them first, into the run directory.",
+)
+@options.output("The run directory. Default: runs/<candidate>.")
+@options.KS
+@options.ACCEPTANCE_RULE
+@options.max_new_tokens("With --prompts: the longest response, in tokens.")
+@click.option("--temperature", type=float, help=f"The temperature: {SAMPLED}. 0: greedy.")
+@click.option("--top-p", type=float, help="The top-p that goes with --temperature. Default: 1.")
+@click.option("--top-k", type=int, help="The top-k that goes with --temperature. Default: none.")
+@options.seed("The seed of resampling, of the live loop and of the answers to --prompts.")
+@options.BATCH_SIZE
+@options.CONTEXT_LENGTH
+@click.option(
+    "--batch-sizes",
+    help="Further batch sizes to time, each with every context: 1,8,32.",
+)
+@click.option(
+    "--context-lengths",
+    help="Further contexts to time: 128,512. Default with --batch-sizes: the traffic's own range.",
+)
+@options.latency_seconds(20.0)
+@options.MODE
+@options.no_latency()
+@options.live_prompts(4)
+@options.POLICY
+@options.DEVICE
+@options.dtype("The float type of replay, of the live loop, and of vLLM's servers.")
+@options.threads()
+@click.option(
+    "--engine",
+    type=Name("engine", lambda: get_args(EngineChoice)),
+    default="native",
+    show_default=True,
+    help="Where speed is measured: by this process's own kernels, or in vLLM's servers.",
+)
+@click.option(
+    "--vllm-python",
+    type=A_PATH,
+    help="The Python of an environment with vLLM. Default: the one that `engines install` made.",
+)
+@click.option(
+    "--vllm-url",
+    "vllm_urls",
+    multiple=True,
+    help="A vLLM server that runs already: URL of the candidate's, or ARM=URL.",
+)
+@click.option(
+    "--vllm-spec", multiple=True, help="KEY=VALUE that is added to vLLM's speculative config."
+)
+@click.option("--vllm-args", multiple=True, help="One more argument for vLLM's server.")
+@click.option("--vllm-prompts", type=int, help="How many prompts are served. Default: all.")
+@click.option("--vllm-k", type=int, help="The k that is served. Default: the nearest of -k to 4.")
+@click.option(
+    "--vllm-loads", type=int, help="How often the server of each arm is started. Default: 2."
+)
+@options.force("Replace a finished run.")
+@options.as_json("Print the record as JSON.")
+def evaluate(
+    candidate: str,
+    target: str | None,
+    baseline: str | None,
+    traffic_path: Path | None,
+    prompts: Path | None,
+    output: Path | None,
+    ks: str,
+    acceptance_rule: AcceptanceRule | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    seed: int,
+    batch_size: int,
+    context_length: int | None,
+    batch_sizes: str | None,
+    context_lengths: str | None,
+    latency_seconds: float,
+    mode: ModeChoice,
+    no_latency: bool,
+    live_prompts: int,
+    policy: Path | None,
+    device: str | None,
+    dtype: DtypeChoice,
+    threads: int | None,
+    engine: EngineChoice,
+    vllm_python: Path | None,
+    vllm_urls: tuple[str, ...],
+    vllm_spec: tuple[str, ...],
+    vllm_args: tuple[str, ...],
+    vllm_prompts: int | None,
+    vllm_k: int | None,
+    vllm_loads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure a quantized draft against its full-precision self, and decide.
+
+    Replays the traffic through both drafts (same tokens, every k at once), runs the live loop on a
+    few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
+    report.md and report.html. A killed run resumes.
+    """
+    with step("evaluate"):
+        from quantdraft.engines.serving_settings import ServingSettings
+        from quantdraft.measure.settings import (
+            EvaluateSettings,
+            ModelSettings,
+            TimingSettings,
+            TrafficSettings,
+        )
+        from quantdraft.record import RECORD_FILE
+        from quantdraft.report import render_verdict
+        from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
+
+        settings = EvaluateSettings(
+            models=ModelSettings(
+                candidate=candidate,
+                target=target,
+                baseline=baseline,
+                device=device,
+                dtype=dtype,
+                threads=threads,
+            ),
+            traffic=TrafficSettings(
+                traffic_path=traffic_path,
+                prompts=prompts,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                acceptance_rule=acceptance_rule,
+            ),
+            ks=parse_ks(ks),
+            timing=TimingSettings(
+                batch_size=batch_size,
+                context_length=context_length,
+                batch_sizes=optional_numbers(batch_sizes, "--batch-sizes"),
+                context_lengths=optional_numbers(context_lengths, "--context-lengths"),
+                latency_seconds=latency_seconds,
+                mode=mode,
+                no_latency=no_latency,
+            ),
+            serving=ServingSettings(
+                engine=engine,
+                python=vllm_python,
+                urls=vllm_urls,
+                spec=vllm_spec,
+                args=vllm_args,
+                num_prompts=vllm_prompts,
+                k=vllm_k,
+                num_loads=vllm_loads,
+            ),
+            live_prompts=live_prompts,
+            policy=policy,
+            seed=seed,
+            output=output,
+            force=force,
+        )
+        evaluation, run_dir = evaluate_candidate(settings)
+    if as_json:
+        print_record(run_dir / RECORD_FILE)
+    else:
+        print_lines([render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"])

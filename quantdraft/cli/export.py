@@ -1,0 +1,112 @@
+"""export: a directory that an engine loads, with its launch line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_items, print_json, print_lines
+from quantdraft.cli.values import A_PATH, Name, serving_names
+from quantdraft.common.progress import step
+
+WARNING = "WARNING: "
+ENGINE = Name("engine", serving_names, is_open=True)
+
+
+@click.command(
+    cls=Command,
+    short_help="A directory for an engine, with its launch line.",
+    example="quantdraft export D-int4 --engine vllm --target T --run runs/D-int4 -o served",
+    stopped="Nothing was written: an output appears whole or not at all.",
+)
+@click.argument("checkpoint", type=A_PATH)
+@click.option(
+    "--engine",
+    "-e",
+    required=True,
+    type=ENGINE,
+    metavar="ENGINE",
+    help="The engine that will serve: vllm, sglang, transformers, tensorrt-llm or llamacpp.",
+)
+@options.target("The target, as the engine is to load it: a directory or Hub id.", required=True)
+@click.option(
+    "--run", type=A_PATH, help="The run directory of `evaluate`: its figures go into the card."
+)
+@click.option(
+    "-k",
+    "--num-speculative-tokens",
+    "k",
+    type=int,
+    help="Tokens proposed a round, for the launch line. Default: the measured best.",
+)
+@click.option("--output", "-o", required=True, type=A_PATH, help="The directory that is written.")
+@click.option("--pad-vocab", is_flag=True, help="Pad embedding and head to the target's rows.")
+@click.option(
+    "--draft", type=A_PATH, help="llamacpp: the full-precision draft that is converted to GGUF."
+)
+@click.option(
+    "--gguf-type",
+    help="llamacpp: f16, bf16, q8_0 or q4_0. Default: the type with the candidate's bits.",
+)
+@click.option(
+    "--llamacpp", "llamacpp_dir", type=A_PATH, help="llamacpp: the directory of its sources."
+)
+@click.option(
+    "--proof/--no-proof",
+    default=True,
+    help="llamacpp: whether its server, where it is built, tries the file.",
+)
+@click.option("--require-go", is_flag=True, help="Refuse a candidate whose verdict is not a go.")
+@options.force()
+@options.as_json()
+def export(
+    checkpoint: Path,
+    engine: str,
+    target: str,
+    run: Path | None,
+    k: int | None,
+    output: Path,
+    pad_vocab: bool,
+    draft: Path | None,
+    gguf_type: str | None,
+    llamacpp_dir: Path | None,
+    proof: bool,
+    require_go: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write a directory the engine loads, a model card with the evidence, and the launch line.
+
+    llama.cpp loads GGUF alone: it is made from the full-precision draft by llama.cpp's own
+    converter where --llamacpp says where that is; else the commands are written. Where its server
+    is built there too (or on PATH), it loads the file and speculates with it, and the card says
+    what it counted.
+    """
+    with step("export"):
+        from quantdraft.workflows.export.export import ExportSettings
+        from quantdraft.workflows.export.export import export as export_checkpoint
+
+        settings = ExportSettings(
+            checkpoint,
+            engine,
+            output,
+            target,
+            run=run,
+            num_speculative_tokens=k,
+            pad_vocab=pad_vocab,
+            draft=draft,
+            gguf_type=gguf_type,
+            llamacpp_dir=llamacpp_dir,
+            proof=proof,
+            require_go=require_go,
+            force=force,
+        )
+        lines = export_checkpoint(settings).lines
+    if as_json:
+        print_json({"output": str(output), "engine": engine, "said": lines})
+    else:
+        print_items([line for line in lines if line.startswith(WARNING)], len(WARNING))
+        print_lines([line for line in lines if not line.startswith(WARNING)])

@@ -1,0 +1,42 @@
+"""recipes: what can be done to a draft, and with what here."""
+
+from __future__ import annotations
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import columns
+from quantdraft.cli.values import Name, RecipeName, recipe_and_sweep_names
+from quantdraft.common.progress import step
+from quantdraft.errors import OptionError
+
+
+@click.command(
+    cls=Command,
+    short_help="What can be done to a draft, and with what here.",
+    example="quantdraft recipes show int4",
+)
+@click.argument("action", required=False, type=Name("action", lambda: ("list", "show")))
+@click.argument(
+    "name", required=False, type=RecipeName("recipe", recipe_and_sweep_names, is_open=True)
+)
+@options.as_json()
+def recipes(action: str | None, name: str | None, as_json: bool) -> None:
+    """List the bundled recipes, or show one: `quantdraft recipes show int4`.
+
+    The list says what each needs, on which devices a kernel computes in it, and which engines load
+    the result.
+    """
+    with step("recipes"):
+        from quantdraft.workflows import list_recipes as catalogue
+
+        if action != "show" and name is not None:
+            raise OptionError(f"`list` takes no name. `quantdraft recipes show {name}`.")
+        if action != "show":
+            shown = catalogue.as_json() if as_json else "\n".join(catalogue.listing(columns()))
+        elif name is None:
+            raise OptionError("which one? `quantdraft recipes show NAME`.")
+        else:
+            shown = catalogue.as_json(name) if as_json else catalogue.shown(name)
+    click.echo(shown)

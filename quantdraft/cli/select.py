@@ -1,0 +1,126 @@
+"""select: which of several drafts, under which recipe, at which k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantdraft.cli import options
+from quantdraft.cli.group import Command
+from quantdraft.cli.printing import print_lines, print_record, tell_aside
+from quantdraft.cli.values import A_PATH, RecipeName, parse_ks, recipe_names
+from quantdraft.common.progress import step
+from quantdraft.record import AcceptanceRule
+from quantdraft.record.choices import DtypeChoice
+
+
+@click.command(
+    cls=Command,
+    short_help="Which of several drafts, which recipe, which k?",
+    example=(
+        "quantdraft select --target T --draft A --draft B --recipe int4 --traffic traffic.jsonl"
+    ),
+    stopped="Finished runs are kept in the output: the same command goes on with the next.",
+)
+@options.target(required=True)
+@options.drafts("A full-precision draft: a directory or Hub id. Give the option once for each.")
+@click.option(
+    "--recipe",
+    "-r",
+    "recipes",
+    type=RecipeName("recipe", recipe_names, is_open=True),
+    multiple=True,
+    help="A recipe: each draft is measured under it too. Give the option once for each.",
+)
+@options.TRAFFIC
+@options.CALIBRATION
+@options.KS
+@options.ACCEPTANCE_RULE
+@options.BATCH_SIZE
+@options.CONTEXT_LENGTH
+@options.latency_seconds(10.0)
+@options.no_latency("Measure acceptance only; the order is then a prediction.")
+@options.live_prompts(0)
+@options.seed("The seed of resampling and of the live loop.")
+@options.DEVICE
+@options.dtype()
+@options.threads()
+@click.option(
+    "--run",
+    "runs",
+    type=A_PATH,
+    multiple=True,
+    help="A finished evaluation: where it measured one of these, it is not measured again.",
+)
+@options.output("The directory of candidates, runs and report.", "selection")
+@options.force(options.ADDS)
+@options.as_json("Print the record as JSON.")
+def select(
+    target: str,
+    drafts: tuple[str, ...],
+    recipes: tuple[str, ...],
+    traffic_path: Path,
+    calibration: Path | None,
+    ks: str,
+    acceptance_rule: AcceptanceRule | None,
+    batch_size: int,
+    context_length: int | None,
+    latency_seconds: float,
+    no_latency: bool,
+    live_prompts: int,
+    seed: int,
+    device: str | None,
+    dtype: DtypeChoice,
+    threads: int | None,
+    runs: tuple[Path, ...],
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Choose among drafts: which one, under which recipe, at which k, for this target's traffic.
+
+    Drafts that do not speak the target's tokens are refused. The others are replayed on the same
+    tokens and timed, and ordered by speed over the target alone, with the reasons. A killed run
+    goes on where it stopped when the same command is given again.
+    """
+    with step("select"):
+        from quantdraft.measure.settings import (
+            EvaluateSettings,
+            ModelSettings,
+            TimingSettings,
+            TrafficSettings,
+        )
+        from quantdraft.workflows.select import SelectSettings, lines_of
+        from quantdraft.workflows.select import select as select_draft
+
+        settings = SelectSettings(
+            target=target,
+            drafts=drafts,
+            traffic_path=traffic_path,
+            output=output,
+            evaluation=EvaluateSettings(
+                models=ModelSettings(
+                    candidate="", target=target, device=device, dtype=dtype, threads=threads
+                ),
+                traffic=TrafficSettings(acceptance_rule=acceptance_rule),
+                ks=parse_ks(ks),
+                timing=TimingSettings(
+                    batch_size=batch_size,
+                    context_length=context_length,
+                    latency_seconds=latency_seconds,
+                    no_latency=no_latency,
+                ),
+                live_prompts=live_prompts,
+                seed=seed,
+            ),
+            recipes=recipes,
+            calibration=calibration,
+            runs=runs,
+            force=force,
+        )
+        selection = select_draft(settings, tell_aside)
+    if as_json:
+        print_record(settings.output / "selection.json")
+    else:
+        print_lines([lines_of(selection), f"Report: {settings.output / 'report.html'}"])

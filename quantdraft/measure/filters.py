@@ -1,0 +1,102 @@
+"""Which responses of a traffic are replayed: each that is left out is counted and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.configs import num_positions
+from quantdraft.common.progress import say
+from quantdraft.errors import TrafficError
+from quantdraft.measure.models import Models
+from quantdraft.record.wording import counted
+from quantdraft.traffic.jsonl import chosen
+from quantdraft.traffic.traffic import Traffic, token_counts
+
+
+def usable(traffic: Traffic, models: Models) -> Traffic:
+    """Return the traffic without overlong responses, repeats, and prompts of the calibration.
+
+    Raises TrafficError for token ids that the draft lacks, and where nothing is left.
+    """
+    _require_known_tokens(traffic, int(models.candidate.text_config["vocab_size"]))
+    for reason in traffic.skipped:
+        say(f"left out: {reason}")
+    fitting = without_overlong(traffic, (models.candidate, models.target))
+    return without_calibration(without_repeats(fitting), models.candidate)
+
+
+def _require_known_tokens(traffic: Traffic, vocab_size: int) -> None:
+    for response in traffic.responses:
+        largest = max(*response.prompt_token_ids, *response.response_token_ids)
+        if largest >= vocab_size:
+            raise TrafficError(
+                f"prompt {response.prompt_id!r} has token id {largest}, but the draft's vocabulary "
+                f"ends at {vocab_size - 1}: the traffic is of another tokenizer."
+            )
+
+
+def without_overlong(traffic: Traffic, models: Sequence[Checkpoint | None]) -> Traffic:
+    """Return the traffic without responses that go beyond the positions of a model.
+
+    No engine runs a model there. Raises TrafficError where nothing fits.
+    """
+    limits = [
+        (positions, model.name)
+        for model in models
+        if model is not None and (positions := num_positions(model.text_config)) is not None
+    ]
+    if not limits:
+        return traffic
+    limit, name = min(limits)
+    counts = token_counts(traffic.responses)
+    kept = np.flatnonzero(counts.prompt + counts.response <= limit).tolist()
+    num_overlong = len(traffic.responses) - len(kept)
+    if num_overlong == 0:
+        return traffic
+    words = f"longer, with their prompts, than the {limit} positions of '{name}'"
+    if not kept:
+        raise TrafficError(f"all responses are {words}. Give shorter ones.")
+    say(f"left out: {counted(num_overlong, 'response')} {words}")
+    return replace(traffic, responses=chosen(traffic.responses, kept))
+
+
+def without_repeats(traffic: Traffic) -> Traffic:
+    """Return the traffic with each pair of prompt and response once.
+
+    Copies say nothing new; resampling them as if they did would make every interval too narrow.
+    """
+    seen: set[int] = set()
+    kept = []
+    for index, response in enumerate(traffic.responses):
+        pair = hash((response.prompt_token_ids, response.response_token_ids))
+        if pair not in seen:
+            seen.add(pair)
+            kept.append(index)
+    num_copies = len(traffic.responses) - len(kept)
+    if num_copies == 0:
+        return traffic
+    say(f"left out: {num_copies} responses that repeat another to the token")
+    return replace(traffic, responses=chosen(traffic.responses, kept))
+
+
+def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
+    """Return the traffic without the prompts that the candidate's recipe was calibrated on.
+
+    On them the candidate looks better than it is. Raises TrafficError where nothing is left.
+    """
+    seen = (candidate.manifest or {}).get("calibration") or {}
+    if seen.get("sha256") != traffic.sha256:
+        return traffic
+    ids = set(seen["prompt_ids"])
+    kept = [i for i, r in enumerate(traffic.responses) if r.prompt_id not in ids]
+    if not kept:
+        raise TrafficError(
+            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
+        )
+    left_out = counted(len(traffic.responses) - len(kept), "prompt")
+    say(f"left out: {left_out} that it was calibrated on")
+    return replace(traffic, responses=chosen(traffic.responses, kept))
