@@ -108,7 +108,7 @@ class Installation(Protocol):
 class MeasuredEngine(Protocol):
     """How an engine is served and counted on this machine."""
 
-    title: str  # its name in sentences
+    title: str  # its name in sentences, and in lower case of its logs
 
     def open(self, settings: ServingSettings) -> Installation:
         """Return the engine as installed. Raises EngineError, or OptionError for its settings."""
@@ -128,6 +128,10 @@ class MeasuredEngine(Protocol):
 
     def input_types(self, checkpoint: Checkpoint) -> frozenset[str]:
         """Return the types to which the engine rounds the inputs of a draft's products."""
+        ...
+
+    def replay_type(self, checkpoint: Checkpoint, dtype: str) -> str:
+        """Return the float type in which a draft is replayed, where servers run in `dtype`."""
         ...
 
     def num_round_tokens(self, num_tokens: int, is_cut: bool) -> int:
