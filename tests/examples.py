@@ -15,11 +15,16 @@ import click
 
 from quantdraft.common.files import read_record
 from quantdraft.errors import OptionError
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.report import write_comparison, write_document, write_report
-from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.workflows.select.rows import selection_document
-from quantdraft.workflows.select.select import RECORD as SELECTION_FILE
+from quantdraft.judge.analysis import analyse
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation, write_evaluation
+from quantdraft.report import write_document
+from quantdraft.workflows.select import (
+    SELECTION_FILE,
+    SELECTION_SCHEMA_VERSION,
+    Selection,
+    selection_document,
+)
+from tests.pages import write_comparison, write_report
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
 COMPARISON = "comparison"
@@ -41,10 +46,12 @@ def take(directory: Path, examples: Path = EXAMPLES) -> Path:
 
 
 def draw(examples: Path = EXAMPLES) -> list[Path]:
-    """Every run's pages, the recipes' comparison, and every choice's; the directories written."""
+    """Write every run's analysis and pages, the recipes' comparison, and every choice's pages."""
     records = sorted(examples.glob(f"*/{RECORD_FILE}"))
     for record in records:
-        write_report(read_evaluation(record), record.parent)
+        evaluation = analyse(read_evaluation(record))
+        write_evaluation(evaluation, record)
+        write_report(evaluation, record.parent)
     write_comparison(compared(examples), examples / COMPARISON)
     choices = sorted(examples.glob(f"*/{SELECTION_FILE}"))
     for path in choices:

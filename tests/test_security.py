@@ -38,13 +38,13 @@ from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.models import source_of
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record.provenance import command_line, environment
-from quantdraft.report.evaluation import document
 from quantdraft.report.sections.record import provenance_section
 from quantdraft.report.views import html
 from quantdraft.traffic.prompts import chat_text
 from quantdraft.traffic.traffic import read_traffic
 from tests.conftest import Pair
 from tests.example_evaluation import evaluation
+from tests.pages import document
 from tests.stored import LLAMA_CONFIG, write_checkpoint, write_safetensors
 
 # Runs commands, up to one that fails; every attempt to reach another machine is told, and fails.

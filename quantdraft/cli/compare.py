@@ -21,15 +21,15 @@ from quantdraft.common.progress import step
 @click.argument("runs", nargs=-1, required=True, type=A_PATH)
 @options.output("The directory of the report.", "comparison")
 @options.force()
-@options.as_json("Print what the page shows as JSON.")
+@options.as_json("Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Compare recipes side by side: one report of several run directories."""
     with step("compare"):
-        from quantdraft.report import ROWS_FILE
-        from quantdraft.report import compare as compare_runs
+        from quantdraft.report import COMPARISON_FILE, render_comparison
+        from quantdraft.workflows.compare import compare as compare_runs
 
-        shown = compare_runs(list(runs), output, force=force)
+        compared = compare_runs(list(runs), output, force=force)
     if as_json:
-        print_record(output / ROWS_FILE)
+        print_record(output / COMPARISON_FILE)
     else:
-        print_lines([shown, f"Report: {output / 'report.html'}"])
+        print_lines([render_comparison(compared), f"Report: {output / 'report.html'}"])

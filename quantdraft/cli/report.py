@@ -26,10 +26,10 @@ def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent
     with step("report"):
-        from quantdraft.record import RECORD_FILE, read_evaluation
         from quantdraft.report import render_terminal, write_report
+        from quantdraft.workflows.report import read_run
 
-        evaluation = read_evaluation(run / RECORD_FILE if run.is_dir() else run)
+        evaluation = read_run(run)
         if not as_json:
             write_report(evaluation, run_dir)
     if as_json:

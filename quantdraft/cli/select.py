@@ -42,6 +42,7 @@ from quantdraft.record.choices import DtypeChoice
 @options.latency_seconds(10.0)
 @options.no_latency("Measure acceptance only; the order is then a prediction.")
 @options.live_prompts(0)
+@options.POLICY
 @options.seed("The seed of resampling and of the live loop.")
 @options.DEVICE
 @options.dtype()
@@ -69,6 +70,7 @@ def select(
     latency_seconds: float,
     no_latency: bool,
     live_prompts: int,
+    policy: Path | None,
     seed: int,
     device: str | None,
     dtype: DtypeChoice,
@@ -91,7 +93,7 @@ def select(
             TimingSettings,
             TrafficSettings,
         )
-        from quantdraft.workflows.select import SelectSettings, lines_of
+        from quantdraft.workflows.select import SelectSettings, selection_text
         from quantdraft.workflows.select import select as select_draft
 
         settings = SelectSettings(
@@ -112,6 +114,7 @@ def select(
                     no_latency=no_latency,
                 ),
                 live_prompts=live_prompts,
+                policy=policy,
                 seed=seed,
             ),
             recipes=recipes,
@@ -123,4 +126,4 @@ def select(
     if as_json:
         print_record(settings.output / "selection.json")
     else:
-        print_lines([lines_of(selection), f"Report: {settings.output / 'report.html'}"])
+        print_lines([selection_text(selection), f"Report: {settings.output / 'report.html'}"])

@@ -109,7 +109,7 @@ def sweep(
             TrafficSettings,
         )
         from quantdraft.workflows.sweep.grid import SweepSettings
-        from quantdraft.workflows.sweep.sweep import RECORD
+        from quantdraft.workflows.sweep.sweep import SWEEP_FILE
         from quantdraft.workflows.sweep.sweep import sweep as run_sweep
 
         settings = SweepSettings(
@@ -140,6 +140,6 @@ def sweep(
         )
         result = run_sweep(settings, tell_aside if as_json else tell)
     if as_json:
-        print_record(settings.output / RECORD)
+        print_record(settings.output / SWEEP_FILE)
     if len(result.failed) == len(result.cells):
         sys.exit(1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.judge.acceptance import Replayed, replay_rounds
-from quantdraft.judge.advice import explained
+from quantdraft.judge.analysis import analyse
 from quantdraft.judge.comparison import (
     Bootstrap,
     Spell,
@@ -23,9 +23,9 @@ from quantdraft.judge.comparison import (
     slice_tokens,
     speed_point,
 )
-from quantdraft.judge.comparison.focus import timed_throughout
-from quantdraft.judge.comparison.served import served_point, served_prompts, served_speed_undefined
-from quantdraft.judge.projection import project_speed
+from quantdraft.judge.comparison.served import served_point, served_speed_undefined
+from quantdraft.judge.comparison.times import timed_throughout
+from quantdraft.judge.speedup import project_speed
 from quantdraft.judge.verdict import (
     Evidence,
     Policy,
@@ -157,7 +157,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         ),
         slices_k=rates_k,
     )
-    return explained(evaluation, policy)
+    return analyse(evaluation)
 
 
 def _point(
@@ -232,7 +232,7 @@ def _num_timings(latency: Latency) -> int:
 def _num_prompts(measured: Measurements) -> int:
     """Prompts that the intervals of the speed come from."""
     served = measured.served
-    return len(measured.traffic.responses) if served is None else len(served_prompts(served))
+    return len(measured.traffic.responses) if served is None else len(served.common_prompts)
 
 
 def _speed_undefined(measured: Measurements) -> str | None:

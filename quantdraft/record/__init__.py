@@ -13,6 +13,15 @@ from quantdraft.record.acceptance import (
     PromptReplay,
     Slice,
 )
+from quantdraft.record.analysis import Analysis, Diagnosis, GridPoint, TokenFates
+from quantdraft.record.comparison import (
+    COMPARISON_SCHEMA_VERSION,
+    ComparedRun,
+    Comparison,
+    ParetoPoint,
+    RecipePair,
+    SideBySide,
+)
 from quantdraft.record.evaluation import (
     BENCH_SCHEMA_VERSION,
     EVALUATION_SCHEMA_VERSION,
@@ -24,7 +33,7 @@ from quantdraft.record.evaluation import (
     write_evaluation,
 )
 from quantdraft.record.served import Served, ServedArm, ServedRequest
-from quantdraft.record.terms import Interval
+from quantdraft.record.terms import ARMS, MIN_PROMPTS, Arm, Interval
 from quantdraft.record.timing import (
     ArmLatency,
     Latency,
@@ -32,38 +41,53 @@ from quantdraft.record.timing import (
     Projection,
     Roofline,
     SpeedPoint,
+    StepFigures,
     StepSamples,
 )
 from quantdraft.record.verdict import MIN_SPEEDUP, Alarm, Check, CheckResult, Decision, Verdict
 
 __all__ = [
+    "ARMS",
     "BENCH_SCHEMA_VERSION",
+    "COMPARISON_SCHEMA_VERSION",
     "EVALUATION_SCHEMA_VERSION",
+    "MIN_PROMPTS",
     "MIN_SPEEDUP",
     "RECORD_FILE",
     "AcceptanceComparison",
     "AcceptanceCounts",
     "AcceptanceRule",
     "Alarm",
+    "Analysis",
+    "Arm",
     "ArmLatency",
     "Bench",
     "Check",
     "CheckResult",
+    "ComparedRun",
+    "Comparison",
     "Decision",
+    "Diagnosis",
     "Disagreement",
     "Evaluation",
+    "GridPoint",
     "Interval",
     "Latency",
     "LiveCheck",
+    "ParetoPoint",
     "Projection",
     "PromptReplay",
+    "RecipePair",
     "Roofline",
     "Served",
     "ServedArm",
     "ServedRequest",
+    "SideBySide",
     "Slice",
     "SpeedPoint",
+    "StepFigures",
     "StepSamples",
+    "TokenFates",
     "Verdict",
     "read_bench",
     "read_evaluation",

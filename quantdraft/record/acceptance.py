@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.record.terms import Interval
+from quantdraft.record.terms import Arm, Interval
 
 AcceptanceRule = Literal["greedy", "greedy_draft", "rejection", "exact_match"]
 
@@ -56,11 +57,40 @@ class AcceptanceCounts:
         return self.num_tokens / self.num_drafts
 
     @property
+    def if_reached(self) -> tuple[float | None, ...]:
+        """Share accepted at each position of the rounds that reached it; None where none did."""
+        reached = (self.num_drafts, *self.num_accepted_tokens_per_pos)
+        return tuple(kept / came if came else None for came, kept in itertools.pairwise(reached))
+
+    @property
     def acceptance_rate_per_pos(self) -> tuple[float, ...]:
         """Share of rounds in which position j was accepted, (num_speculative_tokens,)."""
         if self.num_drafts == 0:
             raise UndefinedMetricError("acceptance per position is undefined: there was no round.")
         return tuple(n / self.num_drafts for n in self.num_accepted_tokens_per_pos)
+
+
+class ArmSlice(NamedTuple):
+    """One arm's part of a Slice; the numbers of each prompt are () in older records."""
+
+    conditional_acceptance: float | None
+    asked: tuple[float, ...]  # (prompts,)
+    kept: tuple[float, ...]
+
+
+class ArmAcceptance(NamedTuple):
+    """One arm's part of an AcceptanceComparison."""
+
+    counts: AcceptanceCounts
+    rate: Interval
+    length: Interval
+
+
+class ArmReplay(NamedTuple):
+    """One arm's part of a PromptReplay, for every k that was replayed."""
+
+    num_drafts: tuple[float, ...]
+    num_accepted: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +116,16 @@ class Slice:
     candidate_asked: tuple[float, ...] = ()
     candidate_kept: tuple[float, ...] = ()
 
+    def of(self, arm: Arm) -> ArmSlice:
+        """Return one arm's numbers."""
+        if arm == "baseline":
+            return ArmSlice(
+                self.baseline_conditional_acceptance, self.baseline_asked, self.baseline_kept
+            )
+        return ArmSlice(
+            self.candidate_conditional_acceptance, self.candidate_asked, self.candidate_kept
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceComparison:
@@ -103,6 +143,12 @@ class AcceptanceComparison:
     # Of the share of rounds that kept each position, (num_speculative_tokens,); () unknown.
     acceptance_loss_per_pos: tuple[Interval, ...] = ()
 
+    def of(self, arm: Arm) -> ArmAcceptance:
+        """Return one arm's numbers."""
+        if arm == "baseline":
+            return ArmAcceptance(self.baseline, self.baseline_rate, self.baseline_length)
+        return ArmAcceptance(self.candidate, self.candidate_rate, self.candidate_length)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptReplay:
@@ -116,6 +162,16 @@ class PromptReplay:
     candidate_num_drafts: tuple[float, ...]
     baseline_num_accepted: tuple[float, ...]
     candidate_num_accepted: tuple[float, ...]
+
+    def of(self, arm: Arm) -> ArmReplay:
+        """Return one arm's numbers."""
+        if arm == "baseline":
+            return ArmReplay(self.baseline_num_drafts, self.baseline_num_accepted)
+        return ArmReplay(self.candidate_num_drafts, self.candidate_num_accepted)
+
+    def extra_rounds(self, at: int) -> float:
+        """Return the candidate's rounds minus the baseline's at the k of that index."""
+        return self.candidate_num_drafts[at] - self.baseline_num_drafts[at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +188,7 @@ class Disagreement:
     baseline_keep: tuple[float, ...]  # (tokens,)
     candidate_keep: tuple[float, ...]
     num_tokens_left_out: int = 0  # of a long response
+
+    def keep(self, arm: Arm) -> tuple[float, ...]:
+        """Return one arm's probabilities, (tokens,)."""
+        return self.baseline_keep if arm == "baseline" else self.candidate_keep

@@ -14,7 +14,10 @@ from quantdraft.record.acceptance import (
     PromptReplay,
     Slice,
 )
+from quantdraft.record.analysis import Analysis, Diagnosis
+from quantdraft.record.plane import Plane
 from quantdraft.record.served import Served
+from quantdraft.record.terms import nearest_to_usual
 from quantdraft.record.timing import Latency, LiveCheck, Projection, SpeedPoint
 from quantdraft.record.verdict import Verdict
 
@@ -53,6 +56,60 @@ class Evaluation:
     disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
     # The k of the slices and disagreements; None: the candidate's k of the operating point.
     slices_k: int | None = None
+    analysis: Analysis | None = None  # by the judge; None: an older record that it has not read
+
+    @property
+    def known_analysis(self) -> Analysis:
+        """The analysis; ValueError for a record that the judge has not filled in."""
+        if self.analysis is None:
+            raise ValueError("this record has no analysis: fill it in by quantdraft.judge.analysis")
+        return self.analysis
+
+    @property
+    def causes(self) -> tuple[Diagnosis, ...]:
+        """The diagnoses that a verdict other than a go rests on."""
+        codes = self.verdict.rests_on
+        return tuple(line for line in self.known_analysis.diagnoses if line.code in codes)
+
+    @property
+    def shown_k(self) -> int:
+        """The k at which acceptance is shown, for both arms and in every comparison of runs.
+
+        It follows from what was replayed, and not from a best k, which the timing's noise may move.
+        """
+        return nearest_to_usual(self.num_speculative_tokens)
+
+    @property
+    def known_slices_k(self) -> int:
+        """The k of the slices and disagreements, in older records too."""
+        operating_k = self.operating_point.candidate_num_speculative_tokens
+        return operating_k if self.slices_k is None else self.slices_k
+
+    def acceptance_at(self, k: int) -> AcceptanceComparison | None:
+        """Return both arms' acceptance at one k, or None where it was not replayed."""
+        found = (row for row in self.acceptance if row.num_speculative_tokens == k)
+        return next(found, None)
+
+    def point_at(self, k: int) -> SpeedPoint | None:
+        """Return both arms' speed at one k, or None where it was not replayed."""
+        points = (p for p in self.equal_k if p.candidate_num_speculative_tokens == k)
+        return next(points, None)
+
+    @property
+    def plane(self) -> Plane | None:
+        """The break-even plane at the candidate's k; None where a step was not timed."""
+        k = self.operating_point.candidate_num_speculative_tokens
+        point, acceptance = self.point_at(k), self.acceptance_at(k)
+        if point is None or acceptance is None:
+            return None
+        if point.baseline_draft_step_ms is None or point.baseline_verify_step_ms is None:
+            return None
+        return Plane(
+            k,
+            point.baseline_draft_step_ms,
+            point.baseline_verify_step_ms,
+            acceptance.baseline_length.value,
+        )
 
 
 @dataclass(frozen=True, slots=True)

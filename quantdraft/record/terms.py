@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
+# The two drafts that are compared. Timed besides: "control", "target" and "target-control".
+Arm = Literal["baseline", "candidate"]
+ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+# Under these, resampling says nothing of the spread: one prompt would give a width of zero.
+MIN_PROMPTS = 5
 MAX_K = 16
 ALL_KS = tuple(range(1, MAX_K + 1))
 # What engines' documents and launch lines use most.

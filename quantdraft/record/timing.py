@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
 
-from quantdraft.record.terms import Interval
+from quantdraft.record.terms import Arm, Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,11 @@ class StepSamples:
 
     samples_ms: tuple[float, ...]
     blocks: tuple[int, ...] = ()  # of each sample; empty: sample i is of block i
+
+    @property
+    def median_ms(self) -> float | None:
+        """The middle sample; None where there is none."""
+        return median(self.samples_ms) if self.samples_ms else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,29 @@ class ArmLatency:
     # makes of them. None: a record from before they were told apart; 0: there are none.
     quantized_bytes: int | None = None
     promised_bytes: int | None = None
+    # By the judge: the baseline's step over this one's, one token, paired by block (above 1 =
+    # faster), and the head's product over the step. None: not timed.
+    step_speedup: Interval | None = None
+    head_time_share: float | None = None
+
+    @property
+    def median_ms(self) -> float | None:
+        """The middle of the steps of one token; None where none was timed."""
+        return self.steps[1].median_ms if 1 in self.steps else None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What one arm's step of one token comes to. A field is None where it was not measured."""
+
+    median_ms: float | None
+    ratio: Interval | None  # baseline / arm, paired by block: above 1 = faster
+    byte_ratio: float | None  # the same of bytes: what `ratio` comes to where memory is the limit
+    bytes_per_s: float | None  # the step's bytes, by the ledger, over its median time
+    bandwidth_fraction: float | None  # of the copy bandwidth measured in the same run
+    limit_ms: float | None  # the step's bytes at that bandwidth
+    head_bytes_share: float | None  # the output head's part of the step's bytes
+    head_time_share: float | None  # its product alone over the step, paired by block
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +134,51 @@ class Latency:
         """Times that every arm was loaded."""
         return len(set(self.loads)) or 1
 
+    def byte_ratio(self, arm: str) -> float | None:
+        """Return the bytes of the baseline's step over the arm's; None where one is not known."""
+        before = self.arms["baseline"].step_bytes if "baseline" in self.arms else None
+        after = self.arms[arm].step_bytes
+        return before / after if before and after else None
+
+    def bandwidth_fraction(self, arm: str) -> float | None:
+        """Return the share of the copy bandwidth that a step reaches; None where not measured."""
+        size, middle = self.arms[arm].step_bytes, self.arms[arm].median_ms
+        if self.roofline is None or not size or not middle:
+            return None
+        return self.roofline.bandwidth_fraction(size, middle)
+
+    def figures(self, arm: str) -> StepFigures:
+        """Return what the step of a timed arm comes to; KeyError for an arm that was not timed."""
+        found, roof = self.arms[arm], self.roofline
+        size, middle, head = found.step_bytes, found.median_ms, found.head_bytes
+        return StepFigures(
+            median_ms=middle,
+            ratio=found.step_speedup,
+            byte_ratio=self.byte_ratio(arm),
+            bytes_per_s=size / middle * 1e3 if size and middle else None,
+            bandwidth_fraction=self.bandwidth_fraction(arm),
+            limit_ms=roof.limit_ms(size) if roof and size else None,
+            head_bytes_share=head / size if head is not None and size else None,
+            head_time_share=found.head_time_share,
+        )
+
+
+class ArmSpeed(NamedTuple):
+    """One arm's part of a SpeedPoint."""
+
+    num_speculative_tokens: int
+    draft_step_ms: float | None
+    verify_step_ms: float | None
+    ms_per_token: float | None
+    speedup_over_autoregressive: Interval | None
+
+    @property
+    def drafting_ms(self) -> float | None:
+        """All draft steps of one round."""
+        return (
+            None if self.draft_step_ms is None else self.num_speculative_tokens * self.draft_step_ms
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SpeedPoint:
@@ -129,6 +204,32 @@ class SpeedPoint:
     break_even_length: float | None  # candidate's mean acceptance length at which speedup is 1
     break_even_rate: float | None
     target_control_speedup: Interval | None = None  # the target's single step against itself
+
+    def of(self, arm: Arm) -> ArmSpeed:
+        """Return one arm's numbers."""
+        if arm == "baseline":
+            return ArmSpeed(
+                self.baseline_num_speculative_tokens,
+                self.baseline_draft_step_ms,
+                self.baseline_verify_step_ms,
+                self.baseline_ms_per_token,
+                self.baseline_speedup_over_autoregressive,
+            )
+        return ArmSpeed(
+            self.candidate_num_speculative_tokens,
+            self.candidate_draft_step_ms,
+            self.candidate_verify_step_ms,
+            self.candidate_ms_per_token,
+            self.speedup_over_autoregressive,
+        )
+
+    @property
+    def draft_speedup(self) -> Interval | None:
+        """Baseline over candidate draft step, from the paired saving; None where not measured."""
+        saving = self.draft_latency_saving
+        if saving is None or saving.high >= 1:
+            return None
+        return Interval(1 / (1 - saving.value), 1 / (1 - saving.low), 1 / (1 - saving.high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +263,9 @@ class LiveCheck:
     # Rounds if every near-tie of the draft were kept, and if none were; () in exact arithmetic.
     num_drafts_low: tuple[float, ...] = ()
     num_drafts_high: tuple[float, ...] = ()
+
+    @property
+    def num_equal(self) -> int:
+        """Prompts whose rounds live and replayed are the same number."""
+        pairs = zip(self.num_drafts_live, self.num_drafts_replayed, strict=True)
+        return sum(abs(live - replayed) < 1e-6 for live, replayed in pairs)

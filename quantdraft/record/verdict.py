@@ -14,6 +14,13 @@ Decision = Literal["go", "no-go", "inconclusive"]
 # must earn its keep. It stands here because the byte ledger, which knows no policy, shows it too.
 MIN_SPEEDUP = 1.02
 
+# The names of the checks that other modules look for.
+OVER_BASELINE = "speedup over the baseline draft"
+OVER_AUTOREGRESSIVE = "speedup over autoregressive"
+RATE_LOSS = "acceptance rate loss"
+RATE = "acceptance rate"
+IS_OTHER = "another than the baseline"
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
@@ -48,3 +55,8 @@ class Verdict:
     advice: tuple[str, ...]  # the diagnoses that explain it, each as a sentence
     to_settle: str | None  # e.g. "about 130 prompts (now 32)"; None unless inconclusive
     rests_on: tuple[str, ...] = ()  # codes of the same diagnoses; () for a go
+
+    @property
+    def is_control(self) -> bool:
+        """True where the candidate is the baseline's copy: it shows the noise, and is no recipe."""
+        return any(check.name == IS_OTHER and check.result == "fail" for check in self.checks)

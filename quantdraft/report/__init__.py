@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from quantdraft.common.files import write_json, write_text
-from quantdraft.errors import OutputExistsError
-from quantdraft.record import RECORD_FILE, Bench, Evaluation, read_evaluation
+from quantdraft.record import Bench, Evaluation, SideBySide
 from quantdraft.report.blocks import Document
 from quantdraft.report.charts import drawing
-from quantdraft.report.comparison import comparison
+from quantdraft.report.comparison import comparison_document
 from quantdraft.report.evaluation import document
 from quantdraft.report.sections.bench import bench_document
 from quantdraft.report.views import html, markdown, terminal
@@ -19,6 +17,7 @@ from quantdraft.report.views.plain import plain
 ROWS_FILE = "report.json"
 HTML_FILE = "report.html"
 BENCH_RECORD_FILE = "bench.json"
+COMPARISON_FILE = "comparison.json"
 
 
 def write_report(evaluation: Evaluation, run_dir: Path) -> None:
@@ -47,24 +46,15 @@ def render_bench(bench: Bench) -> str:
     return terminal.render(bench_document(bench))
 
 
-def write_comparison(evaluations: Sequence[Evaluation], output_dir: Path) -> None:
-    """Write the same files for several recipes side by side.
-
-    Raises PairingError when the runs differ in traffic, acceptance rule, target or baseline.
-    """
-    write_document(comparison(evaluations), output_dir)
+def write_comparison(compared: SideBySide, output_dir: Path) -> None:
+    """Write comparison.json, the record, and the same views as of one evaluation."""
+    write_json(output_dir / COMPARISON_FILE, compared.comparison)
+    write_document(comparison_document(compared), output_dir)
 
 
-def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> str:
-    """Read the records of run directories, write their comparison, return it for a terminal."""
-    if not force and (output / HTML_FILE).exists():
-        raise OutputExistsError(
-            f"output '{output}' holds a report. Give another --output, or --force to replace it."
-        )
-    records = [run / RECORD_FILE if run.is_dir() else run for run in runs]
-    built = comparison([read_evaluation(record) for record in records])
-    write_document(built, output)
-    return terminal.render(built)
+def render_comparison(compared: SideBySide) -> str:
+    """Return the comparison as text for a terminal."""
+    return terminal.render(comparison_document(compared))
 
 
 def write_document(built: Document, output_dir: Path) -> None:

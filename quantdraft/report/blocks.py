@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quantdraft.record.analysis import TokenFate
+
 Tone = Literal["good", "bad", "doubt", "plain"]
 Arm = Literal["baseline", "candidate", "control", "plain"]
-# Of a proposed token; a token after a rejection, or the bonus token, was never proposed.
-TokenFate = Literal["accepted", "rejected", "not proposed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from quantdraft.common.progress import share_bar
 from quantdraft.common.resume import stage
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
+from quantdraft.judge.analysis import analysed_bench
 from quantdraft.measure.latency.grid import Keep, Place, Plan, measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.models import source_of
@@ -110,7 +111,7 @@ def measure_bench(
     )
     with share_bar("bench") as progress:
         points = measure_grid(contenders.sources, plan, progress, keep)
-    return Bench(
+    measured = Bench(
         schema_version=BENCH_SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         name=contenders.name,
@@ -119,6 +120,7 @@ def measure_bench(
         points=points,
         provenance=_provenance(settings, contenders, device),
     )
+    return analysed_bench(measured)
 
 
 def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial: Path) -> Keep:

@@ -11,7 +11,6 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import pick_device
 from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
-from quantdraft.judge.verdict.checks import is_control
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import (
     EvaluateSettings,
@@ -24,13 +23,14 @@ from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.choices import ModeChoice
 from quantdraft.record.wording import counted
-from quantdraft.report import compare
+from quantdraft.report import render_comparison
 from quantdraft.report.sections.headline import sentence
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.check import check
+from quantdraft.workflows.compare import compare
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.export.export import ExportSettings, export
-from quantdraft.workflows.select import SelectSettings, lines_of, select
+from quantdraft.workflows.select import SelectSettings, select, selection_text
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
@@ -75,7 +75,7 @@ def demo(
         say(f"   {_line(read_evaluation(run_dir / RECORD_FILE))}")
 
     say("")
-    say(compare(runs, output / "comparison", force=True))
+    say(render_comparison(compare(runs, output / "comparison", force=True)))
     evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
     say("")
     _select(output, target, traffic["prompts"], runs, say)
@@ -159,7 +159,7 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
         ),
         lambda line: say(f"  {line}"),
     )
-    say(lines_of(found))
+    say(selection_text(found))
     say("")
 
 
@@ -175,7 +175,7 @@ def _line(evaluation: Evaluation) -> str:
 
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
     """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
-    timed = [e for e in evaluations if _speedup(e) is not None and not is_control(e)]
+    timed = [e for e in evaluations if _speedup(e) is not None and not e.verdict.is_control]
     if not timed:
         say("Nothing is exported: no recipe could be timed on this machine.")
         return

@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from quantdraft.judge.comparison import step_figures
+from quantdraft.judge.comparison import with_step_speedups
 from quantdraft.record import Latency
-from quantdraft.report import render_bench
 from quantdraft.workflows.bench import BenchSettings, contenders_of, measure_bench
+from tests.pages import render_bench
 
 RECIPES = ("int4", "int8", "int4-head8")
 
 
 def figures(point: Latency) -> dict[str, Any]:
     """The figures of every arm that was timed, and why the others were not."""
-    timed = {arm: step_figures(point, arm) for arm in point.arms}
+    timed = {arm: with_step_speedups(point).figures(arm) for arm in point.arms}
     found: dict[str, Any] = {}
     for arm in (*RECIPES, "control"):
         ratio = timed[arm].ratio if arm in timed else None

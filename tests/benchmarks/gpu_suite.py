@@ -32,16 +32,16 @@ from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session, modes
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource
 from quantdraft.errors import NoKernelError
-from quantdraft.judge.comparison.steps import step_figures
+from quantdraft.judge.comparison import with_step_speedups
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.speculation import speculate
 from quantdraft.measure.verification import Plan
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Bench, read_bench
 from quantdraft.record.provenance import environment
-from quantdraft.report import write_bench
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.bench import BenchSettings, Contenders, measure_bench
+from tests.pages import write_bench
 
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b")
 TARGET_SHAPE = "llama-3.1-8b"
@@ -128,7 +128,9 @@ def sums(bench: Bench) -> list[dict[str, Any]]:
             "batch_size": point.batch_size,
             "context_length": point.context_length,
             "steps": {
-                name: asdict(step_figures(point, name)) for name in point.arms if name != TARGET
+                name: asdict(with_step_speedups(point).figures(name))
+                for name in point.arms
+                if name != TARGET
             },
             "undefined": point.undefined,
         }
@@ -143,14 +145,14 @@ def goals(bench: Bench | None) -> dict[str, Any] | None:
     point = bench.points[0]
     found: dict[str, Any] = {}
     if BASELINE in point.arms:
-        fraction = step_figures(point, BASELINE).bandwidth_fraction
+        fraction = with_step_speedups(point).figures(BASELINE).bandwidth_fraction
         found[BASELINE] = {
             "bandwidth_fraction": fraction,
             "goal": MIN_BANDWIDTH_FRACTION,
             "is_met": None if fraction is None else fraction >= MIN_BANDWIDTH_FRACTION,
         }
     for name, goal in GOALS.items():
-        ratio = step_figures(point, name).ratio if name in point.arms else None
+        ratio = with_step_speedups(point).figures(name).ratio if name in point.arms else None
         found[name] = {
             "ratio": None if ratio is None else asdict(ratio),
             "goal": goal,

@@ -19,12 +19,12 @@ from quantdraft.quantize.ledger import project
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe, recipes_dir
 from quantdraft.quantize.recipe_formats import formats_by_module
 from quantdraft.record import read_bench, read_evaluation
-from quantdraft.report import render_bench, render_terminal
 from quantdraft.traffic.prompts import read_prompts
 from quantdraft.traffic.traffic import read_traffic
 from tests.campaigns.hostile import Format, as_event, as_json, as_text, as_yaml
 from tests.campaigns.mutations import mutated_lines
 from tests.example_evaluation import evaluation, unmeasured
+from tests.pages import render_bench, render_terminal
 from tests.stored import llama_tensors, write_checkpoint
 
 

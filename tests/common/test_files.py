@@ -13,7 +13,7 @@ import pytest
 from quantdraft.common.files import read_record, whole_directory, write_json, write_text
 from quantdraft.errors import CheckpointError, OutputError, OutputExistsError
 from quantdraft.record import Interval, read_bench, read_evaluation
-from quantdraft.report import render_terminal
+from tests.pages import render_terminal
 
 
 def test_a_directory_appears_only_when_its_block_ends(tmp_path):

@@ -39,9 +39,7 @@ from quantdraft.engines.vllm.settings import (
 from quantdraft.errors import EngineError, OptionError, OutputExistsError
 from quantdraft.judge.comparison.served import (
     load_spread,
-    mean_acceptance_length,
     served_point,
-    served_prompts,
     served_speed_undefined,
 )
 from quantdraft.judge.statistics.bootstrap import Bootstrap
@@ -472,7 +470,7 @@ def test_a_speedup_is_the_ratio_of_times_per_token():
 
 def test_the_break_even_length_is_the_candidates_over_its_speedup():
     point = served_point(served())
-    tau = mean_acceptance_length(served().arms["candidate"])
+    tau = served().arms["candidate"].mean_acceptance_length
     assert tau == pytest.approx(sum(10 + p for p in range(6)) / (6 * 4))
     assert point.break_even_length == pytest.approx(tau / 1.5)
 
@@ -489,7 +487,7 @@ def test_prompts_that_differ_widen_the_interval_and_keep_it_around_the_ratio():
 
 def test_a_prompt_that_one_arm_lacks_counts_in_none():
     some = [answered(p, 4.0) for p in range(5)]
-    assert served_prompts(served(6, candidate=some)) == tuple(f"p{p}" for p in range(5))
+    assert served(6, candidate=some).common_prompts == tuple(f"p{p}" for p in range(5))
 
 
 def test_few_prompts_or_a_missing_arm_leave_the_speed_undefined():
@@ -590,8 +588,7 @@ def test_loads_that_are_alike_widen_no_interval_and_neither_does_a_machine_that_
 
 def test_the_spread_of_loads_is_what_arm_and_load_leave_pooled_over_the_arms():
     given = loaded(EVEN | {"candidate": (4.0, 4.0 * math.exp(0.04))})
-    prompts = served_prompts(given)
-    spread = load_spread(given, prompts)
+    spread = load_spread(given)
     assert spread is not None
     # Half of 0.04 is the arm's, a quarter of that the loads': 2 x (0.015^2 + 3 x 0.005^2) is left.
     assert (spread.freedom, spread.num_loads) == (3, 2)
@@ -603,11 +600,11 @@ def test_the_spread_of_loads_is_what_arm_and_load_leave_pooled_over_the_arms():
 
 
 def test_one_load_shows_no_spread():
-    assert load_spread(served(), served_prompts(served())) is None
+    assert load_spread(served()) is None
     once = loaded({arm: ms[:1] for arm, ms in EVEN.items()} | {"candidate": (4.0,)})
-    assert load_spread(once, served_prompts(once)) is None
+    assert load_spread(once) is None
     uneven = loaded(EVEN | {"candidate": (4.0,)})
-    assert load_spread(uneven, served_prompts(uneven)) is None
+    assert load_spread(uneven) is None
 
 
 def test_intervals_over_two_loads_cover_as_often_as_they_say():
@@ -840,7 +837,7 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
     assert "Measure with --dtype bfloat16" in alarms["dtype_mismatch"]
     assert "engine_disagrees" not in alarms
     measured = changed(own, path=own.output.parent / "env" / "bin" / "python")
-    again, _ = evaluate(replace(measured, dtype="bfloat16", output=own.output.parent / "again"))
+    again, _ = evaluate(changed(measured, dtype="bfloat16", output=own.output.parent / "again"))
     assert "dtype_mismatch" not in {alarm.code for alarm in again.verdict.alarms}
 
 

@@ -6,7 +6,6 @@ import pytest
 from quantdraft.errors import OptionError, PairingError, UndefinedMetricError
 from quantdraft.judge.acceptance import Replayed, replay_rounds
 from quantdraft.judge.comparison import (
-    MIN_PROMPTS,
     MIN_TIMINGS,
     Bootstrap,
     Needed,
@@ -21,7 +20,7 @@ from quantdraft.judge.comparison import (
     what_would_settle,
 )
 from quantdraft.judge.statistics.bootstrap import MAX_UNITS, interval_of, prompt_weights
-from quantdraft.record import ArmLatency, Interval, Latency, StepSamples
+from quantdraft.record import MIN_PROMPTS, ArmLatency, Interval, Latency, StepSamples
 
 QUICK = Bootstrap(num_resamples=400)
 

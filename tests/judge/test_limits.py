@@ -16,12 +16,10 @@ from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import MAX_K, USUAL_K, nearest_to_usual
-from quantdraft.report import render_terminal
-from quantdraft.report.comparison import comparison
-from quantdraft.report.evaluation import document
 from quantdraft.report.views.markdown import render
 from tests.cli.test_commands import run
 from tests.example_evaluation import evaluation, gridded, unmeasured
+from tests.pages import comparison, document, render_terminal
 
 ROOT = Path(quantdraft.__file__).parent
 STRICT = Policy(min_speedup_over_baseline=1.17, min_speedup_over_autoregressive=1.21)

@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 
 from quantdraft.record import Evaluation, read_evaluation
-from quantdraft.record.plane import acceptance_at, shown_k
 from quantdraft.record.wording import length, percent
-from quantdraft.report import render_terminal, render_verdict
 from quantdraft.report.blocks import Document, Figures, Table
 from quantdraft.report.card import model_card
-from quantdraft.report.comparison import comparison
-from quantdraft.report.evaluation import document
 from quantdraft.report.views.html import render as render_html
 from quantdraft.report.views.markdown import render
 from tests.example_evaluation import evaluation, speed, unmeasured
+from tests.pages import comparison, document, render_terminal, render_verdict
 
 OLD_RECORDS = sorted((Path(__file__).parents[2] / "reports" / "example").glob("*/evaluation.json"))
 
@@ -59,7 +56,7 @@ def views(made: Evaluation) -> dict[str, str]:
 
 
 def lengths_at(made: Evaluation, k: int) -> tuple[str, str]:
-    found = acceptance_at(made, k)
+    found = made.acceptance_at(k)
     assert found is not None
     return length(found.baseline_length.value), length(found.candidate_length.value)
 
@@ -67,7 +64,7 @@ def lengths_at(made: Evaluation, k: int) -> tuple[str, str]:
 @pytest.mark.parametrize("name", CASES)
 def test_no_view_shows_a_pair_from_two_values_of_k(name: str) -> None:
     made = CASES[name]
-    rates = {k: acceptance_at(made, k) for k in made.num_speculative_tokens}
+    rates = {k: made.acceptance_at(k) for k in made.num_speculative_tokens}
     at_1, at_4 = rates[1], rates[4]
     assert at_1 is not None
     assert at_4 is not None
@@ -85,7 +82,7 @@ def test_no_view_shows_a_pair_from_two_values_of_k(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_headline_is_at_one_k_and_says_which(name: str) -> None:
     made = CASES[name]
-    at_4 = acceptance_at(made, 4)
+    at_4 = made.acceptance_at(4)
     assert at_4 is not None
     (strip,) = (block for block in document(made).lead if isinstance(block, Figures))
     shown = {item.label: (item.value, item.note) for item in strip.items}
@@ -105,8 +102,8 @@ def test_evaluate_and_compare_show_the_same_acceptance(best: int) -> None:
     (row,) = (row for row in table_with(both, "Loss").rows if row[0] == "int4")
     (headline,) = (item for item in strip.items if item.label.startswith("Acceptance rate"))
     assert headline.value.split(" → ")[1] == row[1].split(" (")[0]
-    assert f"at k = {shown_k(made)} for all" in str(table_with(both, "Loss").caption)
-    assert headline.label == f"Acceptance rate at k = {shown_k(made)}"
+    assert f"at k = {made.shown_k} for all" in str(table_with(both, "Loss").caption)
+    assert headline.label == f"Acceptance rate at k = {made.shown_k}"
 
 
 def table_with(built: Document, column: str) -> Table:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from quantdraft.judge.comparison import step_figures, step_ratio
+from quantdraft.judge.analysis import analysed_bench
+from quantdraft.judge.comparison import step_ratio, with_step_speedups
 from quantdraft.record import (
     BENCH_SCHEMA_VERSION,
     ArmLatency,
@@ -16,15 +17,10 @@ from quantdraft.record import (
     StepSamples,
     read_bench,
 )
-from quantdraft.report import render_bench, render_terminal, write_bench
 from quantdraft.report.blocks import Table
-from quantdraft.report.sections.bench import (
-    RANDOM_WEIGHTS,
-    bench_document,
-    draft_blocks,
-    target_blocks,
-)
+from quantdraft.report.sections.bench import RANDOM_WEIGHTS, draft_blocks, target_blocks
 from tests.example_evaluation import evaluation
+from tests.pages import bench_document, render_bench, render_terminal, write_bench
 
 DRIFT = [1.0 + 0.01 * block for block in range(20)]  # the machine slows down; ratios do not
 
@@ -93,7 +89,7 @@ def test_a_draft_that_is_smaller_and_slower_saves_memory_not_time():
 
 
 def test_figures_of_a_step_are_those_of_its_time_and_bytes():
-    figures = step_figures(point(), "int4")
+    figures = with_step_speedups(point()).figures("int4")
     assert figures.ratio is not None
     # the same drift in every block: the ratio is 2.5 in each, and its interval has no width
     assert (figures.ratio.value, figures.ratio.low, figures.ratio.high) == pytest.approx((2.5,) * 3)
@@ -109,7 +105,7 @@ def test_figures_of_a_step_are_those_of_its_time_and_bytes():
 def test_what_was_not_measured_is_none_and_never_a_number():
     bare = ArmLatency("int4", "float32", (), 5, {1: samples(4.0)})
     latency = replace(point(), arms={"int4": bare}, roofline=None)
-    figures = step_figures(latency, "int4")
+    figures = with_step_speedups(latency).figures("int4")
     assert figures.median_ms == pytest.approx(4.38)
     assert (figures.ratio, figures.byte_ratio, figures.bytes_per_s) == (None, None, None)
     assert (figures.bandwidth_fraction, figures.limit_ms) == (None, None)
@@ -122,7 +118,7 @@ def test_a_ratio_of_too_few_blocks_is_undefined():
 
 
 def test_the_table_has_a_row_a_draft_and_point_and_none_for_the_target():
-    (table,) = draft_blocks([point(), point(batch_size=8)])
+    (table,) = draft_blocks([with_step_speedups(each) for each in (point(), point(batch_size=8))])
     assert isinstance(table, Table)
     assert [row[:3] for row in table.rows] == [
         ("1", "128", "baseline"),
@@ -162,7 +158,7 @@ def test_what_was_left_out_is_listed_once_with_where_and_why():
 def test_the_record_reads_back_as_it_was_written(tmp_path):
     made = bench(point(), point(8))
     write_bench(made, tmp_path)
-    assert read_bench(tmp_path / "bench.json") == made
+    assert read_bench(tmp_path / "bench.json") == analysed_bench(made)
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").startswith("# Step times of llama")
     page = (tmp_path / "bench.html").read_text(encoding="utf-8")
     assert "<h1>Step times of llama" in page

@@ -11,10 +11,8 @@ from quantdraft.judge.comparison import (
     all_pairs,
     by_domain,
     compare_acceptance,
-    draft_speedup,
     find_disagreements,
     grid_points,
-    plane_of,
     slice_tokens,
     stops_paying_at,
 )
@@ -44,16 +42,16 @@ def test_a_verification_that_takes_too_long_leaves_nothing_to_gain() -> None:
 
 
 def test_the_plane_stands_on_the_measured_steps_at_the_candidates_k() -> None:
-    plane = plane_of(evaluation())
+    plane = evaluation().plane
     assert plane is not None
     assert (plane.num_speculative_tokens, plane.draft_step_ms) == (4, 0.8125)
     assert plane.verify_step_ms == verify_ms(4)
     saving = evaluation().operating_point.draft_latency_saving
-    faster = draft_speedup(evaluation())
+    faster = evaluation().operating_point.draft_speedup
     assert saving is not None
     assert faster is not None
     assert faster.low < faster.value == 1 / (1 - saving.value) < faster.high
-    assert draft_speedup(unmeasured()) is None
+    assert unmeasured().operating_point.draft_speedup is None
 
 
 def test_the_ellipse_holds_both_numbers_together() -> None:

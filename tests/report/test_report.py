@@ -22,12 +22,11 @@ from quantdraft.record.wording import (
     step_change,
     times,
 )
-from quantdraft.report import compare, render_terminal, write_comparison, write_report
+from quantdraft.report import render_comparison
 from quantdraft.report.blocks import Section, Table
-from quantdraft.report.comparison import comparison
-from quantdraft.report.evaluation import document
 from quantdraft.report.sections.headline import sentence
 from quantdraft.report.views.markdown import render as render_markdown
+from quantdraft.workflows.compare import compare
 from tests.example_evaluation import (
     WHY_UNDEFINED,
     acceptance,
@@ -36,6 +35,7 @@ from tests.example_evaluation import (
     speed,
     unmeasured,
 )
+from tests.pages import comparison, document, render_terminal, write_comparison, write_report
 
 
 def pages(made: Evaluation, directory: Path) -> tuple[str, str]:
@@ -364,7 +364,7 @@ def test_compare_reads_run_directories_and_keeps_what_is_there(tmp_path: Path) -
     for made in (evaluation("a"), evaluation("b")):
         write_evaluation(made, tmp_path / made.name / "evaluation.json")
     runs = [tmp_path / "a", tmp_path / "b"]
-    assert "2 recipes side by side" in compare(runs, tmp_path / "out")
+    assert "2 recipes side by side" in render_comparison(compare(runs, tmp_path / "out"))
     with pytest.raises(OutputExistsError):
         compare(runs, tmp_path / "out")
     compare(runs, tmp_path / "out", force=True)

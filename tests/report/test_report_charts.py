@@ -11,12 +11,9 @@ import pytest
 
 from quantdraft.judge.comparison import grid_points
 from quantdraft.record import Evaluation
-from quantdraft.report import write_comparison, write_report
 from quantdraft.report.blocks import Chart
 from quantdraft.report.charts import drawing
 from quantdraft.report.charts.style import DARK, HUES, LIGHT
-from quantdraft.report.comparison import comparison
-from quantdraft.report.evaluation import document
 from quantdraft.report.safety import shown_text
 from quantdraft.report.views.html import render
 from quantdraft.report.views.markdown import FIGURES_DIR
@@ -30,6 +27,7 @@ from tests.example_evaluation import (
     verify_ms,
     with_text,
 )
+from tests.pages import comparison, document, write_comparison, write_report
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\x1b\u202eabc שלום"
 

@@ -8,16 +8,17 @@ import pytest
 
 from quantdraft.judge.advice import diagnoses
 from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.analysis import analysed
 from quantdraft.record import Evaluation, Interval, LiveCheck
 from quantdraft.report.blocks import Table
-from quantdraft.report.evaluation import document
 from quantdraft.report.glossary import WORDS
 from quantdraft.report.sections.evidence import evidence_section
 from tests.example_evaluation import acceptance, alarmed, evaluation, rounds, unmeasured
+from tests.pages import document
 
 
 def evidence(made: Evaluation) -> dict[str, str]:
-    table = evidence_section(made).blocks[0]
+    table = evidence_section(analysed(made)).blocks[0]
     assert isinstance(table, Table)
     return dict(row for row in table.rows if len(row) == 2)
 

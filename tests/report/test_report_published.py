@@ -9,11 +9,15 @@ import pytest
 from quantdraft.common.files import read_record
 from quantdraft.errors import OptionError
 from quantdraft.record import provenance, read_evaluation
-from quantdraft.report import write_comparison, write_document, write_report
+from quantdraft.report import write_document
 from quantdraft.workflows.demo import demo
-from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.workflows.select.rows import selection_document
+from quantdraft.workflows.select import (
+    SELECTION_SCHEMA_VERSION,
+    Selection,
+    selection_document,
+)
 from tests.examples import EXAMPLES, compared, draw, take
+from tests.pages import write_comparison, write_report
 
 RUNS = sorted(path.parent for path in EXAMPLES.glob("*/evaluation.json"))
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantdraft.report import document
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import tables, terminal
 from quantdraft.report.views.screen import MIN_WIDTH, PIPE, Screen, here
 from tests.example_evaluation import alarmed, evaluation, unmeasured
+from tests.pages import document
 
 CONTROL = re.compile(r"\x1b\[[0-9;]*m")
 MADE = {"go": evaluation(), "no-go": alarmed(), "inconclusive": unmeasured()}

@@ -122,7 +122,7 @@ def test_another_draft_in_floats_is_judged_and_a_copy_is_a_control(settings, tin
     shutil.copytree(tiny_pair.draft, tmp_path / "copy")
     verdicts = {}
     for name, path in {"copy": tmp_path / "copy", "other": tiny_pair.target}.items():
-        quick = replace(
+        quick = changed(
             settings,
             candidate=str(path),
             output=tmp_path / f"run-{name}",
@@ -223,7 +223,7 @@ def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record
 
 
 def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny_pair, tmp_path):
-    run = replace(
+    run = changed(
         settings,
         traffic_path=None,
         prompts=tiny_pair.prompts,
@@ -237,8 +237,8 @@ def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny
     others.write_text(tiny_pair.prompts.read_text() + '{"prompt": "one more"}\n')
     for change in ({"prompts": others}, {"max_new_tokens": 9}, {"temperature": 0.5}):
         with pytest.raises(OutputExistsError, match="captured from other prompts"):
-            evaluate(replace(run, **change))
-    evaluation, _ = evaluate(replace(run, prompts=others, force=True))
+            evaluate(changed(run, **change))
+    evaluation, _ = evaluate(changed(run, prompts=others, force=True))
     assert len(evaluation.prompts) == 13
 
 
@@ -378,7 +378,7 @@ def test_a_finished_run_is_not_overwritten(settings):
 
 
 def test_prompts_are_captured_into_the_run(settings, tiny_pair):
-    run = replace(
+    run = changed(
         settings, traffic_path=None, prompts=tiny_pair.prompts, max_new_tokens=8, no_latency=True
     )
     _, run_dir = evaluate(run)

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from quantdraft.cli import main
 from quantdraft.common.locks import sole_writer
 from quantdraft.errors import OptionError
+from quantdraft.judge.comparison import compare_acceptance, speed_point
+from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.measure.capture import capture
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
@@ -23,10 +25,17 @@ from quantdraft.report import write_document
 from quantdraft.report.blocks import Chart
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.evaluate import evaluate
-from quantdraft.workflows.select import Contender, Traits, rank
-from quantdraft.workflows.select.ranking import basis_of
-from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.workflows.select.rows import answer, banner, lines_of, selection_document
+from quantdraft.workflows.select import (
+    SELECTION_SCHEMA_VERSION,
+    Contender,
+    Selection,
+    Traits,
+    basis_of,
+    rank,
+    selection_document,
+    selection_text,
+)
+from quantdraft.workflows.select.view import answer, selection_banner
 from tests.conftest import Pair, save_noisy, save_tokenizer
 from tests.evaluation_settings import evaluation_settings
 from tests.example_evaluation import evaluation, rounds
@@ -47,7 +56,11 @@ def run_of(alphas: list[float], latency: Latency) -> Evaluation:
         drafts = tuple(NUM_TOKENS / length for length in lengths)
         kept = tuple(NUM_TOKENS - each for each in drafts)
         prompts.append(PromptReplay(f"p{at}", "code", 100, NUM_TOKENS, drafts, drafts, kept, kept))
-    return replace(evaluation(), prompts=tuple(prompts), latency=latency)
+    run = replace(evaluation(), prompts=tuple(prompts), latency=latency)
+    arms = replayed_of(run, "baseline"), replayed_of(run, "candidate")
+    points = [speed_point(*arms, latency, baseline_k=k, candidate_k=k) for k in KS]
+    rates = [compare_acceptance(*arms, k) for k in KS]
+    return replace(run, equal_k=tuple(points), acceptance=tuple(rates))
 
 
 def contender(
@@ -139,7 +152,7 @@ def test_the_answer_names_draft_recipe_and_k() -> None:
     text = answer(made)
     assert text.startswith("Take a with the recipe int4, at k = ")
     assert "cannot tell" not in text
-    page = " ".join(lines_of(made).split())
+    page = " ".join(selection_text(made).split())
     assert "layers 6 against 2" in page
     assert "training domain not stated against code" in page
 
@@ -185,7 +198,7 @@ def test_a_prediction_is_drawn_as_one() -> None:
     assert {row["x"] for row in rows_of(pictures["kept-for-cost"])} == {0.1}  # 100 of 1000 bytes
     speeds = [row for row in rows_of(pictures["speeds"]) if "predicted" in row]
     assert {row["value"] for row in speeds} == {None}
-    assert banner(made).tone == "doubt"
+    assert selection_banner(made).tone == "doubt"
 
 
 def test_acceptance_by_domain_is_that_of_the_domains_prompts() -> None:
@@ -205,9 +218,9 @@ def test_acceptance_by_domain_is_that_of_the_domains_prompts() -> None:
 
 def test_the_banner_is_sure_only_where_every_other_is_slower() -> None:
     sure = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 1.0))
-    assert (banner(sure).word, banner(sure).tone) == ("a", "good")
+    assert (selection_banner(sure).word, selection_banner(sure).tone) == ("a", "good")
     none = selection_of(contender("a", 0.2, 9.0), contender("b", 0.1, 9.0))
-    assert (banner(none).word, banner(none).tone) == ("NONE", "bad")
+    assert (selection_banner(none).word, selection_banner(none).tone) == ("NONE", "bad")
 
 
 def test_the_pages_and_pictures_of_a_choice_are_written(tmp_path: Path) -> None:
@@ -226,7 +239,7 @@ def test_an_alarm_stands_beside_its_row() -> None:
     one = contender("a", 0.8, 1.0, recipe="int4")
     alarm = Alarm("replay-disagrees", "…")
     alarmed = replace(one.run, verdict=replace(one.run.verdict, alarms=(alarm,)))
-    page = lines_of(selection_of(replace(one, run=alarmed), contender("b", 0.6, 1.0)))
+    page = selection_text(selection_of(replace(one, run=alarmed), contender("b", 0.6, 1.0)))
     assert "alarm: replay-disagrees" in page
 
 
@@ -242,9 +255,9 @@ def test_a_recipe_without_a_go_is_not_recommended_and_the_page_says_why() -> Non
     made = selection_of(plain, judged_as("inconclusive", faster))
     assert made.rows[0].recipe == "int4"  # in the order of the measured speeds
     assert answer(made).startswith("Take a as it is, at k = ")
-    assert "a + int4 comes before it by the estimate" in answer(made)
+    assert "a + int4 is faster by the estimate" in answer(made)
     assert "its verdict is inconclusive" in answer(made)
-    assert banner(made).word == "a"
+    assert selection_banner(made).word == "a"
     standings = {row["name"]: row["standing"] for row in rows_of(drawn(made)["kept-for-cost"])}
     assert standings == {"a": "recommended", "a + int4": "faster, no go"}
     assert answer(selection_of(plain, judged_as("go", faster))).startswith("Take a with the recipe")
@@ -254,7 +267,7 @@ def test_the_reasons_compare_rates_at_the_common_k_alone() -> None:
     made = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 4.0))
     ks = {row.num_speculative_tokens for row in made.rows}
     assert len(ks) == 2  # each is fastest at another k
-    page = " ".join(lines_of(made).split())
+    page = " ".join(selection_text(made).split())
     gap = 100 * (rounds(0.8, 4).acceptance_rate - rounds(0.6, 4).acceptance_rate)
     assert f"its acceptance rate at k = 4 is {gap:.1f} points lower" in page
     assert "its draft step costs 40.0 % of a step of the target, the first's 10.0 %" in page

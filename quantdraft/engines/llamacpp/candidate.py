@@ -15,7 +15,7 @@ from quantdraft.common.files import cache_dir, file_sha256, whole_directory, wri
 from quantdraft.common.progress import say
 from quantdraft.engines.llamacpp.gguf import cached_gguf, plan_conversion, require_sources
 from quantdraft.engines.llamacpp.gguf_blocks import gguf_package
-from quantdraft.errors import CheckpointError, OptionError
+from quantdraft.errors import OptionError
 from quantdraft.record.step_bytes import Ledger
 
 SUFFIX = ".gguf"

@@ -4,6 +4,5 @@ Nothing here decides go or no-go: the verdict does. Left out: advice that no mea
 """
 
 from quantdraft.judge.advice.all import diagnoses, explained, explaining
-from quantdraft.judge.advice.diagnosis import Diagnosis, State
 
-__all__ = ["Diagnosis", "State", "diagnoses", "explained", "explaining"]
+__all__ = ["diagnoses", "explained", "explaining"]

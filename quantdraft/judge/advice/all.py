@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from quantdraft.judge.advice.acceptance import draft_too_dear, low_acceptance, slower_than_baseline
 from quantdraft.judge.advice.batches import skip_speculation
-from quantdraft.judge.advice.diagnosis import Diagnosis
 from quantdraft.judge.advice.placement import (
     acceptance_by_context,
     loss_by_context,
@@ -17,6 +16,7 @@ from quantdraft.judge.advice.rounds import k_too_high_or_low
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation
+from quantdraft.record.analysis import Diagnosis
 
 DEFAULT = Policy()
 

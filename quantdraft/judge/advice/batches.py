@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.advice.diagnosis import Diagnosis
-from quantdraft.judge.advice.limits import MEASURED, PAYS
-from quantdraft.judge.advice.sides import state_if
-from quantdraft.judge.advice.wording import evaluate_command, times_of
-from quantdraft.judge.comparison.points import (
-    GridPoint,
-    best_over_autoregressive,
-    grid_points,
-    stops_paying_at,
-)
+from quantdraft.judge.advice.commands import evaluate_command
+from quantdraft.judge.advice.limits import MEASURED, PAYS, state_if
+from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.record import Evaluation, Interval
+from quantdraft.record import ARMS, Evaluation, GridPoint, Interval
+from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.wording import estimated, times
 
 BATCHES = "--batch-sizes 1,4,16,64"
 SKIP = "speculation does not pay"
@@ -28,7 +23,7 @@ def skip_speculation(
     """By measurement at every timed batch; where one batch alone was timed, it says so."""
     if evaluation.served is not None:
         return _served(evaluation, policy)
-    points = [p for p in grid_points(evaluation, bootstrap) if best_over_autoregressive(p)]
+    points = [p for p in grid_points(evaluation, bootstrap) if p.better_speedup]
     if not points:
         return ()
     by_context: dict[int, list[GridPoint]] = {}
@@ -48,7 +43,7 @@ def _at_context(
     if stops_at is not None:
         return _stops(points, stops_at, policy)
     last = points[-1]
-    ends, limit = best_over_autoregressive(last), policy.min_speedup_over_autoregressive
+    ends, limit = last.better_speedup, policy.min_speedup_over_autoregressive
     assert ends is not None
     if state_if(ends, limit, "below") is None:
         return None
@@ -57,7 +52,7 @@ def _at_context(
 
 def _stops(points: Sequence[GridPoint], stops_at: int, policy: Policy) -> Diagnosis:
     at = next(point for point in points if point.batch_size == stops_at)
-    ends = best_over_autoregressive(at)
+    ends = at.better_speedup
     assert ends is not None
     word = "serve without speculation"
     if stops_at > points[0].batch_size:
@@ -71,8 +66,11 @@ def _line(point: GridPoint, ends: Interval, limit: float, state: str, action: st
         code="skip-speculation",
         state="found" if state == "found" else "cannot tell",
         finding=f"{SKIP} {where}",
-        seen=f"the better draft, at its best k, is {times_of(ends)} as fast as the target alone",
-        limit=f"not over {limit:.2f} ×",
+        seen=(
+            f"the better draft, at its best k, is {estimated(ends, 'speedup')} as fast as the "
+            "target alone"
+        ),
+        limit=f"not over {times(limit)}",
         source=PAYS,
         action=action,
         observed=ends,
@@ -96,7 +94,7 @@ def _one_batch(evaluation: Evaluation, batch_size: int) -> Diagnosis:
 def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
     """A serving engine's whole requests, one at a time: its own speedups, at batch 1."""
     point, limit = evaluation.operating_point, policy.min_speedup_over_autoregressive
-    arms = (point.speedup_over_autoregressive, point.baseline_speedup_over_autoregressive)
+    arms = (point.of(arm).speedup_over_autoregressive for arm in ARMS)
     known = [ends for ends in arms if ends is not None]
     if not known:
         return ()
@@ -109,8 +107,8 @@ def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
             code="skip-speculation",
             state=state,
             finding=f"{SKIP} for one request at a time",
-            seen=f"the better draft is {times_of(ends)} as fast as the target alone",
-            limit=f"not over {limit:.2f} ×",
+            seen=f"the better draft is {estimated(ends, 'speedup')} as fast as the target alone",
+            limit=f"not over {times(limit)}",
             source=PAYS,
             action="serve without speculation" if state == "found" else "serve more prompts",
             observed=ends,

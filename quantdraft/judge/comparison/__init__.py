@@ -6,25 +6,18 @@ keeps both arms of a prompt together, and all arms of a timing block. Acceptance
 
 from quantdraft.judge.comparison.disagreements import Spell, find_disagreements
 from quantdraft.judge.comparison.lengths import check_paired, compare_acceptance
-from quantdraft.judge.comparison.pairwise import Pair, all_pairs
-from quantdraft.judge.comparison.points import GridPoint, grid_points, stops_paying_at
+from quantdraft.judge.comparison.pairwise import all_pairs
+from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
-from quantdraft.judge.comparison.speeds import best_k, speed_point, step_ratio
-from quantdraft.judge.comparison.steps import StepFigures, step_figures
-from quantdraft.judge.statistics.bootstrap import MIN_PROMPTS, MIN_TIMINGS, Bootstrap
+from quantdraft.judge.comparison.speeds import best_k, speed_point, step_ratio, with_step_speedups
+from quantdraft.judge.statistics.bootstrap import MIN_TIMINGS, Bootstrap
 from quantdraft.judge.statistics.settling import Needed, num_prompts_to_settle, what_would_settle
-from quantdraft.record.plane import Plane, draft_speedup, plane_of
 
 __all__ = [
-    "MIN_PROMPTS",
     "MIN_TIMINGS",
     "Bootstrap",
-    "GridPoint",
     "Needed",
-    "Pair",
-    "Plane",
     "Spell",
-    "StepFigures",
     "all_pairs",
     "best_k",
     "by_context",
@@ -32,15 +25,13 @@ __all__ = [
     "by_position",
     "check_paired",
     "compare_acceptance",
-    "draft_speedup",
     "find_disagreements",
     "grid_points",
     "num_prompts_to_settle",
-    "plane_of",
     "slice_tokens",
     "speed_point",
-    "step_figures",
     "step_ratio",
     "stops_paying_at",
     "what_would_settle",
+    "with_step_speedups",
 ]

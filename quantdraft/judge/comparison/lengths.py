@@ -8,13 +8,12 @@ from quantdraft.errors import PairingError
 from quantdraft.judge.acceptance import Floats, Replayed
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
-    MIN_PROMPTS,
     Bootstrap,
     interval_of,
     prompt_weights,
 )
 from quantdraft.judge.statistics.studentized import Draws, draw_alone, draw_length_ratio
-from quantdraft.record import AcceptanceComparison, Interval
+from quantdraft.record import MIN_PROMPTS, AcceptanceComparison, Interval
 
 
 def compare_acceptance(

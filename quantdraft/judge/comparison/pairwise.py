@@ -8,7 +8,7 @@ prompts of a resample are the same for both runs, its loads are not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -17,36 +17,16 @@ from quantdraft.judge.acceptance import Floats, Replayed
 from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds
-from quantdraft.judge.statistics.bootstrap import MIN_PROMPTS, Bootstrap, interval_of
-from quantdraft.record import Evaluation, Interval
+from quantdraft.judge.statistics.bootstrap import Bootstrap, interval_of
+from quantdraft.record import MIN_PROMPTS, Evaluation, Interval, RecipePair
 
 # Corrected intervals reach further into the tails than 2,000 resamples can.
 NUM_RESAMPLES = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two runs by name. An interval is None where what it needs was not measured.
-
-    Both intervals hold together over all pairs with 95 % confidence (Bonferroni).
-    """
-
-    one: str
-    other: str
-    acceptance_rate_gap: Interval | None  # one minus other, at the common k
-    speed_ratio: Interval | None  # speedup over the baseline of one, over that of the other
-
-    @property
-    def is_different(self) -> bool | None:
-        """In speed where it was measured for both, in acceptance where not; None unknown."""
-        if self.speed_ratio is not None:
-            return not self.speed_ratio.low <= 1 <= self.speed_ratio.high
-        if self.acceptance_rate_gap is not None:
-            return not self.acceptance_rate_gap.low <= 0 <= self.acceptance_rate_gap.high
-        return None
-
-
-def all_pairs(evaluations: Sequence[Evaluation], k: int | None, seed: int = 0) -> tuple[Pair, ...]:
+def all_pairs(
+    evaluations: Sequence[Evaluation], k: int | None, seed: int = 0
+) -> tuple[RecipePair, ...]:
     """Every pair of runs of one question, in the order given.
 
     k: of the acceptance rates, replayed by every run; None: acceptance is not compared
@@ -57,7 +37,7 @@ def all_pairs(evaluations: Sequence[Evaluation], k: int | None, seed: int = 0) -
     bootstrap = Bootstrap(NUM_RESAMPLES, seed, 1 - 0.05 / len(pairs))
     speeds = {id(each): _speed_draws(each, at, bootstrap) for at, each in enumerate(evaluations)}
     return tuple(
-        Pair(
+        RecipePair(
             one.name,
             other.name,
             None if k is None else _acceptance_gap(one, other, k, bootstrap),

@@ -6,35 +6,23 @@ Alarms, the other checks and a serving engine's own speed are left to the verdic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from quantdraft.judge.acceptance import Replayed
 from quantdraft.judge.comparison.speeds import best_k, speed_point
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
-from quantdraft.record import Evaluation, Interval, Latency, SpeedPoint
+from quantdraft.record import Arm, Evaluation, GridPoint, Latency
 
 
-@dataclass(frozen=True, slots=True)
-class GridPoint:
-    """One batch and context, each arm at its best k there. `speed` None: undefined."""
-
-    batch_size: int
-    context_length: int
-    speed: SpeedPoint | None
-    reason: str  # why it is undefined, or ""
-
-
-def replayed_of(evaluation: Evaluation, arm: str) -> Replayed:
+def replayed_of(evaluation: Evaluation, arm: Arm) -> Replayed:
     """The rounds of the record's prompts, as `replay_rounds` found them.
 
     The record keeps a prompt's accepted tokens as one sum: they all stand at the first position.
     """
     prompts = evaluation.prompts
     shape = len(prompts), len(evaluation.num_speculative_tokens)
-    num_drafts = np.array([getattr(prompt, f"{arm}_num_drafts") for prompt in prompts])
-    accepted = np.array([getattr(prompt, f"{arm}_num_accepted") for prompt in prompts])
+    num_drafts = np.array([prompt.of(arm).num_drafts for prompt in prompts])
+    accepted = np.array([prompt.of(arm).num_accepted for prompt in prompts])
     num_drafts, accepted = num_drafts.reshape(shape), accepted.reshape(shape)
     return Replayed(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
@@ -87,19 +75,7 @@ def stops_paying_at(points: tuple[GridPoint, ...], limit: float = 1.0) -> dict[i
     found: dict[int, int | None] = {}
     for point in points:
         found.setdefault(point.context_length, None)
-        best = best_over_autoregressive(point)
+        best = point.better_speedup
         if best is not None and best.high <= limit and found[point.context_length] is None:
             found[point.context_length] = point.batch_size
     return found
-
-
-def best_over_autoregressive(point: GridPoint) -> Interval | None:
-    """The speedup over the target alone of the better arm; None where neither was timed."""
-    if point.speed is None:
-        return None
-    arms = (
-        point.speed.speedup_over_autoregressive,
-        point.speed.baseline_speedup_over_autoregressive,
-    )
-    known = [ends for ends in arms if ends is not None]
-    return max(known, key=lambda ends: ends.value) if known else None

@@ -18,13 +18,12 @@ from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import Floats
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
-    MIN_PROMPTS,
     Bootstrap,
     Weights,
     interval_of,
     prompt_weights,
 )
-from quantdraft.record import Interval, Served, ServedArm, SpeedPoint
+from quantdraft.record import MIN_PROMPTS, Interval, Served, ServedArm, SpeedPoint
 
 
 class LoadSpread(NamedTuple):
@@ -47,17 +46,7 @@ class Pace(NamedTuple):
         return float(1e3 * self.seconds.sum() / self.num_tokens.sum())
 
 
-def served_prompts(served: Served) -> tuple[str, ...]:
-    """Prompts that every arm answered with more than its first token, in the order of asking."""
-    asked = [
-        {r.prompt_id for r in arm.requests if r.num_decoded > 0} for arm in served.arms.values()
-    ]
-    common = set.intersection(*asked) if asked else set()
-    first = next(iter(served.arms.values())).requests if served.arms else ()
-    return tuple(dict.fromkeys(r.prompt_id for r in first if r.prompt_id in common))
-
-
-def pace(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
+def pace_of(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
     """Decoding time and tokens of each prompt."""
     row = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
     seconds, num_tokens = np.zeros(len(row)), np.zeros(len(row))
@@ -68,18 +57,14 @@ def pace(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
     return Pace(seconds, num_tokens)
 
 
-def loads(arm: ServedArm) -> tuple[int, ...]:
-    """Return the loads that answered for an arm; () of a record that does not say."""
-    return tuple(sorted({r.load for r in arm.requests if r.load is not None}))
-
-
-def load_spread(served: Served, prompt_ids: tuple[str, ...]) -> LoadSpread | None:
+def load_spread(served: Served) -> LoadSpread | None:
     """Return how far loads of one arm differ; None where they do not show it.
 
     What is left of each load's time per token once the arm's own and that of all arms in that load
     are taken off, pooled over the arms: two loads of one arm alone would say next to nothing.
     """
-    numbers = {loads(arm) for arm in served.arms.values()}
+    prompt_ids = served.common_prompts
+    numbers = {arm.loads for arm in served.arms.values()}
     if len(numbers) != 1 or len(served.arms) < 2 or not prompt_ids:
         return None
     (found,) = numbers
@@ -95,15 +80,8 @@ def load_spread(served: Served, prompt_ids: tuple[str, ...]) -> LoadSpread | Non
 def _load_ms(arm: ServedArm, prompt_ids: tuple[str, ...], load: int) -> float | None:
     """Time per token of one load; None unless it answered every prompt."""
     own = ServedArm(arm.name, tuple(r for r in arm.requests if r.load == load))
-    answered = pace(own, prompt_ids)
+    answered = pace_of(own, prompt_ids)
     return answered.ms_per_token if (answered.num_tokens > 0).all() else None
-
-
-def mean_acceptance_length(arm: ServedArm) -> float | None:
-    """Tokens a round by the engine's counters; None for an arm without rounds."""
-    num_drafts = sum(request.num_drafts for request in arm.requests)
-    # The first token is the prefill's and belongs to no round.
-    return sum(r.num_tokens - 1 for r in arm.requests) / num_drafts if num_drafts else None
 
 
 def served_speed_undefined(served: Served) -> str | None:
@@ -113,7 +91,7 @@ def served_speed_undefined(served: Served) -> str | None:
             return f"{arm}: {served.undefined[arm]}"
         if arm not in served.arms:
             return f"{arm} was not served"
-    num_prompts = len(served_prompts(served))
+    num_prompts = len(served.common_prompts)
     if num_prompts < MIN_PROMPTS:
         return (
             f"{num_prompts} served prompts say nothing of the spread; "
@@ -128,16 +106,15 @@ def served_point(served: Served, bootstrap: Bootstrap = DEFAULT) -> SpeedPoint:
     A speedup is None where an arm was not served, or with fewer than MIN_PROMPTS prompts. The
     break-even length is the candidate's own over its speedup: rounds take the time they take.
     """
-    prompts = served_prompts(served)
-    paces = {name: pace(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
-
-    spread = load_spread(served, prompts)
+    prompts = served.common_prompts
+    paces = {name: pace_of(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
+    spread = load_spread(served)
 
     def ratio(over: str, under: str) -> Interval | None:
         return _speedup(paces.get(over), paces.get(under), spread, bootstrap)
 
     over_baseline, k = ratio("baseline", "candidate"), served.num_speculative_tokens
-    length = mean_acceptance_length(served.arms["candidate"]) if "candidate" in paces else None
+    length = served.arms["candidate"].mean_acceptance_length if "candidate" in paces else None
     pays_from = length / over_baseline.value if length and over_baseline else None
     return SpeedPoint(
         baseline_num_speculative_tokens=k,

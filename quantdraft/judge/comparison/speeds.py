@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from quantdraft.judge.comparison.times import (
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap, interval_of
 from quantdraft.judge.statistics.studentized import draw_alone, draw_length_ratio
-from quantdraft.record import Interval, Latency, SpeedPoint, StepSamples
+from quantdraft.record import ArmLatency, Interval, Latency, SpeedPoint, StepSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,30 @@ def step_ratio(
     Raises PairingError for samples with different numbers of blocks.
     """
     return _interval(time_ratio(timed(over), timed(under), latency, bootstrap), None, bootstrap)
+
+
+def with_step_speedups(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Latency:
+    """Return the same times with every arm's step held to the baseline's, and its head's share."""
+    baseline = latency.arms.get("baseline")
+
+    def filled(arm: ArmLatency) -> ArmLatency:
+        share = _steps_over(arm.head_step, arm.steps.get(1), latency, bootstrap)
+        over = None if baseline is None else baseline.steps.get(1)
+        return replace(
+            arm,
+            step_speedup=_steps_over(over, arm.steps.get(1), latency, bootstrap),
+            head_time_share=None if share is None else share.value,
+        )
+
+    return replace(latency, arms={name: filled(arm) for name, arm in latency.arms.items()})
+
+
+def _steps_over(
+    over: StepSamples | None, under: StepSamples | None, latency: Latency, bootstrap: Bootstrap
+) -> Interval | None:
+    if over is None or under is None:
+        return None
+    return step_ratio(over, under, latency, bootstrap)
 
 
 def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:

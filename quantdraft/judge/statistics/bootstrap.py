@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from quantdraft.judge.acceptance import Floats, Ints
 from quantdraft.record import Interval
 
-# Under these, resampling says nothing of the spread: one prompt would give a width of zero.
-MIN_PROMPTS = 5
-MIN_TIMINGS = 5
+MIN_TIMINGS = 5  # as MIN_PROMPTS, of the samples of a step
 FLOATS_AT_ONCE = 2**20
 # Beyond, prompts are drawn in groups: the spread of 4,096 sums is known to 1.1 %.
 MAX_UNITS = 4096

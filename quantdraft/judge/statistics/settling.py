@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from quantdraft.judge.statistics.bootstrap import MIN_PROMPTS
-from quantdraft.record import Interval
+from quantdraft.record import MIN_PROMPTS, Interval
 
 
 class Needed(NamedTuple):

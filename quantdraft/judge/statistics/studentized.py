@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.judge.statistics.bootstrap import MIN_PROMPTS, Bootstrap, Weights, prompt_weights
+from quantdraft.judge.statistics.bootstrap import Bootstrap, Weights, prompt_weights
+from quantdraft.record import MIN_PROMPTS
 
 # A resample of prompts that are all alike says nothing of its own error.
 LEAST_ERROR = 1e-3

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantdraft.judge.comparison import MIN_PROMPTS
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.judge.verdict.wording import times
 from quantdraft.record import (
+    MIN_PROMPTS,
     AcceptanceComparison,
     Alarm,
     Interval,
@@ -22,6 +21,7 @@ from quantdraft.record import (
     ServedArm,
     ServedRequest,
 )
+from quantdraft.record.wording import valued
 
 ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
 NOT_QUANTIZED = "not_quantized"
@@ -139,7 +139,8 @@ def control_strays(
         return None
     return Alarm(
         CONTROL_STRAYS,
-        f"the control strays: the {arm} against itself is {times(control_speedup)}, which "
+        f"the control strays: the {arm} against itself is {valued(control_speedup, 'speedup')}, "
+        "which "
         "should be 1. Time again on a quiet machine, with more blocks.",
     )
 
@@ -224,15 +225,12 @@ def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
     within what near-ties of the draft allow, and in the mean under sampling rules.
     """
     for arm in served.arms.values():
-        replayed = [r for r in arm.requests if r.num_drafts_replayed is not None]
+        replayed = arm.replayed
         if not replayed or _engine_agrees(arm, replayed, served.is_expectation, policy):
             continue
         counted = sum(request.num_drafts for request in replayed)
-        expected = sum(request.num_drafts_replayed or 0.0 for request in replayed)
         num_accepted = sum(sum(request.num_accepted_tokens_per_pos) for request in replayed)
-        low, high = (
-            sum(n or 0.0 for n in ends) for ends in zip(*map(_ends, replayed), strict=True)
-        )
+        expected, low, high = arm.replayed_rounds
         between = f", {low:.0f} to {high:.0f} with its near-ties" if low < high else ""
         nothing = "It accepted no proposed token at all. " if not num_accepted else ""
         return Alarm(
@@ -282,13 +280,6 @@ def _engine_agrees(
         num_drafts_high=tuple(r.num_drafts_high for r in requests if r.num_drafts_high is not None),
     )
     return _agrees(counted, policy)
-
-
-def _ends(request: ServedRequest) -> tuple[float | None, float | None]:
-    """The fewest and the most rounds that near-ties allow; what was replayed without any."""
-    if request.num_drafts_low is None or request.num_drafts_high is None:
-        return request.num_drafts_replayed, request.num_drafts_replayed
-    return request.num_drafts_low, request.num_drafts_high
 
 
 def _agrees(check: LiveCheck, policy: Policy) -> bool:

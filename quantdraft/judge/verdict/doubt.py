@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from quantdraft.judge.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
-from quantdraft.judge.verdict.evidence import Evidence
-from quantdraft.judge.verdict.policy import OVER_AUTOREGRESSIVE, OVER_BASELINE, Policy
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Check
+from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE
 
 # Beyond this many times the data there is, the honest answer is that the limit is met exactly.
 MAX_FACTOR = 1000

@@ -12,11 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantdraft.common.documents import all_problems, read_yaml
 from quantdraft.errors import OptionError, nearest_path
 from quantdraft.record import MIN_SPEEDUP, Evaluation
+from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE, RATE, RATE_LOSS
 
-OVER_BASELINE = "speedup over the baseline draft"
-OVER_AUTOREGRESSIVE = "speedup over autoregressive"
-RATE_LOSS = "acceptance rate loss"
-RATE = "acceptance rate"
 # The name of the check that holds each of these limits of a policy.
 CHECK_OF_LIMIT = {
     "min_speedup_over_baseline": OVER_BASELINE,

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats
-from quantdraft.judge.comparison.steps import step_figures
 from quantdraft.judge.comparison.times import (
     Timed,
     log_ratios,
@@ -21,8 +20,8 @@ from quantdraft.judge.comparison.times import (
     timed_steps,
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
-from quantdraft.judge.verdict.wording import times
-from quantdraft.record import Alarm, Interval, Latency
+from quantdraft.record import ARMS, Alarm, Interval, Latency
+from quantdraft.record.wording import times, valued
 
 ABOVE_BYTE_LIMIT = "above_byte_limit"
 BASELINE_FAR_FROM_BANDWIDTH = "baseline_far_from_bandwidth"
@@ -45,7 +44,7 @@ LOAD_ERRORS = 4.0  # and so many of its own standard errors
 def suspicions(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> tuple[Alarm, ...]:
     """Return every contradiction in the step times, with what was tried against it."""
     found = (
-        above_byte_limit(latency, bootstrap) or baseline_far_from_bandwidth(latency, bootstrap),
+        above_byte_limit(latency, bootstrap) or baseline_far_from_bandwidth(latency),
         verification_cheaper(latency, bootstrap),
         twins_differ(latency, bootstrap),
         loads_disagree(latency),
@@ -57,27 +56,29 @@ def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm 
     """The candidate's step is faster, against the baseline's, than its bytes allow."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
-    figures = step_figures(latency, "candidate", bootstrap)
-    ratio, limit = figures.ratio, figures.byte_ratio
+    limit = latency.byte_ratio("candidate")
+    ratio = _ratio(
+        timed_steps(latency, "baseline", 1),
+        timed_steps(latency, "candidate", 1),
+        latency,
+        bootstrap,
+    )
     if ratio is None or limit is None or ratio.low <= limit * (1 + BYTE_TOLERANCE):
         return None
     return _alarm(
         latency,
         ABOVE_BYTE_LIMIT,
-        f"the candidate's step is {times(ratio)} as fast as the baseline's, and its bytes allow "
-        f"{limit:.2f} ×: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
+        f"the candidate's step is {valued(ratio, 'speedup')} as fast as the baseline's, and its "
+        "bytes allow "
+        f"{times(limit)}: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
     )
 
 
-def baseline_far_from_bandwidth(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
+def baseline_far_from_bandwidth(latency: Latency) -> Alarm | None:
     """The baseline uses much less of the memory's bandwidth than its candidate does."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
-    fractions = [
-        step_figures(latency, arm, bootstrap).bandwidth_fraction
-        for arm in ("baseline", "candidate")
-    ]
-    baseline, candidate = fractions
+    baseline, candidate = (latency.bandwidth_fraction(arm) for arm in ARMS)
     if not baseline or not candidate or candidate <= MAX_FRACTION_RATIO * baseline:
         return None
     return _alarm(
@@ -103,7 +104,8 @@ def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Al
             return _alarm(
                 latency,
                 VERIFICATION_CHEAPER,
-                f"the target takes {times(ratio)} as long for {many} new tokens as for {few}: the "
+                f"the target takes {valued(ratio, 'speedup')} as long for {many} new tokens as "
+                f"for {few}: the "
                 f"kernels of {few} are poor ({_kernels(latency, 'target')}).",
             )
     return None
@@ -127,7 +129,8 @@ def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | No
         return _alarm(
             latency,
             TWINS_DIFFER,
-            f"the {draft} has the target's shape and format, and its step takes {times(ratio)} as "
+            f"the {draft} has the target's shape and format, and its step takes "
+            f"{valued(ratio, 'speedup')} as "
             f"long: they run on different kernels ({_kernels(latency, draft)}; target: "
             f"{_kernels(latency, 'target')}).",
         )

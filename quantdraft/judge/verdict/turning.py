@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from quantdraft.judge.verdict.policy import policy_of
 from quantdraft.record import Evaluation
-from quantdraft.record.plane import acceptance_at, draft_speedup, plane_of
-from quantdraft.record.wording import change_points, milliseconds, percent, times
+from quantdraft.record.wording import (
+    change_points,
+    metric,
+    milliseconds,
+    percent,
+    shorter,
+    significant,
+    step_change,
+    times,
+    valued,
+)
+
+# Of the copy bandwidth: a step far below it does not wait for its bytes, so fewer gain little.
+MEMORY_BOUND = 0.70
 
 
 def speed_limit(evaluation: Evaluation) -> float:
@@ -21,9 +33,9 @@ def turning_points(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _other_draft_step(evaluation: Evaluation) -> str | None:
     """The draft step at which the estimate meets the limit, at the measured acceptance."""
-    plane, limit = plane_of(evaluation), speed_limit(evaluation)
+    plane, limit = evaluation.plane, speed_limit(evaluation)
     k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance, now = acceptance_at(evaluation, k), draft_speedup(evaluation)
+    acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
     if plane is None or acceptance is None:
         return None
     needed = plane.needed_draft_speedup(acceptance.acceptance_rate_loss.value, limit)
@@ -43,9 +55,9 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
 
 def _other_acceptance(evaluation: Evaluation) -> str | None:
     """The acceptance loss at which the estimate meets the limit, at the measured draft step."""
-    plane, limit = plane_of(evaluation), speed_limit(evaluation)
+    plane, limit = evaluation.plane, speed_limit(evaluation)
     k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance, now = acceptance_at(evaluation, k), draft_speedup(evaluation)
+    acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
     if plane is None or acceptance is None or now is None:
         return None
     allowed = plane.allowed_loss(now.value, limit)
@@ -59,4 +71,89 @@ def _other_acceptance(evaluation: Evaluation) -> str | None:
         f"At the measured draft step, {times(limit)} over the baseline, both at k = {k}, needs an "
         f"acceptance rate of at least {percent(acceptance.baseline_rate.value - allowed)}: "
         f"{change_points(-allowed)} against the baseline (measured {measured})."
+    )
+
+
+def obstacle(evaluation: Evaluation) -> str | None:
+    """Return what keeps it from a go, e.g. a step that memory does not bound; None for a go."""
+    verdict = evaluation.verdict
+    if verdict.decision == "go":
+        return None
+    if verdict.alarms:
+        return verdict.alarms[0].message
+    if "candidate" in evaluation.latency.undefined:
+        return f"its draft step was not timed: {evaluation.latency.undefined['candidate']}."
+    if verdict.decision == "inconclusive" and (doubt := _doubt(evaluation)):
+        return f"{doubt}."
+    parts = [_step(evaluation), _needed(evaluation), _over_target(evaluation)]
+    said = "; ".join(part for part in parts if part)
+    return f"{said}." if said else "speed was not measured."
+
+
+def _doubt(evaluation: Evaluation) -> str:
+    """The speed check whose limit lies inside the interval, and what would settle it."""
+    unsure = [
+        check
+        for check in evaluation.verdict.checks
+        if check.kind == "decides" and check.result == "unsure" and check.limit is not None
+    ]
+    said = [
+        f"its {check.name}, {valued(check.observed, check.name)}, is not told apart from the limit "
+        f"of {metric(check.limit, check.name)}"
+        for check in unsure
+    ]
+    settle = evaluation.verdict.to_settle
+    return "; ".join([*said, *([f"to settle it: {settle}"] if settle else [])]) if said else ""
+
+
+def _step(evaluation: Evaluation) -> str:
+    """How long the candidate's step is, beside what its bytes would allow."""
+    saving, latency = evaluation.operating_point.draft_latency_saving, evaluation.latency
+    if saving is None or "candidate" not in latency.arms:
+        return ""
+    said = f"beside the baseline's its draft step is {step_change(saving)}"
+    byte_ratio = latency.byte_ratio("candidate")
+    if byte_ratio is None or byte_ratio <= 1 or saving.value >= 1 - 1 / byte_ratio:
+        return said
+    said += f", where its bytes alone would make it {shorter(1 - 1 / byte_ratio)}"
+    return said + _not_bound_by_memory(evaluation)
+
+
+def _not_bound_by_memory(evaluation: Evaluation) -> str:
+    """Where the baseline's step is far from the memory's limit already."""
+    latency = evaluation.latency
+    if "baseline" not in latency.arms:
+        return ""
+    fraction = latency.bandwidth_fraction("baseline")
+    if fraction is None or fraction >= MEMORY_BOUND:
+        return ""
+    return (
+        f" (a draft step of this size is not bound by memory: the baseline's reads at "
+        f"{percent(fraction, 0)} of the copy bandwidth)"
+    )
+
+
+def _needed(evaluation: Evaluation) -> str:
+    """The step that the speedup asked for would need, at the measured acceptance and one k."""
+    plane, limit = evaluation.plane, speed_limit(evaluation)
+    now = evaluation.operating_point.draft_speedup
+    k = evaluation.operating_point.candidate_num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    if plane is None or acceptance is None or now is None:
+        return ""
+    loss = acceptance.acceptance_rate_loss.value
+    needed = plane.needed_draft_speedup(loss, limit)
+    lost = f"at k = {k} the acceptance rate changes by {change_points(-loss)}"
+    if needed is None:
+        return f"{lost}, and no draft step, however short, would give {times(limit)}"
+    return f"{lost}, and {times(limit)} would need a step {shorter(1 - 1 / needed)}"
+
+
+def _over_target(evaluation: Evaluation) -> str:
+    ends = evaluation.operating_point.speedup_over_autoregressive
+    if ends is None or ends.low > policy_of(evaluation).min_speedup_over_autoregressive:
+        return ""
+    return (
+        f"with it speculation runs at {significant(ends.value)} times the target's own speed "
+        f"({significant(ends.low)} to {significant(ends.high)})"
     )

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantdraft.judge.comparison import GridPoint
-from quantdraft.judge.comparison.points import best_over_autoregressive
-from quantdraft.record import Interval
-from quantdraft.record.plane import Plane, ellipse, frontier
+from quantdraft.record import GridPoint, Interval
+from quantdraft.record.plane import Plane, ellipse
 from quantdraft.record.wording import metric, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.style import (
@@ -168,7 +166,7 @@ def _regions(plane: Plane, limit: float, domain: Domain) -> list[_Band]:
         low + (high - low) * at / NUM_FRONTIER_POINTS for at in range(NUM_FRONTIER_POINTS + 1)
     ]
     bands: list[_Band] = []
-    lines = frontier(plane, speeds, limit), frontier(plane, speeds, 1.0)
+    lines = plane.frontier(speeds, limit), plane.frontier(speeds, 1.0)
     for (at_limit, y), (at_even, _) in zip(*lines, strict=True):
         to_limit, to_even = 100 * at_limit, 100 * at_even
         bands += [
@@ -295,7 +293,7 @@ def paying_chart(points: Sequence[GridPoint]) -> Chart | None:
     """Return the better draft over the target alone, by batch; None where one batch was timed."""
     import altair as alt
 
-    rows = [_paying_row(each, over) for each in points if (over := best_over_autoregressive(each))]
+    rows = [_paying_row(each, over) for each in points if (over := each.better_speedup)]
     if len({row["batch"] for row in rows}) < 2:
         return None
     contexts = list(dict.fromkeys(row["context"] for row in rows))
@@ -335,11 +333,10 @@ def paying_chart(points: Sequence[GridPoint]) -> Chart | None:
 
 
 def _paying_row(point: GridPoint, over: Interval) -> dict[str, Any]:
-    is_candidate = point.speed is not None and over == point.speed.speedup_over_autoregressive
     return {
         "batch": point.batch_size,
         "context": str(point.context_length),
         **ends(over),
         "shown": valued(over, "speedup"),
-        "arm": "candidate" if is_candidate else "baseline",
+        "arm": point.better_arm,
     }

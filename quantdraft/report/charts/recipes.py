@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from quantdraft.judge.verdict.turning import speed_limit
-from quantdraft.record import Evaluation, Interval
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import Comparison, Evaluation
 from quantdraft.record.wording import milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
@@ -71,7 +68,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
         .mark_text(align="left", dx=6, color=LIGHT["quiet"], text="undefined")
         .encode(y=names, x=alt.value(0))
     )
-    limit = speed_limit(ordered[0])
+    limit = ordered[0].known_analysis.min_speedup_over_baseline
     no_gain = level(1.0, "no gain", axis="x", is_before=True)
     go = level(limit, f"go from {times(limit)}", axis="x", dash=False)
     drawn = alt.layer(no_gain, go, whisker, dot, missing)
@@ -89,32 +86,24 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A draft's place: what one step takes, and what it keeps."""
-
-    name: str
-    step_ms: Interval
-    rate: Interval
-
-
-def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
-    """Return acceptance rates against draft steps; None where no recipe has both.
-
-    A recipe's step is the baseline's of its own run over its paired speed-up, so that runs timed at
-    different hours share one scale: the first run's baseline.
-    """
+def pareto_chart(compared: Comparison) -> Chart | None:
+    """Return acceptance rates against draft steps; None where no recipe has both."""
     import altair as alt
 
-    places = [] if k is None else _places(ordered, k)
-    if len(places) < 2:
+    places = compared.pareto
+    if not places:
         return None
+    front = sorted(
+        (each.draft_step_ms.value, each.acceptance_rate.value)
+        for each in places
+        if each.is_on_front
+    )
     rows = [
         {
             "name": each.name,
-            **cross(each.step_ms, each.rate),
-            "step": milliseconds(each.step_ms.value),
-            "rate": valued(each.rate, "rate"),
+            **cross(each.draft_step_ms, each.acceptance_rate),
+            "step": milliseconds(each.draft_step_ms.value),
+            "rate": valued(each.acceptance_rate, "rate"),
         }
         for each in places
     ]
@@ -135,7 +124,7 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         ],
     )
     line = (
-        alt.Chart(inline({"x": e.step_ms.value, "y": e.rate.value} for e in _front(places)))
+        alt.Chart(inline({"x": step_ms, "y": rate} for step_ms, rate in front))
         .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
         .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
     )
@@ -143,10 +132,11 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         name="pareto",
         title="What is kept for what time",
         description=(
-            f"Acceptance rate at k = {k} against one draft step, 95 % intervals. Steps are scaled "
-            "to one baseline, each by its own run's paired ratio. Left and up is better; the "
-            "dashed line joins recipes that no other beats in both. The intervals are each "
-            "recipe's own; differences are paired and narrower, see the pairs below."
+            f"Acceptance rate at k = {compared.num_speculative_tokens} against one draft step, "
+            "95 % intervals. Steps are scaled to one baseline, each by its own run's paired ratio. "
+            "Left and up is better; the dashed line joins recipes that no other beats in both. The "
+            "intervals are each recipe's own; differences are paired and narrower, see the "
+            "pairs below."
         ),
         spec=finish(alt.layer(line, *rules, dots), height=320, width=WIDE),
         data=Table(
@@ -156,32 +146,6 @@ def pareto_chart(ordered: Sequence[Evaluation], k: int | None) -> Chart | None:
         ),
         is_wide=True,
     )
-
-
-def _places(ordered: Sequence[Evaluation], k: int) -> list[_Kept]:
-    unit: float | None = None
-    places: list[_Kept] = []
-    for evaluation in ordered:
-        point, acceptance = evaluation.operating_point, acceptance_at(evaluation, k)
-        if acceptance is None or point.baseline_draft_step_ms is None:
-            continue
-        if unit is None:
-            unit = point.baseline_draft_step_ms
-            places.append(_Kept("baseline", Interval(unit, unit, unit), acceptance.baseline_rate))
-        saving = point.draft_latency_saving
-        if saving is not None:
-            step = [unit * (1 - end) for end in (saving.value, saving.high, saving.low)]
-            places.append(_Kept(evaluation.name, Interval(*step), acceptance.candidate_rate))
-    return places
-
-
-def _front(places: Sequence[_Kept]) -> list[_Kept]:
-    """Return those that keep more than every one of a shorter step, by rising steps."""
-    best: list[_Kept] = []
-    for place in sorted(places, key=lambda each: (each.step_ms.value, -each.rate.value)):
-        if not best or place.rate.value > best[-1].rate.value:
-            best.append(place)
-    return best
 
 
 def lengths_chart(ordered: Sequence[Evaluation]) -> Chart:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.comparison import MIN_PROMPTS
-from quantdraft.record import AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
-from quantdraft.record.plane import acceptance_at, shown_k, slices_k
+from quantdraft.record import MIN_PROMPTS, AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
 from quantdraft.record.wording import (
     ALPHA_NAME,
     RATE_NAME,
@@ -32,8 +27,8 @@ BOTH_RATES = (
 
 def acceptance_section(evaluation: Evaluation) -> Section:
     """Per position, and the loss as a paired difference: by position, response, context, domain."""
-    k = shown_k(evaluation)
-    acceptance = acceptance_at(evaluation, k)
+    k = evaluation.shown_k
+    acceptance = evaluation.acceptance_at(k)
     if acceptance is None:
         text = f"Acceptance at k = {k}: {UNDEFINED}, that k was not replayed."
         return Section("Acceptance", (Paragraph(text),))
@@ -42,16 +37,16 @@ def acceptance_section(evaluation: Evaluation) -> Section:
         ("context", "Context length", evaluation.by_context),
         ("domain", "Domain", evaluation.by_domain),
     ]
-    at = slices_k(evaluation)
+    at = evaluation.known_slices_k
     charts = [slice_chart(*part, at) for part in parts]
-    blocks: list[Block] = [_sums_table(acceptance), *_position_blocks(acceptance)]
+    blocks: list[Block] = [_sums_table(evaluation, acceptance), *_position_blocks(acceptance)]
     blocks += [chart for chart in charts if chart is not None]
     blocks.append(Paragraph(early_or_late(evaluation.by_position)))
     blocks += [slice_table(title, slices, at) for _, title, slices in parts if slices]
     return Section("Acceptance", tuple(blocks))
 
 
-def _sums_table(acceptance: AcceptanceComparison) -> Table:
+def _sums_table(evaluation: Evaluation, acceptance: AcceptanceComparison) -> Table:
     before, after, k = (
         acceptance.baseline,
         acceptance.candidate,
@@ -67,8 +62,8 @@ def _sums_table(acceptance: AcceptanceComparison) -> Table:
             ),
             (
                 ALPHA_NAME,
-                valued(alpha_of(acceptance.baseline_length, k), "rate"),
-                valued(alpha_of(acceptance.candidate_length, k), "rate"),
+                valued(evaluation.known_analysis.baseline_alpha, "rate"),
+                valued(evaluation.known_analysis.candidate_alpha, "rate"),
             ),
             (
                 "Tokens a round, τ",
@@ -119,7 +114,7 @@ def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
 def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> Table:
     """The chart's numbers, and the share kept among the rounds that came that far."""
     before, after = _per_position(baseline), _per_position(candidate)
-    reached_before, reached_after = _if_reached(baseline), _if_reached(candidate)
+    reached_before, reached_after = baseline.if_reached, candidate.if_reached
     rows = tuple(
         (
             str(position + 1),
@@ -144,11 +139,6 @@ def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> T
         numeric=frozenset(range(1, 6)),
         caption="If reached: among the rounds that accepted every position before.",
     )
-
-
-def _if_reached(counts: AcceptanceCounts) -> list[float | None]:
-    came = (counts.num_drafts, *counts.num_accepted_tokens_per_pos)
-    return [kept / reached if reached else None for reached, kept in pairwise(came)]
 
 
 def early_or_late(slices: tuple[Slice, ...]) -> str:

@@ -6,9 +6,8 @@ The roofline's table and the condition's line are the evaluation report's too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median, quantiles
+from statistics import quantiles
 
-from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Bench, Latency, Roofline
 from quantdraft.record.wording import (
     UNDEFINED,
@@ -95,7 +94,7 @@ def _draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
     for point in points:
         where = f" at {place(point)}" if len(points) > 1 else ""
         for arm in point.arms:
-            found = None if arm in (TARGET, BASELINE) else step_figures(point, arm)
+            found = None if arm in (TARGET, "baseline") else point.figures(arm)
             if found is not None and found.ratio is not None:
                 steps.append(DraftStep(f"{arm}{where}", arm, found.ratio, found.byte_ratio))
     return (draft_steps_chart(steps),) if steps else ()
@@ -125,7 +124,7 @@ def memory_alone(points: Sequence[Latency]) -> list[str]:
         where = "" if len(points) == 1 else f" at {place(point)}"
         for name in point.arms:
             if name not in {TARGET, "baseline", "control"}:
-                found = step_figures(point, name)
+                found = point.figures(name)
                 said.append(memory_not_speed(f"{name}{where}", found.ratio, found.byte_ratio))
     return [sentence for sentence in said if sentence is not None]
 
@@ -139,7 +138,7 @@ def _draft_rows(point: Latency) -> list[tuple[str, ...]]:
 
 
 def _draft_row(point: Latency, arm: ArmLatency) -> tuple[str, ...]:
-    figures = step_figures(point, arm.name)
+    figures = point.figures(arm.name)
     rate = figures.bytes_per_s
     return (
         arm.name,
@@ -160,7 +159,8 @@ def _target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
     steps = []
     for point in points:
         timed = point.arms[TARGET].steps if TARGET in point.arms else {}
-        known = {m: median(step.samples_ms) for m, step in timed.items() if step.samples_ms}
+        medians = {m: step.median_ms for m, step in timed.items()}
+        known = {m: ms for m, ms in medians.items() if ms is not None}
         if 1 in known and len(known) > 1:
             for m, ms in sorted(known.items()):
                 steps.append(TargetStep(place(point), m, ms, ms / known[1]))
@@ -185,10 +185,7 @@ def target_blocks(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 def _target_row(point: Latency, widths: Sequence[int]) -> tuple[str, ...]:
     steps = point.arms[TARGET].steps
-    cells = (
-        bare_ms(median(steps[w].samples_ms) if w in steps and steps[w].samples_ms else None)
-        for w in widths
-    )
+    cells = (bare_ms(steps[w].median_ms if w in steps else None) for w in widths)
     return (str(point.batch_size), str(point.context_length), *cells)
 
 

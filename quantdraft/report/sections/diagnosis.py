@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.advice import Diagnosis, diagnoses
-from quantdraft.judge.verdict.policy import policy_of
-from quantdraft.record import Evaluation
+from quantdraft.record import Diagnosis, Evaluation
 from quantdraft.record.wording import title_of
 from quantdraft.report.blocks import Notice, Section
 
 
 def diagnosis_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     """One section, or none where nothing was found."""
-    found = diagnoses(evaluation, policy_of(evaluation))
+    found = evaluation.known_analysis.diagnoses
     return (Section("Diagnosis", tuple(_notice(each) for each in found)),) if found else ()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.judge.comparison import step_figures
-from quantdraft.judge.statistics.bootstrap import DEFAULT
 from quantdraft.record import Evaluation, LiveCheck
 from quantdraft.record.wording import UNDEFINED, count, counted, load_words, percent, valued
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
@@ -118,7 +116,7 @@ def _baseline_step(evaluation: Evaluation) -> str:
     latency = evaluation.latency
     if latency.roofline is None or "baseline" not in latency.arms:
         return UNDEFINED
-    fraction = step_figures(latency, "baseline").bandwidth_fraction
+    fraction = latency.bandwidth_fraction("baseline")
     if fraction is None:
         return UNDEFINED
     return (
@@ -149,18 +147,16 @@ def _agreement(check: LiveCheck) -> str:
         return (
             f"{check.arm}: rounds agree in the mean on {counted(len(check.prompt_ids), 'prompt')}"
         )
-    equal = sum(
-        abs(live - replayed) < 1e-6
-        for live, replayed in zip(check.num_drafts_live, check.num_drafts_replayed, strict=True)
-    )
-    return f"{check.arm}: rounds equal replay's on {equal} of {len(check.prompt_ids)} prompts"
+    equal, num_prompts = check.num_equal, len(check.prompt_ids)
+    return f"{check.arm}: rounds equal replay's on {equal} of {num_prompts} prompts"
 
 
 def _intervals(evaluation: Evaluation) -> str:
     seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
+    resamples = count(evaluation.known_analysis.num_resamples)
     times = "of loads of the arms" if has_loads else "of timing blocks of one load"
     return (
-        f"95 %, by {count(DEFAULT.num_resamples)} resamples of prompts (both arms of one together) "
+        f"95 %, by {resamples} resamples of prompts (both arms of one together) "
         f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
         f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
         f"{'' if has_loads else ', and not what differs between loads of one model'}"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.comparison import GridPoint, grid_points, stops_paying_at
-from quantdraft.judge.verdict.checks import result_of
-from quantdraft.judge.verdict.policy import policy_of
-from quantdraft.record import Evaluation
+from quantdraft.record import Evaluation, GridPoint
 from quantdraft.record.wording import undefined
 from quantdraft.report.blocks import Block, Bullets, Paragraph, Section
 from quantdraft.report.charts.planes import VerdictCell, paying_chart, verdict_map
@@ -23,7 +20,7 @@ def grid_section(evaluation: Evaluation) -> Section:
     if evaluation.served is not None:
         text = "the engine was asked one request at a time. The native engine times batches"
         return Section(TITLE, (Paragraph(f"The verdict by batch: {undefined(text)}."),))
-    points = grid_points(evaluation)
+    points = evaluation.known_analysis.grid
     if not points:
         why = undefined(missing_speed(evaluation))
         return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
@@ -32,8 +29,7 @@ def grid_section(evaluation: Evaluation) -> Section:
         blocks = [Paragraph(HOW)]
     elif (chart := paying_chart(points)) is not None:
         blocks.append(chart)
-    limit = policy_of(evaluation).min_speedup_over_autoregressive
-    blocks.append(Bullets(tuple(_stopping(points, limit))))
+    blocks.append(Bullets(tuple(_stopping(points, evaluation.known_analysis.stops_paying_at))))
     return Section(TITLE, tuple(blocks))
 
 
@@ -44,37 +40,17 @@ def place_of(evaluation: Evaluation) -> tuple[int, int]:
 
 def _cell(evaluation: Evaluation, point: GridPoint) -> VerdictCell:
     is_here = place_of(evaluation) == (point.batch_size, point.context_length)
-    return VerdictCell(point, _verdict(evaluation, point), is_here)
+    return VerdictCell(point, point.decision or "undefined", is_here)
 
 
-def _verdict(evaluation: Evaluation, point: GridPoint) -> str:
-    """By the speed checks there, and those of the run that hold everywhere."""
-    if point.speed is None:
-        return "undefined"
-    policy = policy_of(evaluation)
-    over_target = point.speed.speedup_over_autoregressive
-    results = {
-        result_of(point.speed.speedup_over_baseline, ">=", policy.min_speedup_over_baseline),
-        result_of(over_target, ">", policy.min_speedup_over_autoregressive),
-    }
-    others = {
-        check.result
-        for check in evaluation.verdict.checks
-        if check.kind == "decides" and check.observed is None and check.limit is None
-    }
-    if "fail" in results | others:
-        return "no-go"
-    return "go" if results | others <= {"pass"} else "inconclusive"
-
-
-def _stopping(points: tuple[GridPoint, ...], limit: float) -> list[str]:
+def _stopping(points: tuple[GridPoint, ...], found: dict[int, int | None]) -> list[str]:
     """One line a context; one for all of them where they say the same."""
     largest: dict[int, int] = {}
     for point in points:
         if point.speed is not None:
             batch = largest.get(point.context_length, 0)
             largest[point.context_length] = max(batch, point.batch_size)
-    stops = {c: batch for c, batch in stops_paying_at(points, limit).items() if c in largest}
+    stops = {c: batch for c, batch in found.items() if c in largest}
     if not stops:
         return ["No point has a speed."]
     if all(batch is None for batch in stops.values()):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.judge.advice import explaining
-from quantdraft.judge.verdict.policy import RATE, RATE_LOSS, policy_of
-from quantdraft.judge.verdict.turning import turning_points
 from quantdraft.record import Check, Evaluation, Verdict
-from quantdraft.record.plane import acceptance_at, shown_k
+from quantdraft.record.verdict import RATE, RATE_LOSS
 from quantdraft.record.wording import (
     RATE_NAME,
     UNDEFINED,
@@ -77,13 +74,10 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
         blocks.append(Notice("Alarm" if len(alarms) == 1 else "Alarms", alarms, "bad"))
     if verdict.to_settle:
         blocks.append(Notice("What would settle it", (whole_sentence(verdict.to_settle),), "doubt"))
-    causes = tuple(
-        whole_sentence(f"{line.finding}: {line.seen}")
-        for line in explaining(evaluation, policy_of(evaluation))
-    )
+    causes = tuple(whole_sentence(f"{line.finding}: {line.seen}") for line in evaluation.causes)
     if causes:
         blocks.append(Notice("Diagnosis", causes, "plain"))
-    change = turning_points(evaluation)
+    change = evaluation.known_analysis.turning_points
     if change:
         blocks.append(Notice("What would change the answer", change, "plain"))
     return (*blocks, _strip(evaluation), checks_table(evaluation, verdict.summary))
@@ -167,8 +161,8 @@ def figures(evaluation: Evaluation) -> Figures:
 
 def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
     """Both drafts at one k, whatever each one's best k is: rates at two k do not compare."""
-    k = shown_k(evaluation)
-    found = acceptance_at(evaluation, k)
+    k = evaluation.shown_k
+    found = evaluation.acceptance_at(k)
     if found is None:
         return (Figure(f"Acceptance rate at k = {k}", UNDEFINED, "not replayed at this k"),)
     before, after = found.baseline_rate.value, found.candidate_rate.value

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
-
-from quantdraft.judge.comparison import step_figures
 from quantdraft.record import ArmLatency, Evaluation
 from quantdraft.record.wording import (
     UNDEFINED,
@@ -69,7 +66,7 @@ def _saving_and_limit(evaluation: Evaluation) -> str:
     latency, saving = evaluation.latency, evaluation.operating_point.draft_latency_saving
     if "candidate" not in latency.arms or saving is None:
         return "The candidate's draft step was not timed; these are the other arms'."
-    figures = step_figures(latency, "candidate")
+    figures = latency.figures("candidate")
     byte_ratio = figures.byte_ratio
     said = f"The candidate's draft step against the baseline's: {step_change(saving)}."
     if byte_ratio:
@@ -100,8 +97,7 @@ def _latency_table(rows: list[tuple[str, ...]]) -> Table:
 def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for new_tokens, step in sorted(arm.steps.items()):
-        samples = step.samples_ms
-        middle = median(samples) if samples else None
+        samples, middle = step.samples_ms, step.median_ms
         rows.append(
             (
                 arm.name,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.verdict.turning import speed_limit
 from quantdraft.record import Evaluation
-from quantdraft.record.plane import Plane, acceptance_at, draft_speedup, plane_of
+from quantdraft.record.plane import Plane
 from quantdraft.record.wording import change_points, times, undefined
 from quantdraft.report.blocks import Block, Chart, Paragraph, Section, Table
 from quantdraft.report.charts.planes import PlanePlace, break_even_chart
@@ -20,9 +19,9 @@ def plane_section(evaluation: Evaluation) -> Section:
         return Section("What acceptance may be lost for what speed", (chart,))
     why = undefined(missing_speed(evaluation))
     blocks: tuple[Block, ...] = (Paragraph(f"The break-even plane: {why}."),)
-    plane = plane_of(evaluation)
+    plane = evaluation.plane
     if plane is not None:
-        blocks += (_allowed_table(plane, speed_limit(evaluation)),)
+        blocks += (_allowed_table(plane, evaluation.known_analysis.min_speedup_over_baseline),)
     return Section("What acceptance may be lost for what speed", blocks)
 
 
@@ -43,16 +42,16 @@ def _allowed_table(plane: Plane, limit: float) -> Table:
 
 def plane_chart(evaluations: Sequence[Evaluation]) -> Chart | None:
     """The frontier of the first evaluation that has one, and every recipe that was timed."""
-    timed = [e for e in evaluations if plane_of(e) is not None and draft_speedup(e) is not None]
-    plane = plane_of(timed[0]) if timed else None
+    timed = [e for e in evaluations if e.plane and e.operating_point.draft_speedup]
+    plane = timed[0].plane if timed else None
     if plane is None:
         return None
     places = [place for each in timed if (place := _place(each, plane.num_speculative_tokens))]
-    return break_even_chart(plane, speed_limit(timed[0]), places)
+    return break_even_chart(plane, timed[0].known_analysis.min_speedup_over_baseline, places)
 
 
 def _place(evaluation: Evaluation, k: int) -> PlanePlace | None:
-    acceptance, faster = acceptance_at(evaluation, k), draft_speedup(evaluation)
+    acceptance, faster = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
     if acceptance is None or faster is None:
         return None
     return PlanePlace(evaluation.name, acceptance.acceptance_rate_loss, faster)

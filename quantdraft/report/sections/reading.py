@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from quantdraft.judge.acceptance import token_acceptance
-from quantdraft.record import Disagreement, Evaluation, PromptReplay
-from quantdraft.record.plane import slices_k
+from quantdraft.record import ARMS, Disagreement, Evaluation, PromptReplay, TokenFates
 from quantdraft.record.wording import count, counted
 from quantdraft.report.blocks import (
     Block,
@@ -15,13 +11,10 @@ from quantdraft.report.blocks import (
     Passages,
     Section,
     Table,
-    TokenFate,
 )
 from quantdraft.report.charts.acceptance import prompts_chart
 
 NUM_WORST_PROMPTS = 10
-# From this probability on an expected event is shown as if it happened.
-LIKELY = 0.5
 LEGEND = (
     "On a coloured ground: proposed by the draft and accepted. Struck through: the draft proposed "
     "something else, and the round ended there. Bare: not proposed (the bonus token of a round, or "
@@ -31,7 +24,7 @@ LEGEND = (
 
 def reading_section(evaluation: Evaluation) -> Section:
     """Prompts as points, the worst ones as rows, and their text."""
-    k = slices_k(evaluation)
+    k = evaluation.known_slices_k
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))
     at = evaluation.num_speculative_tokens.index(k)
@@ -40,7 +33,8 @@ def reading_section(evaluation: Evaluation) -> Section:
         _worst_table(evaluation, k),
     ]
     if evaluation.disagreements:
-        items = tuple(_passage(each, k) for each in evaluation.disagreements)
+        pairs = zip(evaluation.disagreements, evaluation.known_analysis.fates, strict=True)
+        items = tuple(_passage(found, fates) for found, fates in pairs)
         blocks.append(Passages(items, LEGEND))
     else:
         blocks.append(Paragraph(_no_text(evaluation, k)))
@@ -49,15 +43,15 @@ def reading_section(evaluation: Evaluation) -> Section:
 
 def _no_text(evaluation: Evaluation, k: int) -> str:
     at = evaluation.num_speculative_tokens.index(k)
-    if all(_extra_rounds(prompt, at) <= 0 for prompt in evaluation.prompts):
+    if all(prompt.extra_rounds(at) <= 0 for prompt in evaluation.prompts):
         return "On no prompt did the candidate need more rounds than the baseline."
     return "The record holds no text of the prompts: an older quantdraft made it. Evaluate again."
 
 
 def _worst_table(evaluation: Evaluation, k: int) -> Table:
     at = evaluation.num_speculative_tokens.index(k)
-    worst = sorted(evaluation.prompts, key=lambda prompt: -_extra_rounds(prompt, at))
-    shown = [p for p in worst[:NUM_WORST_PROMPTS] if _extra_rounds(p, at) > 0]
+    worst = sorted(evaluation.prompts, key=lambda prompt: -prompt.extra_rounds(at))
+    shown = [p for p in worst[:NUM_WORST_PROMPTS] if p.extra_rounds(at) > 0]
     return Table(
         columns=("Prompt", "Domain", "Tokens", "Rounds, baseline", "Rounds, candidate"),
         rows=tuple(_prompt_row(prompt, at) for prompt in shown),
@@ -67,10 +61,6 @@ def _worst_table(evaluation: Evaluation, k: int) -> Table:
             "The record has all of them."
         ),
     )
-
-
-def _extra_rounds(prompt: PromptReplay, at: int) -> float:
-    return prompt.candidate_num_drafts[at] - prompt.baseline_num_drafts[at]
 
 
 def _prompt_row(prompt: PromptReplay, at: int) -> tuple[str, ...]:
@@ -83,11 +73,8 @@ def _prompt_row(prompt: PromptReplay, at: int) -> tuple[str, ...]:
     )
 
 
-def _passage(found: Disagreement, k: int) -> Passage:
-    fates = {
-        "baseline": token_fates(found.baseline_keep, k),
-        "candidate": token_fates(found.candidate_keep, k),
-    }
+def _passage(found: Disagreement, fates_of: TokenFates) -> Passage:
+    fates = {arm: fates_of.of(arm) for arm in ARMS}
     rejected = [sum(fate == "rejected" for fate in marks) for marks in fates.values()]
     left_out = found.num_tokens_left_out
     rest = f"; {counted(left_out, 'more token')} not shown" if left_out else ""
@@ -99,18 +86,3 @@ def _passage(found: Disagreement, k: int) -> Passage:
         tokens=found.tokens,
         arms=tuple(fates.items()),
     )
-
-
-def token_fates(keep: tuple[float, ...], k: int) -> tuple[TokenFate, ...]:
-    """What most likely happened at every token, in rounds of k proposals."""
-    ((_, tokens),) = token_acceptance([np.array(keep)], k)
-    return tuple(
-        _fate(float(asked), float(kept))
-        for asked, kept in zip(tokens.asked, tokens.kept, strict=True)
-    )
-
-
-def _fate(asked: float, kept: float) -> TokenFate:
-    if asked < LIKELY:
-        return "not proposed"
-    return "accepted" if kept >= LIKELY * asked else "rejected"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.comparison import Pair
-from quantdraft.record import Evaluation
-from quantdraft.record.plane import acceptance_at
-from quantdraft.record.terms import nearest_to_usual
+from quantdraft.record import Comparison, Evaluation, RecipePair
 from quantdraft.record.wording import (
     UNDEFINED,
     length,
@@ -67,12 +64,6 @@ def _best_ks(evaluation: Evaluation) -> str:
     return str(best) if best == baseline else f"{best} (baseline {baseline})"
 
 
-def common_k(ordered: Sequence[Evaluation]) -> int | None:
-    """The k nearest to the usual one that every run replayed; None where they share none."""
-    shared = set.intersection(*(set(each.num_speculative_tokens) for each in ordered))
-    return nearest_to_usual(shared) if shared else None
-
-
 def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:
     """What each recipe costs in acceptance, at one k for all, and what it reads."""
     columns = ("Recipe", "Acceptance rate", "Loss", "τ", "Bytes per step", "Ceiling")
@@ -99,7 +90,7 @@ def _acceptance_row(evaluation: Evaluation, k: int | None) -> tuple[str, ...]:
 
 
 def _acceptance_cells(evaluation: Evaluation, k: int | None) -> tuple[str, str, str]:
-    acceptance = None if k is None else acceptance_at(evaluation, k)
+    acceptance = None if k is None else evaluation.acceptance_at(k)
     if acceptance is None:
         return UNDEFINED, UNDEFINED, UNDEFINED
     return (
@@ -120,14 +111,15 @@ def length_table(ordered: Sequence[Evaluation]) -> Table:
 
 
 def _lengths(ordered: Sequence[Evaluation], k: int) -> tuple[str, ...]:
-    found = [acceptance_at(evaluation, k) for evaluation in ordered]
+    found = [evaluation.acceptance_at(k) for evaluation in ordered]
     baselines = [row.baseline_length.value for row in found if row]
     baseline = length(baselines[0]) if baselines else UNDEFINED
     return baseline, *(length(row.candidate_length.value) if row else UNDEFINED for row in found)
 
 
-def pairs_table(pairs: Sequence[Pair], k: int | None) -> Table:
-    """One row a pair of recipes."""
+def pairs_table(compared: Comparison) -> Table:
+    """Return one row for every pair of recipes."""
+    pairs, k = compared.pairs, compared.num_speculative_tokens
     return Table(
         columns=("Recipes", "Speed, first over second", "Acceptance rate, first minus second", ""),
         rows=tuple(_pair_row(pair) for pair in pairs),
@@ -143,7 +135,7 @@ def pairs_table(pairs: Sequence[Pair], k: int | None) -> Table:
     )
 
 
-def _pair_row(pair: Pair) -> tuple[str, ...]:
+def _pair_row(pair: RecipePair) -> tuple[str, ...]:
     gap = pair.acceptance_rate_gap
     return (
         f"{pair.one} and {pair.other}",
@@ -153,5 +145,5 @@ def _pair_row(pair: Pair) -> tuple[str, ...]:
     )
 
 
-def _pair_tone(pair: Pair) -> Tone:
+def _pair_tone(pair: RecipePair) -> Tone:
     return "good" if pair.is_different else "doubt"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.comparison import step_figures
-from quantdraft.record import Evaluation
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import ARMS, Arm, Evaluation
 from quantdraft.record.wording import UNDEFINED, length, undefined
 from quantdraft.report.blocks import Block, Paragraph, Section
 from quantdraft.report.charts.bars import RoundLimit, RoundPart, round_chart
@@ -50,15 +48,13 @@ def _step_parts(evaluation: Evaluation) -> list[RoundPart]:
     if point.autoregressive_step_ms is not None:
         name = "autoregressive: 1 token"
         parts.append(RoundPart(name, "target pass", point.autoregressive_step_ms))
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        step = getattr(point, f"{arm}_draft_step_ms")
-        verify = getattr(point, f"{arm}_verify_step_ms")
-        if step is None or verify is None:
+    for arm in ARMS:
+        drafting, verify = point.of(arm).drafting_ms, point.of(arm).verify_step_ms
+        if drafting is None or verify is None:
             continue
-        name = _arm_name(evaluation, arm, k)
+        name = _arm_name(evaluation, arm)
         parts += [
-            RoundPart(name, "draft steps", k * step),
+            RoundPart(name, "draft steps", drafting),
             RoundPart(name, "target pass", verify, order=1),
         ]
     return parts
@@ -67,19 +63,20 @@ def _step_parts(evaluation: Evaluation) -> list[RoundPart]:
 def _served_parts(evaluation: Evaluation) -> list[RoundPart]:
     point = evaluation.operating_point
     parts: list[RoundPart] = []
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        per_token, acceptance = getattr(point, f"{arm}_ms_per_token"), acceptance_at(evaluation, k)
+    for arm in ARMS:
+        per_token = point.of(arm).ms_per_token
+        acceptance = evaluation.acceptance_at(point.of(arm).num_speculative_tokens)
         if per_token is None or acceptance is None:
             continue
-        tau = getattr(acceptance, f"{arm}_length").value
-        parts.append(RoundPart(_arm_name(evaluation, arm, k), "whole round", per_token * tau))
+        tau = acceptance.of(arm).length.value
+        parts.append(RoundPart(_arm_name(evaluation, arm), "whole round", per_token * tau))
     return parts
 
 
-def _arm_name(evaluation: Evaluation, arm: str, k: int) -> str:
-    acceptance = acceptance_at(evaluation, k)
-    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
+def _arm_name(evaluation: Evaluation, arm: Arm) -> str:
+    k = evaluation.operating_point.of(arm).num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    tau = length(acceptance.of(arm).length.value) if acceptance else UNDEFINED
     return f"{arm}, k = {k}: {tau} tokens"
 
 
@@ -88,13 +85,13 @@ def _limits(evaluation: Evaluation) -> list[RoundLimit]:
     latency, point = evaluation.latency, evaluation.operating_point
     if "target" not in latency.arms:
         return []
-    target = step_figures(latency, "target").limit_ms
+    target = latency.figures("target").limit_ms
     if target is None:
         return []
     found = [RoundLimit("autoregressive: 1 token", target)] if point.autoregressive_step_ms else []
-    for arm in ("baseline", "candidate"):
-        k = getattr(point, f"{arm}_num_speculative_tokens")
-        step = step_figures(latency, arm).limit_ms if arm in latency.arms else None
-        if step is not None and getattr(point, f"{arm}_draft_step_ms") is not None:
-            found.append(RoundLimit(_arm_name(evaluation, arm, k), k * step + target))
+    for arm in ARMS:
+        step = latency.figures(arm).limit_ms if arm in latency.arms else None
+        if step is not None and point.of(arm).draft_step_ms is not None:
+            k = point.of(arm).num_speculative_tokens
+            found.append(RoundLimit(_arm_name(evaluation, arm), k * step + target))
     return found

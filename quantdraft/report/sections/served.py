@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from statistics import median
 
-from quantdraft.judge.comparison.served import (
-    load_spread,
-    loads,
-    mean_acceptance_length,
-    pace,
-    served_prompts,
-)
-from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest
+from quantdraft.record import Evaluation, Served, ServedArm
 from quantdraft.record.wording import (
     UNDEFINED,
     count,
@@ -34,21 +25,15 @@ def served_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     served = evaluation.served
     if served is None:
         return ()
-    blocks: list[Block] = [Paragraph(_conditions(served))]
+    blocks: list[Block] = [
+        Paragraph(_conditions(served, evaluation.known_analysis.served_load_error))
+    ]
     if served.arms:
         blocks += [pace_table(served), counters_table(served)]
     if served.undefined:
         rows = tuple((arm, undefined(why)) for arm, why in served.undefined.items())
         blocks.append(Table(("Arm", "Why it was not served"), rows))
     return (Section("Served by vLLM", tuple(blocks)),)
-
-
-def tokens_per_second(served: Served, arm: str) -> float | None:
-    """Of one arm, over all prompts; None where it was not served."""
-    prompts = served_prompts(served)
-    if arm not in served.arms or not prompts:
-        return None
-    return 1e3 / pace(served.arms[arm], prompts).ms_per_token
 
 
 def pace_table(served: Served) -> Table:
@@ -66,15 +51,13 @@ def pace_table(served: Served) -> Table:
 
 
 def _pace_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
-    prompts = served_prompts(served)
-    per_token = pace(arm, prompts).ms_per_token if prompts else None
-    tau = mean_acceptance_length(arm)
+    per_token, tau = served.ms_per_token(arm.name), arm.mean_acceptance_length
     return (
         arm.name,
         _number(None if per_token is None else 1e3 / per_token),
         _number(per_token),
         _number(None if per_token is None else per_token * tau) if tau else "—",
-        _number(1e3 * median(r.first_token_seconds for r in arm.requests)),
+        _number(arm.median_first_token_ms),
         count(len(arm.requests)),
     )
 
@@ -107,35 +90,19 @@ def counters_table(served: Served) -> Table:
 def _counter_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
     texts = [request.text for request in arm.requests]
     status = [count(texts.count(name)) for name in ("identical", "near-tie", "divergent")]
-    replayed = [r for r in arm.requests if r.num_drafts_replayed is not None]
+    replayed = arm.replayed
     if not replayed:
         return (arm.name, "—", "—", "—", "—", "—", *status)
-    num_drafts = sum(request.num_drafts for request in replayed)
-    equal = sum(abs(r.num_drafts - (r.num_drafts_replayed or 0.0)) < 1e-6 for r in replayed)
-    width = range(len(replayed[0].num_accepted_tokens_per_pos))
-    accepted = [sum(r.num_accepted_tokens_per_pos[at] for r in replayed) for at in width]
+    rounds, fewest, most = (count(number) for number in arm.replayed_rounds)
     return (
         arm.name,
-        count(num_drafts),
-        _replayed(replayed),
-        "in the mean" if served.is_expectation else f"{equal} of {len(replayed)}",
-        length(mean_acceptance_length(arm)),
-        ", ".join(count(n) for n in accepted),
+        count(sum(request.num_drafts for request in replayed)),
+        f"{rounds} ({fewest} to {most})" if arm.knows_near_ties else rounds,
+        "in the mean" if served.is_expectation else f"{arm.num_equal} of {len(replayed)}",
+        length(arm.mean_acceptance_length),
+        ", ".join(count(number) for number in arm.num_accepted_per_pos),
         *status,
     )
-
-
-def _replayed(requests: Sequence[ServedRequest]) -> str:
-    """Rounds of all requests, and between what numbers near-ties may move them."""
-    shown = count(sum(r.num_drafts_replayed or 0.0 for r in requests))
-    ends = [
-        (r.num_drafts_low, r.num_drafts_high)
-        for r in requests
-        if r.num_drafts_low is not None and r.num_drafts_high is not None
-    ]
-    if len(ends) < len(requests):
-        return shown
-    return f"{shown} ({count(sum(e[0] for e in ends))} to {count(sum(e[1] for e in ends))})"
 
 
 def _visits(served: Served) -> int:
@@ -144,10 +111,10 @@ def _visits(served: Served) -> int:
     return -(-max(prompts.values(), default=0) // max(len(served.arms), 1))
 
 
-def _loads_words(served: Served) -> str:
+def _loads_words(served: Served, load_error: float | None) -> str:
     """How often the servers were started, and what of it no interval holds."""
-    num_loads = max((len(loads(arm)) for arm in served.arms.values()), default=0)
-    if num_loads > 1 and load_spread(served, served_prompts(served)) is not None:
+    num_loads = max((len(arm.loads) for arm in served.arms.values()), default=0)
+    if num_loads > 1 and load_error is not None:
         return (
             f"Each server was started {num_loads} times; what the starts differ by is in the "
             "intervals."
@@ -158,7 +125,7 @@ def _loads_words(served: Served) -> str:
     )
 
 
-def _conditions(served: Served) -> str:
+def _conditions(served: Served, load_error: float | None) -> str:
     turns = (
         "all servers up at once, asked in turns"
         if served.is_interleaved
@@ -173,7 +140,7 @@ def _conditions(served: Served) -> str:
         words += f" Own settings: {given}."
     if any(r.text == "own" for arm in served.arms.values() for r in arm.requests):
         words += f" {OWN_TEXTS}"
-    return f"{words} {_loads_words(served)} {load_words(served.load_average)}"
+    return f"{words} {_loads_words(served, load_error)} {load_words(served.load_average)}"
 
 
 def _arms(served: Served) -> list[ServedArm]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from quantdraft.record import Evaluation, Projection, SpeedPoint
-from quantdraft.record.plane import acceptance_at
+from quantdraft.record import ARMS, Arm, Evaluation, Projection, SpeedPoint
 from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
@@ -53,15 +50,13 @@ def equations(evaluation: Evaluation) -> Equations:
     )
 
 
-def _equation(evaluation: Evaluation, arm: Literal["baseline", "candidate"]) -> Equation:
-    point = evaluation.operating_point
-    k = getattr(point, f"{arm}_num_speculative_tokens")
-    step = _term(getattr(point, f"{arm}_draft_step_ms"))
-    verify = _term(getattr(point, f"{arm}_verify_step_ms"))
-    acceptance = acceptance_at(evaluation, k)
-    tau = length(getattr(acceptance, f"{arm}_length").value) if acceptance else UNDEFINED
-    result = _per_token(getattr(point, f"{arm}_ms_per_token"))
-    return Equation(arm, f"{k} · {step} + {verify}", tau, result, arm)
+def _equation(evaluation: Evaluation, arm: Arm) -> Equation:
+    speed = evaluation.operating_point.of(arm)
+    k = speed.num_speculative_tokens
+    acceptance = evaluation.acceptance_at(k)
+    tau = length(acceptance.of(arm).length.value) if acceptance else UNDEFINED
+    terms = f"{k} · {_term(speed.draft_step_ms)} + {_term(speed.verify_step_ms)}"
+    return Equation(arm, terms, tau, _per_token(speed.ms_per_token), arm)
 
 
 def _term(value: float | None) -> str:
@@ -75,7 +70,7 @@ def _per_token(value: float | None) -> str:
 def break_even(evaluation: Evaluation) -> str:
     """What the candidate would have to reach, and what it reached."""
     point = evaluation.operating_point
-    observed = acceptance_at(evaluation, point.candidate_num_speculative_tokens)
+    observed = evaluation.acceptance_at(point.candidate_num_speculative_tokens)
     if point.break_even_length is None or observed is None:
         return f"Break-even acceptance: {undefined(missing_speed(evaluation))}."
     tau = observed.candidate_length.value
@@ -141,7 +136,7 @@ def k_table(evaluation: Evaluation) -> Table:
 
 
 def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
-    acceptance = acceptance_at(evaluation, k)
+    acceptance = evaluation.acceptance_at(k)
     taus = (
         (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
         if acceptance
@@ -164,10 +159,7 @@ def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[st
 
 def speed_chart(evaluation: Evaluation) -> Chart | None:
     """Return the speedup over the target alone by k, with bands; None where not measured."""
-    curves = [
-        _over_autoregressive(evaluation, "baseline", "baseline_speedup_over_autoregressive"),
-        _over_autoregressive(evaluation, "candidate", "speedup_over_autoregressive"),
-    ]
+    curves = [_over_autoregressive(evaluation, arm) for arm in ARMS]
     if not any(curve.points for curve in curves):
         return None
     title = "speedup over autoregressive"
@@ -180,9 +172,9 @@ def speed_chart(evaluation: Evaluation) -> Chart | None:
     )
 
 
-def _over_autoregressive(evaluation: Evaluation, arm: str, field: str) -> LineByK:
+def _over_autoregressive(evaluation: Evaluation, arm: Arm) -> LineByK:
     found = (
-        (point.candidate_num_speculative_tokens, getattr(point, field))
+        (point.candidate_num_speculative_tokens, point.of(arm).speedup_over_autoregressive)
         for point in evaluation.equal_k
     )
     return LineByK(arm, [(k, e) for k, e in found if e is not None], evaluation.best_k.get(arm))
@@ -193,13 +185,10 @@ def length_chart(evaluation: Evaluation) -> Chart:
     curves = [
         LineByK(
             arm,
-            [
-                (row.num_speculative_tokens, getattr(row, f"{arm}_length"))
-                for row in evaluation.acceptance
-            ],
+            [(row.num_speculative_tokens, row.of(arm).length) for row in evaluation.acceptance],
             evaluation.best_k.get(arm),
         )
-        for arm in ("baseline", "candidate")
+        for arm in ARMS
     ]
     return Chart(
         name="length-by-k",

@@ -13,6 +13,7 @@ import re
 from html import escape
 from pathlib import Path
 
+from quantdraft.record.analysis import TokenFate
 from quantdraft.record.wording import NUMBER_AND_UNIT
 from quantdraft.report.blocks import (
     Banner,
@@ -29,7 +30,6 @@ from quantdraft.report.blocks import (
     Passages,
     Section,
     Table,
-    TokenFate,
 )
 from quantdraft.report.charts import drawing, style
 from quantdraft.report.safety import shown_text

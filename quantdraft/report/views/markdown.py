@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from quantdraft.record.analysis import TokenFate
 from quantdraft.report.blocks import (
     Block,
     Bullets,
@@ -18,7 +19,6 @@ from quantdraft.report.blocks import (
     Passages,
     Section,
     Table,
-    TokenFate,
 )
 from quantdraft.report.safety import shown_text
 

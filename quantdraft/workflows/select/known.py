@@ -1,4 +1,4 @@
-"""Runs that are finished already: a choice takes their record rather than measure once more.
+"""Find finished runs: a choice takes their record instead of measuring once more.
 
 The same draft under the same recipe then has one verdict, wherever it is shown.
 """
@@ -31,7 +31,7 @@ def with_known_runs(
     target: Checkpoint,
     drafts: Mapping[str, Checkpoint],
 ) -> tuple[list[Cell], list[Job]]:
-    """The cells with the directories of runs that measured them already, and the jobs left to do.
+    """Return the cells with the directories of runs that measured them, and the jobs left to do.
 
     settings: of an evaluation, as the choice would make it
     drafts: the opened drafts, by what the user called them
@@ -59,7 +59,7 @@ def _differences(
     target: Checkpoint,
     draft: Checkpoint,
 ) -> Iterator[bool]:
-    """Whether the run differs from what the choice would measure, question by question."""
+    """Yield for every setting whether the run's differs from what the choice would measure."""
     known, latency = record.provenance, record.latency
     yield record.num_speculative_tokens != tuple(settings.ks)
     yield settings.traffic.acceptance_rule not in (None, record.acceptance_rule)
@@ -83,7 +83,7 @@ def _weights(provenance: Mapping[str, Any], role: str) -> Any:
 
 
 def _recipe_of(provenance: Mapping[str, Any]) -> Any:
-    """What `apply` left in the candidate that was measured; None where it is gone or changed."""
+    """Return the recipe that the measured candidate carries; None where it is gone or changed."""
     path = (provenance.get("candidate") or {}).get("path")
     if path is None or not Path(path).is_dir():
         return None

@@ -21,9 +21,7 @@ from quantdraft.report.charts.style import (
     whiskers,
 )
 from quantdraft.report.safety import shown_values
-from quantdraft.workflows.select.names import name_of, short
-from quantdraft.workflows.select.ranking import Ranked
-from quantdraft.workflows.select.record import Selection
+from quantdraft.workflows.select.record import Ranked, Selection
 
 STANDING = {
     "recommended": LIGHT["good"],
@@ -51,7 +49,7 @@ def speeds_chart(selection: Selection) -> Chart:
 
     rows = [
         {
-            "name": name_of(row, selection),
+            "name": selection.row_name(row),
             "standing": standing(row, selection),
             **ends(row.measured),
             "shown": valued(row.measured, "speedup"),
@@ -105,7 +103,7 @@ def _table(rows: list[dict[str, Any]], columns: dict[str, str], numeric: frozens
     return Table(tuple(columns.values()), cells, numeric)
 
 
-def plane_chart(selection: Selection) -> Chart:
+def cost_chart(selection: Selection) -> Chart:
     """Return acceptance at one k against c: measured if every row was timed, else by the bytes.
 
     A colour a draft, a shape a recipe, a ring around what is recommended.
@@ -164,8 +162,8 @@ def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, A
     cost = row.step_cost if is_timed and row.step_cost else exact
     interval = f" ({cost.low:.3f} to {cost.high:.3f})" if is_timed else ""
     return {
-        "name": name_of(row, selection),
-        "draft": short(row.draft, selection),
+        "name": selection.row_name(row),
+        "draft": selection.short_name(row.draft),
         "recipe": row.recipe,
         "standing": standing(row, selection),
         **cross(cost, row.acceptance_rate),
@@ -176,7 +174,7 @@ def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, A
 
 def _drafts(selection: Selection) -> list[str]:
     """Return the drafts by the best row of each: a draft has one colour in every chart."""
-    return list(dict.fromkeys(short(row.draft, selection) for row in selection.rows))
+    return list(dict.fromkeys(selection.short_name(row.draft) for row in selection.rows))
 
 
 def domains_chart(selection: Selection) -> Chart | None:
@@ -186,7 +184,7 @@ def domains_chart(selection: Selection) -> Chart | None:
     rows: list[dict[str, Any]] = [
         {
             "domain": found.domain,
-            "draft": short(row.draft, selection),
+            "draft": selection.short_name(row.draft),
             **ends(found.acceptance_rate),
             "shown": valued(found.acceptance_rate, "rate"),
             "num_prompts": found.num_prompts,

@@ -1,8 +1,9 @@
-"""Drafts and recipes in the order of their speed over the target alone. No model, no I/O.
+"""Rank drafts and recipes by their speed over the target alone. No model, no I/O.
 
-All were replayed on the same tokens, so acceptance is paired by prompt. Each run timed the target
-in the blocks of its own drafts, so a speed is the target's over the draft's in the same block, and
-runs of different hours can be compared by it.
+What concerns one row (its speed, acceptance, step) is the run's own record; only what compares two
+rows is computed here. All were replayed on the same tokens, so acceptance is paired by prompt.
+Each run timed the target in the blocks of its own drafts, so a speed is the target's over the
+draft's in the same block, and runs of different hours can be compared by it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,16 @@ import numpy as np
 from quantdraft.errors import OptionError
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.judge.comparison import Bootstrap
+from quantdraft.judge.comparison import Bootstrap, compare_acceptance
 from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.judge.comparison.points import replayed_of
-from quantdraft.judge.comparison.times import TimeRatio, time_ratio, timed_rounds, timed_steps
+from quantdraft.judge.comparison.speeds import step_ratio
+from quantdraft.judge.comparison.times import time_ratio, timed_rounds, timed_steps
 from quantdraft.judge.statistics.bootstrap import interval_of
-from quantdraft.judge.statistics.studentized import draw_alone
-from quantdraft.record import Evaluation, Interval
-from quantdraft.workflows.select.rates import DomainRate, rate_gap, rate_of, rates_by_domain
+from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
+from quantdraft.workflows.select.record import Basis, DomainRate, Ranked
 from quantdraft.workflows.select.traits import Traits
 
-Basis = Literal["measured", "predicted"]
 NUM_RESAMPLES = 10_000  # corrected intervals reach further into the tails than 2,000 can
 
 
@@ -53,40 +53,55 @@ class Contender:
         """c by the bytes: what it would be if memory were the only limit."""
         return self.step_bytes / self.target_step_bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """One row of the answer. Speedups are over the target alone, at the row's own best k."""
-
-    draft: str
-    recipe: str
-    num_speculative_tokens: int  # its best k, by the speed that the ranking goes by
-    measured: Interval | None
-    predicted: Interval  # by bytes: a bound, and labelled as one
-    acceptance_rate: Interval  # at the common k
-    mean_acceptance_length: float  # at its own k
-    draft_step_ms: float | None
-    step_bytes: int
-    draft_cost: float  # by the bytes
-    size_ratio: float
-    # Against the first row, in the same resamples; None in the first row itself.
-    speed_ratio: Interval | None
-    acceptance_gap: Interval | None
-    length_ratio: float  # tokens a round over the first row's
-    round_ratio: float  # time of a round over the first row's, in steps of the target
-    traits: Traits
-    decision: str | None  # the verdict on the recipe; None for a draft as it is
-    alarms: tuple[str, ...]
-    # A draft step over a step of the target, of the same block; None where one was not timed.
-    step_cost: Interval | None = None
-    by_domain: tuple[DomainRate, ...] = ()  # at the common k
-
     @property
-    def is_slower(self) -> bool | None:
-        """Than the first row; None where the interval cannot tell, or in the first row."""
-        if self.speed_ratio is None or self.speed_ratio.high >= 1:
+    def replayed(self) -> Replayed:
+        """The rounds of the run's prompts."""
+        return replayed_of(self.run, self.arm)
+
+    def acceptance_rate(self, k: int) -> Interval:
+        """Return accepted / proposed of the run's record."""
+        row = self._acceptance(k)
+        return row.candidate_rate if self.arm == "candidate" else row.baseline_rate
+
+    def acceptance_length(self, k: int) -> Interval:
+        """Return the mean acceptance length of the run's record."""
+        row = self._acceptance(k)
+        return row.candidate_length if self.arm == "candidate" else row.baseline_length
+
+    def measured_speed(self, k: int) -> Interval | None:
+        """Return the speedup over the target alone of the run's record."""
+        point = self._point(k)
+        if self.arm == "candidate":
+            return point.speedup_over_autoregressive
+        return point.baseline_speedup_over_autoregressive
+
+    def predicted_speed(self, k: int) -> Interval:
+        """Return the same if memory were the only limit."""
+        steps, length = speedup.round_ms(k, self.draft_cost, 1.0), self.acceptance_length(k)
+        return Interval(length.value / steps, length.low / steps, length.high / steps)
+
+    def draft_step_ms(self, k: int) -> float | None:
+        """Return the median of the draft step of the run's record."""
+        point, is_candidate = self._point(k), self.arm == "candidate"
+        return point.candidate_draft_step_ms if is_candidate else point.baseline_draft_step_ms
+
+    def step_cost(self, bootstrap: Bootstrap) -> Interval | None:
+        """Return c as it was measured; None where one of the steps was not timed."""
+        arms = self.run.latency.arms
+        if self.arm not in arms or "target" not in arms:
             return None
-        return True
+        step, alone = arms[self.arm].steps[1], arms["target"].steps[1]
+        return step_ratio(step, alone, self.run.latency, bootstrap)
+
+    def _acceptance(self, k: int) -> AcceptanceComparison:
+        found = self.run.acceptance_at(k)
+        assert found is not None
+        return found
+
+    def _point(self, k: int) -> SpeedPoint:
+        found = self.run.point_at(k)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +110,31 @@ class _Speed:
 
     contender: Contender
     k: int
-    value: float
-    round_steps: float  # time of a round in steps of the target
+    speed: Interval
     loads: Bootstrap | None  # how its loads are drawn; None where the speed is no measurement
 
-    def round_draws(self, confidence: float) -> Floats | float:
-        """`round_steps` in every resample, as wide as an interval of this confidence needs."""
+    @property
+    def length(self) -> float:
+        return self.contender.acceptance_length(self.k).value
+
+    @property
+    def round_steps(self) -> float:
+        """The time of a round in steps of the target."""
+        return self.length / self.speed.value
+
+    def draw_round_steps(self, confidence: float) -> Floats | float:
+        """Return `round_steps` in every resample, as wide as this confidence needs."""
         if self.loads is None:
             return self.round_steps
-        measured = _round_ratio(self.contender, self.k, replace(self.loads, confidence=confidence))
-        assert measured is not None
-        return measured.draws
+        latency, loads = self.contender.run.latency, replace(self.loads, confidence=confidence)
+        rounds = timed_rounds(latency, self.contender.arm, self.k)
+        ratio = time_ratio(rounds, timed_steps(latency, "target", 1), latency, loads)
+        assert ratio is not None
+        return ratio.draws
 
 
 def rank(contenders: Sequence[Contender], common_k: int, seed: int = 0) -> tuple[Ranked, ...]:
-    """Fastest first: by measured speed where every contender has one, else by predicted speed.
+    """Return the rows, fastest first: by measured speed where all have one, else by predicted.
 
     Intervals of differences hold together over all of them with 95 % confidence (Bonferroni).
     Raises OptionError where there is nothing to rank.
@@ -117,117 +142,89 @@ def rank(contenders: Sequence[Contender], common_k: int, seed: int = 0) -> tuple
     if not contenders:
         raise OptionError("there is no draft to choose from: every one was refused or failed.")
     basis = basis_of(contenders)
-    speeds = [_best(each, basis, _own(contenders, each, seed)) for each in contenders]
-    ordered = sorted(speeds, key=lambda speed: (-speed.value, speed.contender.name))
-    return tuple(
-        _ranked(speed, ordered[0], len(ordered), basis, common_k, seed) for speed in ordered
-    )
+    speeds = [_best(each, basis, _draw_own_loads(contenders, each, seed)) for each in contenders]
+    ordered = sorted(speeds, key=lambda each: (-each.speed.value, each.contender.name))
+    return tuple(_rank_one(each, ordered, basis, common_k, seed) for each in ordered)
 
 
 def basis_of(contenders: Sequence[Contender]) -> Basis:
-    """Measured where all were timed: a measured and a predicted speed do not compare."""
-    are_timed = all(_timed_ks(each) for each in contenders)
+    """Return "measured" where all were timed: a measured and a predicted speed do not compare."""
+    are_timed = all(
+        any(each.measured_speed(k) for k in each.run.num_speculative_tokens) for each in contenders
+    )
     return "measured" if are_timed else "predicted"
 
 
-def _own(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstrap:
+def _draw_own_loads(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstrap:
     """Loads are those of a run: two arms of one run share their resamples."""
     runs = list({id(each.run): each.run for each in contenders}.values())
     number = next(at for at, run in enumerate(runs) if run is one.run)
     return Bootstrap(NUM_RESAMPLES, seed + 1000 * (number + 1))
 
 
-def _timed_ks(contender: Contender) -> list[int]:
-    ks = contender.run.num_speculative_tokens
-    return [k for k in ks if _round_ratio(contender, k, Bootstrap(num_resamples=1)) is not None]
+def _best(contender: Contender, basis: Basis, loads: Bootstrap | None) -> _Speed:
+    """Return the k of the highest speedup over the target alone, of equal ones the smallest."""
+    speed_at = contender.measured_speed if basis == "measured" else contender.predicted_speed
+    found = {k: speed for k in contender.run.num_speculative_tokens if (speed := speed_at(k))}
+    k = max(found, key=lambda k: (found[k].value, -k))
+    return _Speed(contender, k, found[k], loads if basis == "measured" else None)
 
 
-def _round_ratio(contender: Contender, k: int, loads: Bootstrap) -> TimeRatio | None:
-    """A round over a step of the target in the same blocks; None where one was not timed."""
-    latency = contender.run.latency
-    rounds, alone = timed_rounds(latency, contender.arm, k), timed_steps(latency, "target", 1)
-    return time_ratio(rounds, alone, latency, loads)
-
-
-def _best(contender: Contender, basis: Basis, loads: Bootstrap) -> _Speed:
-    """The k of the highest speedup over the target alone."""
-    replayed = replayed_of(contender.run, contender.arm)
-    ks = _timed_ks(contender) if basis == "measured" else list(replayed.ks)
-    candidates = [_speed(contender, replayed, k, basis, loads) for k in ks]
-    return max(candidates, key=lambda speed: (speed.value, -speed.k))
-
-
-def _speed(
-    contender: Contender, replayed: Replayed, k: int, basis: Basis, loads: Bootstrap
-) -> _Speed:
-    length = replayed.counts(k).mean_acceptance_length
-    one = replace(loads, num_resamples=1)  # the value alone
-    ratio = _round_ratio(contender, k, one) if basis == "measured" else None
-    if ratio is None:
-        steps = speedup.round_ms(k, contender.draft_cost, 1.0)
-        return _Speed(contender, k, length / steps, steps, None)
-    return _Speed(contender, k, length / ratio.value, ratio.value, loads)
-
-
-def _ranked(
-    speed: _Speed, best: _Speed, num_rows: int, basis: Basis, common_k: int, seed: int
+def _rank_one(
+    one: _Speed, ordered: Sequence[_Speed], basis: Basis, common_k: int, seed: int
 ) -> Ranked:
-    one, run = speed.contender, speed.contender.run
-    family = Bootstrap(NUM_RESAMPLES, seed, 1 - 0.05 / max(num_rows - 1, 1))
-    is_first = speed is best
+    best, contender = ordered[0], one.contender
+    is_first, is_recipe = one is best, contender.recipe != "none"
     own = Bootstrap(NUM_RESAMPLES, seed)
-    replayed = replayed_of(run, one.arm)
-    length = replayed.counts(speed.k).mean_acceptance_length
-    best_length = _replayed(best).counts(best.k).mean_acceptance_length
-    step = run.latency.arms.get(one.arm)
-    predicted = _best(one, "predicted", own)
+    family = Bootstrap(NUM_RESAMPLES, seed, 1 - 0.05 / max(len(ordered) - 1, 1))
+    verdict = contender.run.verdict
     return Ranked(
-        draft=one.draft,
-        recipe=one.recipe,
-        num_speculative_tokens=speed.k,
-        measured=_speed_interval(speed, own) if basis == "measured" else None,
-        predicted=_speed_interval(predicted, own),
-        acceptance_rate=rate_of(replayed, common_k, own),
-        mean_acceptance_length=length,
-        draft_step_ms=None if step is None else float(np.median(step.steps[1].samples_ms)),
-        step_bytes=one.step_bytes,
-        draft_cost=one.draft_cost,
-        size_ratio=one.size_ratio,
-        speed_ratio=None if is_first else _speed_ratio(speed, best, family),
-        acceptance_gap=None if is_first else rate_gap(_replayed(best), replayed, common_k, family),
-        length_ratio=length / best_length,
-        round_ratio=speed.round_steps / best.round_steps,
-        traits=one.traits,
-        decision=None if one.recipe == "none" else run.verdict.decision,
-        alarms=tuple(alarm.code for alarm in run.verdict.alarms) if one.recipe != "none" else (),
-        step_cost=_step_cost(one, own),
-        by_domain=rates_by_domain(
-            replayed, [prompt.domain for prompt in run.prompts], common_k, own
-        ),
+        draft=contender.draft,
+        recipe=contender.recipe,
+        num_speculative_tokens=one.k,
+        measured=one.speed if basis == "measured" else None,
+        predicted=_best(contender, "predicted", None).speed,
+        acceptance_rate=contender.acceptance_rate(common_k),
+        mean_acceptance_length=one.length,
+        draft_step_ms=contender.draft_step_ms(one.k),
+        step_bytes=contender.step_bytes,
+        draft_cost=contender.draft_cost,
+        size_ratio=contender.size_ratio,
+        speed_ratio=None if is_first else _speed_ratio(one, best, family),
+        acceptance_gap=None if is_first else _acceptance_gap(one, best, common_k, family),
+        length_ratio=one.length / best.length,
+        round_ratio=one.round_steps / best.round_steps,
+        traits=contender.traits,
+        decision=verdict.decision if is_recipe else None,
+        alarms=tuple(alarm.code for alarm in verdict.alarms) if is_recipe else (),
+        step_cost=contender.step_cost(own),
+        by_domain=_domain_rates(contender, common_k, own),
     )
 
 
-def _step_cost(contender: Contender, bootstrap: Bootstrap) -> Interval | None:
-    """c as it was measured, with the interval of resampled loads."""
-    latency = contender.run.latency
-    steps, alone = timed_steps(latency, contender.arm, 1), timed_steps(latency, "target", 1)
-    cost = time_ratio(steps, alone, latency, bootstrap)
-    return None if cost is None else cost.interval(bootstrap)
+def _speed_ratio(one: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:
+    here, there = one.contender.replayed, best.contender.replayed
+    lengths_there, lengths = draw_lengths(there, here, best.k, one.k, bootstrap)
+    rounds, rounds_there = (each.draw_round_steps(bootstrap.confidence) for each in (one, best))
+    draws = (lengths.length / rounds) / (lengths_there.length / rounds_there)
+    size = min(num_prompts_with_rounds(each) for each in (here, there))
+    return interval_of(one.speed.value / best.speed.value, np.asarray(draws), size, bootstrap)
 
 
-def _replayed(speed: _Speed) -> Replayed:
-    return replayed_of(speed.contender.run, speed.contender.arm)
+def _acceptance_gap(one: _Speed, best: _Speed, k: int, bootstrap: Bootstrap) -> Interval:
+    """Return this row's acceptance rate minus the first's, paired by prompt, both at one k."""
+    here, there = one.contender.replayed, best.contender.replayed
+    return compare_acceptance(here, there, k, bootstrap).acceptance_rate_loss
 
 
-def _speed_interval(speed: _Speed, bootstrap: Bootstrap) -> Interval:
-    length = draw_alone(_replayed(speed), speed.k, bootstrap).length
-    draws = np.asarray(length / speed.round_draws(bootstrap.confidence))
-    return interval_of(speed.value, draws, None, bootstrap)
-
-
-def _speed_ratio(speed: _Speed, best: _Speed, bootstrap: Bootstrap) -> Interval:
-    drawn_best, drawn = draw_lengths(_replayed(best), _replayed(speed), best.k, speed.k, bootstrap)
-    rounds, best_rounds = (each.round_draws(bootstrap.confidence) for each in (speed, best))
-    draws = (drawn.length / rounds) / (drawn_best.length / best_rounds)
-    size = min(num_prompts_with_rounds(_replayed(each)) for each in (speed, best))
-    return interval_of(speed.value / best.value, np.asarray(draws), size, bootstrap)
+def _domain_rates(contender: Contender, k: int, bootstrap: Bootstrap) -> tuple[DomainRate, ...]:
+    """Return one for each domain that has a round, by name."""
+    replayed, found = contender.replayed, []
+    domains = np.array([prompt.domain for prompt in contender.run.prompts])
+    for name in sorted(set(domains.tolist())):
+        has_rounds = (domains == name) & replayed.has_rounds
+        if has_rounds.any():
+            part = replayed.of_prompts(np.flatnonzero(has_rounds))
+            rate = compare_acceptance(part, part, k, bootstrap).baseline_rate
+            found.append(DomainRate(name, len(part.prompt_ids), rate))
+    return tuple(found)

@@ -1,8 +1,7 @@
-"""select: replay and time every draft under every recipe on one target's traffic, and rank them."""
+"""Replay and time every draft under every recipe on one target's traffic, and rank them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.common.files import write_json, write_text
+from quantdraft.common.files import write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
-from quantdraft.errors import CheckpointError, OptionError, OutputExistsError, PairingError
+from quantdraft.errors import CheckpointError, OptionError, PairingError
+from quantdraft.judge.verdict import load_policy
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
@@ -22,14 +22,17 @@ from quantdraft.record.terms import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.workflows.select.known import with_known_runs
 from quantdraft.workflows.select.ranking import Contender, basis_of, rank
-from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
-from quantdraft.workflows.select.rows import selection_document
+from quantdraft.workflows.select.record import (
+    SELECTION_FILE,
+    SELECTION_SCHEMA_VERSION,
+    Selection,
+)
 from quantdraft.workflows.select.traits import traits_of
-from quantdraft.workflows.sweep.grid import Cell, SweepSettings, grid
+from quantdraft.workflows.select.view import selection_document
+from quantdraft.workflows.sweep.grid import Cell, SweepSettings, claim_output, grid
 from quantdraft.workflows.sweep.jobs import Outcome
 from quantdraft.workflows.sweep.local import run_local
 
-RECORD = "selection.json"
 AS_IS = "identity"  # the recipe that quantizes nothing: the draft itself
 
 Say = Callable[[str], None]
@@ -74,10 +77,11 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         first = next(iter(pairing.refused.values()))
         raise PairingError(f"no draft fits target '{settings.target}': {first}")
     with sole_writer(settings.output, is_inside=True):
-        _open_output(settings)
+        names = ("target", "drafts", "recipes", "traffic_path", "calibration")
+        claim_output(settings, names, "this choice")
         cells, outcomes = _measure(settings, pairing, say)
-        selection = _concluded(settings, pairing, cells, outcomes)
-        write_json(settings.output / RECORD, selection)
+        selection = _conclude(settings, pairing, cells, outcomes)
+        write_json(settings.output / SELECTION_FILE, selection)
         write_document(selection_document(selection), settings.output)
     return selection
 
@@ -97,7 +101,7 @@ def _check(settings: SelectSettings) -> None:
 
 
 def _pair(settings: SelectSettings) -> _Pairing:
-    """Which drafts speak the target's tokens. A directory that cannot be read is an error."""
+    """Open the drafts that speak the target's tokens; one that cannot be read is an error."""
     target_path = resolve_model(settings.target)
     fitting: dict[str, Checkpoint] = {}
     refused: dict[str, str] = {}
@@ -118,22 +122,6 @@ def _pair(settings: SelectSettings) -> _Pairing:
         fitting[draft] = checkpoint
         warnings[draft] = tuple(f.message for f in findings if f.level == "warning")
     return _Pairing(open_checkpoint(target_path), fitting, refused, warnings)
-
-
-def _open_output(settings: SelectSettings) -> None:
-    """A directory may hold the same choice, to go on with; another's needs --force."""
-    path = settings.output / "settings.json"
-    parts = ("target", "drafts", "recipes", "traffic_path", "calibration")
-    wanted = json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
-    known = path.read_text(encoding="utf-8") if path.is_file() else ""
-    # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
-    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
-    if is_other and not settings.force:
-        raise OutputExistsError(
-            f"'{settings.output}' holds something else than this choice. Give another --output, or "
-            "--force to add to it."
-        )
-    write_text(path, wanted)
 
 
 def _measure(
@@ -160,7 +148,7 @@ def _measure(
     return cells, known | outcomes
 
 
-def _concluded(
+def _conclude(
     settings: SelectSettings,
     pairing: _Pairing,
     cells: Sequence[Cell],
@@ -179,7 +167,7 @@ def _concluded(
     if not runs:
         name, why = next(iter(failed.items()))
         raise OptionError(f"nothing could be measured. {name}: {why}")
-    runs, apart = _on_the_same_prompts(runs)
+    runs, apart = _split_by_prompts(runs)
     contenders = _contenders(pairing, runs)
     first = runs[0][1]
     common_k = nearest_to_usual(first.num_speculative_tokens)
@@ -197,13 +185,18 @@ def _concluded(
         refused=pairing.refused,
         failed=failed | apart,
         warnings={draft: lines for draft, lines in pairing.warnings.items() if lines},
+        min_speedup=load_policy(settings.evaluation.policy).min_speedup_over_autoregressive,
     )
 
 
-def _on_the_same_prompts(
+def _split_by_prompts(
     runs: list[tuple[Cell, Evaluation]],
 ) -> tuple[list[tuple[Cell, Evaluation]], dict[str, str]]:
-    """A recipe that was calibrated on some of the traffic is judged on the rest: it is no pair."""
+    """Return the runs on all prompts, and why the others are left out, by name.
+
+    A recipe that was calibrated on some of the traffic is judged on the rest: its prompts are not
+    the others'.
+    """
     fullest = max(len(run.prompts) for _, run in runs)
     apart = {
         f"{cell.draft} + {cell.recipe}": (
@@ -219,7 +212,7 @@ def _on_the_same_prompts(
 def _contenders(
     pairing: _Pairing, runs: Sequence[tuple[Cell, Evaluation]]
 ) -> tuple[Contender, ...]:
-    """Every draft once as it is, by its first run, and once for each recipe."""
+    """Return every draft once as it is, by its first run, and once for each recipe."""
     of_target = byte_ledger(pairing.target)
     size = traits_of(pairing.target).num_parameters
     found: list[Contender] = []
@@ -246,7 +239,7 @@ def _contenders(
 
 
 def _why_predicted(contenders: Sequence[Contender]) -> str:
-    """The first reason that a speed is missing; a comparison needs all of them."""
+    """Return the first reason that a speed is missing; a comparison needs all of them."""
     for each in contenders:
         undefined = each.run.latency.undefined
         for arm in (each.arm, "target"):

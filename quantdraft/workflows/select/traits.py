@@ -1,4 +1,4 @@
-"""What a draft is, by its config and headers: the differences that may explain its acceptance."""
+"""What a draft is, by its config and headers: differences that may explain its acceptance."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 
 # Where a config may say what its model was trained on. Nothing else is taken for it.
 DOMAIN_KEYS = ("training_domain", "training_data", "domain")
+WORDS = {
+    "num_layers": "layers",
+    "hidden_size": "hidden size",
+    "num_heads": "heads",
+    "num_kv_heads": "KV heads",
+    "mlp_size": "MLP size",
+    "vocab_size": "vocabulary",
+    "family": "family",
+    "training_domain": "training domain",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """None where the config does not say."""
+    """The shape of a draft; a field is None where the config does not say."""
 
     family: str
     num_parameters: int  # values stored: of a quantized checkpoint fewer, they are packed
@@ -26,23 +36,17 @@ class Traits:
     training_domain: str | None
 
     def differences(self, other: Traits) -> list[str]:
-        """Each as `layers 6 against 2`, this one's first."""
-        words = {
-            "num_layers": "layers",
-            "hidden_size": "hidden size",
-            "num_heads": "heads",
-            "num_kv_heads": "KV heads",
-            "mlp_size": "MLP size",
-            "vocab_size": "vocabulary",
-            "family": "family",
-            "training_domain": "training domain",
-        }
-        pairs = [(word, getattr(self, key), getattr(other, key)) for key, word in words.items()]
-        return [f"{word} {_said(a)} against {_said(b)}" for word, a, b in pairs if a != b]
+        """Return each difference as `layers 6 against 2`, this one's first."""
+        pairs = [(word, getattr(self, key), getattr(other, key)) for key, word in WORDS.items()]
+        return [
+            f"{word} {'not stated' if a is None else a} against {'not stated' if b is None else b}"
+            for word, a, b in pairs
+            if a != b
+        ]
 
 
 def traits_of(checkpoint: Checkpoint) -> Traits:
-    """Read from the config, and the parameters from the headers."""
+    """Read the traits from the config, and the number of parameters from the headers."""
     config = checkpoint.text_config
 
     def number(*keys: str) -> int | None:
@@ -62,7 +66,3 @@ def traits_of(checkpoint: Checkpoint) -> Traits:
         vocab_size=number("vocab_size"),
         training_domain=None if domain is None else str(domain),
     )
-
-
-def _said(value: object) -> str:
-    return "not stated" if value is None else str(value)

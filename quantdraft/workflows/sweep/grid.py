@@ -1,12 +1,16 @@
-"""A sweep's grid: what is asked for, and the jobs that it comes to. Nothing is computed here."""
+"""The grid of a sweep or a choice: its settings, cells and jobs. Nothing is computed here."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.common.files import write_text
+from quantdraft.errors import OutputExistsError
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
 from quantdraft.record.choices import ExecutorChoice
@@ -161,3 +165,29 @@ def calibrates_on_traffic(settings: SweepSettings) -> bool:
     """True where recipes see responses that they would be judged on: those are left out."""
     given = settings.calibration
     return given is not None and given.resolve() == settings.traffic_path.resolve()
+
+
+class _Output(Protocol):
+    @property
+    def output(self) -> Path: ...
+    @property
+    def force(self) -> bool: ...
+
+
+def claim_output(settings: _Output, names: Sequence[str], what: str) -> None:
+    """Write the settings of these names to the output's settings.json.
+
+    The output may hold what the same settings computed, to go on with. what: names them in the
+    error. Raises OutputExistsError where it holds something else, without `force`.
+    """
+    path = settings.output / "settings.json"
+    wanted = json.dumps({name: str(getattr(settings, name)) for name in names}, indent=1)
+    known = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
+    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
+    if is_other and not settings.force:
+        raise OutputExistsError(
+            f"'{settings.output}' holds something else than {what}. Give another --output, or "
+            "--force to add to it."
+        )
+    write_text(path, wanted)

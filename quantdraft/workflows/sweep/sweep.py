@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.common.files import write_json, write_text
+from quantdraft.common.files import write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
-from quantdraft.errors import OptionError, OutputExistsError, TrafficError
+from quantdraft.errors import OptionError, TrafficError
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.wording import counted
-from quantdraft.report import compare
+from quantdraft.report import render_comparison
+from quantdraft.workflows.compare import compare
 from quantdraft.workflows.sweep.grid import (
     Cell,
     SweepSettings,
     calibrates_on_traffic,
+    claim_output,
     expanded,
     grid,
     with_absolute_paths,
@@ -30,7 +30,7 @@ from quantdraft.workflows.sweep.jobs import ApplyJob, Job, Outcome
 from quantdraft.workflows.sweep.local import run_local
 from quantdraft.workflows.sweep.ray_cluster import Resources, run_on_ray
 
-RECORD = "sweep.json"
+SWEEP_FILE = "sweep.json"
 
 Say = Callable[[str], None]
 
@@ -53,22 +53,23 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
     """
     _check(settings)
     with sole_writer(settings.output, is_inside=True):
-        _open_output(settings)
-        return _swept(settings, say)
+        names = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
+        claim_output(settings, names, "this sweep")  # who computes the grid is no part of it
+        return _run_grid(settings, say)
 
 
-def _swept(settings: SweepSettings, say: Say) -> SweepResult:
+def _run_grid(settings: SweepSettings, say: Say) -> SweepResult:
     cells, jobs = grid(settings if settings.executor == "local" else with_absolute_paths(settings))
     to_make = counted(len(jobs) - len(cells), "candidate")
     say(f"{counted(len(cells), 'evaluation')}, {to_make} to make: {settings.output}")
     outcomes = _run(settings, jobs)
     failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
     result = SweepResult(tuple(cells), failed)
-    write_json(settings.output / RECORD, record(result))
+    write_json(settings.output / SWEEP_FILE, record(result))
     for line in _ending(outcomes, jobs):
         say(line)
     for directory, runs in _comparisons(settings, result):
-        say(compare(runs, directory, force=True))
+        say(render_comparison(compare(runs, directory, force=True)))
         say(f"Report: {directory / 'report.html'}")
     return result
 
@@ -118,36 +119,15 @@ def _check_inputs(settings: SweepSettings) -> None:
         raise TrafficError(f"no such file: '{settings.traffic_path}'. Give traffic from `capture`.")
 
 
-def _open_output(settings: SweepSettings) -> None:
-    """A directory may hold a sweep of the same grid, to go on with; another's needs --force."""
-    path, wanted = settings.output / "settings.json", _identity(settings)
-    if settings.output.exists() and not settings.force:
-        known = path.read_text(encoding="utf-8") if path.is_file() else ""
-        # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
-        shown = [path for path in settings.output.iterdir() if not path.name.startswith(".")]
-        if known != wanted and shown:
-            raise OutputExistsError(
-                f"'{settings.output}' holds something else than this sweep. Give another --output, "
-                "or --force to add to it."
-            )
-    write_text(path, wanted)
-
-
-def _identity(settings: SweepSettings) -> str:
-    """The grid as text; who computes it is no part of it."""
-    parts = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
-    return json.dumps({name: str(getattr(settings, name)) for name in parts}, indent=1)
-
-
 def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
     logs = settings.output / "logs"
-    with _job_bar(len(jobs)) as told:
+    with bar(len(jobs), "sweep", "job") as advance:
         if settings.executor == "local":
-            return run_local(jobs, logs, told)
+            return run_local(jobs, logs, lambda outcome: advance(1))
         return run_on_ray(
             jobs,
             logs,
-            told,
+            lambda outcome: advance(1),
             address=settings.ray_address,
             resources=_resources(settings),
             is_shared=settings.is_shared,
@@ -161,17 +141,6 @@ def _resources(settings: SweepSettings) -> Resources:
     alone = None if timed else 1.0
     cpus = settings.cpus or own.models.threads or alone
     return Resources(cpus, settings.gpus, memory)
-
-
-@contextmanager
-def _job_bar(total: int) -> Iterator[Callable[[Outcome], None]]:
-    """One bar for the whole sweep, whatever the jobs themselves would show."""
-    with bar(total, "sweep", "job") as advance:
-
-        def told(_outcome: Outcome) -> None:
-            advance(1)
-
-        yield told
 
 
 def _ending(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A choice as sections of text and tables, for every view."""
+"""A choice as sections of text, tables and pictures, for every view."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quantdraft.record import Interval
 from quantdraft.record.wording import (
-    UNDEFINED,
+    change_points,
     compared,
     counted,
     interval,
@@ -20,18 +20,22 @@ from quantdraft.record.wording import (
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Section, Table
 from quantdraft.report.glossary import words_section
 from quantdraft.report.views import terminal
-from quantdraft.workflows.select.names import name_of, short
-from quantdraft.workflows.select.pictures import domains_chart, plane_chart, speeds_chart
-from quantdraft.workflows.select.ranking import Ranked
-from quantdraft.workflows.select.record import Selection
+from quantdraft.workflows.select.pictures import cost_chart, domains_chart, speeds_chart
+from quantdraft.workflows.select.record import Ranked, Selection
 from quantdraft.workflows.select.traits import Traits
 
 MAX_DIFFERENCES = 4
 MAX_NAMES = 2
 
 
+def selection_text(selection: Selection) -> str:
+    """Return the whole choice as plain text for a terminal."""
+    return terminal.render(selection_document(selection))
+
+
 def selection_document(selection: Selection) -> Document:
-    """The answer, the ranking, why, and what the drafts are."""
+    """Return the answer, the ranking, the reasons, and what the drafts are."""
+    domains = domains_chart(selection)
     return Document(
         title=f"{len(selection.rows)} drafts and recipes for one target",
         subtitle=(
@@ -39,12 +43,12 @@ def selection_document(selection: Selection) -> Document:
             f"{counted(selection.num_prompts, 'prompt')} of {selection.traffic} · "
             f"rule {selection.acceptance_rule}"
         ),
-        banner=banner(selection),
+        banner=selection_banner(selection),
         lead=(*_refusals(selection), speeds_chart(selection), ranking_table(selection)),
         sections=(
-            Section("Why this order", (Bullets(tuple(reasons(selection))),)),
-            Section("Acceptance and cost", (plane_chart(selection), cost_table(selection))),
-            *_domains(selection),
+            Section("Why this order", (Bullets(tuple(_reasons(selection))),)),
+            Section("Acceptance and cost", (cost_chart(selection), cost_table(selection))),
+            *([Section("By domain", (domains, domains.data))] if domains else []),
             Section("What the drafts are", (traits_table(selection), *_warnings(selection))),
             words_section(),
         ),
@@ -52,93 +56,74 @@ def selection_document(selection: Selection) -> Document:
     )
 
 
-def banner(selection: Selection) -> Banner:
-    """The draft, the recipe and the k to take; in doubt where the intervals leave it open."""
-    best, speed = selection.recommended, _deciding(selection)
-    pays, k = speed.high > 1, best.num_speculative_tokens
+def selection_banner(selection: Selection) -> Banner:
+    """Return the draft, the recipe and the k to take; in doubt where the intervals overlap."""
+    best, speed = selection.recommended, selection.deciding_speed
     is_sure = selection.basis == "measured" and not selection.undecided and not best.alarms
     return Banner(
-        name_of(best, selection) if pays else "NONE",
+        selection.row_name(best) if selection.pays else "NONE",
         answer(selection),
-        "bad" if not pays else "good" if is_sure else "doubt",
+        "bad" if not selection.pays else "good" if is_sure else "doubt",
         times(speed.value),
-        f"the target's own speed at k = {k}, {selection.basis}, "
+        f"the target's own speed at k = {best.num_speculative_tokens}, {selection.basis}, "
         f"95 % interval {interval(speed, 'speedup')}",
     )
 
 
-def _deciding(selection: Selection) -> Interval:
-    """The recommended row's speed, of the kind that the order goes by."""
-    best = selection.recommended
-    return best.measured if best.measured and selection.basis == "measured" else best.predicted
-
-
-def _domains(selection: Selection) -> tuple[Section, ...]:
-    chart = domains_chart(selection)
-    return () if chart is None else (Section("By domain", (chart, chart.data)),)
-
-
-def lines_of(selection: Selection) -> str:
-    """The whole of it as plain text for a terminal."""
-    return terminal.render(selection_document(selection))
-
-
 def answer(selection: Selection) -> str:
-    """Which draft, which recipe, which k, and how sure."""
+    """Return which draft, which recipe and which k to take, and how sure that is."""
     best = selection.recommended
     recipe = "as it is" if best.recipe == "none" else f"with the recipe {best.recipe}"
-    speed = _deciding(selection)
+    speed = valued(selection.deciding_speed, "speedup")
     text = (
         f"Take {best.draft} {recipe}, at k = {best.num_speculative_tokens}: "
-        f"{selection.basis} at {valued(speed, 'speedup')} of the target's own speed."
+        f"{selection.basis} at {speed} of the target's own speed."
     )
-    if speed.high <= 1:
+    if not selection.pays:
+        needed = selection.min_speedup
+        limit = "" if needed == 1 else f"; the policy asks for {times(needed)}"
         text = (
-            f"None of these pays: the best, {name_of(best, selection)}, is {selection.basis} at "
-            f"{valued(speed, 'speedup')} of the target's own speed. Serve without speculation."
+            f"None of these pays: the best, {selection.row_name(best)}, is {selection.basis} at "
+            f"{speed} of the target's own speed{limit}. Serve without speculation."
         )
     text += "".join(f" {_passed_over(row, selection)}" for row in selection.passed_over)
-    undecided = [name_of(row, selection) for row in selection.undecided if row is not best]
+    undecided = [selection.row_name(row) for row in selection.undecided if row is not best]
     if undecided:
-        first = "it" if best is selection.rows[0] else name_of(selection.rows[0], selection)
+        first = "it" if best is selection.rows[0] else selection.row_name(selection.rows[0])
         more = "more prompts" + (" or longer timing" if selection.basis == "measured" else "")
-        text += f" The intervals cannot tell {first} from {_listed(undecided)}: {more} might."
+        rest = len(undecided) - MAX_NAMES
+        names = undecided if rest <= 1 else undecided[:MAX_NAMES]
+        listed = ", ".join(names) + ("" if rest <= 1 else f" and {rest} more")
+        text += f" The intervals cannot tell {first} from {listed}: {more} might."
     if selection.basis_reason:
         text += f" Ordered by prediction, because {selection.basis_reason}."
     return text
 
 
 def _passed_over(row: Ranked, selection: Selection) -> str:
-    """Why a row that measured faster is not taken."""
-    speed = "undefined" if row.measured is None else _times(row.measured)
+    """Say why a row that measured faster is not taken."""
     why = f"its verdict is {row.decision}"
     if row.alarms:
         why = f"it raised the alarm {', '.join(row.alarms)}"
     return (
-        f"{name_of(row, selection)} comes before it by the estimate ({speed}), but {why}: a recipe "
-        "must be surely faster than its own draft as it is."
+        f"{selection.row_name(row)} is faster by the estimate ({valued(row.measured, 'speedup')}), "
+        f"but {why}: a recipe must be surely faster than its own draft as it is."
     )
 
 
-def _listed(names: list[str]) -> str:
-    """The first few, and how many more."""
-    rest = len(names) - MAX_NAMES
-    return ", ".join(names) if rest <= 1 else f"{', '.join(names[:MAX_NAMES])} and {rest} more"
-
-
 def ranking_table(selection: Selection) -> Table:
-    """One row a draft and recipe, fastest first."""
+    """Return one row for each draft and recipe, fastest first."""
     return Table(
         columns=("Draft", "Recipe", "k", "Measured", "Predicted", "Against the first", "Verdict"),
         rows=tuple(
             (
-                short(row.draft, selection),
+                selection.short_name(row.draft),
                 row.recipe,
                 str(row.num_speculative_tokens),
-                UNDEFINED if row.measured is None else _times(row.measured),
-                _times(row.predicted),
-                "–" if row.speed_ratio is None else _times(row.speed_ratio),
-                _verdict(row),
+                valued(row.measured, "speedup"),
+                valued(row.predicted, "speedup"),
+                "–" if row.speed_ratio is None else valued(row.speed_ratio, "speed ratio"),
+                f"alarm: {', '.join(row.alarms)}" if row.alarms else row.decision or "–",
             )
             for row in selection.rows
         ),
@@ -153,62 +138,59 @@ def ranking_table(selection: Selection) -> Table:
     )
 
 
-def reasons(selection: Selection) -> Iterator[str]:
-    """Of every row after the first: what it loses in tokens, in time, and how it differs."""
+def _reasons(selection: Selection) -> Iterator[str]:
+    """Say of every row after the first what it loses in tokens and in time, and how it differs."""
     best = selection.rows[0]
     if len(selection.rows) == 1:
         yield "There is nothing to compare it with."
     for row in selection.rows[1:]:
-        ratio = row.speed_ratio
-        sure = "" if row.is_slower else " (not told apart)"
-        speed = times(None if ratio is None else ratio.value)
+        speed = times(None if row.speed_ratio is None else row.speed_ratio.value)
         yield (
-            f"{name_of(row, selection)}: {speed} the first's speed{sure}; {_gap(row, selection)}; "
+            f"{selection.row_name(row)}: {speed} the first's speed"
+            f"{'' if row.is_slower else ' (not told apart)'}; {_gap(row, selection)}; "
             f"its draft step costs {_cost(row)} of a step of the target, the first's {_cost(best)}"
-            f"{_difference(row, best)}"
+            f"; {_difference(row, best)}"
         )
 
 
 def _gap(row: Ranked, selection: Selection) -> str:
-    """Both rates at the common k: at each one's own k they would not compare."""
+    """Compare both rates at the common k: at each one's own k they would not compare."""
     gap = row.acceptance_gap.value if row.acceptance_gap else 0.0
     side = compared(gap, 0.0, "higher", "lower", "")
-    size = f"{abs(100 * gap):.1f} points {side}" if side else "the same"
+    size = f"{change_points(abs(gap)).lstrip('+')} {side}" if side else "the same"
     return f"its acceptance rate at k = {selection.common_k} is {size}"
 
 
 def _cost(row: Ranked) -> str:
-    """c, measured where it was, else by the bytes."""
-    return (
-        percent(row.step_cost.value) if row.step_cost else f"{percent(row.draft_cost)} (by bytes)"
-    )
+    """Return c, measured where it was, else by the bytes."""
+    cost = row.step_cost
+    return percent(cost.value) if cost else f"{percent(row.draft_cost)} (by bytes)"
 
 
 def _difference(row: Ranked, best: Ranked) -> str:
-    """The traits that differ, where the drafts do."""
+    """List the traits that differ, where the drafts do."""
     if row.draft == best.draft:
-        return "; the same draft"
+        return "the same draft"
     found = row.traits.differences(best.traits)
     more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
-    listed = ", ".join(found[:MAX_DIFFERENCES]) + more
-    return f"; {listed}" if listed else "; the same shape: its training differs"
+    return ", ".join(found[:MAX_DIFFERENCES]) + more or "the same shape: its training differs"
 
 
 def cost_table(selection: Selection) -> Table:
-    """Acceptance at one k for all, and what a step reads and takes."""
+    """Return acceptance at one k for all, and what a step reads and takes."""
     return Table(
         columns=(
             "Draft",
             "Recipe",
             "Acceptance rate",
-            "Minus the first, points",
+            "Minus the first",
             "Step",
             "Bytes",
             "c by bytes",
         ),
         rows=tuple(
             (
-                short(row.draft, selection),
+                selection.short_name(row.draft),
                 row.recipe,
                 valued(row.acceptance_rate, "rate"),
                 "–" if row.acceptance_gap is None else _points(row.acceptance_gap),
@@ -227,9 +209,16 @@ def cost_table(selection: Selection) -> Table:
     )
 
 
+def _points(gap: Interval) -> str:
+    """Write a gap with its signs: `−3.1 points (−4.0 to −2.2 points)`."""
+    low = change_points(gap.low).removesuffix(" points")
+    return f"{change_points(gap.value)} ({low} to {change_points(gap.high)})"
+
+
 def traits_table(selection: Selection) -> Table:
-    """One row a draft: what may explain the differences."""
-    by_draft = {row.draft: row for row in reversed(selection.rows)}
+    """Return one row for each draft: what may explain the differences."""
+    first = {row.draft: row for row in reversed(selection.rows)}
+    by_size = sorted(first.values(), key=lambda row: row.traits.num_parameters)
     return Table(
         columns=(
             "Draft",
@@ -243,10 +232,8 @@ def traits_table(selection: Selection) -> Table:
             "Trained on",
         ),
         rows=tuple(
-            _traits_row(short(name, selection), row.traits, row.size_ratio)
-            for name, row in sorted(
-                by_draft.items(), key=lambda each: each[1].traits.num_parameters
-            )
+            (selection.short_name(row.draft), *_traits_cells(row.traits, row.size_ratio))
+            for row in by_size
         ),
         numeric=frozenset(range(2, 8)),
         caption="From each config; `trained on` only where the config states it. Usual are targets "
@@ -254,46 +241,27 @@ def traits_table(selection: Selection) -> Table:
     )
 
 
-def _traits_row(name: str, traits: Traits, size_ratio: float) -> tuple[str, ...]:
-    heads = f"{_number(traits.num_heads)}/{_number(traits.num_kv_heads)}"
+def _traits_cells(traits: Traits, size_ratio: float) -> tuple[str, ...]:
+    numbers = (traits.num_layers, traits.hidden_size, traits.num_heads, traits.num_kv_heads)
+    layers, hidden, heads, kv_heads, mlp = (
+        "?" if each is None else str(each) for each in (*numbers, traits.mlp_size)
+    )
     return (
-        name,
         traits.family,
         f"{significant(traits.num_parameters / 1e6)}M",
         f"{size_ratio:.1f}×",
-        _number(traits.num_layers),
-        _number(traits.hidden_size),
-        heads,
-        _number(traits.mlp_size),
+        layers,
+        hidden,
+        f"{heads}/{kv_heads}",
+        mlp,
         traits.training_domain or "not stated",
     )
 
 
-def _times(ends: Interval) -> str:
-    """`1.53× (1.17 to 2.12)`."""
-    return f"{ends.value:.2f}× ({ends.low:.2f} to {ends.high:.2f})"
-
-
-def _number(value: int | None) -> str:
-    return "?" if value is None else str(value)
-
-
-def _points(gap: Interval) -> str:
-    """`−3.1 (−4.0 to −2.2)`."""
-    ends = [f"{100 * end:+.1f}".replace("-", "−") for end in (gap.value, gap.low, gap.high)]
-    return f"{ends[0]} ({ends[1]} to {ends[2]})"
-
-
-def _verdict(row: Ranked) -> str:
-    if row.alarms:
-        return f"alarm: {', '.join(row.alarms)}"
-    return row.decision or "–"
-
-
 def _warnings(selection: Selection) -> tuple[Block, ...]:
-    """What does not fit well between a draft and the target."""
+    """List what does not fit well between a draft and the target."""
     lines = [
-        f"{short(draft, selection)}: {line}"
+        f"{selection.short_name(draft)}: {line}"
         for draft, found in selection.warnings.items()
         for line in found
     ]
@@ -301,7 +269,5 @@ def _warnings(selection: Selection) -> tuple[Block, ...]:
 
 
 def _refusals(selection: Selection) -> tuple[Block, ...]:
-    lines = [
-        f"{draft}: {why}" for draft, why in (*selection.refused.items(), *selection.failed.items())
-    ]
+    lines = [f"{name}: {why}" for name, why in (selection.refused | selection.failed).items()]
     return (Notice("Not in the ranking", tuple(lines), "doubt"),) if lines else ()

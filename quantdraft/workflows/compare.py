@@ -1,0 +1,27 @@
+"""compare: the records of several runs, read and held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantdraft.errors import OutputExistsError
+from quantdraft.judge.compare import compare_runs
+from quantdraft.record import RECORD_FILE, SideBySide, read_evaluation
+from quantdraft.report import HTML_FILE, write_comparison
+
+
+def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> SideBySide:
+    """Read the records of run directories, write their comparison and its pages, and return it.
+
+    Raises OutputExistsError where a report is there already, and PairingError where two runs
+    differ in traffic, acceptance rule, target or baseline.
+    """
+    if not force and (output / HTML_FILE).exists():
+        raise OutputExistsError(
+            f"output '{output}' holds a report. Give another --output, or --force to replace it."
+        )
+    records = [run / RECORD_FILE if run.is_dir() else run for run in runs]
+    compared = compare_runs([read_evaluation(record) for record in records])
+    write_comparison(compared, output)
+    return compared
