@@ -16,7 +16,8 @@ from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_
 from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
 from quantdraft.common.files import file_sha256
-from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.measured import Request
+from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.measure.generation import GeneratedTokens, generate
 from quantdraft.measure.settings import CaptureSettings
 
@@ -70,7 +71,7 @@ class ServedTarget:
     """A target behind a vLLM server's completions by token ids; raises EngineError."""
 
     def __init__(self, settings: CaptureSettings, path: Path, url: str) -> None:
-        self.settings, self.path, self.client = settings, path, Client(url)
+        self.settings, self.path, self.client = settings, path, VllmClient(url)
         self.num_positions = self.client.num_positions()
         self.ends = stored_end_token_ids(open_checkpoint(path))
 

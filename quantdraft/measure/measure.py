@@ -74,7 +74,7 @@ def measure_served(subject: Subject, settings: EvaluateSettings) -> Served | Non
         "k": k,
         "prompts": [response.prompt_id for response in responses],
         "seed": settings.seed,
-        "engine": [str(serving.python), *serving.urls],
+        "engine": [serving.engine, str(serving.path), *serving.urls],
         "given": [*serving.spec, *serving.args],
         "num_loads": serving.num_loads,
     }

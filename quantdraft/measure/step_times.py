@@ -12,6 +12,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.progress import share_bar
 from quantdraft.common.resume import stage
 from quantdraft.engines.native.weight_sources import WeightSource, stored_weights
+from quantdraft.engines.registry import measured_engine
 from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET, TARGET_CONTROL
 from quantdraft.measure.latency.point import untimed
@@ -129,10 +130,10 @@ def served_latency(subject: Subject, timing: TimingSettings, served: Served) -> 
 
     An arm that could not be served has its own reason.
     """
-    none = unmeasured(
-        subject, timing, "vLLM shows no single steps; its speed is that of whole requests"
-    )
+    title = measured_engine(served.engine).title
+    why = f"{title} shows no single steps; its speed is that of whole requests"
+    none = unmeasured(subject, timing, why)
     own = {
         "target" if arm == "autoregressive" else arm: why for arm, why in served.undefined.items()
     }
-    return replace(none, engine="vllm", device=served.device, undefined=none.undefined | own)
+    return replace(none, engine=served.engine, device=served.device, undefined=none.undefined | own)
