@@ -26,7 +26,7 @@ from quantdraft.traffic.domains import split_by_domain
 from quantdraft.traffic.traffic import Sampling, read_traffic
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.sweep import jobs, sweep
-from quantdraft.workflows.sweep.grid import SweepSettings, expanded, grid, with_absolute_paths
+from quantdraft.workflows.sweep.grid import SweepSettings, expand_sweeps, grid, with_absolute_paths
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, is_done
 from quantdraft.workflows.sweep.local import run_local
 from tests.conftest import Pair
@@ -66,7 +66,7 @@ def settings(tiny_pair: Pair, traffic: Path, tmp_path: Path) -> SweepSettings:
 
 
 def test_the_ladder_stands_for_its_rungs_and_nothing_comes_twice():
-    assert expanded(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
+    assert expand_sweeps(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
 
 
 def test_a_candidate_comes_before_the_evaluations_that_need_it(settings, tiny_pair):
