@@ -193,8 +193,9 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
         tmp_path / "out" / "candidates" / "draft-int4-gptq",
     )
     assert made.calibration == Path("owner/texts")
-    assert judged.settings.traffic_path == tmp_path / "t.jsonl"
-    assert (judged.settings.target, judged.settings.baseline) == ("owner/model", made.draft)
+    assert judged.settings.traffic.traffic_path == tmp_path / "t.jsonl"
+    models = judged.settings.models
+    assert (models.target, models.baseline) == ("owner/model", made.draft)
 
 
 def test_recipes_that_leave_prompts_out_share_a_replay_of_their_own(settings):
