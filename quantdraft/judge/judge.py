@@ -23,9 +23,9 @@ from quantdraft.judge.comparison import (
     slice_tokens,
     speed_point,
 )
-from quantdraft.judge.comparison.focus import timed_throughout
 from quantdraft.judge.comparison.served import served_point, served_speed_undefined
-from quantdraft.judge.projection import project_speed
+from quantdraft.judge.comparison.times import timed_throughout
+from quantdraft.judge.speedup import project_speed
 from quantdraft.judge.verdict import (
     Evidence,
     Policy,

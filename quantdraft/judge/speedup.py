@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.judge.acceptance import closed_form_length, rate_from_length
+from quantdraft.record import AcceptanceComparison, Projection, SpeedPoint
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -90,3 +91,28 @@ def operations_factor(alpha: float, k: int, operations_ratio: float = 0.0) -> fl
     arithmetic for a token over the target's. It is what a batch that is bound by arithmetic pays.
     """
     return (k * operations_ratio + k + 1) / closed_form_length(alpha, k)
+
+
+def project_speed(
+    point: SpeedPoint, acceptance: AcceptanceComparison, ceiling: float
+) -> Projection | None:
+    """Return what a candidate without a kernel here might gain elsewhere; None where not needed.
+
+    A projection, never evidence: it supposes that memory is the only limit, so that a draft step
+    shrinks as its bytes do. No engine reaches that, and the verdict does not look at it.
+
+    acceptance: of both arms at the candidate's k
+    ceiling: baseline bytes / candidate bytes of a draft step
+    """
+    k, step_ms = point.candidate_num_speculative_tokens, point.baseline_draft_step_ms
+    verify_ms = point.candidate_verify_step_ms
+    if point.candidate_draft_step_ms is not None or step_ms is None or verify_ms is None:
+        return None
+    projected_ms = step_ms / ceiling
+    gain = speedup_over_baseline(
+        round_ms(k, step_ms, verify_ms),
+        round_ms(k, projected_ms, verify_ms),
+        acceptance.baseline_length.value,
+        acceptance.candidate_length.value,
+    )
+    return Projection(k, ceiling, projected_ms, float(gain))

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.end_tokens import stored_end_token_ids
 from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.vllm.client import Client, Request

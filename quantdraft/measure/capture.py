@@ -20,7 +20,7 @@ from quantdraft.common.progress import bar
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
 from quantdraft.measure.answerers import Answering, OwnTarget, ServedTarget
 from quantdraft.measure.generation import Answer
-from quantdraft.traffic.jsonl import chosen
+from quantdraft.traffic.jsonl import pick_items
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, header_line, read_traffic, response_line
@@ -60,7 +60,7 @@ def capture(
         _check_free(output, force)
         asked = read_prompts(prompts)
         if limit is not None:
-            asked = chosen(asked, range(min(limit, len(asked))))
+            asked = pick_items(asked, range(min(limit, len(asked))))
         path = resolve_model(target)
         tokenizer = load_tokenizer(path, trust_remote_code)
         speaker: Answering

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantdraft.checkpoints.end_tokens import end_token_ids
+from quantdraft.checkpoints.checkpoint import end_token_ids
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.measure.sampling import draw, processed_logprobs
 from quantdraft.traffic.traffic import Sampling

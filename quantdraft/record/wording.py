@@ -45,6 +45,11 @@ def change_points(difference: float | None) -> str:
     return UNDEFINED if difference is None else _plus(f"{100 * difference:+.1f} points")
 
 
+def change_percent(change: float) -> str:
+    """Return a relative change with its sign: 0.02 as '+2.0 %'."""
+    return _plus(f"{100 * change:+.1f} %")
+
+
 def times(ratio: float | None) -> str:
     """1.0432 → '1.043×'."""
     return UNDEFINED if ratio is None else _signed(f"{ratio:.3f}×")
@@ -79,8 +84,10 @@ def num_bytes(value: float | None) -> str:
 
 
 def metric_unit(name: str) -> str:
-    """The unit of a metric by its name: 'times', 'points', 'percent', 'length', 'ms' or 'plain'."""
+    """Return the unit of a metric by its name: times, points, percent, length, ms or plain."""
     words = name.lower().replace("_", " ")
+    if "difference" in words:
+        return "difference"
     if "speedup" in words or "ratio" in words:
         return "times"
     if "loss" in words:
@@ -99,6 +106,7 @@ def metric(value: float | None, name: str) -> str:
     formats: dict[str, Callable[[float], str]] = {
         "times": times,
         "points": lambda loss: _signed(f"{100 * loss:.1f} points"),
+        "difference": change_points,
         "percent": percent,
         "ms": milliseconds,
         "plain": significant,
@@ -125,6 +133,32 @@ def valued(ends: Interval | None, name: str) -> str:
     if ends is None:
         return UNDEFINED
     return f"{metric(ends.value, name)} ({interval(ends, name)})"
+
+
+def estimated(ends: Interval, name: str) -> str:
+    """Return the same for a sentence: '1.043× (95 % interval 1.021× to 1.066×)'."""
+    return f"{metric(ends.value, name)} (95 % interval {interval(ends, name)})"
+
+
+def loss_words(loss: Interval) -> str:
+    """Return a loss of acceptance as what it is: 'a loss of 4.1 points (95 % interval …)'."""
+    is_gain = loss.value < 0
+    low, high = (-loss.high, -loss.low) if is_gain else (loss.low, loss.high)
+    ends = interval(Interval(abs(loss.value), low, high), "difference")
+    return (
+        f"a {'gain' if is_gain else 'loss'} of {metric(abs(loss.value), 'loss')} (95 % "
+        f"interval {ends})"
+    )
+
+
+def faster(speedup: Interval, reference: str) -> str:
+    """Return '3.0 % faster than the bf16 draft (95 % interval +2.1 to +3.9 %)'."""
+    if speedup.value >= 2:
+        ends = interval(speedup, "speedup")
+    else:
+        ends = f"{change_percent(speedup.low - 1).partition(' ')[0]} to "
+        ends += change_percent(speedup.high - 1)
+    return f"{pace(speedup.value, reference)} (95 % interval {ends})"
 
 
 def memory_not_speed(name: str, ratio: Interval | None, byte_ratio: float | None) -> str | None:

@@ -23,7 +23,7 @@ from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import replay_rounds
-from quantdraft.judge.comparison.focus import widths_near_best
+from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.verdict import Policy, load_policy
 from quantdraft.judge.verdict.suspicion import suspicions

@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_nothing(tiny_pair, tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quantdraft.quantize.apply._carry_over", full)
+    monkeypatch.setattr("quantdraft.quantize.apply.copy_unchanged_files", full)
     assert "No space left on device" in one_line(apply(tiny_pair, tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,7 @@ from quantdraft.measure.generation import generate
 from quantdraft.measure.probabilities import keeps_on_disk
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.traffic import jsonl as lines
-from quantdraft.traffic.prompts import Prompt, encode_prompts, read_prompts
+from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 from tests.judge.test_comparison import noisy_latency
@@ -158,8 +158,8 @@ def test_responses_within_the_models_positions_stay(model):
 def test_prompts_in_every_script_survive_the_tokenizer(tiny_pair):
     tokenizer = load_tokenizer(tiny_pair.target)
     prompts = [Prompt(str(i), text=text) for i, text in enumerate(SCRIPTS)]
-    for text, ids in zip(SCRIPTS, encode_prompts(prompts, tokenizer), strict=True):
-        assert tokenizer.decode(list(ids)) == text
+    for text, prompt in zip(SCRIPTS, prompts, strict=True):
+        assert tokenizer.decode(list(encode_prompt(prompt, tokenizer))) == text
 
 
 def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from quantdraft.checkpoints.end_tokens import end_token_ids
+from quantdraft.checkpoints.checkpoint import end_token_ids
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
 from quantdraft.measure import answerers as answering
 from quantdraft.measure import capture as capture_module

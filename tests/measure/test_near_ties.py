@@ -21,11 +21,12 @@ from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, t
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
-from quantdraft.traffic.traffic import Sampling, Traffic, write_traffic
+from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import VOCAB_SIZE, save_tokenizer
 from tests.evaluation_settings import changed, evaluation_settings
 from tests.fake_vllm import FakeServer, K, Script, serving
+from tests.traffic.files import write_traffic
 
 CPU = torch.device("cpu")
 NUM_TOKENS, AT = 20, 8  # of a response; where it parts from the target's own

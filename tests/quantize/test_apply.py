@@ -373,12 +373,12 @@ KILLED_IN_ITS_PROOF = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from quantdraft import quantization
+from quantdraft.quantize import apply as applying
 from quantdraft.quantize.recipe import load_recipe
 torch.set_num_threads(int(sys.argv[4]))
-quantization.prove = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+applying.prove = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 draft, output, traffic = sys.argv[1:4]
-quantization.apply(
+applying.apply(
     load_recipe("int4-gptq"), draft, Path(output), calibration=Path(traffic), device="cpu"
 )
 """

@@ -242,7 +242,7 @@ def test_domains_that_come_to_one_name_are_refused(tmp_path):
     log = tmp_path / "log.jsonl"
     line = {"prompt_token_ids": [1], "response_token_ids": [2, 3]}
     log.write_text("".join(json.dumps(line | {"domain": d}) + "\n" for d in ("a b", "a/b")))
-    with pytest.raises(TrafficError, match="two domains come to one file name"):
+    with pytest.raises(TrafficError, match="two domains give the same file name"):
         split_by_domain(log, tmp_path)
 
 

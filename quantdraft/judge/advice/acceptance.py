@@ -9,20 +9,20 @@ verdict's checks hold the acceptance rate itself; every line here says which of 
 from __future__ import annotations
 
 from quantdraft.judge.acceptance import alpha_from_length
-from quantdraft.judge.advice.limits import HIGH_ALPHA, MAX_DRAFT_SHARE, MEASURED, PRACTITIONERS
-from quantdraft.judge.advice.sides import more_prompts, side, state_if
-from quantdraft.judge.advice.wording import (
-    evaluate_command,
-    milder_recipe,
-    model,
-    percent_of,
-    times_of,
-    traffic,
+from quantdraft.judge.advice.commands import evaluate_command, milder_recipe, model, traffic
+from quantdraft.judge.advice.limits import (
+    HIGH_ALPHA,
+    MAX_DRAFT_SHARE,
+    MEASURED,
+    PRACTITIONERS,
+    more_prompts,
+    side,
+    state_if,
 )
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval
 from quantdraft.record.analysis import Diagnosis, State
-from quantdraft.record.wording import counted
+from quantdraft.record.wording import counted, estimated, times
 
 
 def alpha_of(lengths: Interval, k: int) -> Interval:
@@ -87,7 +87,8 @@ def _below(
         state=state,
         finding=finding,
         seen=(
-            f"α = {percent_of(alpha)} at k = {k}, the baseline's {percent_of(baseline)} "
+            f"α = {estimated(alpha, 'rate')} at k = {k}, the baseline's "
+            f"{estimated(baseline, 'rate')} "
             f"({_not_the_rate(acceptance)})"
         ),
         limit=f"α below {100 * limit:.0f} %",
@@ -181,10 +182,10 @@ def _does_not_pay(
         state=state,
         finding=finding,
         seen=(
-            f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
-            f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
+            f"α = {estimated(alpha, 'rate')} at k = {k} ({_not_the_rate(acceptance)}), and "
+            f"{estimated(speedup, 'speedup')} the target's own speed{_share(evaluation, k)}"
         ),
-        limit=f"{why} without a speedup over {policy.min_speedup_over_autoregressive:.2f} ×",
+        limit=f"{why} without a speedup over {times(policy.min_speedup_over_autoregressive)}",
         source=PRACTITIONERS,
         action=helps if is_found else "time longer, and replay more prompts",
         command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
@@ -207,7 +208,7 @@ def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             state="found",
             finding="the candidate is slower than the baseline draft",
             seen=(
-                f"{times_of(speedup)} the baseline's speed; it emits "
+                f"{estimated(speedup, 'speedup')} the baseline's speed; it emits "
                 f"{acceptance.candidate_length.value:.2f} tokens a round at k = {k}"
             ),
             limit=f"to be as fast it must emit {needed:.2f} tokens a round at k = {k}{most}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.advice.limits import MEASURED, PAYS
-from quantdraft.judge.advice.sides import state_if
-from quantdraft.judge.advice.wording import evaluate_command, times_of
+from quantdraft.judge.advice.commands import evaluate_command
+from quantdraft.judge.advice.limits import MEASURED, PAYS, state_if
 from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import ARMS, Evaluation, GridPoint, Interval
 from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.wording import estimated, times
 
 BATCHES = "--batch-sizes 1,4,16,64"
 SKIP = "speculation does not pay"
@@ -66,8 +66,11 @@ def _line(point: GridPoint, ends: Interval, limit: float, state: str, action: st
         code="skip-speculation",
         state="found" if state == "found" else "cannot tell",
         finding=f"{SKIP} {where}",
-        seen=f"the better draft, at its best k, is {times_of(ends)} as fast as the target alone",
-        limit=f"not over {limit:.2f} ×",
+        seen=(
+            f"the better draft, at its best k, is {estimated(ends, 'speedup')} as fast as the "
+            "target alone"
+        ),
+        limit=f"not over {times(limit)}",
         source=PAYS,
         action=action,
         observed=ends,
@@ -104,8 +107,8 @@ def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
             code="skip-speculation",
             state=state,
             finding=f"{SKIP} for one request at a time",
-            seen=f"the better draft is {times_of(ends)} as fast as the target alone",
-            limit=f"not over {limit:.2f} ×",
+            seen=f"the better draft is {estimated(ends, 'speedup')} as fast as the target alone",
+            limit=f"not over {times(limit)}",
             source=PAYS,
             action="serve without speculation" if state == "found" else "serve more prompts",
             observed=ends,

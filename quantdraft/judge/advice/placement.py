@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from quantdraft.judge.advice.limits import MIN_CONTRAST, OWN, PRACTITIONERS
-from quantdraft.judge.advice.sides import more_prompts, side, state_if
-from quantdraft.judge.advice.wording import evaluate_command, milder_recipe, model, points_of
-from quantdraft.judge.comparison.contrasts import Term, contrast
+from quantdraft.judge.advice.commands import evaluate_command, milder_recipe, model
+from quantdraft.judge.advice.limits import (
+    MIN_CONTRAST,
+    OWN,
+    PRACTITIONERS,
+    more_prompts,
+    side,
+    state_if,
+)
+from quantdraft.judge.comparison.slices import Term, contrast
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.record import MIN_PROMPTS, Arm, Evaluation, Interval, Slice
 from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.wording import estimated
 
 Owner = Literal["pair", "recipe", "unknown"]
 OLD_RECORD = "the record does not say what each prompt kept"
@@ -96,7 +103,8 @@ def _third(
         state="found",
         finding=finding,
         seen=(
-            f"{last.name} minus {first.name}: {points_of(ends)} of the tokens asked for are kept"
+            f"{last.name} minus {first.name}: {estimated(ends, 'difference')} of the tokens "
+            "asked for are kept"
             f"{words}"
         ),
         limit=f"over {100 * MIN_CONTRAST:.0f} points",
@@ -123,7 +131,10 @@ def blame(one: Slice, other: Slice, ends: Interval, bootstrap: Bootstrap) -> tup
         return "unknown", ""
     limit, beyond = (MIN_CONTRAST, "above") if ends.value > 0 else (-MIN_CONTRAST, "below")
     is_in_both, is_added = side(baseline, limit) == beyond, side(added, 0.0) == beyond
-    of_baseline, more = f"the baseline {points_of(baseline)}", points_of(added)
+    of_baseline, more = (
+        f"the baseline {estimated(baseline, 'difference')}",
+        estimated(added, "difference"),
+    )
     if is_in_both:
         also = f"; the recipe adds {more}" if is_added else ", not the recipe's"
         return "pair", f" ({of_baseline}: it is the pair's or the traffic's{also})"
@@ -138,7 +149,10 @@ def _unsure_third(evaluation: Evaluation, ends: Interval, limit: float) -> Diagn
         code="early-rejections" if ends.value > 0 else "late-rejections",
         state="cannot tell",
         finding=f"rejections fall {'early' if ends.value > 0 else 'late'} in the response",
-        seen=f"{last.name} minus {first.name}: {points_of(ends)} of the tokens asked for are kept",
+        seen=(
+            f"{last.name} minus {first.name}: {estimated(ends, 'difference')} of the tokens "
+            "asked for are kept"
+        ),
         limit=f"over {100 * MIN_CONTRAST:.0f} points",
         source=f"{PRACTITIONERS}; {OWN}",
         action=more_prompts(ends, limit, len(evaluation.prompts)),
@@ -165,7 +179,8 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
             state=state,
             finding="acceptance falls with context",
             seen=(
-                f"{short.name} minus {long.name}: {points_of(ends)} of the tokens asked for are "
+                f"{short.name} minus {long.name}: {estimated(ends, 'difference')} of the tokens "
+                "asked for are "
                 f"kept{blame(short, long, ends, bootstrap)[1] if state == 'found' else ''}"
             ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
@@ -199,7 +214,10 @@ def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagn
             code="context-costs",
             state="found",
             finding="quantization costs more acceptance at long context",
-            seen=f"the loss at {long.name} minus that at {short.name}: {points_of(ends)}",
+            seen=(
+                f"the loss at {long.name} minus that at {short.name}: "
+                f"{estimated(ends, 'difference')}"
+            ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
             source=OWN,
             action="a milder recipe, or keys and values in more bits, if you serve that context",
@@ -233,7 +251,10 @@ def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagno
             code="weak-domain",
             state="found",
             finding=f"the draft is weakest on '{weak.name}'",
-            seen=f"'{strong.name}' minus '{weak.name}': {points_of(ends)} of the tokens asked for",
+            seen=(
+                f"'{strong.name}' minus '{weak.name}': {estimated(ends, 'difference')} of the "
+                "tokens asked for"
+            ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
             source=OWN,
             action="another draft or no speculation there; weigh domains as you serve them",

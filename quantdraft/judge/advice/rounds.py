@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS
-from quantdraft.judge.advice.sides import state_if
-from quantdraft.judge.advice.wording import evaluate_command, percent_of, times_of
+from quantdraft.judge.advice.commands import evaluate_command
+from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS, state_if
 from quantdraft.judge.comparison import speed_point
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.statistics.bootstrap import Bootstrap
@@ -16,6 +15,7 @@ from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, Latency
 from quantdraft.record.analysis import Diagnosis
 from quantdraft.record.terms import MAX_K, USUAL_K
+from quantdraft.record.wording import estimated, times
 
 
 def k_too_high_or_low(
@@ -55,7 +55,8 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             state="cannot tell",
             finding=f"k = {k} is best",
             seen=(
-                f"α = {percent_of(alpha)} at k = {acceptance.num_speculative_tokens}, and the "
+                f"α = {estimated(alpha, 'rate')} at k = {acceptance.num_speculative_tokens}, "
+                "and the "
                 "candidate's speed was not measured"
             ),
             limit=f"a rule of thumb for this α is k = {k}",
@@ -117,8 +118,8 @@ def _held_against(
         code=f"k-too-{word}",
         state=state,
         finding=f"k = {k}, {whose}, is too {word} for the candidate",
-        seen=f"it takes {times_of(cost)} the time of k = {best} per token",
-        limit=f"over {limit:.2f} ×",
+        seen=f"it takes {estimated(cost, 'speedup')} the time of k = {best} per token",
+        limit=f"over {times(limit)}",
         source=f"{MEASURED}; the limit is what a go must gain",
         action=f"serve with k = {best}" if state == "found" else "replay more, and time longer",
         command=None if state == "found" else evaluate_command(evaluation, "--latency-seconds 60"),

@@ -46,7 +46,7 @@ class Pace(NamedTuple):
         return float(1e3 * self.seconds.sum() / self.num_tokens.sum())
 
 
-def pace(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
+def pace_of(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
     """Decoding time and tokens of each prompt."""
     row = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
     seconds, num_tokens = np.zeros(len(row)), np.zeros(len(row))
@@ -80,7 +80,7 @@ def load_spread(served: Served) -> LoadSpread | None:
 def _load_ms(arm: ServedArm, prompt_ids: tuple[str, ...], load: int) -> float | None:
     """Time per token of one load; None unless it answered every prompt."""
     own = ServedArm(arm.name, tuple(r for r in arm.requests if r.load == load))
-    answered = pace(own, prompt_ids)
+    answered = pace_of(own, prompt_ids)
     return answered.ms_per_token if (answered.num_tokens > 0).all() else None
 
 
@@ -107,7 +107,7 @@ def served_point(served: Served, bootstrap: Bootstrap = DEFAULT) -> SpeedPoint:
     break-even length is the candidate's own over its speedup: rounds take the time they take.
     """
     prompts = served.common_prompts
-    paces = {name: pace(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
+    paces = {name: pace_of(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
     spread = load_spread(served)
 
     def ratio(over: str, under: str) -> Interval | None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.judge.verdict.wording import times
 from quantdraft.record import (
     MIN_PROMPTS,
     AcceptanceComparison,
@@ -22,6 +21,7 @@ from quantdraft.record import (
     ServedArm,
     ServedRequest,
 )
+from quantdraft.record.wording import valued
 
 ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
 NOT_QUANTIZED = "not_quantized"
@@ -139,7 +139,8 @@ def control_strays(
         return None
     return Alarm(
         CONTROL_STRAYS,
-        f"the control strays: the {arm} against itself is {times(control_speedup)}, which "
+        f"the control strays: the {arm} against itself is {valued(control_speedup, 'speedup')}, "
+        "which "
         "should be 1. Time again on a quiet machine, with more blocks.",
     )
 

@@ -17,9 +17,8 @@ from quantdraft.judge.verdict.alarms import (
     REPLAY_DISAGREES,
     has_surely_collapsed,
 )
-from quantdraft.judge.verdict.checks import NO_ALARM, all_checks
+from quantdraft.judge.verdict.checks import NO_ALARM, Evidence, all_checks
 from quantdraft.judge.verdict.doubt import what_to_add
-from quantdraft.judge.verdict.evidence import Evidence
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.judge.verdict.summary import summarize
 from quantdraft.record import Check, Decision, Verdict

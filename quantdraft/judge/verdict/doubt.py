@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quantdraft.judge.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
-from quantdraft.judge.verdict.evidence import Evidence
+from quantdraft.judge.verdict.checks import Evidence
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Check
 from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE

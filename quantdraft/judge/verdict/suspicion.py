@@ -20,8 +20,8 @@ from quantdraft.judge.comparison.times import (
     timed_steps,
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
-from quantdraft.judge.verdict.wording import times
 from quantdraft.record import ARMS, Alarm, Interval, Latency
+from quantdraft.record.wording import times, valued
 
 ABOVE_BYTE_LIMIT = "above_byte_limit"
 BASELINE_FAR_FROM_BANDWIDTH = "baseline_far_from_bandwidth"
@@ -68,8 +68,9 @@ def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm 
     return _alarm(
         latency,
         ABOVE_BYTE_LIMIT,
-        f"the candidate's step is {times(ratio)} as fast as the baseline's, and its bytes allow "
-        f"{limit:.2f} ×: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
+        f"the candidate's step is {valued(ratio, 'speedup')} as fast as the baseline's, and its "
+        "bytes allow "
+        f"{times(limit)}: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
     )
 
 
@@ -103,7 +104,8 @@ def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Al
             return _alarm(
                 latency,
                 VERIFICATION_CHEAPER,
-                f"the target takes {times(ratio)} as long for {many} new tokens as for {few}: the "
+                f"the target takes {valued(ratio, 'speedup')} as long for {many} new tokens as "
+                f"for {few}: the "
                 f"kernels of {few} are poor ({_kernels(latency, 'target')}).",
             )
     return None
@@ -127,7 +129,8 @@ def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | No
         return _alarm(
             latency,
             TWINS_DIFFER,
-            f"the {draft} has the target's shape and format, and its step takes {times(ratio)} as "
+            f"the {draft} has the target's shape and format, and its step takes "
+            f"{valued(ratio, 'speedup')} as "
             f"long: they run on different kernels ({_kernels(latency, draft)}; target: "
             f"{_kernels(latency, 'target')}).",
         )

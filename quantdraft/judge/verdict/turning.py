@@ -151,7 +151,7 @@ def _needed(evaluation: Evaluation) -> str:
 
 def _over_target(evaluation: Evaluation) -> str:
     ends = evaluation.operating_point.speedup_over_autoregressive
-    if ends is None or ends.low > 1:
+    if ends is None or ends.low > policy_of(evaluation).min_speedup_over_autoregressive:
         return ""
     return (
         f"with it speculation runs at {significant(ends.value)} times the target's own speed "

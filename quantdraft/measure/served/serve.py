@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.checkpoint import Checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.end_tokens import stored_end_token_ids
 from quantdraft.common.progress import bar, say
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name

@@ -1,29 +1,10 @@
-"""How a diagnosis writes an interval and a command."""
+"""The commands that a diagnosis names as the next step."""
 
 from __future__ import annotations
 
 import shlex
 
-from quantdraft.record import Evaluation, Interval
-
-
-def percent_of(ends: Interval) -> str:
-    """`61.2 % (95 % interval 58.0 to 64.1 %)`."""
-    return (
-        f"{100 * ends.value:.1f} % (95 % interval {100 * ends.low:.1f} to {100 * ends.high:.1f} %)"
-    )
-
-
-def points_of(ends: Interval) -> str:
-    """A difference of fractions: `+4.1 points (95 % interval +2.0 to +6.2)`."""
-    return (
-        f"{_signed(ends.value)} points (95 % interval {_signed(ends.low)} to {_signed(ends.high)})"
-    )
-
-
-def times_of(ends: Interval) -> str:
-    """A ratio: `0.93 × (95 % interval 0.90 to 0.96)`."""
-    return f"{ends.value:.2f} × (95 % interval {ends.low:.2f} to {ends.high:.2f})"
+from quantdraft.record import Evaluation
 
 
 def model(evaluation: Evaluation, role: str) -> str:
@@ -51,8 +32,3 @@ def milder_recipe(evaluation: Evaluation) -> tuple[str, str]:
     """What to do where the baseline is well: an action and its command."""
     command = f"quantdraft apply --recipe int8 --draft {model(evaluation, 'baseline')}"
     return "the baseline does not show it, so it is the recipe: try a milder one", command
-
-
-def _signed(fraction: float) -> str:
-    points = round(100 * fraction, 1) + 0.0  # + 0.0: no negative zero
-    return f"{'−' if points < 0 else '+'}{abs(points):.1f}"
