@@ -1,4 +1,4 @@
-"""What a serving engine did."""
+"""Requests that a serving engine answered, with its own counters."""
 
 from __future__ import annotations
 
