@@ -157,9 +157,7 @@ def test_what_llamacpp_is_not_measured_with_is_refused(tiny_pair, traffic, llama
     with pytest.raises(OptionError, match="--engine-spec"):
         served(tiny_pair, traffic[0], llamacpp, tmp_path / "run", spec=("a=1",))
     (llamacpp / "convert_hf_to_gguf.py").unlink()
-    with pytest.raises(
-        OptionError, match=r"no convert_hf_to_gguf\.py\. Give --engine-path"
-    ):
+    with pytest.raises(OptionError, match=r"no convert_hf_to_gguf\.py\. Give --engine-path"):
         LlamacppInstallation(llamacpp).model_file(open_checkpoint(tiny_pair.draft), "float32")
     (tmp_path / "x.gguf").touch()
     with pytest.raises(OptionError, match="Give --baseline"):
