@@ -30,8 +30,8 @@ from quantdraft.checkpoints.tensors.loading import (
 from quantdraft.checkpoints.weights import read_header, read_tensors, weight_files
 from quantdraft.common.documents import MAX_YAML_BYTES, parse_json, parse_yaml
 from quantdraft.engines.process import free_port
-from quantdraft.engines.vllm.client import Client
-from quantdraft.engines.vllm.server import server_variables
+from quantdraft.engines.vllm.client import VllmClient
+from quantdraft.engines.vllm.server import vllm_variables
 from quantdraft.engines.vllm.settings import require_loopback
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
 from quantdraft.judge.verdict.policy import load_policy
@@ -430,14 +430,14 @@ def test_the_environment_is_recorded_without_its_variables(monkeypatch):
 
 
 def test_a_password_in_a_url_is_sent_and_never_shown():
-    client = Client(f"http://me:s3cret%21@127.0.0.1:{free_port()}/base/")
+    client = VllmClient(f"http://me:s3cret%21@127.0.0.1:{free_port()}/base/")
     assert client.url.startswith("http://127.0.0.1:")
     assert client._credentials() == {"Authorization": "Basic bWU6czNjcmV0IQ=="}
     with pytest.raises(EngineError) as caught:
         client.version()
     assert "s3cret" not in str(caught.value)
     with pytest.raises(EngineError) as caught:
-        Client("ftp://me:s3cret@host")
+        VllmClient("ftp://me:s3cret@host")
     assert "s3cret" not in str(caught.value)
 
 
@@ -461,7 +461,7 @@ def test_a_server_stays_on_this_machine_whatever_the_environment_says(monkeypatc
         "HF_HUB_OFFLINE": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    found = server_variables(tmp_path, "cpu")
+    found = vllm_variables(tmp_path, "cpu")
     assert (found["VLLM_HOST_IP"], found["HF_HUB_OFFLINE"]) == ("127.0.0.1", "1")
     assert "s3cret" not in " ".join(found.values())
 

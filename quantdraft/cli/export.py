@@ -93,7 +93,7 @@ def export(
             checkpoint,
             engine,
             output,
-            target=target,
+            target,
             run=run,
             num_speculative_tokens=k,
             pad_vocab=pad_vocab,

@@ -256,3 +256,11 @@ def is_of_the_disk(error: Exception) -> bool:
     """Return True for a failed write; libraries written in Rust raise other types than OSError."""
     said = ("No space left on device", "File too large", "Disk quota exceeded")
     return isinstance(error, OSError) or any(words in str(error) for words in said)
+
+
+def cache_dir() -> Path:
+    """Return the user's cache for what is made once a machine; ValueError where there is none."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
+    except RuntimeError as error:  # a user without a home
+        raise ValueError(f"there is no directory to build it in: {error}") from error

@@ -16,7 +16,8 @@ from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_
 from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
 from quantdraft.common.files import file_sha256
-from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.measured import Request
+from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.measure.generation import Answer, generate
 from quantdraft.traffic.traffic import Sampling
 
@@ -76,7 +77,7 @@ class ServedTarget:
         self, name: str, path: Path, url: str, sampling: Sampling, max_new_tokens: int
     ) -> None:
         self.name, self.path, self.sampling = name, path, sampling
-        self.max_new_tokens, self.client = max_new_tokens, Client(url)
+        self.max_new_tokens, self.client = max_new_tokens, VllmClient(url)
         self.num_positions = self.client.num_positions()
         self.ends = stored_end_token_ids(open_checkpoint(path))
 

@@ -20,6 +20,7 @@ from quantdraft.common.resume import stage
 from quantdraft.engines.native.model import NativeModel, borrow, load_native
 from quantdraft.engines.native.session import live_mode
 from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.engines.registry import measured_engine
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.judge.acceptance import Floats, replay_rounds, rounds_between
 from quantdraft.measure.latency.grid import Place, Review, measure_latency
@@ -160,7 +161,7 @@ class Measuring:
         return checks
 
     def served(self) -> Served | None:
-        """What vLLM did with the traffic; None where it was not asked for."""
+        """Return what an engine did with the traffic; None where none was asked for."""
         if self.settings.serving.is_native:
             return None
         serving = self.settings.serving
@@ -173,7 +174,7 @@ class Measuring:
                 "k": k,
                 "prompts": [response.prompt_id for response in some.responses],
                 "seed": self.settings.seed,
-                "engine": [str(serving.python), *serving.urls],
+                "engine": [str(serving.path), *serving.urls],
                 "given": [*serving.spec, *serving.args],
                 "num_loads": serving.num_loads,
             }
@@ -184,15 +185,17 @@ class Measuring:
         return stage(self.run_dir, "served", inputs, Served, lambda: serve(run))
 
     def _served_latency(self) -> Latency:
-        """vLLM shows no single steps; an arm that it could not serve has its own reason."""
+        """Return no step times: an engine shows none. An arm not served has its own reason."""
         served = self.served()
         assert served is not None
-        none = self._unmeasured("vLLM shows no single steps; its speed is that of whole requests")
+        title = measured_engine(served.engine).title
+        none = self._unmeasured(f"{title} shows no single steps; its speed is of whole requests")
         own = {
             "target" if arm == "autoregressive" else arm: why
             for arm, why in served.undefined.items()
         }
-        return replace(none, engine="vllm", device=served.device, undefined=none.undefined | own)
+        undefined = none.undefined | own
+        return replace(none, engine=served.engine, device=served.device, undefined=undefined)
 
     def has_identical_logits(self) -> bool:
         """True when the candidate's logits on a probe are the baseline's to the last bit."""

@@ -37,6 +37,7 @@ NUM_PLACES = {"float32": 64, "float16": 4, "bfloat16": 4}
 # Step to which a draft rounds the inputs of its products, as a share of a usual value: INT8 2^-7 of
 # the largest one, which is about 4 usual ones; FP8 has 3 bits after the leading one, FP4 one.
 INPUT_STEPS = {"int8": 2.0**-5, "float8": 2.0**-3, "float4": 2.0**-1}
+INPUT_STEPS |= {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class TextKeeps(NamedTuple):
@@ -64,7 +65,12 @@ def near_tie_limit(dtype: str, size: float, input_step: float = 0.0) -> float:
 
 def input_step(formats: Iterable[WeightFormat]) -> float:
     """Return the widest step to which any of the formats rounds its inputs; 0.0: none does."""
-    return max((INPUT_STEPS[fmt.activations] for fmt in formats if fmt.activations), default=0.0)
+    return widest_step(fmt.activations for fmt in formats if fmt.activations)
+
+
+def widest_step(types: Iterable[str]) -> float:
+    """Return the widest step of the types to which inputs are rounded; 0.0 without any."""
+    return max((INPUT_STEPS[name] for name in types), default=0.0)
 
 
 def coarsest(*dtypes: str | None) -> str:

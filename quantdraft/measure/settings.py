@@ -122,11 +122,11 @@ class EvaluateSettings:
             yield f"--engine {serving.engine} needs --target: it is what the engine serves."
         if self.timing.batch_size != 1:
             yield (
-                f"--batch-size {self.timing.batch_size}: requests are sent to vLLM one at a time, "
-                "so that its counters are each prompt's own. Leave it out."
+                f"--batch-size {self.timing.batch_size}: requests are sent to the engine "
+                "one at a time, so that its counters are each prompt's own. Leave it out."
             )
         if serving.k is not None and serving.k not in self.ks:
-            yield f"--vllm-k {serving.k} is not replayed. Add it to -k."
+            yield f"--engine-k {serving.k} is not replayed. Add it to -k."
 
 
 def below_1(option: str, value: int | None) -> Iterator[str]:

@@ -21,6 +21,8 @@ from quantdraft.common.files import file_sha256, require_outside, write_text
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
+from quantdraft.engines.llamacpp.candidate import gguf_of
+from quantdraft.engines.registry import measured_engine
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
@@ -31,10 +33,11 @@ from quantdraft.measure.latency.grid import Review
 from quantdraft.measure.measure import Measuring
 from quantdraft.measure.models import Models, open_models
 from quantdraft.measure.run_traffic import TRAFFIC_FILE, default_rule, read_run_traffic
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import EvaluateSettings, ModelSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
 from quantdraft.report import write_report
 from quantdraft.traffic.traffic import Traffic
@@ -50,7 +53,7 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
     if settings.models.threads is not None:
         torch.set_num_threads(settings.models.threads)
     device = pick_device(settings.models.device)
-    models = open_models(settings.models, settings.timing.longest_context)
+    models = open_models(_as_engine_loads(settings), settings.timing.longest_context)
     policy = load_policy(settings.policy)
     run_dir = settings.output or Path("runs") / models.candidate.name
     for model in (models.candidate, models.baseline, models.target):
@@ -95,7 +98,7 @@ def _measured(
         is_control=is_control,
         not_quantized=false_claim,
         has_identical_logits=is_same,
-        ledgers=(byte_ledger(models.baseline), byte_ledger(models.candidate)),
+        ledgers=(byte_ledger(models.baseline), _candidate_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
@@ -132,9 +135,25 @@ def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
     return is_plain and (bool(is_same) or recipe.get("name") == "identity")
 
 
+def _as_engine_loads(settings: EvaluateSettings) -> ModelSettings:
+    """Return the models, with the candidate as the engine loads it: llama.cpp makes a GGUF."""
+    models, serving = settings.models, settings.serving
+    if serving.is_native:
+        return models
+    engine = measured_engine(serving.engine)
+    return replace(models, candidate=engine.candidate(models.candidate, models.baseline, serving))
+
+
+def _candidate_ledger(candidate: Checkpoint) -> Ledger:
+    """Return what a step reads of the candidate; of a GGUF, of the file that is served."""
+    served = gguf_of(candidate)
+    return byte_ledger(candidate) if served is None else served.ledger
+
+
 def _baseline_name(models: Models, is_control: bool) -> str:
     """Where the candidate is another draft in floats, the baseline is called by its own name."""
-    is_other = models.candidate.quantization is None and not is_control
+    is_plain = models.candidate.quantization is None and gguf_of(models.candidate) is None
+    is_other = is_plain and not is_control
     return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
 
 

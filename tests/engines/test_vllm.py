@@ -23,19 +23,18 @@ from click.testing import CliRunner
 
 from quantdraft import cli
 from quantdraft.checkpoints.tensors.loading import load_model
-from quantdraft.engines.process import free_port
+from quantdraft.engines.counters import parse_counters
+from quantdraft.engines.measured import Request, ServerPlan, ask
+from quantdraft.engines.process import free_port, running
 from quantdraft.engines.vllm import environment as environment_module
-from quantdraft.engines.vllm.client import Client, Request
+from quantdraft.engines.vllm.client import COUNTERS, VllmClient
 from quantdraft.engines.vllm.environment import Environment, find_vllm, inspect, install_vllm
-from quantdraft.engines.vllm.replies import parse_counters
-from quantdraft.engines.vllm.run import visits
-from quantdraft.engines.vllm.server import last_words, server_variables, started
+from quantdraft.engines.vllm.server import LOG, vllm_variables
 from quantdraft.engines.vllm.settings import (
-    Serving,
     parse_pairs,
     require_known_keys,
     require_possible,
-    server_command,
+    vllm_command,
 )
 from quantdraft.errors import EngineError, OptionError, OutputExistsError
 from quantdraft.judge.comparison.served import (
@@ -48,6 +47,7 @@ from quantdraft.judge.verdict import Policy, engine_disagrees, forced_dtype, ser
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served import serve as served_module
 from quantdraft.measure.served.cross_check import rounds_replayed
+from quantdraft.measure.served.fleet import visits
 from quantdraft.measure.served.serve import parse_urls
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest, read_evaluation
@@ -79,9 +79,9 @@ SCRIPTS = {
 def test_an_answer_comes_with_its_own_counters():
     fake = FakeServer(SCRIPTS)
     with serving(fake) as url:
-        client = Client(url)
-        first = client.ask(request())
-        second = client.ask(request((3,)))
+        client = VllmClient(url)
+        first = ask(client, request())
+        second = ask(client, request((3,)))
     assert first[0].token_ids == (7, 8, 9, 10)
     assert (first[1].num_drafts, first[1].num_accepted_tokens_per_pos) == (2, (1, 0, 0, 0))
     assert (second[1].num_drafts, second[1].num_accepted_tokens_per_pos) == (1, (1, 1, 1, 1))
@@ -93,7 +93,7 @@ def test_every_setting_that_changes_the_text_is_sent():
     fake = FakeServer(SCRIPTS)
     warm = Sampling(temperature=0.8, top_p=0.9, top_k=50)
     with serving(fake) as url:
-        client = Client(url)
+        client = VllmClient(url)
         client.complete(request(sampling=warm, seed=3))
         client.complete(request(stop_token_ids=(0,)))
     sent, other = fake.bodies
@@ -106,10 +106,10 @@ def test_every_setting_that_changes_the_text_is_sent():
 def test_counters_that_lag_are_waited_for():
     fake = FakeServer(SCRIPTS)
     with serving(fake) as url:
-        client = Client(url)
-        client.ask(request())
+        client = VllmClient(url)
+        ask(client, request())
         fake.lag = 3  # the first of them is the reading before the next request
-        assert client.ask(request((3,)))[1].num_drafts == 1
+        assert ask(client, request((3,)))[1].num_drafts == 1
 
 
 def test_tokens_of_others_are_an_error():
@@ -122,13 +122,13 @@ def test_tokens_of_others_are_an_error():
 
     fake.events = with_company  # type: ignore[method-assign]
     with serving(fake) as url, pytest.raises(EngineError, match=r"counted 7 tokens.*of 4: others"):
-        Client(url).ask(request())
+        ask(VllmClient(url), request())
 
 
 def test_times_are_from_the_request_to_the_first_and_to_the_last_token():
     fake = FakeServer(SCRIPTS, seconds_per_token=0.02)
     with serving(fake) as url:
-        completion = Client(url).complete(request())
+        completion = VllmClient(url).complete(request())
     assert 0.02 <= completion.first_token_seconds < completion.seconds
     # Three tokens after the first, each after a sleep of at least 20 ms.
     assert completion.seconds - completion.first_token_seconds >= 0.055
@@ -136,7 +136,7 @@ def test_times_are_from_the_request_to_the_first_and_to_the_last_token():
 
 def test_a_servers_refusal_is_one_line():
     with serving(FakeServer(SCRIPTS)) as url, pytest.raises(EngineError) as error:
-        Client(url).complete(request((9, 9)))
+        VllmClient(url).complete(request((9, 9)))
     assert str(error.value) == f"{url}/v1/completions answered 400: no such prompt"
 
 
@@ -144,14 +144,14 @@ def test_a_server_without_token_ids_is_refused():
     fake = FakeServer(SCRIPTS)
     fake.has_token_ids = False
     with serving(fake) as url, pytest.raises(EngineError, match="no token ids"):
-        Client(url).complete(request())
+        VllmClient(url).complete(request())
 
 
 def test_nobody_there_is_an_error_with_the_address():
     with pytest.raises(EngineError, match=r"127.0.0.1:\d+ does not answer"):
-        Client(f"http://127.0.0.1:{free_port()}").counters()
+        VllmClient(f"http://127.0.0.1:{free_port()}").counters()
     with pytest.raises(EngineError, match="no address"):
-        Client("localhost:8000")
+        VllmClient("localhost:8000")
 
 
 def test_counters_are_summed_over_engines():
@@ -164,7 +164,7 @@ def test_counters_are_summed_over_engines():
         f'{per_pos}{{engine="0",position="0"}} 2.0\n'
         f'{per_pos}{{engine="1",position="0"}} 5.0\n'
     )
-    counters = parse_counters(text)
+    counters = parse_counters(text, COUNTERS)
     assert (counters.num_tokens, counters.num_drafts) == (22, 3)
     assert counters.num_accepted_tokens_per_pos == (7, 1)
 
@@ -205,12 +205,13 @@ def test_synthetic_acceptance_is_refused_on_a_cpu():
 
 
 def test_the_command_listens_on_the_loopback_and_holds_the_draft():
-    ours = Serving(Path("/t"), "float32", K, "rejection", 512, 0, {"max_model_len": 256}, ("--x",))
-    alone = server_command(HERE, ours, None, 1234)
+    ours = ServerPlan(Path("/t"), "float32", K, 512, "rejection")
+    given = {"max_model_len": 256}, ("--x",)
+    alone = vllm_command(HERE, ours, None, 1234, *given)
     assert alone[alone.index("--host") + 1] == "127.0.0.1"
     assert "--speculative-config" not in alone
     assert alone[-5:] == ["--x", "--host", "127.0.0.1", "--port", "1234"]  # ours win
-    command = server_command(HERE, ours, Path("/d"), 1234)
+    command = vllm_command(HERE, ours, Path("/d"), 1234, *given)
     config = json.loads(command[command.index("--speculative-config") + 1])
     assert config == {
         "method": "draft_model",
@@ -257,7 +258,7 @@ def test_a_healthy_server_is_stopped_with_its_children(tmp_path):
         "    def do_GET(self): self.send_response(200); self.end_headers()\n"
         f"HTTPServer(('127.0.0.1', {port}), H).serve_forever()\n"
     )
-    with started([sys.executable, "-c", parent], port, log, os.environ) as server:
+    with running([sys.executable, "-c", parent], port, log, os.environ, LOG) as server:
         server.wait_until_healthy(30)
         assert wait_for(lambda: "\n" in log.read_text())
         child = int(log.read_text().split("\n")[0])
@@ -271,7 +272,7 @@ def test_a_server_that_dies_gives_its_own_reason(tmp_path):
     code = "raise ValueError('Quant type (uint8b128) not supported')"
     command = [sys.executable, "-c", code]
     with (
-        started(command, free_port(), log, os.environ) as server,
+        running(command, free_port(), log, os.environ, LOG) as server,
         pytest.raises(EngineError) as error,
     ):
         server.wait_until_healthy(30)
@@ -282,7 +283,7 @@ def test_a_server_that_dies_gives_its_own_reason(tmp_path):
 def test_a_server_that_never_answers_is_given_up(tmp_path):
     command = [sys.executable, "-c", SLEEPER]
     with (
-        started(command, free_port(), tmp_path / "log", os.environ) as server,
+        running(command, free_port(), tmp_path / "log", os.environ, LOG) as server,
         pytest.raises(EngineError, match="did not answer within 0 s"),
     ):
         server.wait_until_healthy(0.3)
@@ -292,9 +293,10 @@ def test_a_server_ends_when_its_owner_is_killed(tmp_path):
     log = tmp_path / "server.log"
     owner = (
         "import os, sys, time, pathlib\n"
-        "from quantdraft.engines.vllm.server import started\n"
-        f"with started([sys.executable, '-c', {SLEEPER!r}], 1, pathlib.Path({str(log)!r}), "
-        "os.environ): time.sleep(60)\n"
+        "from quantdraft.engines.process import running\n"
+        "from quantdraft.engines.vllm.server import LOG\n"
+        f"with running([sys.executable, '-c', {SLEEPER!r}], 1, pathlib.Path({str(log)!r}), "
+        "os.environ, LOG): time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", owner])
     assert wait_for(lambda: log.is_file() and log.read_text().strip().isdigit())
@@ -313,7 +315,7 @@ def test_the_last_words_are_the_cause_and_not_its_echo(tmp_path):
         "RuntimeError: Engine core initialization failed. See root cause above.\n"
         "nanobind: this is likely caused by a reference counting issue in the binding code.\n"
     )
-    assert last_words(log) == "ValueError: W8A16 is not supported"
+    assert LOG.last_words(log) == "ValueError: W8A16 is not supported"
 
 
 def test_reasons_that_follow_a_colon_belong_to_the_error(tmp_path):
@@ -325,7 +327,7 @@ def test_reasons_that_follow_a_colon_belong_to_the_error(tmp_path):
         f"{prefix}  OtherKernel cannot implement either\n"
         "RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
-    assert last_words(log) == (
+    assert LOG.last_words(log) == (
         "ValueError: Failed to find a kernel. Reasons: "
         "SomeKernel cannot implement due to: Unsupported quant type uint8b128"
     )
@@ -334,7 +336,7 @@ def test_reasons_that_follow_a_colon_belong_to_the_error(tmp_path):
 def test_a_server_hears_nothing_of_our_python_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", "/ours")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
-    found = server_variables(tmp_path, "cpu")
+    found = vllm_variables(tmp_path, "cpu")
     assert "PYTHONPATH" not in found
     assert found["VLLM_CPU_KVCACHE_SPACE"] == "7"  # the user's own
     assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "1")
@@ -751,14 +753,14 @@ def test_a_server_with_another_k_is_refused(tiny_pair, traffic, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": "native", "spec": ("a=1",)}, "--vllm-spec needs --engine vllm"),
+        ({"engine": "native", "spec": ("a=1",)}, "--engine-spec needs --engine vllm"),
         ({"target": None}, "needs --target"),
         ({"batch_size": 8}, "one at a time"),
         ({"urls": ("http://h:1",), "spec": ("a=1",)}, "have their own settings"),
         ({"urls": ("http://h:1",), "num_loads": 3}, "not started again"),
-        ({"k": 17}, "--vllm-k 17 is not replayed. Add it to -k"),
-        ({"num_loads": 0}, "--vllm-loads 0 must be at least 1"),
-        ({"engine": "native", "k": 4}, "--vllm-k needs --engine vllm"),
+        ({"k": 17}, "--engine-k 17 is not replayed. Add it to -k"),
+        ({"num_loads": 0}, "--engine-loads 0 must be at least 1"),
+        ({"engine": "native", "k": 4}, "--engine-k needs --engine vllm"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_first(changes, message):
@@ -811,7 +813,7 @@ def test_our_servers_answer_in_turns_or_one_after_another(
     own, fake_vllm, monkeypatch, is_interleaved
 ):
     monkeypatch.setattr(served_module, "_memory_share", lambda *_: 0.2 if is_interleaved else None)
-    evaluation, run_dir = evaluate(changed(own, python=fake_vllm()))
+    evaluation, run_dir = evaluate(changed(own, path=fake_vllm()))
     found = evaluation.served
     assert (found.is_interleaved, found.dtype, found.undefined) == (is_interleaved, "float32", {})
     assert list(found.arms) == ["autoregressive", "baseline", "candidate", "control"]
@@ -826,7 +828,7 @@ def test_our_servers_answer_in_turns_or_one_after_another(
 
 
 def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
-    evaluation, _ = evaluate(changed(own, python=fake_vllm("float32")))
+    evaluation, _ = evaluate(changed(own, path=fake_vllm("float32")))
     assert (evaluation.served.dtype, evaluation.served.replay_dtype) == ("bfloat16", "bfloat16")
     assert not evaluation.served.arms["candidate"].is_exact
     for request in evaluation.served.arms["candidate"].requests:
@@ -834,15 +836,15 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
     alarms = {alarm.code: alarm.message for alarm in evaluation.verdict.alarms}
     assert "Measure with --dtype bfloat16" in alarms["dtype_mismatch"]
     assert "engine_disagrees" not in alarms
-    measured = changed(own, python=own.output.parent / "env" / "bin" / "python")
-    again, _ = evaluate(replace(measured, dtype="bfloat16", output=own.output.parent / "again"))
+    measured = changed(own, path=own.output.parent / "env" / "bin" / "python")
+    again, _ = evaluate(changed(measured, dtype="bfloat16", output=own.output.parent / "again"))
     assert "dtype_mismatch" not in {alarm.code for alarm in again.verdict.alarms}
 
 
 @pytest.mark.parametrize("num_loads", [1, 3])
 def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_loads):
     evaluation, run_dir = evaluate(
-        changed(own, python=fake_vllm(), num_loads=num_loads, num_prompts=2)
+        changed(own, path=fake_vllm(), num_loads=num_loads, num_prompts=2)
     )
     for arm in evaluation.served.arms.values():
         assert Counter(r.load for r in arm.requests) == dict.fromkeys(
@@ -859,7 +861,7 @@ def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_l
     [((6,), None, 6), ((2, 6), None, 2), ((2, 4, 6), 6, 6), ((1, 2, 4), None, 4)],
 )
 def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, ks, asked, k):
-    given = changed(own, python=fake_vllm(), ks=ks, k=asked, num_prompts=1)
+    given = changed(own, path=fake_vllm(), ks=ks, k=asked, num_prompts=1)
     evaluation, _ = evaluate(given)
     assert evaluation.served.num_speculative_tokens == k
     assert evaluation.operating_point.candidate_num_speculative_tokens == k
@@ -872,7 +874,7 @@ def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, k
 
 
 def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reason(own, fake_vllm):
-    evaluation, _ = evaluate(changed(own, python=fake_vllm("float32", "bfloat16")))
+    evaluation, _ = evaluate(changed(own, path=fake_vllm("float32", "bfloat16")))
     assert evaluation.served.arms == {}
     assert "no kernel for this format in bfloat16" in evaluation.served.undefined["candidate"]
     assert evaluation.operating_point.speedup_over_baseline is None
@@ -884,11 +886,11 @@ def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reaso
 def test_a_name_that_vllm_reads_as_another_method_is_refused(own, fake_vllm, tiny_pair, tmp_path):
     shutil.copytree(tiny_pair.draft, tmp_path / "eagle-draft")
     with pytest.raises(OptionError, match=r"vLLM cannot serve .*eagle-"):
-        evaluate(changed(own, candidate=str(tmp_path / "eagle-draft"), python=fake_vllm()))
+        evaluate(changed(own, candidate=str(tmp_path / "eagle-draft"), path=fake_vllm()))
 
 
 def test_an_unknown_key_is_refused_before_a_server_starts(own, fake_vllm):
-    given = changed(own, python=fake_vllm(), spec=("methd=1",))
+    given = changed(own, path=fake_vllm(), spec=("methd=1",))
     with pytest.raises(OptionError, match=r"vLLM 9\.9 has no speculative setting 'methd'"):
         evaluate(given)
     assert not list(given.output.glob("vllm-*.log"))

@@ -245,7 +245,7 @@ def test_the_servers_text_is_held_against_the_traffics_in_the_same_way(
     }
     given = traffic_of(tied, tied.answers[0] if num_short else tied.parted)
     with serving(FakeServer(scripts)) as url:
-        evaluation = evaluated(tied, tmp_path, given, engine="vllm", vllm_url=(url,))
+        evaluation = evaluated(tied, tmp_path, given, engine="vllm", urls=(url,))
     requests = evaluation.served.arms["candidate"].requests
     assert {r.text for r in requests if r.prompt_id == "p0"} == {expected}
     assert {r.text for r in requests if r.prompt_id != "p0"} == {"identical"}

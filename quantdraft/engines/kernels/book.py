@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quantdraft.common.files import write_text
-from quantdraft.engines.kernels.c_library import cache_dir
+from quantdraft.common.files import cache_dir, write_text
 from quantdraft.errors import OutputError
 from quantdraft.record.provenance import cpu_name
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from quantdraft.common.files import cache_dir
+
 DIRECTORY = Path(__file__).parent
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
 COMPILE_SECONDS = 120
@@ -116,14 +118,6 @@ def _digest(files: list[Path], flags: tuple[str, ...]) -> str:
     """Return sixteen characters that change with the files and the flags."""
     contents = b"".join(file.name.encode() + file.read_bytes() for file in files)
     return hashlib.sha256(contents + " ".join(flags).encode()).hexdigest()[:16]
-
-
-def cache_dir() -> Path:
-    """Return the user's cache for what is made once a machine; ValueError where there is none."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
-    except RuntimeError as error:  # a user without a home
-        raise ValueError(f"there is no directory to build it in: {error}") from error
 
 
 def _run_compiler(command: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""When to skip speculation: at which batch even the better draft is no faster than the target."""
+"""Diagnoses of the batch: where even the better draft is no faster than the target alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SKIP = "speculation does not pay"
 def skip_speculation(
     evaluation: Evaluation, policy: Policy, bootstrap: Bootstrap
 ) -> tuple[Diagnosis, ...]:
-    """By measurement at every timed batch; where one batch alone was timed, it says so."""
+    """Return at which timed batch speculation stops paying, or that one batch alone was timed."""
     if evaluation.served is not None:
         return _served(evaluation, policy)
     points = [p for p in grid_points(evaluation, bootstrap) if p.better_speedup]
@@ -39,7 +39,7 @@ def skip_speculation(
 def _at_context(
     points: Sequence[GridPoint], stops_at: int | None, policy: Policy
 ) -> Diagnosis | None:
-    """points: of one context, by batch."""
+    """Return the diagnosis of one context. points: of that context, by batch"""
     if stops_at is not None:
         return _stops(points, stops_at, policy)
     last = points[-1]
@@ -92,7 +92,7 @@ def _one_batch(evaluation: Evaluation, batch_size: int) -> Diagnosis:
 
 
 def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """A serving engine's whole requests, one at a time: its own speedups, at batch 1."""
+    """Return the diagnosis of a serving engine's whole requests, one at a time: batch 1."""
     point, limit = evaluation.operating_point, policy.min_speedup_over_autoregressive
     arms = (point.of(arm).speedup_over_autoregressive for arm in ARMS)
     known = [ends for ends in arms if ends is not None]

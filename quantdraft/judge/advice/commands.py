@@ -8,27 +8,27 @@ from quantdraft.record import Evaluation
 
 
 def model(evaluation: Evaluation, role: str) -> str:
-    """What the user called a model, ready for a command line; a letter where it is not recorded."""
+    """Return what the user called a model, for a command line; a letter where not recorded."""
     identity = evaluation.provenance.get(role)
     name = identity.get("name") if isinstance(identity, dict) else None
     return shlex.quote(str(name)) if name else {"target": "T", "baseline": "D"}.get(role, "C")
 
 
 def traffic(evaluation: Evaluation) -> str:
-    """The traffic's path, ready for a command line."""
+    """Return the traffic's path, ready for a command line."""
     found = evaluation.provenance.get("traffic")
     path = found.get("path") if isinstance(found, dict) else None
     return shlex.quote(str(path)) if path else "traffic.jsonl"
 
 
 def evaluate_command(evaluation: Evaluation, *options: str) -> str:
-    """`quantdraft evaluate` on the same models and traffic, with other options."""
+    """Return `quantdraft evaluate` on the same models and traffic, with other options."""
     words = ["quantdraft evaluate", model(evaluation, "candidate")]
     words += ["--target", model(evaluation, "target"), "--baseline", model(evaluation, "baseline")]
     return " ".join([*words, "--traffic", traffic(evaluation), *options])
 
 
 def milder_recipe(evaluation: Evaluation) -> tuple[str, str]:
-    """What to do where the baseline is well: an action and its command."""
+    """Return the action and the command for a loss that the baseline does not show."""
     command = f"quantdraft apply --recipe int8 --draft {model(evaluation, 'baseline')}"
     return "the baseline does not show it, so it is the recipe: try a milder one", command

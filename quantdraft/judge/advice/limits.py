@@ -29,14 +29,14 @@ Side = Literal["below", "above", "across"]
 
 
 def side(ends: Interval, limit: float) -> Side:
-    """Where all of the interval lies; touching the limit counts as across."""
+    """Return where all of the interval lies; touching the limit counts as across."""
     if ends.high < limit:
         return "below"
     return "above" if ends.low > limit else "across"
 
 
 def state_if(ends: Interval, limit: float, wanted: Side) -> State | None:
-    """ "found" where the interval lies on the wanted side, None where it lies on the other."""
+    """Return "found" for an interval on the wanted side of the limit, None for one on the other."""
     found = side(ends, limit)
     if found == "across":
         return "cannot tell"
@@ -44,7 +44,7 @@ def state_if(ends: Interval, limit: float, wanted: Side) -> State | None:
 
 
 def more_prompts(ends: Interval, limit: float, num_prompts: int) -> str:
-    """What to do about an interval that comes from prompts and lies across a limit."""
+    """Return what to do about an interval of prompts that lies across a limit."""
     needed = num_prompts_to_settle(ends, limit, num_prompts)
     if needed is None:
         return "the estimate lies at the limit itself, and no number of prompts will tell"

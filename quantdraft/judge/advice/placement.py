@@ -1,4 +1,4 @@
-"""Where rejections fall: early or late in the response, at which context, in which domain."""
+"""Diagnoses of where rejections fall: early or late, at which context, in which domain."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from quantdraft.record.analysis import Diagnosis
 from quantdraft.record.wording import estimated
 
 Owner = Literal["pair", "recipe", "unknown"]
+FALLS = "acceptance falls with context"
 OLD_RECORD = "the record does not say what each prompt kept"
 FEW = f"under {MIN_PROMPTS} prompts have tokens in one of them"
 
 
 def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The first third of a response against the last: early rejections, or late ones."""
+    """Return whether rejections fall early or late: the first third against the last."""
     thirds = evaluation.by_position
     if len(thirds) < 2:
         return ()
@@ -34,7 +35,9 @@ def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tu
     ends = difference(last, first, bootstrap)
     if ends is None:
         return (
-            _untold("early-rejections", "rejections fall early or late", first, last, evaluation),
+            _cannot_tell(
+                "early-rejections", "rejections fall early or late", first, last, evaluation
+            ),
         )
     early = state_if(ends, MIN_CONTRAST, "above")
     late = state_if(ends, -MIN_CONTRAST, "below")
@@ -49,7 +52,7 @@ def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tu
 def difference(
     one: Slice, other: Slice, bootstrap: Bootstrap, arm: Arm = "candidate"
 ) -> Interval | None:
-    """One part's conditional acceptance minus the other's, with its interval."""
+    """Return one part's conditional acceptance minus the other's, with its interval."""
     return contrast([Term(1.0, one, arm), Term(-1.0, other, arm)], bootstrap)
 
 
@@ -91,7 +94,10 @@ def _third(
     action: str,
     command: str | None,
 ) -> Diagnosis:
-    """points_to, action, command: of a pair that shows it already in full precision."""
+    """Return the diagnosis of early or late rejections, of the pair or of the recipe.
+
+    points_to, action, command: of a pair that shows it already in full precision
+    """
     first, last = evaluation.by_position[0], evaluation.by_position[-1]
     owner, words = blame(last, first, ends, bootstrap)
     finding = f"rejections fall {when} in the response, {points_to}"
@@ -117,7 +123,7 @@ def _third(
 
 
 def blame(one: Slice, other: Slice, ends: Interval, bootstrap: Bootstrap) -> tuple[Owner, str]:
-    """Whose a contrast of the candidate is, and the words that say so.
+    """Return whose a contrast of the candidate is, and the words that say so.
 
     Held against the baseline's own contrast, prompt by prompt: the recipe's is only the part in
     which the two differ. ends: one's conditional acceptance minus the other's, of the candidate
@@ -162,14 +168,14 @@ def _unsure_third(evaluation: Evaluation, ends: Interval, limit: float) -> Diagn
 
 
 def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The shortest context against the longest that enough prompts reach."""
+    """Return whether acceptance falls from the shortest context to the longest."""
     parts = [p for p in evaluation.by_context if p.num_prompts >= MIN_PROMPTS]
     if len(parts) < 2:
         return ()
     short, long = parts[0], parts[-1]
     ends = difference(short, long, bootstrap)
     if ends is None:
-        return (_untold("context-falls", "acceptance falls with context", short, long, evaluation),)
+        return (_cannot_tell("context-falls", FALLS, short, long, evaluation),)
     state = state_if(ends, MIN_CONTRAST, "above")
     if state is None:
         return ()
@@ -177,7 +183,7 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
         Diagnosis(
             code="context-falls",
             state=state,
-            finding="acceptance falls with context",
+            finding=FALLS,
             seen=(
                 f"{short.name} minus {long.name}: {estimated(ends, 'difference')} of the tokens "
                 "asked for are "
@@ -195,7 +201,7 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
 
 
 def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The longest context at which quantization costs more than at the shortest, or less."""
+    """Return whether quantization costs more at the longest context than at the shortest."""
     parts = [p for p in evaluation.by_context if p.num_prompts >= MIN_PROMPTS]
     if len(parts) < 2:
         return ()
@@ -228,7 +234,7 @@ def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagn
 
 
 def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The domain of least acceptance against the best, where the interval bears it.
+    """Return the domain of least acceptance, where the interval tells it from the best.
 
     Both are picked from many, so the interval is that of all pairs together (Bonferroni). No line
     where it cannot tell: some domain is always last.
@@ -264,7 +270,9 @@ def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagno
     )
 
 
-def _untold(code: str, finding: str, one: Slice, other: Slice, evaluation: Evaluation) -> Diagnosis:
+def _cannot_tell(
+    code: str, finding: str, one: Slice, other: Slice, evaluation: Evaluation
+) -> Diagnosis:
     is_old = not one.prompts or not other.prompts
     return Diagnosis(
         code=code,

@@ -1,4 +1,4 @@
-"""Is k too high or too low? By the measured curve of ms per token, never by acceptance alone."""
+"""Diagnoses of k, by the measured curve of ms per token and never by acceptance alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quantdraft.record.wording import estimated, times
 def k_too_high_or_low(
     evaluation: Evaluation, policy: Policy, bootstrap: Bootstrap
 ) -> tuple[Diagnosis, ...]:
-    """The candidate's best k against the baseline's best and against the usual one."""
+    """Return whether the candidate's best k differs from the baseline's best and the usual one."""
     curve = _measured_ks(evaluation)
     if evaluation.served is not None:
         return ()
@@ -41,7 +41,7 @@ def k_too_high_or_low(
 
 
 def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
-    """Without timings: what practitioners would try at this acceptance."""
+    """Return what practitioners would try at this acceptance, where nothing was timed."""
     acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
@@ -67,7 +67,7 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
 
 
 def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> Interval | None:
-    """ms per token of the candidate at k over those at its best k; None where one was not timed."""
+    """Return ms per token of the candidate at k over those at its best k; None: not timed."""
     if not evaluation.prompts:
         return None
     candidate = replayed_of(evaluation, "candidate")
@@ -79,7 +79,7 @@ def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> I
 
 
 def _with_candidate_twice(latency: Latency) -> Latency:
-    """The candidate in the baseline's place too, so that two of its k can be compared."""
+    """Return the candidate in the baseline's place too, so that two of its k can be compared."""
     arms = dict(latency.arms)
     if "candidate" in arms:
         arms["baseline"] = arms["candidate"]
@@ -97,7 +97,7 @@ def _measured_ks(evaluation: Evaluation) -> list[int]:
 
 
 def _others(evaluation: Evaluation, best: int) -> Iterator[int]:
-    """What the candidate would be served with if nobody looked: today's k, or the usual one."""
+    """Yield the k that the candidate would have without this advice: today's, or the usual one."""
     todays = evaluation.best_k.get("baseline")
     for k in dict.fromkeys((todays, USUAL_K)):
         if k is not None and k != best and k in _measured_ks(evaluation):

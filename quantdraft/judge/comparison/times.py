@@ -119,7 +119,7 @@ def log_ratios(over: Timed, under: Timed, latency: Latency) -> dict[int, Floats]
 
 
 def _in_common(one: Timed, other: Timed, latency: Latency) -> tuple[Floats, Floats, Ints]:
-    """Both times in the blocks that have both."""
+    """Return both times in the blocks that have both."""
     if not latency.loads and len(one.ms) != len(other.ms):
         raise PairingError(
             f"one step has {len(one.ms)} timing samples and another {len(other.ms)}: they are not "

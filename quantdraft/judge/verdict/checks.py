@@ -1,4 +1,4 @@
-"""One line of the verdict each: what was observed, against its limit."""
+"""The checks of a verdict: what was observed, held to its limit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Evidence:
 
 
 def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
-    """Every check, in the order they are shown."""
+    """Return every check, in the order they are shown."""
     return (
         *_speed_checks(evidence, policy),
         *_acceptance_checks(evidence, policy),
@@ -63,7 +63,7 @@ def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
 
 
 def result_of(observed: Interval | None, comparison: Comparison, limit: float) -> CheckResult:
-    """Unsure when the interval straddles the limit. Only a pass counts towards a go."""
+    """Return the result of a check; unsure when the interval straddles the limit."""
     if observed is None:
         return "undefined"
     ends = {_allows(observed.low, comparison, limit), _allows(observed.high, comparison, limit)}
@@ -107,7 +107,7 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
 
 
 def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
-    """Loss is already inside the speedup: where speed was measured, these explain it only."""
+    """Return the checks of acceptance; where speed was measured they decide nothing."""
     kind: Kind = "advises" if evidence.is_speed_measured else "decides"
     k = evidence.rates.num_speculative_tokens
     loss, rate = evidence.rates.acceptance_rate_loss, evidence.rates.candidate_rate

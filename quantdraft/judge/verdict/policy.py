@@ -46,7 +46,7 @@ class Policy(BaseModel):
 
 
 def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Policy:
-    """The default limits, changed by a YAML file, then by overrides (those not None).
+    """Return the default limits, changed by a YAML file, then by overrides (those not None).
 
     An unknown key or a value out of range is an OptionError that names each of them.
     """
@@ -65,7 +65,7 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def policy_of(evaluation: Evaluation) -> Policy:
-    """The limits that an evaluation was judged by, so that every page shows those.
+    """Return the limits that an evaluation was judged by, so that every page shows those.
 
     An older record has no policy: its checks hold the limits that decided, the rest are defaults.
     """

@@ -1,4 +1,4 @@
-"""The verdict in one sentence: it opens with the decision and holds the number that it turns on."""
+"""The verdict in one sentence, which opens with the decision and holds its number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantdraft.record.wording import change_percent, faster, loss_words, percen
 def summarize(
     evidence: Evidence, policy: Policy, checks: Sequence[Check], decision: Decision
 ) -> str:
-    """E.g. "no-go: int4 is 3.1 % slower than the bf16 draft (95 % interval −4.0 to −2.2 %)"."""
+    """Return e.g. "no-go: int4 is 3.1 % slower than the draft (95 % interval −4.0 to −2.2 %)"."""
     if evidence.alarms:
         return f"{decision}: {_alarm(evidence, decision)}"
     if evidence.is_identity:
@@ -69,7 +69,7 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
 
 
 def _acceptance(evidence: Evidence) -> str:
-    """Both rates and their difference, all at one k."""
+    """Return both rates and their difference, all at one k."""
     acceptance = evidence.rates
     return (
         f"At k = {acceptance.num_speculative_tokens} {evidence.candidate_name} has an acceptance "
