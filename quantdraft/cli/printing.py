@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import click
 
 from quantdraft.common.progress import aside
 
+<<<<<<< HEAD
 MAX_COLUMNS = 100  # wider lines are not read with ease
 
 
@@ -19,6 +19,8 @@ def columns() -> int:
     """Return how wide lines may be: the terminal's width, up to `MAX_COLUMNS`."""
     return min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
 
+=======
+>>>>>>> main
 
 def tell(text: str) -> None:
     """Print a line of a result while the command still works."""
