@@ -11,16 +11,6 @@ import click
 
 from quantdraft.common.progress import aside
 
-<<<<<<< HEAD
-MAX_COLUMNS = 100  # wider lines are not read with ease
-
-
-def columns() -> int:
-    """Return how wide lines may be: the terminal's width, up to `MAX_COLUMNS`."""
-    return min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
-
-=======
->>>>>>> main
 
 def tell(text: str) -> None:
     """Print a line of a result while the command still works."""
