@@ -222,10 +222,12 @@ def test_names_between_commas():
 
 
 def test_a_file_that_may_not_be_read_is_one_line_and_a_bug_keeps_its_traceback(monkeypatch):
+    from quantdraft.workflows import report
+
     def refused(_path):
         raise PermissionError(errno.EACCES, "Permission denied", "/secret.json")
 
-    monkeypatch.setattr("quantdraft.record.read_evaluation", refused)
+    monkeypatch.setattr(report, "read_evaluation", refused)
     assert one_line(run("report", "x")) == "Error: '/secret.json': permission denied."
-    monkeypatch.setattr("quantdraft.record.read_evaluation", lambda _path: 1 / 0)
+    monkeypatch.setattr(report, "read_evaluation", lambda _path: 1 / 0)
     assert isinstance(run("report", "x").exception, ZeroDivisionError)
