@@ -49,7 +49,7 @@ from quantdraft.measure.served import serve as served_module
 from quantdraft.measure.served.cross_check import rounds_replayed
 from quantdraft.measure.served.fleet import visits
 from quantdraft.measure.served.serve import parse_urls
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import CaptureSettings, EvaluateSettings
 from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest, read_evaluation
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
@@ -649,7 +649,9 @@ def test_text_that_left_the_targets_is_an_alarm():
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traffic]:
     path = tmp_path_factory.mktemp("served") / "traffic.jsonl"
     found = capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=16
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=16
+        )
     )
     return path, found
 
