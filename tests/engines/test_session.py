@@ -18,7 +18,7 @@ from quantdraft.measure.latency import loaded as loading
 from quantdraft.measure.latency.loaded import Arm, Arms
 from quantdraft.measure.sampling import Sampling
 from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 
 CPU = torch.device("cpu")
 needs_operations = pytest.mark.skipif(
@@ -89,13 +89,13 @@ def test_the_live_loops_text_and_counts_are_the_eager_ones(natives, batch_size):
     for mode in ("eager", "fused"):
         target, draft = (Session(native, batch_size, 48, mode) for native in natives)
         batch = speculate(
-            target, draft, prompts, Plan(3, "greedy", Sampling()),
+            target, draft, prompts, RoundPlan(3, "greedy", Sampling()),
             max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
         )  # fmt: skip
         runs[mode] = batch.runs
     alone, _ = (Session(native, batch_size, 48, "fused") for native in natives)
     plain = speculate(
-        alone, None, prompts, Plan(0, "greedy", Sampling()),
+        alone, None, prompts, RoundPlan(0, "greedy", Sampling()),
         max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
     )  # fmt: skip
     assert runs["fused"] == runs["eager"]

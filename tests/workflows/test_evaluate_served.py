@@ -19,7 +19,7 @@ from quantdraft.errors import EngineError, OptionError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served import serve as served_module
 from quantdraft.measure.served.cross_check import rounds_replayed
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import CaptureSettings, EvaluateSettings
 from quantdraft.record import Evaluation, read_evaluation
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
@@ -34,7 +34,9 @@ FACTS = json.dumps({"version": "9.9", "device_type": "cpu", "speculative_keys": 
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traffic]:
     path = tmp_path_factory.mktemp("served") / "traffic.jsonl"
     found = capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=16
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=16
+        )
     )
     return path, found
 

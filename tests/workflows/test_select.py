@@ -18,6 +18,7 @@ from quantdraft.errors import OptionError
 from quantdraft.judge.comparison import compare_acceptance, speed_point
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Alarm, Evaluation, Latency, PromptReplay, read_evaluation
@@ -286,7 +287,11 @@ def test_the_reasons_compare_rates_at_the_common_k_alone() -> None:
 @pytest.fixture(scope="module")
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
-    capture(str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12)
+    capture(
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12
+        )
+    )
     return path
 
 
