@@ -14,6 +14,7 @@ from quantdraft.engines.native.session import Session, live_mode, modes, tried_m
 from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.errors import OptionError
+from quantdraft.measure.latency import loaded as loading
 from quantdraft.measure.latency.loaded import Arm, Arms
 from quantdraft.measure.sampling import Sampling
 from quantdraft.measure.speculation import speculate
@@ -65,11 +66,11 @@ def test_all_arms_run_fused_when_it_is_asked_for_or_found_faster(tiny_pair, monk
     }
     asked = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU, "fused"))
     assert {arm.mode for arm in asked.values()} == {"fused"}
-    book, loading = Book(None), "quantdraft.measure.latency.loaded"
-    monkeypatch.setattr(f"{loading}.book_of", lambda device, num_threads: book)
+    book = Book(None)
+    monkeypatch.setattr(loading, "book_of", lambda device, num_threads: book)
     times = {"eager": 2.0, "fused": 1.0}
-    monkeypatch.setattr(f"{loading}.mode_trials", lambda *arguments: [times] * NUM_VOTES)
-    monkeypatch.setattr(f"{loading}.step_trials", None)  # a fused pass has one float type
+    monkeypatch.setattr(loading, "mode_trials", lambda *arguments: [times] * NUM_VOTES)
+    monkeypatch.setattr(loading, "step_trials", None)  # a fused pass has one float type
     found = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU))
     assert {arm.mode for arm in found.values()} == {"fused"}
     assert found["target"].mode_trial_ms == pytest.approx(times)

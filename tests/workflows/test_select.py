@@ -171,6 +171,15 @@ def test_a_choice_of_which_none_pays_says_serve_without() -> None:
     assert answer(made).startswith("None of these pays")
 
 
+def test_a_policy_raises_the_speed_that_is_asked_for() -> None:
+    made = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 1.0))
+    assert made.pays
+    strict = replace(made, min_speedup=20.0)
+    assert answer(strict).startswith("None of these pays")
+    assert "the policy asks for 20.000×" in answer(strict)
+    assert selection_banner(strict).word == "NONE"
+
+
 def drawn(made: Selection) -> dict[str, Chart]:
     return {chart.name: chart for chart in selection_document(made).charts}
 

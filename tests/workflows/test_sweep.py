@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,7 +347,7 @@ def test_a_sweep_that_was_killed_at_its_first_write_goes_on(settings, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", die)
+        patch.setattr(os, "fsync", die)
         with pytest.raises(MemoryError):
             sweep.sweep(settings)
     assert [path.name[0] for path in settings.output.iterdir()] == ["."]
