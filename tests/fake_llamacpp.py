@@ -2,6 +2,7 @@
 
 As a program it takes llama-server's command line and a plan from the file $FAKE_LLAMACPP:
 what it says to every prompt, what it claims to have proposed and accepted, and how it misbehaves.
+`scripts` in the plan are answers by prompt: tokens, rounds, accepted tokens by position.
 """
 
 from __future__ import annotations
@@ -26,14 +27,29 @@ class Handler(BaseHTTPRequestHandler):
     plan: dict[str, Any]
     has_draft: bool
     counts: dict[str, int]
+    accepted: list[int]  # by position
 
     def do_GET(self) -> None:
-        name = "llamacpp:spec_decode_num_drafts_total"
         texts = {
             "/health": '{"status": "ok"}',
-            "/metrics": f"# HELP {name} rounds\n# TYPE {name} counter\n{name} {self.counts['n']}\n",
+            "/props": '{"build_info": "b1-abc"}',
+            "/metrics": self._metrics(),
         }
         self._answer(200, texts[self.path])
+
+    def _metrics(self) -> str:
+        """As llama-server writes them: no positions before the first round."""
+        prefix = "llamacpp:spec_decode_num"
+        lines = [
+            "# TYPE llamacpp:tokens_predicted_total counter",
+            f"llamacpp:tokens_predicted_total {self.counts['tokens']}",
+            f"{prefix}_drafts_total {self.counts['rounds']}",
+            f"{prefix}_draft_tokens_total {self.counts['proposed']}",
+        ]
+        if self.counts["rounds"]:
+            name = f"{prefix}_accepted_tokens_per_pos_total"
+            lines += [f'{name}{{position="{at}"}} {n}' for at, n in enumerate(self.accepted)]
+        return "\n".join([*lines, ""])
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -50,18 +66,26 @@ class Handler(BaseHTTPRequestHandler):
         if self.has_draft and self.plan.get("dies"):
             os.write(2, b"ggml.c:1: GGML_ASSERT(false) failed\n")
             os._exit(134)
-        self._answer(200, json.dumps(self._completion()))
+        self._answer(200, json.dumps(self._completion(body)))
 
-    def _completion(self) -> dict[str, Any]:
-        tokens = self.plan["draft_tokens"] if self.has_draft else self.plan["tokens"]
-        timings = {"predicted_n": len(tokens), "predicted_ms": self.plan["ms"]}
-        if self.has_draft and self.plan["proposed"]:  # left out where nothing was proposed
-            timings |= {
-                "draft_n": self.plan["proposed"],
-                "draft_n_accepted": self.plan["accepted"],
-            }
-            self.counts["n"] += self.plan["rounds"]
+    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        tokens, rounds, accepted = self._script(body["prompt"])
+        if self.has_draft and self.plan["proposed"]:
+            self.counts["rounds"] += rounds
+            self.counts["proposed"] += self.plan["proposed"]
+            for at, number in enumerate(accepted):
+                self.accepted[at] += number
+        self.counts["tokens"] += len(tokens)
+        timings = {"predicted_n": len(tokens), "predicted_ms": self.plan["ms"], "prompt_ms": 5.0}
         return {"content": "x", "tokens": tokens, "timings": timings}
+
+    def _script(self, prompt: list[int]) -> tuple[list[int], int, list[int]]:
+        scripts = {tuple(given): rest for given, *rest in self.plan.get("scripts", [])}
+        if tuple(prompt) in scripts:
+            tokens, rounds, accepted = scripts[tuple(prompt)]
+            return tokens, rounds, accepted
+        tokens = self.plan["draft_tokens" if self.has_draft else "tokens"]
+        return tokens, self.plan["rounds"], [self.plan["accepted"]]
 
     def _answer(self, code: int, text: str) -> None:
         self.send_response(code)
@@ -76,11 +100,15 @@ def main() -> None:
     if "--version" in sys.argv:
         print("version: 9.9 (build 1, commit abc)\nbuilt with cc", file=sys.stderr)
         return
+    if "--list-devices" in sys.argv:
+        print("Available devices:")
+        return
     plan = json.loads(Path(os.environ["FAKE_LLAMACPP"]).read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
     parser.add_argument("-m")
     parser.add_argument("-md")
+    parser.add_argument("--spec-draft-n-max", type=int, default=4)
     given, _ = parser.parse_known_args()
     name = Path(given.md or given.m).name
     if name in plan.get("unloadable", []):
@@ -88,7 +116,9 @@ def main() -> None:
         sys.exit(1)
     if given.md and not plan["proposed"]:
         print(ERROR_LINE, file=sys.stderr, flush=True)
-    bound = {"plan": plan, "has_draft": bool(given.md), "counts": {"n": 0}}
+    counts = {"tokens": 0, "rounds": 0, "proposed": 0}
+    bound = {"plan": plan, "has_draft": bool(given.md), "counts": counts}
+    bound["accepted"] = [0] * given.spec_draft_n_max
     handler = type("Bound", (Handler,), bound)
     ThreadingHTTPServer(("127.0.0.1", given.port), handler).serve_forever()
 

@@ -1,8 +1,8 @@
 """What SECURITY.md promises: files of strangers run nothing, reach nothing and stay where they lie.
 
 Fuzzing of every reader is `tests/tools/test_fuzz.py`; that servers of ours listen on the loopback
-and end with their owner is in `tests/engines/test_vllm.py`; that a recipe alone downloads no data
-set, in `tests/quantize/test_calibration.py`.
+and end with their owner is in `tests/engines/test_vllm_server.py`; that a recipe alone downloads no
+data set, in `tests/quantize/test_calibration.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from click.testing import CliRunner
 
@@ -30,8 +31,8 @@ from quantdraft.checkpoints.tensors.loading import (
 from quantdraft.checkpoints.weights import read_header, read_tensors, weight_files
 from quantdraft.common.documents import MAX_YAML_BYTES, parse_json, parse_yaml
 from quantdraft.engines.process import free_port
-from quantdraft.engines.vllm.client import Client
-from quantdraft.engines.vllm.server import server_variables
+from quantdraft.engines.vllm.client import VllmClient
+from quantdraft.engines.vllm.server import vllm_variables
 from quantdraft.engines.vllm.settings import require_loopback
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
 from quantdraft.judge.verdict.policy import load_policy
@@ -402,7 +403,7 @@ def test_names_that_look_like_paths_reach_no_hub(monkeypatch):
     def unasked(*_args: object, **_options: object) -> None:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unasked)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unasked)
     for name in ("./a/b", "/a/b", "../b", "~/b", "a", "a/b/c"):
         with pytest.raises(CheckpointError, match="no model directory"):
             resolve_model(name)
@@ -430,14 +431,14 @@ def test_the_environment_is_recorded_without_its_variables(monkeypatch):
 
 
 def test_a_password_in_a_url_is_sent_and_never_shown():
-    client = Client(f"http://me:s3cret%21@127.0.0.1:{free_port()}/base/")
+    client = VllmClient(f"http://me:s3cret%21@127.0.0.1:{free_port()}/base/")
     assert client.url.startswith("http://127.0.0.1:")
     assert client._credentials() == {"Authorization": "Basic bWU6czNjcmV0IQ=="}
     with pytest.raises(EngineError) as caught:
         client.version()
     assert "s3cret" not in str(caught.value)
     with pytest.raises(EngineError) as caught:
-        Client("ftp://me:s3cret@host")
+        VllmClient("ftp://me:s3cret@host")
     assert "s3cret" not in str(caught.value)
 
 
@@ -461,7 +462,7 @@ def test_a_server_stays_on_this_machine_whatever_the_environment_says(monkeypatc
         "HF_HUB_OFFLINE": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    found = server_variables(tmp_path, "cpu")
+    found = vllm_variables(tmp_path, "cpu")
     assert (found["VLLM_HOST_IP"], found["HF_HUB_OFFLINE"]) == ("127.0.0.1", "1")
     assert "s3cret" not in " ".join(found.values())
 

@@ -1,1 +1,1 @@
-"""What a model directory is, quantized or not."""
+"""Model directories: config, tensors, formats, vocabulary, quantized or not."""

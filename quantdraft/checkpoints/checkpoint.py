@@ -1,15 +1,18 @@
-"""A model directory, opened and checked from its files' headers: no torch, no weights in memory."""
+"""Open and check a model directory from its files' headers: no torch, no weights in memory."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.checkpoints.configs import require_config, require_manifest
+from quantdraft.checkpoints.configs import read_generation_config, require_config, require_manifest
+from quantdraft.checkpoints.stored_formats import EMBEDDINGS
 from quantdraft.checkpoints.weights import TensorInfo, read_tensors
 from quantdraft.common.documents import read_json_object
-from quantdraft.errors import CheckpointError
+from quantdraft.errors import CheckpointError, UndefinedMetricError
 
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
@@ -57,6 +60,20 @@ class Checkpoint:
         return not has_own_head and tied is not False
 
     @property
+    def embedding_name(self) -> str:
+        """Name of the token embedding's tensor: the largest table. UndefinedMetricError if none."""
+        tables = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if re.fullmatch(EMBEDDINGS, name.rpartition(".")[0])
+        }
+        if not tables:
+            raise UndefinedMetricError(
+                f"'{self.path}' has no embedding table that this quantdraft recognises."
+            )
+        return max(tables, key=lambda name: tables[name].num_bytes)
+
+    @property
     def name(self) -> str:
         """The directory's name, or owner/name's last part for a Hub snapshot."""
         parts = self.path.resolve().parts
@@ -79,6 +96,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError, one line, for a directory that is missing, has no config.json, holds
     only pickle weights, or whose safetensors are truncated or incomplete.
     """
+    _require_model_directory(path)
+    config, manifest = _read_config(path), _read_manifest(path / MANIFEST_FILE)
+    return Checkpoint(path, config, read_tensors(path), manifest)
+
+
+def _require_model_directory(path: Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"no model directory '{path}'. Give a directory with a config.json.")
     if not (path / "config.json").is_file():
@@ -88,17 +111,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"'{path}' holds {ADAPTER_FILE}: transformers would load the model that it names "
             "instead of this one. Merge the adapter (merge_and_unload), or remove the file."
         )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     config = read_json_object(path / "config.json")
     if not config.get("quantization_config") and (old := old_quantization(path)):
         config["quantization_config"] = old
     require_config(config, path / "config.json")
-    manifest_path = path / MANIFEST_FILE
-    manifest = _read_manifest(manifest_path) if manifest_path.is_file() else None
-    return Checkpoint(path, config, read_tensors(path), manifest)
+    return config
 
 
 def old_quantization(path: Path) -> dict[str, Any]:
-    """The quantization section of a directory that auto-gptq made, or nothing.
+    """Return the quantization section of a directory that auto-gptq made, or nothing.
 
     Its quantize_config.json says bits and group size; newer ones have them in config.json too.
     """
@@ -119,7 +143,10 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
     )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Read what `apply` left; None where it made no such file."""
+    if not path.is_file():
+        return None
     manifest = read_json_object(path)
     found = manifest.get("schema_version")
     if found != MANIFEST_SCHEMA_VERSION:
@@ -134,9 +161,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def require_own_files(directory: Path) -> None:
     """Raise CheckpointError for a link that leads out of a directory whose files are copied.
 
-    Its tokenizer could be somebody's private key, and would be copied and published. The Hub's
-    cache links into its own `blobs`; weights may lie on another disk, and are safetensors or
-    nothing.
+    A link named tokenizer.json could lead to a private key, which would be copied and published.
+    Allowed are the links of the Hub's cache into its own `blobs`, and links to safetensors, which
+    may lie on another disk.
     """
     own = directory.resolve()
     inside = [own, *([own.parent.parent] if own.parent.name == "snapshots" else [])]
@@ -149,3 +176,23 @@ def require_own_files(directory: Path) -> None:
                 f"'{path}' is a link to '{led_to}', outside the model's directory: it is not "
                 "copied. Put the file itself there."
             )
+
+
+def end_token_ids(model: Any) -> tuple[int, ...]:
+    """Return the ids that end a response, from a loaded model's generation config, else config."""
+    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
+    return first_token_ids(*(getattr(config, "eos_token_id", None) for config in configs))
+
+
+def stored_end_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return the ids that end a stored model's response, by the same rule; no torch."""
+    generation = read_generation_config(checkpoint.path)
+    return first_token_ids(
+        generation.get("eos_token_id"), checkpoint.text_config.get("eos_token_id")
+    )
+
+
+def first_token_ids(*fields: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids of the first `eos_token_id` field that is set; () where none is."""
+    ids = next((field for field in fields if field is not None), ())
+    return (ids,) if isinstance(ids, int) else tuple(ids)

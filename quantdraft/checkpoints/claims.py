@@ -1,4 +1,4 @@
-"""Whether a checkpoint that claims to be quantized is: by its config and its files' headers."""
+"""Check that a checkpoint whose config says "quantized" is: from its config and files' headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.stored_formats import KV_SCALES, linear_modules, stored_format
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 
-# Methods whose files are read here, and what the scales' names end with.
+# Methods whose files this package reads, and the endings of their scales' names.
 READ_METHODS: Mapping[str, tuple[str, ...]] = {
     "compressed-tensors": (".weight_scale",),
     "gptq": (".scales",),
@@ -17,14 +17,16 @@ READ_METHODS: Mapping[str, tuple[str, ...]] = {
 
 
 def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint that claims to be quantized is not, or None. Reads headers alone."""
+    """Return why a checkpoint that claims to be quantized is not, or None. Reads headers alone."""
     quantization = checkpoint.quantization
     if quantization is None:
         return None
     method = quantization.get("quant_method", "compressed-tensors")
     if method not in READ_METHODS:
         is_packed = any(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
-        return None if is_packed else f"'{checkpoint.path}' {_claims(method)} only float weights."
+        return (
+            None if is_packed else f"'{checkpoint.path}' {_claim_text(method)} only float weights."
+        )
     dense = [
         module
         for module in linear_modules(checkpoint.tensors)
@@ -39,9 +41,9 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
         )
     ends = READ_METHODS[method] + (KV_SCALES if quantization.get("kv_cache_scheme") else ())
     if not any(name.endswith(ends) for name in checkpoint.tensors):
-        return f"'{checkpoint.path}' {_claims(method)} no scales at all."
+        return f"'{checkpoint.path}' {_claim_text(method)} no scales."
     return None
 
 
-def _claims(method: str) -> str:
+def _claim_text(method: str) -> str:
     return f"claims {method} quantization, but holds"

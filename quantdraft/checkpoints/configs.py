@@ -1,7 +1,7 @@
-"""The fields of a model directory's JSON files that this package reads, and what each must be.
+"""The fields that this package reads from a model directory's JSON files, with their types.
 
-A directory is a stranger's: a size that is a text, or a list where a section belongs, is one line
-here and no traceback later. Fields that nothing reads are left alone.
+The author of a directory is unknown: a size that is a text, or a list for a section, is one line
+here and no traceback later. Fields that nothing reads are not checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _require_pattern(name: str) -> str:
         try:
             re.compile(name.removeprefix("re:"))
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{name!r} is no pattern: {error}") from error
+            raise ValueError(f"{name!r} is not a pattern: {error}") from error
     return name
 
 
@@ -34,19 +34,19 @@ Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Bits = Annotated[int, Field(ge=1, le=64)]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 TokenIds = Annotated[int, Field(ge=-1, le=1 << 40)] | list[Annotated[int, Field(ge=-1, le=1 << 40)]]
-# It becomes a part of launch lines and of one Python script.
+# The name is copied into launch lines and a Python script.
 TypeName = Annotated[str, Field(pattern=r"^(torch\.)?[A-Za-z]\w{0,31}$")]
 Pattern = Annotated[str, AfterValidator(_require_pattern)]
 
 
 class _Fields(BaseModel):
-    """Strict: "256" is no number. What is not listed may be anything."""
+    """Strict types: "256" is no number. Fields that are not listed may hold anything."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class _Values(_Fields):
-    """How the weights or the inputs of a config group are quantized (compressed-tensors)."""
+    """The quantization of a config group's weights or inputs (compressed-tensors)."""
 
     num_bits: Bits
     type: str
@@ -150,18 +150,18 @@ class _Draft(_Fields):
     path: str | None = None
 
 
-class _Seen(_Fields):
+class _Samples(_Fields):
     prompt_ids: list[str]
     sha256: str | None = None
 
 
 class _Manifest(_Fields):
-    """What `apply` leaves in quantdraft.json, as far as later commands read it."""
+    """The parts of quantdraft.json, which `apply` writes, that later commands read."""
 
     schema_version: Literal[1]
     recipe: _AppliedRecipe | None = None
     draft: _Draft | None = None
-    calibration: _Seen | None = None
+    calibration: _Samples | None = None
     sha256: dict[str, str] | None = None
     draft_head: str | None = None
 
@@ -177,7 +177,7 @@ def require_manifest(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:
-    """The generation settings of a model directory, empty where it has none."""
+    """Return the generation settings of a model directory, empty where it has none."""
     path = directory / GENERATION_FILE
     if not path.is_file():
         return {}
@@ -187,10 +187,10 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
 
 
 def num_positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens of a sequence that a language model's config allows; None where it does not say.
+    """Return the longest sequence, in tokens, that a config allows; None where it does not say.
 
-    What stretches the rotary embedding (transformers' `rope_parameters`, `rope_scaling` before 5)
-    adds to `max_position_embeddings` or is in it already, by its kind; where publishers do it
+    A scaled rotary embedding (transformers' `rope_parameters`, `rope_scaling` before 5)
+    multiplies `max_position_embeddings` or is in it already, by its kind; where publishers do it
     either way, the larger is taken.
     """
     positions = config.get("max_position_embeddings")
@@ -199,10 +199,10 @@ def num_positions(config: Mapping[str, Any]) -> int | None:
     found = config.get("rope_parameters") or config.get("rope_scaling")
     by_layer = found.values() if isinstance(found, dict) else ()
     all_of_them = [each for each in (found, *by_layer) if isinstance(each, dict)]
-    return max([positions, *(_stretched(positions, rope) for rope in all_of_them)])
+    return max([positions, *(_stretch(positions, rope) for rope in all_of_them)])
 
 
-def _stretched(positions: int, rope: Mapping[str, Any]) -> int:
+def _stretch(positions: int, rope: Mapping[str, Any]) -> int:
     kind, factor = rope.get("rope_type", rope.get("type", "linear")), rope.get("factor")
     if not isinstance(factor, int | float) or not 1 <= factor < MAX_STRETCH:
         return positions

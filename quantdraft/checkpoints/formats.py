@@ -1,4 +1,4 @@
-"""How a quantized weight is stored: bits, scales and the tensors they become. Plain data, no torch.
+"""Formats of quantized weights: bits, scales and the stored tensors. Plain data, no torch.
 
 Three layouts of files are written and read: compressed-tensors (`weight_packed`, `weight_scale`),
 AutoGPTQ's (`qweight`, `qzeros`, `scales`) and bitsandbytes' (`weight`, `weight.absmax`). Left out:
@@ -26,7 +26,7 @@ QUANTIZED_SUFFIXES = (
     "input_scale",
     "input_global_scale",
 )
-# What describes a weight to its loader, and is read once and not in every step.
+# Tensors that describe a weight to its loader; they are read once, not in every step.
 BOOKKEEPING_SUFFIXES = (
     ".weight_shape",
     ".g_idx",
@@ -36,13 +36,13 @@ BOOKKEEPING_SUFFIXES = (
     ".quant_state.bitsandbytes__nf4",
     ".quant_state.bitsandbytes__fp4",
 )
-# Of these the length is that of a text which holds numbers: not known before they are.
+# Tensors that hold a text with numbers: their length is not known before the numbers are.
 FREE_LENGTH = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How a Linear's weight is stored, and whether its inputs are quantized as well."""
+    """The format of a Linear's weight, and of its inputs where these are quantized too."""
 
     num_bits: int
     kind: Literal["int", "float", "nf4", "fp4"]  # the last two: bitsandbytes' 16 values
@@ -106,7 +106,7 @@ class WeightFormat:
         return "U8" if is_bytes else "I32"
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the scales of a weight of shape (out, in)."""
+        """Return the shape of the scales of a weight of shape (out, in)."""
         rows, columns = shape
         if self.has_one_scale:
             return (1,)
@@ -115,7 +115,7 @@ class WeightFormat:
         return rows, 1 if self.group_size is None else math.ceil(columns / self.group_size)
 
     def stored(self, module: str, weight: TensorInfo) -> dict[str, TensorInfo]:
-        """The tensors that a float weight of shape (out, in) becomes, by name."""
+        """Return the tensors that a float weight of shape (out, in) becomes, by name."""
         if self.library == "gptq":
             return self._stored_gptq(module, weight)
         if self.library == "bitsandbytes":
@@ -151,7 +151,7 @@ class WeightFormat:
         return scales
 
     def _stored_gptq(self, module: str, weight: TensorInfo) -> dict[str, TensorInfo]:
-        """AutoGPTQ's layout: transposed, packed along the inputs; zero points along the outputs."""
+        """Return AutoGPTQ's tensors: transposed, packed along inputs, zero points along outputs."""
         rows, columns = weight.shape
         groups = 1 if self.group_size is None else math.ceil(columns / self.group_size)
         values = (math.ceil(columns * self.num_bits / 32), rows)

@@ -1,8 +1,8 @@
-"""Do a target and a draft belong together? Read from their files; no model is loaded.
+"""Check from the files of a target and a draft whether they fit; no model is loaded.
 
-Tokens are compared by id: two vocabularies of one size may still mean different things. What
-files cannot show is a draft whose embedding rows were permuted under an unchanged tokenizer; its
-acceptance collapses, and the evaluation raises an alarm.
+Tokens are compared by id: two vocabularies of one size may still mean different things. One fault
+does not show in files: embedding rows that were permuted under an unchanged tokenizer. The
+acceptance then collapses, and the evaluation raises an alarm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHAPES = {
     "head_dim": "head size",
     "intermediate_size": "MLP size",
 }
-# Short, and with the things tokenizers split differently: digits, capitals, spaces, other scripts.
+# A short text with what tokenizers split differently: digits, capitals, spaces, other scripts.
 _PROBE = "def f(x1):\n    return 1234567 + HTTPServer2  # naïve “quotes”, 日本語\n\n\t\tend"
 
 
@@ -45,7 +45,7 @@ class PairingFinding:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """What the files of one model say. `config` is the language model's own part."""
+    """The facts in one model's files. `config` is the language model's own part."""
 
     checkpoint: Checkpoint
     config: dict[str, Any]
@@ -100,12 +100,12 @@ def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, 
 
 
 def is_compatible(findings: Iterable[PairingFinding]) -> bool:
-    """True when no finding is an error. Warnings are the reader's to weigh."""
+    """Return True when no finding is an error; a reader judges the warnings."""
     return all(finding.level != "error" for finding in findings)
 
 
 def require_compatible(target_path: Path, draft_path: Path) -> tuple[PairingFinding, ...]:
-    """The findings of a pair that may be evaluated. Raises PairingError with the first error."""
+    """Return the findings of a pair without errors; raise PairingError with the first error."""
     findings = check_pairing(target_path, draft_path)
     for finding in findings:
         if finding.level == "error":
@@ -125,21 +125,21 @@ def _compare_tokens(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     shared = target.tokens.keys() & draft.tokens.keys()
     different = sorted(id_ for id_ in shared if target.tokens[id_] != draft.tokens[id_])
     if different:
-        yield _tokens_differ(target, draft, different, len(shared))
+        yield _tokens_finding(target, draft, different, len(shared))
     else:
         message = f"all {len(shared)} shared token ids mean the same token."
         yield _info("vocabulary-equal", message)
-    yield from _one_sided(target, draft, "target", "the draft can never propose them")
-    yield from _one_sided(draft, target, "draft", "the target never accepts them")
+    yield from _compare_one_side(target, draft, "target", "the draft can never propose them")
+    yield from _compare_one_side(draft, target, "draft", "the target never accepts them")
 
 
-def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int) -> PairingFinding:
+def _tokens_finding(target: _Side, draft: _Side, ids: list[int], num_shared: int) -> PairingFinding:
     example = (
         f"id {ids[0]} is {target.tokens[ids[0]]!r} in target '{target.path}' and "
         f"{draft.tokens[ids[0]]!r} in draft '{draft.path}'"
     )
     if set(ids) <= target.vocabulary.added_ids & draft.vocabulary.added_ids:
-        # Later generations of a family name what earlier ones held in reserve.
+        # Later generations of a family give names to tokens that earlier ones reserved.
         return _warning(
             "special-tokens-renamed",
             f"{len(ids)} special tokens have other names: {example}. Text is not affected; check "
@@ -153,18 +153,20 @@ def _tokens_differ(target: _Side, draft: _Side, ids: list[int], num_shared: int)
     )
 
 
-def _one_sided(side: _Side, other: _Side, name: str, effect: str) -> Iterator[PairingFinding]:
+def _compare_one_side(
+    side: _Side, other: _Side, name: str, effect: str
+) -> Iterator[PairingFinding]:
     extra = sorted(side.tokens.keys() - other.tokens.keys())
     if extra:
         yield _warning(
             f"vocabulary-{name}-only",
-            f"{len(extra)} tokens are the {name}'s alone (first: id {extra[0]}, "
+            f"{len(extra)} tokens exist only in the {name} (first: id {extra[0]}, "
             f"{side.tokens[extra[0]]!r}): {effect}. Harmless while the traffic has none of them.",
         )
 
 
 def _compare_splitting(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
-    """The same ids can be reached by other merges: then the draft learned other token sequences."""
+    """Compare how a sample text is split: equal ids with other merges give other sequences."""
     if target.tokens != draft.tokens:
         return
     if target.vocabulary.encode(_PROBE) != draft.vocabulary.encode(_PROBE):
@@ -211,7 +213,7 @@ def _compare_special_tokens(target: _Side, draft: _Side) -> Iterator[PairingFind
         ours, theirs = target.special_token_ids[key], draft.special_token_ids[key]
         if ours == theirs:
             continue
-        # Only the end decides which tokens exist; padding is never part of the text.
+        # Only the end token decides which tokens exist; padding is never part of the text.
         level: Level = "info" if key == "pad_token_id" else "warning"
         yield PairingFinding(
             key.replace("_token_id", "-token"),
@@ -228,7 +230,7 @@ def _compare_families(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     yield _warning(
         "family",
         f"target is of model type {target.model_type!r}, draft of {draft.model_type!r}: another "
-        "family or generation, trained on other data. Expect lower acceptance; let it be measured.",
+        "family or generation, trained on other data. Expect lower acceptance, and measure it.",
     )
 
 
@@ -246,7 +248,7 @@ def _compare_sizes(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
 
 def _compare_float_types(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     ours, theirs = target.float_types, draft.float_types
-    shown = f"stored float types: target {_names(ours)}, draft {_names(theirs)}"
+    shown = f"stored float types: target {_join_names(ours)}, draft {_join_names(theirs)}"
     if {"F16", "BF16"} <= ours | theirs:
         yield _warning(
             "float-types",
@@ -278,7 +280,7 @@ def _side_by_side(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
         yield _info("shapes", f"target / draft: {', '.join(rows)}.")
 
 
-def _names(values: Iterable[str]) -> str:
+def _join_names(values: Iterable[str]) -> str:
     return "+".join(sorted(values)) or "none"
 
 
@@ -298,7 +300,7 @@ def _read_side(path: Path) -> _Side:
 
 
 def _special_token_ids(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Ids by config key; the generation config's where it has them, as engines read them."""
+    """Return ids by config key: from the generation config where it has them, as engines do."""
     generation = read_generation_config(checkpoint.path)
     config = checkpoint.config | checkpoint.text_config
     found = {key: generation.get(key, config.get(key)) for key in _SPECIAL_TOKENS}

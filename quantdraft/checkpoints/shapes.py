@@ -1,4 +1,4 @@
-"""Published models as shapes alone: a config, and the tensors their files would list. No weights.
+"""Published models without weights: a config, and the tensors that their files would list.
 
 The byte ledger and the native engine take such a checkpoint like any other, so the latency of a
 model of real size can be measured without its weights. Acceptance cannot: it is in the weights.
@@ -24,12 +24,12 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def shape_names() -> list[str]:
-    """Names of the shapes, in the order of the file."""
+    """Return the names of the shapes, in the order of the file."""
     return list(_shapes())
 
 
 def shape_config(name: str) -> dict[str, Any]:
-    """The config.json of a published model, what decides its shape; OptionError lists the names."""
+    """Return the shape's part of a published config.json; OptionError lists the names."""
     shapes = _shapes()
     if name not in shapes:
         hint = nearest(name, shapes)
@@ -38,13 +38,13 @@ def shape_config(name: str) -> dict[str, Any]:
 
 
 def shape_checkpoint(name: str) -> Checkpoint:
-    """A bf16 checkpoint of that shape as its files' headers would describe it; no file exists."""
+    """Return a bf16 checkpoint of that shape as its headers would describe it; no file exists."""
     config = shape_config(name)
     return Checkpoint(Path(name), config, config_tensors(config, name))
 
 
 def config_tensors(config: dict[str, Any], where: str) -> dict[str, TensorInfo]:
-    """The tensors that the files of a decoder of this config list, in its own float type.
+    """Return the tensors that the files of a decoder of this config list, in its own float type.
 
     where: the file, for errors. Raises CheckpointError for another family, which may have experts
     or shared parts that a config does not list.
@@ -65,7 +65,7 @@ def config_tensors(config: dict[str, Any], where: str) -> dict[str, TensorInfo]:
 
 
 def _with_defaults(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The config with what transformers takes for granted where a key is absent."""
+    """Return the config with what transformers takes for granted where a key is absent."""
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     missing = [key for key in (*needed, "vocab_size") if not config.get(key)]
     if missing:
@@ -86,7 +86,7 @@ def _shapes() -> dict[str, dict[str, Any]]:
 
 
 def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Llama, Qwen2 or Qwen3 decoder; matrices are (out, in)."""
+    """Return every tensor of a Llama, Qwen2 or Qwen3 decoder; matrices are (out, in)."""
     hidden, table = config["hidden_size"], (config["vocab_size"], config["hidden_size"])
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
     layer = _layer_shapes(config)

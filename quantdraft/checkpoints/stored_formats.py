@@ -1,6 +1,6 @@
-"""Which module has which format, by the config of a stored checkpoint.
+"""Read from a stored checkpoint's config which module has which format.
 
-Plain data, no torch. What a format is lies in `formats`. Left out: what a recipe makes of a module.
+Plain data, no torch. `formats` says what a format is; `quantize` what a recipe makes of a module.
 """
 
 from __future__ import annotations
@@ -10,22 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from quantdraft.checkpoints.formats import BNB_BLOCK, QUANTIZED_SUFFIXES, SCHEMES, WeightFormat
+from quantdraft.checkpoints.formats import BNB_BLOCK, SCHEMES, WeightFormat
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.errors import CheckpointError
-
-__all__ = [
-    "EMBEDDINGS",
-    "HEAD",
-    "KV_SCALES",
-    "QUANTIZED_SUFFIXES",
-    "SCHEMES",
-    "WeightFormat",
-    "kv_scales",
-    "linear_modules",
-    "matches",
-    "stored_format",
-]
 
 HEAD = "lm_head"
 KV_SCALES = (".k_scale", ".v_scale")
@@ -34,7 +21,7 @@ EMBEDDINGS = r"(.*\.)?(embed_\w+|wte|wpe|word_embeddings|position_embeddings|tok
 
 
 def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    """Names of the modules with a matrix to multiply by: 2-D weights that embed nothing."""
+    """Yield the names of the modules with a matrix to multiply by: 2-D weights but embeddings."""
     for name, info in tensors.items():
         module, _, parameter = name.rpartition(".")
         is_matrix = parameter == "weight" and len(info.shape) == 2
@@ -43,7 +30,7 @@ def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
 
 
 def matches(module: str, patterns: Iterable[str]) -> bool:
-    """True when a name, or a pattern marked `re:`, of a quantization config matches the module."""
+    """Return True when a name or a `re:` pattern of a quantization config matches the module."""
     return any(
         re.match(p.removeprefix("re:"), module) is not None if p.startswith("re:") else p == module
         for p in patterns
@@ -51,7 +38,7 @@ def matches(module: str, patterns: Iterable[str]) -> bool:
 
 
 def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
-    """The format that a quantization config claims for a module; None: left as it was.
+    """Return the format that a quantization config claims for a module; None: not quantized.
 
     Reads the configs of compressed-tensors, GPTQ and bitsandbytes; None for any other method.
     """
@@ -71,7 +58,7 @@ def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat 
 
 
 def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The scales that a quantized cache leaves beside each attention's projections."""
+    """Return the scales that a quantized cache leaves beside each attention's projections."""
     scales: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
         attention, _, rest = name.rpartition(".k_proj.")
@@ -146,7 +133,7 @@ def _activations(
 
 
 def _scale_type(weights: Mapping[str, Any]) -> Literal["float", "e4m3", "e8m0"]:
-    """By the config's own word where it has one; else by the group sizes of NVFP4 and MX."""
+    """Return the type of the scales, by the strategies and group sizes of NVFP4 and MX."""
     if weights.get("strategy") == "tensor_group":
         return "e4m3"
     is_mx = weights.get("type") == "float" and weights.get("group_size") == 32

@@ -1,4 +1,4 @@
-"""What the token ids of a model mean, read from its tokenizer.json. No torch, no transformers."""
+"""The token that each id of a model stands for, from its tokenizer.json; no transformers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from quantdraft.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Token ids and their meanings; two vocabularies of one size may still differ in every id."""
+    """Token ids and their tokens; two vocabularies of one size may still differ in every id."""
 
     tokens: dict[int, str]  # by id, added tokens included
     added_ids: frozenset[int]  # special and other tokens that stand outside the merges
     tokenizer: Any
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, framed by special tokens where the tokenizer does so."""
-        with _refusals("the tokenizer cannot split a text"):
+        """Return the token ids of a text, framed by special tokens where the tokenizer does so."""
+        with _translate_errors("the tokenizer cannot split a text"):
             return list(self.tokenizer.encode(text).ids)
 
 
 @contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Whatever the library raises, as our error. A panic of it is no Exception."""
+def _translate_errors(what: str) -> Iterator[None]:
+    """Raise CheckpointError for any error of the library, also a panic, which is no Exception."""
     try:
         yield
     except Exception as error:
@@ -39,7 +39,7 @@ def _refusals(what: str) -> Iterator[None]:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of a model directory. Raises CheckpointError without a tokenizer.json."""
+    """Read a model directory's vocabulary; CheckpointError where it has no tokenizer.json."""
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json"
@@ -48,7 +48,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"'{path}' has no tokenizer.json. Write it with "
             f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')."
         )
-    with _refusals(f"'{file}' is no usable tokenizer"):
+    with _translate_errors(f"'{file}' is no usable tokenizer"):
         tokenizer = Tokenizer.from_file(str(file))
     return Vocabulary(
         tokens={id_: token for token, id_ in tokenizer.get_vocab(True).items()},

@@ -1,4 +1,4 @@
-"""What a safetensors checkpoint holds, read from its headers alone: no torch, no tensor data.
+"""Read what a safetensors checkpoint holds from its headers alone: no torch, no tensor data.
 
 Layout of a file (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the
 header as JSON, then the tensors' bytes at the offsets that the header gives.
@@ -47,7 +47,7 @@ class TensorInfo:
 
 
 def read_tensors(directory: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a single or sharded checkpoint, by name.
+    """Read the headers of a single or sharded checkpoint: every tensor, by name.
 
     Raises CheckpointError for a missing shard, a truncated file or a header that contradicts it.
     """
@@ -61,7 +61,7 @@ def read_tensors(directory: Path) -> dict[str, TensorInfo]:
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the files that hold the weights, sorted; each of them exists."""
+    """Return the names of the files that hold the weights, sorted; each of them exists."""
     index = directory / INDEX_FILE
     if not index.is_file():
         return [_require_single(directory)]
@@ -76,9 +76,9 @@ def weight_files(directory: Path) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one file; checks that the file is as long as its header says.
+    """Read the tensors of one file, and check that it is as long as its header says.
 
-    Every byte of the data belongs to one tensor, as the format wants it: none overlaps another.
+    Every byte of the data must belong to exactly one tensor, as the format requires.
     """
     found = path.stat().st_size
     with path.open("rb") as file:
@@ -88,11 +88,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 f"'{path}' is truncated or not safetensors: it has {found} bytes, its header "
                 f"alone claims {header_bytes}. Download or copy it again."
             )
-        header = _parse(path, file.read(header_bytes))
+        header = _parse_header(path, file.read(header_bytes))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"'{path}': '__metadata__' is not an object of texts.")
-    tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
+    tensors = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
     _require_side_by_side(path, header)
     expected = 8 + header_bytes + sum(info.num_bytes for info in tensors.values())
     if found != expected:
@@ -134,7 +134,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"'{index}' is not an index of shards: it has no 'weight_map'.")
     strange = [name for name in weight_map.values() if not isinstance(name, str) or "\0" in name]
     if strange:
-        raise CheckpointError(f"'{index}' names a shard that is no file name: {strange[0]!r}.")
+        raise CheckpointError(f"'{index}' names a shard that is not a file name: {strange[0]!r}.")
     outside = [name for name in weight_map.values() if Path(name).name != name or name == ".."]
     if outside:
         raise CheckpointError(f"'{index}' names a file outside its directory: {outside[0]!r}.")
@@ -150,7 +150,7 @@ def _require_indexed(index: Path, tensors: dict[str, TensorInfo]) -> None:
             )
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = parse_json(raw, is_unique=True)
     except ValueError as error:
@@ -174,7 +174,7 @@ def _require_side_by_side(path: Path, header: dict[str, Any]) -> None:
 
 
 def _is_entry(entry: Any) -> bool:
-    """A text, a list of sizes, and two offsets in order."""
+    """Return True for an entry with a type, a list of sizes, and two offsets."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
@@ -184,7 +184,7 @@ def _is_entry(entry: Any) -> bool:
     return are_counts and len(shape) <= MAX_DIMENSIONS
 
 
-def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+def _parse_entry(path: Path, name: str, entry: Any) -> TensorInfo:
     if not _is_entry(entry):
         raise CheckpointError(
             f"'{path}': the header's entry for {name!r} has no dtype, shape and two data_offsets "

@@ -41,7 +41,7 @@ from quantdraft.common.progress import step
     help="Only write the pair and its prompts into the directory, to try the commands on.",
 )
 @options.force()
-@options.as_json("Print each recipe's verdict as JSON.")
+@options.json_output("Print each recipe's verdict as JSON.")
 def demo(
     output: Path,
     names: tuple[str, ...],

@@ -62,37 +62,66 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @options.live_prompts(4)
 @options.POLICY
 @options.DEVICE
-@options.dtype("The float type of replay, of the live loop, and of vLLM's servers.")
+@options.dtype("The float type of replay, of the live loop, and of an engine's servers.")
 @options.threads()
 @click.option(
     "--engine",
     type=Name("engine", lambda: get_args(EngineChoice)),
     default="native",
     show_default=True,
-    help="Where speed is measured: by this process's own kernels, or in vLLM's servers.",
+    help="Where speed is measured: by this process's own kernels, or in servers of an engine.",
 )
 @click.option(
+    "--engine-path",
     "--vllm-python",
+    "engine_path",
     type=A_PATH,
-    help="The Python of an environment with vLLM. Default: the one that `engines install` made.",
+    help="The Python with vLLM (default: that of `engines install`), or llama.cpp's directory.",
 )
 @click.option(
+    "--engine-url",
     "--vllm-url",
-    "vllm_urls",
+    "engine_urls",
     multiple=True,
-    help="A vLLM server that runs already: URL of the candidate's, or ARM=URL.",
+    help="A server that runs already: URL of the candidate's, or ARM=URL.",
 )
 @click.option(
-    "--vllm-spec", multiple=True, help="KEY=VALUE that is added to vLLM's speculative config."
+    "--engine-spec",
+    "--vllm-spec",
+    "engine_spec",
+    multiple=True,
+    help="KEY=VALUE that is added to vLLM's speculative config.",
 )
-@click.option("--vllm-args", multiple=True, help="One more argument for vLLM's server.")
-@click.option("--vllm-prompts", type=int, help="How many prompts are served. Default: all.")
-@click.option("--vllm-k", type=int, help="The k that is served. Default: the nearest of -k to 4.")
 @click.option(
-    "--vllm-loads", type=int, help="How often the server of each arm is started. Default: 2."
+    "--engine-args",
+    "--vllm-args",
+    "engine_args",
+    multiple=True,
+    help="One more argument for the engine's server.",
+)
+@click.option(
+    "--engine-prompts",
+    "--vllm-prompts",
+    "engine_prompts",
+    type=int,
+    help="How many prompts are served. Default: all.",
+)
+@click.option(
+    "--engine-k",
+    "--vllm-k",
+    "engine_k",
+    type=int,
+    help="The k that is served. Default: the nearest of -k to 4.",
+)
+@click.option(
+    "--engine-loads",
+    "--vllm-loads",
+    "engine_loads",
+    type=int,
+    help="How often the server of each arm is started. Default: 2.",
 )
 @options.force("Replace a finished run.")
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def evaluate(
     candidate: str,
     target: str | None,
@@ -120,13 +149,13 @@ def evaluate(
     dtype: DtypeChoice,
     threads: int | None,
     engine: EngineChoice,
-    vllm_python: Path | None,
-    vllm_urls: tuple[str, ...],
-    vllm_spec: tuple[str, ...],
-    vllm_args: tuple[str, ...],
-    vllm_prompts: int | None,
-    vllm_k: int | None,
-    vllm_loads: int | None,
+    engine_path: Path | None,
+    engine_urls: tuple[str, ...],
+    engine_spec: tuple[str, ...],
+    engine_args: tuple[str, ...],
+    engine_prompts: int | None,
+    engine_k: int | None,
+    engine_loads: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -178,13 +207,13 @@ def evaluate(
             ),
             serving=ServingSettings(
                 engine=engine,
-                python=vllm_python,
-                urls=vllm_urls,
-                spec=vllm_spec,
-                args=vllm_args,
-                num_prompts=vllm_prompts,
-                k=vllm_k,
-                num_loads=vllm_loads,
+                path=engine_path,
+                urls=engine_urls,
+                spec=engine_spec,
+                args=engine_args,
+                num_prompts=engine_prompts,
+                k=engine_k,
+                num_loads=engine_loads,
             ),
             live_prompts=live_prompts,
             policy=policy,

@@ -1,8 +1,8 @@
-"""JSON and YAML that strangers wrote, read within bounds. Nothing in them is ever run.
+"""Read JSON and YAML from unknown authors within bounds of size and depth; nothing in it is run.
 
-What a parser raises on a hostile text (recursion, numbers of a million digits, half a surrogate
-pair, an alias that stands for a billion others) is a ValueError of one line here. What the values
-mean is for the reader of each format to check.
+Hostile texts (recursion, numbers of a million digits, half of a surrogate
+pair, an alias that stands for a billion others) give a ValueError of one line. The reader of each
+format checks what the values mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from quantdraft.errors import CheckpointError, nearest
+from quantdraft.errors import CheckpointError, QuantDraftError, nearest, nearest_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -30,7 +30,7 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_bounded(path: Path, max_bytes: int) -> str:
-    """The UTF-8 text of a file; ValueError where it is larger or of another encoding."""
+    """Read the UTF-8 text of a file; ValueError where it is larger or of another encoding."""
     with open(path, "rb") as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
@@ -41,14 +41,14 @@ def read_bounded(path: Path, max_bytes: int) -> str:
 def parse_json(
     text: str | bytes, is_finite: bool = False, is_unique: bool = False, is_unicode: bool = True
 ) -> Any:
-    """The value of a JSON text; ValueError, one line, where there is none that can be used.
+    """Return the value of a JSON text; ValueError, one line, where it cannot be used.
 
     is_finite: refuse NaN, infinities and endless integers too; transformers' configs may hold them
     is_unique: refuse an object that has a key twice, of which readers take one or the other
     is_unicode: refuse text that cannot be written, see `require_unicode`
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique if is_unique else None)
+        value = json.loads(text, object_pairs_hook=_require_unique_keys if is_unique else None)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     if isinstance(text, bytes):
@@ -61,12 +61,12 @@ def parse_json(
 
 
 def read_json(path: Path, is_finite: bool = False, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The value in a JSON file; ValueError where it is none."""
+    """Read the value in a JSON file; ValueError where it cannot be used."""
     return parse_json(read_bounded(path, max_bytes), is_finite)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model's directory; CheckpointError where it is none."""
+    """Read the object in a JSON file of a model's directory; CheckpointError where it is none."""
     try:
         value = read_json(path, max_bytes=MAX_OBJECT_BYTES)
     except ValueError as error:
@@ -79,12 +79,40 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file of plain data; OSError, or ValueError with what is wrong."""
+    """Read the value in a YAML file of plain data; OSError, or ValueError with the reason."""
     return parse_yaml(read_bounded(path, MAX_YAML_BYTES))
 
 
+def read_yaml_mapping(
+    path: Path,
+    what: str,
+    error: type[QuantDraftError],
+    shown: str | None = None,
+    may_be_empty: bool = False,
+) -> dict[str, Any]:
+    """Read a YAML file of keys and values; `error`, one line, where it is none.
+
+    what: the kind of document, for messages: 'recipe'
+    shown: what the user gave for the file; None: its path
+    """
+    shown = str(path) if shown is None else shown
+    try:
+        plain = read_yaml(path)
+    except FileNotFoundError:
+        raise error(f"no {what} file '{shown}'.{nearest_path(path)}") from None
+    except (OSError, ValueError) as cause:
+        raise error(f"{shown}: cannot be read as YAML: {cause}") from cause
+    if plain is None and may_be_empty:
+        return {}
+    if not isinstance(plain, dict):
+        raise error(
+            f"{shown}: a {what} is a mapping of keys to values, not {type(plain).__name__}."
+        )
+    return {str(key): value for key, value in plain.items()}
+
+
 def parse_yaml(text: str) -> Any:
-    """The plain value of a YAML text: no tags of Python, no aliases, not nested beyond use.
+    """Return the plain value of a YAML text; tags of Python, aliases and deep nesting are refused.
 
     An alias is refused because a chain of them stands for more values than memory holds.
     """
@@ -99,16 +127,16 @@ def parse_yaml(text: str) -> Any:
 
 
 def require_unicode(value: Any) -> None:
-    """Raise ValueError for text that no encoding can write: half a surrogate pair."""
+    """Raise ValueError for text that no encoding can write: half of a surrogate pair."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half a surrogate pair, which is no character") from None
+        raise ValueError("it holds half of a surrogate pair, which is not a character") from None
 
 
 def all_problems(error: ValidationError, kind: type[BaseModel]) -> str:
-    """What is wrong with a document of a schema, and the nearest name for one that it lacks."""
+    """Return all problems of a document by its schema, with the nearest known names."""
     return "; ".join(_problem(item, kind) for item in error.errors())
 
 
@@ -124,7 +152,7 @@ def _problem(item: Mapping[str, Any], kind: type[BaseModel]) -> str:
 
 
 def _keys(kind: type[BaseModel]) -> Iterator[str]:
-    """Every key of a schema and of the schemas in it."""
+    """Yield every key of a schema and of the schemas in it."""
     for name, field in kind.model_fields.items():
         yield name
         for inner in (field.annotation, *get_args(field.annotation)):
@@ -132,7 +160,7 @@ def _keys(kind: type[BaseModel]) -> Iterator[str]:
                 yield from _keys(inner)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -147,16 +175,16 @@ def _require_shallow(value: Any, is_finite: bool) -> None:
         each, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        for inner in _inside(each):
+        for inner in _children(each):
             if isinstance(inner, (dict, list)):
                 waiting.append((inner, depth + 1))
             elif is_finite and isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"it holds {inner}, which is no number")
+                raise ValueError(f"it holds {inner}, which is not a number")
             elif is_finite and isinstance(inner, int) and inner.bit_length() > MAX_BITS:
                 raise ValueError(f"it holds an integer of {inner.bit_length()} bits")
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def _children(value: Any) -> Iterator[Any]:
     yield from (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     )

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and JSON of dataclasses."""
+"""Write files and directories whole or not at all, and dataclasses as JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _write(path: Path, parts: Iterable[str]) -> None:
     except (OSError, ValueError, TypeError) as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):  # what JSON has not: a bug
+        if not isinstance(error, OSError):  # a value that JSON has no form for: a bug
             raise
         raise OutputError(
             f"cannot write '{path}': {disk_reason(error)}. Nothing was left behind."
@@ -61,7 +61,7 @@ def _write(path: Path, parts: Iterable[str]) -> None:
 
 
 def _open_locked(beside: Path) -> TextIO:
-    """A new file, locked as long as it is open: `sweep_files` takes an unlocked one for dead."""
+    """Open a new file, locked while it is open: `sweep_files` removes unlocked ones."""
     while True:
         file = open(beside, "w", encoding="utf-8")  # noqa: SIM115
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -71,7 +71,7 @@ def _open_locked(beside: Path) -> TextIO:
 
 
 def sweep_files(path: Path) -> None:
-    """Remove what a killed process left of this file, and nothing that one is writing."""
+    """Remove what a killed process left of this file, but nothing that another one is writing."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
     for found in path.parent.iterdir():
         if not pattern.fullmatch(found.name):
@@ -92,7 +92,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _fields_of(value: Any) -> dict[str, Any]:
     if not is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
@@ -125,7 +125,7 @@ def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
 
 
 def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
-    """Made once a kind: it takes longer than reading a record."""
+    """Return the kind's adapter, built once: building takes longer than reading a record."""
     from pydantic import TypeAdapter
 
     if kind not in _ADAPTERS:
@@ -135,7 +135,7 @@ def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
 
 
 def _writer(plain: Any) -> str:
-    """Which version wrote a record, where it says so."""
+    """Return the version that wrote a record, where it says so."""
     place = plain if isinstance(plain, dict) else {}
     for key in ("provenance", "versions", "quantdraft"):
         found = place.get(key)
@@ -146,10 +146,10 @@ def _writer(plain: Any) -> str:
 
 
 def require_apart(output: Path, given: Path, what: str) -> None:
-    """Raise OptionError where what is to be written and what is read lie in one another.
+    """Raise OptionError where the output lies in the input, or the input in the output.
 
-    The output is replaced as a whole, with `--force` also one that is there: never what it is
-    made from, nor a directory with that in it.
+    The output is replaced as a whole (with `--force` also one that exists), so it must not be, nor
+    contain, what it is made from.
     """
     require_outside(output, given, what)
     if given.resolve().is_relative_to(output.resolve()):
@@ -157,7 +157,7 @@ def require_apart(output: Path, given: Path, what: str) -> None:
 
 
 def require_outside(output: Path, given: Path, what: str) -> None:
-    """Raise OptionError where something is to be written into what is read."""
+    """Raise OptionError where the output lies in the input."""
     written, read = output.resolve(), given.resolve()
     if written == read:
         raise OptionError(f"--output '{output}' is {what} itself. Give another place.")
@@ -203,16 +203,15 @@ def _begin_directory(output: Path, force: bool) -> Path:
 
 
 def hidden_directory(output: Path, kind: Literal["staging", "source", "old"]) -> Path:
-    """A new hidden directory beside an output, removed with its next lock if nobody did before."""
+    """Make a hidden directory beside an output; the next holder of the lock removes leftovers."""
     whole = output.absolute()
     return Path(tempfile.mkdtemp(prefix=f".{whole.name}.", suffix=f".{kind}", dir=whole.parent))
 
 
 def _sweep_directories(output: Path) -> None:
-    """Remove what killed runs left beside an output; its lock is held, so all of it is dead.
+    """Remove what killed runs left beside an output; its lock is held, so nobody uses it.
 
-    One thing is not removed but put back: the old output of a run that died between its two
-    renames.
+    The old output of a run that died between its two renames is put back instead.
     """
     whole = output.absolute()
     pattern = re.compile(rf"\.{re.escape(whole.name)}\.[a-z0-9_]{{8}}\.(staging|source|old)")
@@ -224,7 +223,7 @@ def _sweep_directories(output: Path) -> None:
 
 
 def _sync_files(directory: Path) -> None:
-    """Onto the disk before the rename: else a power cut may leave the name and lose the bytes."""
+    """Flush all files to the disk, else a power cut may keep the new name and lose the bytes."""
     for path in directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             with open(path, "rb") as file:
@@ -242,18 +241,26 @@ def _replace_directory(staging: Path, output: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex; a file that has not changed is read once a process."""
+    """Return the SHA-256 of a file's bytes, as hex; an unchanged file is read once a process."""
     found = path.stat()
     return _sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the rest only tells changes
+def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the rest detects changes
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_of_the_disk(error: Exception) -> bool:
-    """True of a failed write; a library written in Rust says so by another type than OSError."""
+    """Return True for a failed write; libraries written in Rust raise other types than OSError."""
     said = ("No space left on device", "File too large", "Disk quota exceeded")
     return isinstance(error, OSError) or any(words in str(error) for words in said)
+
+
+def cache_dir() -> Path:
+    """Return the user's cache for what is made once a machine; ValueError where there is none."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
+    except RuntimeError as error:  # a user without a home
+        raise ValueError(f"there is no directory to build it in: {error}") from error

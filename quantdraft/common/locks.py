@@ -1,7 +1,7 @@
-"""One writer to an output: a lock that its holder's death sets free.
+"""A lock that gives an output one writer, and ends when its holder's process does.
 
-The lock is the kernel's, on an open file (`flock`), and ends with the process whatever ends it.
-What stands in the file, a process id and a host, is for the message alone.
+The kernel holds the lock on an open file (`flock`), so it ends with the process in every case.
+The file holds a process id and a host, which only the error message uses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantdraft.errors import OutputBusyError, OutputError, disk_reason
 
-MAX_ATTEMPTS = 1000  # to make a directory that others remove: no more where none can be made
+MAX_ATTEMPTS = 1000  # to make a directory that other processes remove meanwhile
 
 
 @contextlib.contextmanager
@@ -24,20 +24,20 @@ def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
 
     is_inside: the lock lies in the output, a directory that is filled in place; else beside it,
         as it must for an output that appears by being renamed
-    Directories that this makes, and in which nothing was written, are gone at the end.
+    Directories that this makes are removed at the end if nothing was written into them.
     Raises OutputBusyError, with the process id, where another run writes there.
     """
     lock = lock_path(output, is_inside=is_inside)
     made = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     try:
-        descriptor = _acquired(lock, output)
+        descriptor = _acquire(lock, output)
     except OSError as error:
         raise OutputError(f"cannot write '{output}': {disk_reason(error)}.") from error
     try:
         yield
     finally:
-        # Removed while it is held: whoever waits for this file finds that it is gone, and makes
-        # another (`_acquired`).
+        # Removed while it is held: a process that waits for it sees that it is gone, and makes
+        # another one (`_acquire`).
         with contextlib.suppress(OSError):
             lock.unlink()
         for directory in made:
@@ -48,23 +48,23 @@ def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
 
 
 def lock_path(output: Path, *, is_inside: bool = False) -> Path:
-    """Where an output's lock lies. Two names of one directory (links) have one lock."""
+    """Return the path of an output's lock. Two names of one directory (links) have one lock."""
     whole = output.resolve()
     return whole / ".lock" if is_inside else whole.parent / f".{whole.name}.lock"
 
 
-def _acquired(lock: Path, output: Path) -> int:
-    """A descriptor that holds the lock of the file that stands at `lock` now."""
+def _acquire(lock: Path, output: Path) -> int:
+    """Lock the file that is at `lock` now, and return its descriptor."""
     while True:
-        descriptor = _opened(lock)
+        descriptor = _open_file(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise OutputBusyError(
-                f"output '{output}' is being written by {_named(holder)}. Wait until it ends, or "
-                "give another --output."
+                f"output '{output}' is being written by {_name_holder(holder)}. "
+                "Wait until it ends, or give another --output."
             ) from None
         except BaseException:
             os.close(descriptor)
@@ -77,8 +77,8 @@ def _acquired(lock: Path, output: Path) -> int:
         os.close(descriptor)
 
 
-def _opened(lock: Path) -> int:
-    """The file and its directory, which a holder before us may remove while we make them."""
+def _open_file(lock: Path) -> int:
+    """Open the file; the last holder may remove it or its directory meanwhile."""
     for _ in range(MAX_ATTEMPTS):
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -89,15 +89,15 @@ def _opened(lock: Path) -> int:
 
 
 def is_at(descriptor: int, lock: Path) -> bool:
-    """False when the holder before us removed the file between our opening and locking it."""
+    """Return False when the last holder removed the file between our opening and locking it."""
     try:
         return os.path.samestat(os.fstat(descriptor), lock.stat())
     except FileNotFoundError:
         return False
 
 
-def _named(holder: str) -> str:
-    """`4711 gpu-box` as "process 4711", with the host where it is another one."""
+def _name_holder(holder: str) -> str:
+    """Write `4711 gpu-box` as "process 4711", with the host where it is another one."""
     pid, _, host = holder.partition(" ")
     if not pid.isdigit():  # it has not written its name yet
         return "another process"

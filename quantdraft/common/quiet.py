@@ -1,4 +1,4 @@
-"""Libraries kept quiet: their logs and bars hidden, a full disk told as what it is."""
+"""Hide the logs and progress bars of libraries, and unwrap their errors of a full disk."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from quantdraft.errors import CheckpointError
 
 Progress = Callable[[str], None]
 
-# What torchao says when transformers imports it, unasked: that a library of its kernels, none of
-# which is used here, does not fit this machine, and that a call of its own is deprecated.
+# What torchao logs when transformers imports it: that a library of its kernels, none of
+# which is used here, does not fit this machine, and that one of its own calls is deprecated.
 TORCHAO_CHATTER = {
     "torchao": re.compile(r"Failed to load .*_C\S*\.so\b"),
     "torch.utils._pytree": re.compile(r"is an Enum subclass .* register_constant\(\)"),
@@ -24,15 +24,15 @@ TORCHAO_CHATTER = {
 
 
 def hush_torchao() -> None:
-    """Drop these two messages, and nothing else of either logger. Call before transformers."""
+    """Drop these two messages and no others; call it before importing transformers."""
     for name, chatter in TORCHAO_CHATTER.items():
         logger = logging.getLogger(name)
-        if not any(isinstance(found, _Dropped) for found in logger.filters):
-            logger.addFilter(_Dropped(chatter))
+        if not any(isinstance(found, _DropMatching) for found in logger.filters):
+            logger.addFilter(_DropMatching(chatter))
 
 
-class _Dropped(logging.Filter):
-    """Keeps back the messages that match."""
+class _DropMatching(logging.Filter):
+    """Drops the messages that match a pattern."""
 
     def __init__(self, pattern: re.Pattern[str]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def quiet(progress: Progress) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """The safetensors writer wraps the system's error in its own type: unwrap it."""
+    """Raise a full or failing disk as OSError: the safetensors writer wraps it in its own type."""
     from safetensors import SafetensorError
 
     try:

@@ -1,4 +1,4 @@
-"""Finished parts of a run, kept beside it so that a killed run goes on where it stopped."""
+"""Finished parts of a run on disk, so that a run that was killed continues where it stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES_DIR = "stages"
 def stage(
     run_dir: Path, name: str, inputs: dict[str, Any], kind: type[Part], compute: Callable[[], Part]
 ) -> Part:
-    """The part as computed before from the same inputs, or computed now and kept.
+    """Return the part that was computed from the same inputs, or compute and keep it now.
 
     inputs: everything the part depends on, as JSON values; other inputs make it stale
     kind: its type, as pydantic understands it
@@ -33,7 +33,7 @@ def stage(
     if path.is_file():
         kept = read_kept(path)
         if kept.get("key") == key:
-            # What cannot be read is not ours, and will be replaced.
+            # A file that cannot be read is not ours, and is replaced.
             with contextlib.suppress(ValidationError, KeyError):
                 return adapter.validate_python(kept["part"])
     part = compute()
@@ -43,12 +43,12 @@ def stage(
 
 
 def key_of(inputs: dict[str, Any]) -> str:
-    """What stands for the inputs of a part."""
+    """Return a hash of the inputs of a part."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """The object in a stage's file; empty where there is none, or none of ours."""
+    """Read the object in a stage's file; empty where there is none, or not one of ours."""
     try:
         kept = read_json(path)
     except (ValueError, OSError):  # not ours: it will be replaced

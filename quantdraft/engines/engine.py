@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantdraft.engines.findings import Draft, Finding
+from quantdraft.engines.measured import MeasuredEngine
 from quantdraft.record import AcceptanceRule
 
 
@@ -32,6 +33,7 @@ class Engine(Protocol):
     name: str  # in options, and in the table of `support`
     launch_file: str  # name of the file that holds the launch line
     notes: tuple[str, ...]  # for the model card
+    measured: MeasuredEngine | None = None  # how `evaluate` serves and counts it; None: it cannot
 
     def launch(self, pair: LaunchPair) -> str:
         """Return the line, or the script, that serves the target with the draft."""

@@ -12,20 +12,17 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantdraft.engines import supervisor
+from quantdraft.engines.http_client import HttpClient
 from quantdraft.errors import EngineError
 
 HEALTH_SECONDS = 900.0  # a large model on a slow disk, or CUDA graphs, take minutes
 STOP_SECONDS = 30.0
 _GIVEN: set[int] = set()  # ports, by this process
-# Past any proxy that the environment names: it is this machine that is asked.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ class Server:
     def wait_until_healthy(self, timeout: float = HEALTH_SECONDS) -> None:
         """Return when it answers; EngineError with its own reason when it ends or takes longer."""
         deadline, engine = time.monotonic() + timeout, self.format.engine
-        while not _answers(f"{self.url}/health"):
+        while not _is_healthy(self.url):
             if not self.is_alive:
                 raise EngineError(f"{engine} stopped while starting: {self.reason()}")
             if time.monotonic() > deadline:
@@ -160,12 +157,12 @@ def free_port() -> int:
             return port
 
 
-def _answers(url: str) -> bool:
+def _is_healthy(url: str) -> bool:
     try:
-        with DIRECT.open(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+        HttpClient(url, timeout=2).get("/health")
+    except EngineError:
         return False
+    return True
 
 
 def is_heading(line: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantdraft.engines.engine import Engine
 from quantdraft.engines.llamacpp.engine import Llamacpp
+from quantdraft.engines.measured import MeasuredEngine
 from quantdraft.engines.sglang import Sglang
 from quantdraft.engines.tensorrt_llm import TensorRtLlm
 from quantdraft.engines.transformers import Transformers
@@ -23,3 +24,16 @@ def engine_named(name: str) -> Engine:
         hint = nearest(name, ENGINES)
         raise OptionError(f"--engine {name!r} is unknown.{hint} There are: {', '.join(ENGINES)}.")
     return ENGINES[found]
+
+
+def measured_engine(name: str) -> MeasuredEngine:
+    """Return how an engine is served here. Raises OptionError for one that is not measured."""
+    measured = engine_named(name).measured
+    if measured is None:
+        raise OptionError(f"--engine {name} is not measured. Use {', '.join(measured_names())}.")
+    return measured
+
+
+def measured_names() -> list[str]:
+    """Return the engines that `evaluate` serves with, by name."""
+    return [name for name, engine in ENGINES.items() if engine.measured is not None]

@@ -10,13 +10,13 @@ from quantdraft.record.choices import EngineChoice
 
 # What only an engine with servers reads, as the command line spells it.
 OPTIONS = {
-    "python": "--vllm-python",
-    "urls": "--vllm-url",
-    "spec": "--vllm-spec",
-    "args": "--vllm-args",
-    "num_prompts": "--vllm-prompts",
-    "k": "--vllm-k",
-    "num_loads": "--vllm-loads",
+    "path": "--engine-path",
+    "urls": "--engine-url",
+    "spec": "--engine-spec",
+    "args": "--engine-args",
+    "num_prompts": "--engine-prompts",
+    "k": "--engine-k",
+    "num_loads": "--engine-loads",
 }
 
 
@@ -25,7 +25,7 @@ class ServingSettings:
     """The engine that serves the models; "native" is this process, which serves nothing."""
 
     engine: EngineChoice = "native"
-    python: Path | None = None  # of the engine's environment; None: the installed one
+    path: Path | None = None  # vLLM's Python, or llama.cpp's directory; None: the installed one
     urls: tuple[str, ...] = ()  # servers that the user runs: ARM=URL, or the candidate's URL
     spec: tuple[str, ...] = ()  # KEY=VALUE of the engine's speculative settings
     args: tuple[str, ...] = ()  # further arguments of the server
@@ -47,9 +47,10 @@ class ServingSettings:
         if self.is_native:
             given = [option for name, option in OPTIONS.items() if getattr(self, name)]
             if given:
-                yield f"{', '.join(given)} {'needs' if len(given) == 1 else 'need'} --engine vllm."
+                verb = "needs" if len(given) == 1 else "need"
+                yield f"{', '.join(given)} {verb} --engine vllm or llamacpp."
             return
-        if self.urls and (self.python or self.spec or self.args):
-            yield "--vllm-url names servers that run: they have their own settings."
+        if self.urls and (self.path or self.spec or self.args):
+            yield "--engine-url names servers that run: they have their own settings."
         if self.urls and self.num_loads:
-            yield "--vllm-loads: servers that run are not started again. Leave it out."
+            yield "--engine-loads: servers that run are not started again. Leave it out."

@@ -35,7 +35,7 @@ class Replayed:
     num_accepted_per_pos: tuple[Floats, ...]  # one for each of ks, (prompts, k)
 
     def row(self, k: int) -> int:
-        """Where k lies in `ks`; a k that was not replayed is an error."""
+        """Return where k lies in `ks`; raises for a k that was not replayed."""
         if k not in self.ks:
             replayed = ", ".join(map(str, self.ks))
             raise OptionError(f"k = {k} was not replayed (only {replayed}). Add it to -k.")
@@ -47,11 +47,11 @@ class Replayed:
         return self.num_tokens > 0
 
     def num_accepted(self, k: int) -> Floats:
-        """Accepted draft tokens of every prompt at one k, (prompts,)."""
+        """Return the accepted draft tokens of every prompt at one k, (prompts,)."""
         return np.asarray(self.num_accepted_per_pos[self.row(k)].sum(axis=1))
 
     def counts(self, k: int) -> AcceptanceCounts:
-        """Counters at one k, summed over all prompts."""
+        """Return the counters at one k, summed over all prompts."""
         row = self.row(k)
         return AcceptanceCounts(
             num_speculative_tokens=k,
@@ -61,12 +61,12 @@ class Replayed:
         )
 
     def without_positions(self) -> Replayed:
-        """All accepted tokens of a round at its first position: a fraction of the memory."""
+        """Return the same with all accepted tokens at the first position, in less memory."""
         sums = tuple(each.sum(axis=1, keepdims=True) for each in self.num_accepted_per_pos)
         return replace(self, num_accepted_per_pos=sums)
 
     def of_prompts(self, chosen: Sequence[int] | Ints) -> Replayed:
-        """The prompts at these indices, which may repeat."""
+        """Return the prompts at these indices, which may repeat."""
         rows = np.asarray(chosen, np.int64)
         return Replayed(
             prompt_ids=tuple(self.prompt_ids[at] for at in rows),
@@ -79,7 +79,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class TokenAcceptance:
-    """Of every token of one response, at one k: (num_response_tokens,) each, in [0, 1].
+    """What was asked and kept of every token of a response at one k, (num_response_tokens,) each.
 
     `kept` sums to the accepted tokens. kept / asked is the *conditional* acceptance of the tokens
     summed over, not the acceptance rate: proposals after a rejection are in neither.
@@ -95,7 +95,7 @@ def replay_rounds(
     ks: Sequence[int],
     first_token_from_prefill: bool = True,
 ) -> Replayed:
-    """Expected rounds and accepted tokens per position, of every prompt and every k.
+    """Return the expected rounds and accepted tokens of every prompt at every k.
 
     keeps: one array (num_response_tokens,) per prompt, the probability that a response token came
         from the draft, given that it was emitted and that the draft was asked for it
@@ -109,10 +109,10 @@ def replay_rounds(
     _check(prompt_ids, keeps, ks)
     num_drafts = np.zeros((len(ks), len(keeps)))
     accepted = tuple(np.zeros((len(keeps), k)) for k in ks)
-    for some, keep, num_active in _packs(prompt_ids, keeps, first_token_from_prefill):
+    for some, keep, num_active in _group_by_length(prompt_ids, keeps, first_token_from_prefill):
         kept_sum = np.zeros((len(ks), max(ks), len(some)))
         drafts = np.zeros((len(ks), len(some)))
-        for offsets, kept in _walk(keep, num_active, ks):
+        for offsets, kept in _step_offsets(keep, num_active, ks):
             num_prompts = kept.shape[2]
             drafts[:, :num_prompts] += offsets[:, 0]
             kept_sum[:, :, :num_prompts] += kept
@@ -164,9 +164,9 @@ def token_acceptance(
     names = [str(index) for index in range(len(keeps))]
     _check(names, keeps, [k])
     start = int(first_token_from_prefill)
-    for some, keep, num_active in _packs(names, keeps, first_token_from_prefill):
+    for some, keep, num_active in _group_by_length(names, keeps, first_token_from_prefill):
         asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
-        for token, (offsets, kept) in enumerate(_walk(keep, num_active, [k])):
+        for token, (offsets, kept) in enumerate(_step_offsets(keep, num_active, [k])):
             num_prompts = kept.shape[2]
             asked[token, :num_prompts] = offsets[0, :k].sum(axis=0)
             kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
@@ -182,7 +182,7 @@ def token_acceptance(
 
 
 def closed_form_length(alpha: float, k: int) -> float:
-    """Mean acceptance length when every proposal is kept with probability alpha, independently.
+    """Return the mean acceptance length where every proposal is kept with probability alpha.
 
     (1 - alpha^(k+1)) / (1 - alpha), arXiv 2211.17192, equation 1; written as a sum, which also
     holds at alpha = 1.
@@ -191,7 +191,7 @@ def closed_form_length(alpha: float, k: int) -> float:
 
 
 def alpha_from_length(length: float, k: int) -> float:
-    """The independent per-token acceptance that gives a mean acceptance length; its inverse.
+    """Return the independent acceptance per token that gives a mean acceptance length.
 
     It is not accepted / proposed: that rate is (length - 1) / k, see `rate_from_length`.
     """
@@ -204,7 +204,7 @@ def alpha_from_length(length: float, k: int) -> float:
 
 
 def alpha_from_rate(rate: float, k: int) -> float:
-    """The independent per-token acceptance that gives an acceptance rate, as engines count it.
+    """Return the independent acceptance per token that gives an acceptance rate.
 
     A round of k proposals of which `rate` are accepted emits 1 + k * rate tokens.
     """
@@ -212,7 +212,7 @@ def alpha_from_rate(rate: float, k: int) -> float:
 
 
 def rate_from_length(length: float, k: int) -> float:
-    """The acceptance rate (accepted / proposed) at a mean acceptance length: (length - 1) / k.
+    """Return the acceptance rate at a mean acceptance length: (length - 1) / k.
 
     Every round emits its accepted tokens and one more, so this holds up to cut last rounds.
     """
@@ -228,7 +228,9 @@ def _check_length(length: float, k: int) -> None:
         )
 
 
-def _walk(keep: Floats, num_active: Ints, ks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
+def _step_offsets(
+    keep: Floats, num_active: Ints, ks: Sequence[int]
+) -> Iterator[tuple[Floats, Floats]]:
     """Yield, token by token, the offset it has in its round and whether the draft's token is kept.
 
     keep: (tokens, prompts), prompts by falling length; num_active: (tokens,) prompts that long
@@ -251,7 +253,7 @@ def _walk(keep: Floats, num_active: Ints, ks: Sequence[int]) -> Iterator[tuple[F
         np.subtract(1.0, new.sum(axis=1), out=now[:, 0])
 
 
-def _packs(
+def _group_by_length(
     names: Sequence[str], keeps: Sequence[NDArray[np.floating]], first_token_from_prefill: bool
 ) -> Iterator[tuple[Ints, Floats, Ints]]:
     """Groups of prompts of similar length: memory holds one, whatever the number of prompts.
@@ -277,7 +279,7 @@ def _packs(
 
 
 def _unpack(column: Floats, length: int, start: int) -> Floats:
-    """One prompt's column, shifted back so that its indices are those of the response."""
+    """Return one prompt's column with the indices of its response."""
     values = np.zeros(length)
     values[start:] = column[: max(length - start, 0)]
     return values

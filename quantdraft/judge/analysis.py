@@ -81,13 +81,13 @@ def _analysis(evaluation: Evaluation, policy: Policy) -> Analysis:
 
 
 def _alpha(evaluation: Evaluation, arm: Arm) -> Interval | None:
-    """Acceptance per token asked for, at the k where rates are shown."""
+    """Return one arm's acceptance per token asked for, at the k where rates are shown."""
     acceptance = evaluation.acceptance_at(evaluation.shown_k)
     return None if acceptance is None else alpha_of(acceptance.of(arm).length, evaluation.shown_k)
 
 
 def _decision_at(point: GridPoint, evaluation: Evaluation, policy: Policy) -> Decision | None:
-    """By the speed checks at that point, and the run's that hold at every one."""
+    """Return the decision by the speed checks at a point and the checks that hold everywhere."""
     if point.speed is None:
         return None
     over_target = point.speed.speedup_over_autoregressive

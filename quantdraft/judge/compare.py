@@ -12,17 +12,17 @@ from quantdraft.judge.comparison.pairwise import all_pairs
 from quantdraft.record import (
     COMPARISON_SCHEMA_VERSION,
     ComparedRun,
+    ComparedRuns,
     Comparison,
     Evaluation,
     Interval,
     ParetoPoint,
     RecipePair,
-    SideBySide,
 )
 from quantdraft.record.terms import nearest_to_usual
 
 
-def compare_runs(evaluations: Sequence[Evaluation]) -> SideBySide:
+def compare_runs(evaluations: Sequence[Evaluation]) -> ComparedRuns:
     """Return the runs, fastest first, and what they say together.
 
     Raises PairingError when two runs differ in traffic, acceptance rule, target or baseline, and
@@ -45,7 +45,7 @@ def compare_runs(evaluations: Sequence[Evaluation]) -> SideBySide:
         recommended=fastest[0].name if fastest else None,
         rivals=_rivals(fastest, pairs),
     )
-    return SideBySide(tuple(ordered), comparison)
+    return ComparedRuns(tuple(ordered), comparison)
 
 
 def common_k(runs: Sequence[Evaluation]) -> int | None:
@@ -68,7 +68,7 @@ def require_same_question(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _with_own_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The second run of a name is `name (2)`: one recipe of several drafts, say."""
+    """Return the runs with one name each: the second run of a name is `name (2)`."""
     seen: dict[str, int] = {}
     named = []
     for evaluation in evaluations:
@@ -94,7 +94,7 @@ def _compared(evaluation: Evaluation) -> ComparedRun:
 
 
 def _rivals(fastest: Sequence[ComparedRun], pairs: Sequence[RecipePair]) -> tuple[str, ...]:
-    """Recipes with a go from which the fastest is not told apart."""
+    """Return the recipes with a go from which the fastest is not told apart."""
     if not fastest:
         return ()
     best, others = fastest[0].name, {run.name for run in fastest[1:]}
@@ -107,7 +107,7 @@ def _rivals(fastest: Sequence[ComparedRun], pairs: Sequence[RecipePair]) -> tupl
 
 
 def _pareto(runs: Sequence[Evaluation], k: int) -> tuple[ParetoPoint, ...]:
-    """Acceptance rate against the draft step; () where fewer than two drafts have both.
+    """Return acceptance rates against draft steps; () where fewer than two drafts have both.
 
     A recipe's step is the baseline's of its own run over its paired speed-up, so that runs timed at
     different hours share one scale: the first run's baseline.
@@ -131,7 +131,7 @@ def _pareto(runs: Sequence[Evaluation], k: int) -> tuple[ParetoPoint, ...]:
 
 
 def _with_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
-    """Of rising steps, those that keep more than every shorter one are the front."""
+    """Mark the points that keep more than every point of a shorter step."""
     front: list[ParetoPoint] = []
     for point in sorted(points, key=lambda p: (p.draft_step_ms.value, -p.acceptance_rate.value)):
         if not front or point.acceptance_rate.value > front[-1].acceptance_rate.value:
@@ -140,7 +140,7 @@ def _with_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
 
 
 def _question(first: Evaluation, other: Evaluation) -> Iterator[tuple[str, Any, Any]]:
-    """What two runs must share, with each run's value."""
+    """Yield what two runs must share, with each run's value."""
     traffic = [evaluation.provenance.get("traffic") or {} for evaluation in (first, other)]
     yield "traffic", traffic[0].get("sha256"), traffic[1].get("sha256")
     yield "acceptance rule", first.acceptance_rule, other.acceptance_rule
@@ -149,7 +149,7 @@ def _question(first: Evaluation, other: Evaluation) -> Iterator[tuple[str, Any, 
 
 
 def _models(first: Evaluation, other: Evaluation, role: str) -> tuple[Any, Any]:
-    """The most certain thing that both records know of a model: its hashes, or else its name."""
+    """Return the most certain thing that both records know of a model: hashes, or else its name."""
     here, there = (evaluation.provenance.get(role) or {} for evaluation in (first, other))
     for key in ("sha256", "weights_sha256", "name"):
         if here.get(key) and there.get(key):

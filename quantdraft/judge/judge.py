@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ from quantdraft.judge.comparison import (
     slice_tokens,
     speed_point,
 )
-from quantdraft.judge.comparison.focus import timed_throughout
 from quantdraft.judge.comparison.served import served_point, served_speed_undefined
-from quantdraft.judge.projection import project_speed
+from quantdraft.judge.comparison.times import timed_throughout
+from quantdraft.judge.speedup import project_speed
 from quantdraft.judge.verdict import (
     Evidence,
     Policy,
@@ -37,10 +37,13 @@ from quantdraft.judge.verdict import (
 )
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.record import (
+    ARMS,
     EVALUATION_SCHEMA_VERSION,
     AcceptanceComparison,
     AcceptanceRule,
     Alarm,
+    Arm,
+    Disagreement,
     Evaluation,
     Latency,
     LiveCheck,
@@ -48,6 +51,7 @@ from quantdraft.record import (
     Served,
     Slice,
     SpeedPoint,
+    Verdict,
 )
 from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.record.terms import compact, nearest_to_usual
@@ -80,59 +84,102 @@ class Measurements:
     baseline_name: str = "full-precision draft"  # as the verdict's sentence calls it
 
 
+class Speeds(NamedTuple):
+    """The speed of both arms at every k, and at the k of the verdict."""
+
+    point: SpeedPoint  # each arm at its own best k, or at the served one
+    equal_k: tuple[SpeedPoint, ...]
+    best_k: dict[str, int | None]
+
+
 def judged(measured: Measurements, policy: Policy) -> Evaluation:
-    """The record, verdict included."""
-    ids = [response.prompt_id for response in measured.traffic.responses]
-    replayed = {
-        arm: replay_rounds(ids, measured.keeps[arm], measured.ks)
-        for arm in ("baseline", "candidate")
-    }
+    """Return the record: what was measured, the figures that follow, the verdict and its reasons.
+
+    measured: both arms on the same traffic, and every time that was taken
+    policy: the limits of the verdict
+    """
     bootstrap = Bootstrap(seed=measured.seed)
+    replayed = _replay(measured)
     acceptance = {
         k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
         for k in measured.ks
     }
     replayed = {arm: each.without_positions() for arm, each in replayed.items()}
+    speeds = _speeds(measured, replayed, bootstrap)
+    verdict = decide(_evidence(measured, acceptance, speeds.point, policy), policy)
+    return analyse(_record(measured, policy, acceptance, replayed, speeds, verdict, bootstrap))
+
+
+def _replay(measured: Measurements) -> dict[Arm, Replayed]:
+    """Return the rounds of every prompt at every k, by arm."""
+    ids = [response.prompt_id for response in measured.traffic.responses]
+    return {arm: replay_rounds(ids, measured.keeps[arm], measured.ks) for arm in ARMS}
+
+
+def _speeds(
+    measured: Measurements, replayed: Mapping[Arm, Replayed], bootstrap: Bootstrap
+) -> Speeds:
+    """Return speeds from the timed steps; at its k, those of a serving engine take their place."""
     equal_k = tuple(_point(replayed, measured.latency, k, k, bootstrap) for k in measured.ks)
     throughout = timed_throughout(measured.latency, measured.ks)
     best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
+    if measured.served is not None:
+        point = served_point(measured.served, bootstrap)
+        served_k = point.candidate_num_speculative_tokens
+        others = zip(measured.ks, equal_k, strict=True)
+        return Speeds(point, tuple(point if k == served_k else p for k, p in others), best)
     # Without latency there is no best k.
     fallback = nearest_to_usual(measured.ks)
     ks = best["baseline"] or fallback, best["candidate"] or fallback
-    point = _point(replayed, measured.latency, *ks, bootstrap)
-    if measured.served is not None:
-        point = served_point(measured.served, bootstrap)
-        ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
-        others = zip(measured.ks, equal_k, strict=True)
-        equal_k = tuple(point if k == ks[1] else other for k, other in others)
-    rates_k = nearest_to_usual(measured.ks)
-    slices = _slices(measured, rates_k, bootstrap)
-    alarms = _alarms(measured, acceptance[ks[1]], point, policy)
-    verdict = decide(
-        Evidence(
-            candidate_name=measured.name,
-            baseline_name=measured.baseline_name,
-            is_identity=measured.is_control,
-            acceptance=acceptance[ks[1]],
-            shown=acceptance[rates_k],
-            speed=point,
-            num_prompts=_num_prompts(measured),
-            num_timings=_num_timings(measured.latency),
-            timing_seconds=measured.latency.timing_seconds,
-            alarms=alarms,
-            speed_undefined=_speed_undefined(measured),
-        ),
-        policy,
+    return Speeds(_point(replayed, measured.latency, *ks, bootstrap), equal_k, best)
+
+
+def _evidence(
+    measured: Measurements,
+    acceptance: Mapping[int, AcceptanceComparison],
+    point: SpeedPoint,
+    policy: Policy,
+) -> Evidence:
+    """Return what the verdict rests on, alarms included."""
+    at_its_k = acceptance[point.candidate_num_speculative_tokens]
+    return Evidence(
+        candidate_name=measured.name,
+        baseline_name=measured.baseline_name,
+        is_identity=measured.is_control,
+        acceptance=at_its_k,
+        shown=acceptance[nearest_to_usual(measured.ks)],
+        speed=point,
+        num_prompts=_num_prompts(measured),
+        num_timings=_num_timings(measured.latency),
+        timing_seconds=measured.latency.timing_seconds,
+        alarms=_alarms(measured, at_its_k, point, policy),
+        speed_undefined=_speed_undefined(measured),
     )
-    evaluation = Evaluation(
+
+
+def _record(
+    measured: Measurements,
+    policy: Policy,
+    acceptance: Mapping[int, AcceptanceComparison],
+    replayed: Mapping[Arm, Replayed],
+    speeds: Speeds,
+    verdict: Verdict,
+    bootstrap: Bootstrap,
+) -> Evaluation:
+    """Return the record without its analysis."""
+    point, rates_k = speeds.point, nearest_to_usual(measured.ks)
+    slices = _slices(measured, rates_k, bootstrap)
+    bytes_ratio = ceiling(*measured.ledgers, measured.latency.context_length)
+    at_its_k = acceptance[point.candidate_num_speculative_tokens]
+    return Evaluation(
         schema_version=EVALUATION_SCHEMA_VERSION,
         name=measured.name,
         created=measured.created,
         acceptance_rule=measured.rule,
         num_speculative_tokens=measured.ks,
         operating_point=point,
-        equal_k=equal_k,
-        best_k=best,
+        equal_k=speeds.equal_k,
+        best_k=speeds.best_k,
         acceptance=tuple(acceptance.values()),
         prompts=_prompts(measured, replayed),
         by_position=slices[0],
@@ -145,23 +192,23 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
         provenance=measured.provenance | {"policy": policy.model_dump()},
         grid=measured.grid,
         served=measured.served,
-        projection=project_speed(
-            point,
-            acceptance[ks[1]],
-            ceiling(*measured.ledgers, measured.latency.context_length),
-        ),
-        disagreements=()
-        if measured.spell is None
-        else find_disagreements(
-            measured.traffic, measured.keeps, replayed, rates_k, measured.spell
-        ),
+        projection=project_speed(point, at_its_k, bytes_ratio),
+        disagreements=_disagreements(measured, replayed, rates_k),
         slices_k=rates_k,
     )
-    return analyse(evaluation)
+
+
+def _disagreements(
+    measured: Measurements, replayed: Mapping[Arm, Replayed], k: int
+) -> tuple[Disagreement, ...]:
+    """Return the prompts to read; none where the text of the tokens is not known."""
+    if measured.spell is None:
+        return ()
+    return find_disagreements(measured.traffic, measured.keeps, replayed, k, measured.spell)
 
 
 def _point(
-    replayed: Mapping[str, Replayed],
+    replayed: Mapping[Arm, Replayed],
     latency: Latency,
     baseline_k: int,
     candidate_k: int,
@@ -178,7 +225,7 @@ def _point(
 
 
 def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
-    """By position, by context, by domain."""
+    """Return the slices by position, by context and by domain."""
     responses = measured.traffic.responses
     cuts = (
         by_position(),
@@ -210,7 +257,7 @@ def _alarms(
 
 
 def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:
-    """The byte ledger at the measured k and c, where there is a c."""
+    """Return the byte ledger at the measured k and c, where there is a c."""
     draft_ms, target_ms = point.baseline_draft_step_ms, point.autoregressive_step_ms
     is_timed = draft_ms is not None and target_ms is not None
     return ledger_summary(
@@ -230,13 +277,13 @@ def _num_timings(latency: Latency) -> int:
 
 
 def _num_prompts(measured: Measurements) -> int:
-    """Prompts that the intervals of the speed come from."""
+    """Return the number of prompts that the intervals of the speed come from."""
     served = measured.served
     return len(measured.traffic.responses) if served is None else len(served.common_prompts)
 
 
 def _speed_undefined(measured: Measurements) -> str | None:
-    """Why there is no speed: the candidate's reason first, it is the one that differs."""
+    """Return why there is no speed: the candidate's reason first, it is the one that differs."""
     if measured.served is not None:
         return served_speed_undefined(measured.served)
     latency = measured.latency
@@ -246,8 +293,8 @@ def _speed_undefined(measured: Measurements) -> str | None:
     return None
 
 
-def _prompts(measured: Measurements, replayed: Mapping[str, Replayed]) -> tuple[PromptReplay, ...]:
-    """A row a prompt."""
+def _prompts(measured: Measurements, replayed: Mapping[Arm, Replayed]) -> tuple[PromptReplay, ...]:
+    """Return one row for every prompt."""
     baseline, candidate = replayed["baseline"], replayed["candidate"]
     accepted = {
         arm: np.array([each.num_accepted(k) for k in measured.ks]) for arm, each in replayed.items()

@@ -13,7 +13,7 @@ from quantdraft.common.progress import say
 from quantdraft.errors import TrafficError
 from quantdraft.measure.models import Models
 from quantdraft.record.wording import counted
-from quantdraft.traffic.jsonl import chosen
+from quantdraft.traffic.jsonl import pick_items
 from quantdraft.traffic.traffic import Traffic, token_counts
 
 
@@ -61,7 +61,7 @@ def without_overlong(traffic: Traffic, models: Sequence[Checkpoint | None]) -> T
     if not kept:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
     say(f"left out: {counted(num_overlong, 'response')} {words}")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))
 
 
 def without_repeats(traffic: Traffic) -> Traffic:
@@ -80,7 +80,7 @@ def without_repeats(traffic: Traffic) -> Traffic:
     if num_copies == 0:
         return traffic
     say(f"left out: {num_copies} responses that repeat another to the token")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))
 
 
 def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
@@ -99,4 +99,4 @@ def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
         )
     left_out = counted(len(traffic.responses) - len(kept), "prompt")
     say(f"left out: {left_out} that it was calibrated on")
-    return replace(traffic, responses=chosen(traffic.responses, kept))
+    return replace(traffic, responses=pick_items(traffic.responses, kept))

@@ -37,10 +37,11 @@ NUM_PLACES = {"float32": 64, "float16": 4, "bfloat16": 4}
 # Step to which a draft rounds the inputs of its products, as a share of a usual value: INT8 2^-7 of
 # the largest one, which is about 4 usual ones; FP8 has 3 bits after the leading one, FP4 one.
 INPUT_STEPS = {"int8": 2.0**-5, "float8": 2.0**-3, "float4": 2.0**-1}
+INPUT_STEPS |= {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class TextKeeps(NamedTuple):
-    """Of one response under a greedy draft: (num_response_tokens,) each."""
+    """The tokens that a greedy draft proposes of one response: (num_response_tokens,) each."""
 
     keep: Floats  # 1 where the draft proposes the token, else 0
     is_near_tie: NDArray[np.bool_]  # another correct kernel may find the opposite
@@ -64,7 +65,12 @@ def near_tie_limit(dtype: str, size: float, input_step: float = 0.0) -> float:
 
 def input_step(formats: Iterable[WeightFormat]) -> float:
     """Return the widest step to which any of the formats rounds its inputs; 0.0: none does."""
-    return max((INPUT_STEPS[fmt.activations] for fmt in formats if fmt.activations), default=0.0)
+    return widest_step(fmt.activations for fmt in formats if fmt.activations)
+
+
+def widest_step(types: Iterable[str]) -> float:
+    """Return the widest step of the types to which inputs are rounded; 0.0 without any."""
+    return max((INPUT_STEPS[name] for name in types), default=0.0)
 
 
 def coarsest(*dtypes: str | None) -> str:
@@ -118,7 +124,7 @@ def text_keeps(
 
 
 def _are_near_ties(logits: Tensor, ids: Tensor, dtype: str, input_step: float) -> NDArray[np.bool_]:
-    """Of every row, (tokens,): is its token within the limit of the best other one?"""
+    """Return, (tokens,), whether each token is within the limit of the best other one."""
     own = logits.gather(-1, ids[:, None])[:, 0]
     others = logits.scatter(-1, ids[:, None], -torch.inf).max(-1).values
     gaps = (own - others).abs().tolist()

@@ -1,1 +1,1 @@
-"""A recipe and a checkpoint make a quantized checkpoint, with its proof."""
+"""Quantize a checkpoint by a recipe, and prove the result."""

@@ -1,6 +1,6 @@
-"""What a calibrated recipe sees: token ids, chosen by seed, the same for every back end.
+"""Choose the samples of a calibrated recipe: token ids, by seed, the same for every backend.
 
-The target's own responses are what the draft will be asked to imitate, and so the default; a file
+The default is the target's own responses, which the draft has to imitate; a file
 of texts or a data set of the Hub is there to compare them with.
 """
 
@@ -16,7 +16,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
 from quantdraft.quantize.recipe import Calibration, Recipe
-from quantdraft.traffic.prompts import json_entries
+from quantdraft.traffic.jsonl import located_entries
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import read_traffic
 
@@ -54,7 +54,7 @@ class _Responses(Sequence[_Sample]):
 
 
 def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
-    """A seeded choice of samples, cut to length; empty for a data-free recipe.
+    """Return a seeded choice of samples, cut to length; empty for a data-free recipe.
 
     path: what `--calibration` gave: traffic, or for source 'file' the JSON lines.
     Raises RecipeError where a calibrated recipe got nothing to calibrate on.
@@ -62,7 +62,7 @@ def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> C
     settings = recipe.calibration
     if settings is None:
         return CalibrationData()
-    pool, origin = _pool(recipe, settings, source, path)
+    pool, origin = _read_pool(recipe, settings, source, path)
     order = list(range(len(pool)))
     random.Random(settings.seed).shuffle(order)
     chosen = [pool[i] for i in sorted(order[: settings.num_samples])]
@@ -78,40 +78,40 @@ def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> C
     return CalibrationData(samples, record)
 
 
-def _pool(
+def _read_pool(
     recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
 ) -> tuple[Sequence[_Sample], dict[str, Any]]:
-    """Everything there is to choose from, and what identifies it."""
+    """Return all samples to choose from, and what identifies them."""
     from quantdraft.checkpoints.tensors.loading import load_tokenizer
 
     if settings.source == "hub":
-        _require_named(recipe, settings, path)
-        return _hub(settings, load_tokenizer(source.path))
+        _require_consent(recipe, settings, path)
+        return _read_hub(settings, load_tokenizer(source.path))
     if settings.source == "file" and path is None and settings.path is not None:
         path = Path(settings.path)
     if path is None:
-        raise RecipeError(_nothing_given(recipe, settings))
+        raise RecipeError(_missing_text(recipe, settings))
     tokenizer = load_tokenizer(source.path)
     if settings.source == "file":
-        return _file(path, settings.column, tokenizer)
+        return _read_texts(path, settings.column, tokenizer)
     traffic = read_traffic(path, tokenizer)
     pool = _Responses(traffic.responses)
     return pool, {"path": str(path), "sha256": traffic.sha256}
 
 
-def _file(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
-    """Texts of a JSON lines file."""
+def _read_texts(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """Read the texts of a JSON lines file."""
     texts = []
-    for place, entry in json_entries(path):
-        if not isinstance(entry.get(column), str):
-            raise TrafficError(f"{path}:{place}: has no text under {column!r}.")
-        texts.append((place, entry[column]))
+    for found in located_entries(path):
+        if not isinstance(found.entry.get(column), str):
+            raise TrafficError(f"{path}:{found.place}: has no text under {column!r}.")
+        texts.append((found.place, found.entry[column]))
     origin = {"path": str(path), "sha256": file_sha256(path), "column": column}
-    return list(_tokenized(texts, tokenizer)), origin
+    return list(_tokenize_texts(texts, tokenizer)), origin
 
 
-def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
-    """The first rows of a data set of the Hub, of which the samples are chosen.
+def _read_hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:
+    """Return the first rows of a data set of the Hub, of which the samples are chosen.
 
     Rows are streamed: the whole set is not downloaded.
     """
@@ -144,26 +144,26 @@ def _hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dict[str
         "column": settings.column,
         "num_rows_read": len(first),
     }
-    return list(_tokenized(texts, tokenizer)), origin
+    return list(_tokenize_texts(texts, tokenizer)), origin
 
 
-def _require_named(recipe: Recipe, settings: Calibration, path: Path | None) -> None:
-    """A recipe alone reaches no network: the user names the data set too."""
+def _require_consent(recipe: Recipe, settings: Calibration, path: Path | None) -> None:
+    """Return a recipe alone reaches no network: the user names the data set too."""
     if str(path) != settings.dataset:
         raise RecipeError(
             f"recipe {recipe.name!r} is calibrated on the Hub's data set {settings.dataset!r}, "
-            f"which would be downloaded: add --calibration {settings.dataset} to say yes."
+            f"which would be downloaded: add --calibration {settings.dataset} to allow it."
         )
 
 
-def _tokenized(texts: list[tuple[str, str]], tokenizer: Any) -> Iterator[_Sample]:
+def _tokenize_texts(texts: list[tuple[str, str]], tokenizer: Any) -> Iterator[_Sample]:
     for name, text in texts:
         token_ids = tuple(tokenizer(text)["input_ids"])
         if token_ids:
             yield _Sample(name, token_ids)
 
 
-def _nothing_given(recipe: Recipe, settings: Calibration) -> str:
+def _missing_text(recipe: Recipe, settings: Calibration) -> str:
     if settings.source == "file":
         return (
             f"recipe {recipe.name!r} is calibrated on a file of texts and none was given. Add "
@@ -187,4 +187,4 @@ def _require_known_ids(origin: str, source: Checkpoint, samples: list[_Sample]) 
                 "draft's tokenizer."
             )
     if not samples:
-        raise TrafficError(f"'{origin}' holds nothing to calibrate on.")
+        raise TrafficError(f"'{origin}' holds no sample to calibrate on.")

@@ -1,7 +1,7 @@
-"""The byte ledger: what a draft step reads, by part, before and after a recipe; no model is run.
+"""The byte ledger: bytes that a draft step reads, by part, before and after a recipe.
 
 A draft step at batch 1 reads every weight once, one row of the embedding table, and the keys and
-values of the context. What the sums bound is in `step_bytes`.
+values of the context. `step_bytes` says what follows from the sums. No model is run.
 """
 
 from __future__ import annotations
@@ -9,44 +9,66 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.checkpoints.heads import draft_head
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, kv_scales
 from quantdraft.checkpoints.weights import ELEMENT_BYTES, TensorInfo
-from quantdraft.errors import UndefinedMetricError
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import formats_by_module, has_one_group
-from quantdraft.record.step_bytes import HeadOption, Ledger
+from quantdraft.record import MIN_SPEEDUP
+from quantdraft.record.step_bytes import HeadOption, Ledger, ledger_summary
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]
 LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none it saves nothing
 
 
 def byte_ledger(checkpoint: Checkpoint) -> Ledger:
-    """The ledger of a checkpoint as it is, full precision or quantized."""
+    """Return the ledger of a checkpoint as it is, full precision or quantized."""
     cache = (checkpoint.quantization or {}).get("kv_cache_scheme") or {}
     kv_bytes = _kv_bytes(checkpoint, cache.get("num_bits"))
     return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head, kv_bytes)
 
 
 def project(checkpoint: Checkpoint, recipe: Recipe) -> Ledger:
-    """The ledger of what the recipe would make of a full-precision checkpoint."""
+    """Return the ledger of what the recipe would make of a full-precision checkpoint."""
     tensors = projected_tensors(checkpoint, recipe)
     is_tied = checkpoint.has_tied_head and recipe.lm_head == "keep"
     kv_bytes = _kv_bytes(checkpoint, None if recipe.kv_cache == "keep" else 8)
     return _ledger(checkpoint, tensors, is_tied, kv_bytes)
 
 
+def weigh_recipe(
+    recipe: Recipe,
+    source: Checkpoint,
+    candidate: Checkpoint | None = None,
+    min_speedup: float = MIN_SPEEDUP,
+) -> dict[str, Any]:
+    """Return what a recipe saves of a draft's bytes, as `ledger_summary` has it.
+
+    candidate: the checkpoint that was written; None: what the recipe would write
+    """
+    after = project(source, recipe) if candidate is None else byte_ledger(candidate)
+    draft = draft_head(source)
+    has_options = recipe.modifiers is None and (draft is None or draft.can_quantize_head)
+    return ledger_summary(
+        byte_ledger(source),
+        after,
+        context_length=judged_context(recipe),
+        head=head_options(source, recipe) if has_options else (),
+        min_speedup=min_speedup,
+    )
+
+
 def judged_context(recipe: Recipe) -> int:
-    """The context at which the ledger weighs a recipe: none, but for recipes of the cache."""
+    """Return the context at which a recipe is weighed: 0, except for recipes of the cache."""
     return 0 if recipe.kv_cache == "keep" else LONG_CONTEXT
 
 
 def projected_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, TensorInfo]:
-    """Every tensor that the recipe would leave, by name; `file` says where its source was."""
+    """Return every tensor that the recipe would write, by name; `file` is its source's."""
     tensors = untied_tensors(checkpoint, recipe)
     for module, fmt in formats_by_module(recipe, tensors).items():
         tensors |= fmt.stored(module, tensors.pop(f"{module}.weight"))
@@ -54,25 +76,15 @@ def projected_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Tenso
 
 
 def untied_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, TensorInfo]:
-    """The source's tensors, with a head of its own where the recipe quantizes a tied one."""
+    """Return the source's tensors, with a head of its own where the recipe quantizes a tied one."""
     tensors = dict(checkpoint.tensors)
     if checkpoint.has_tied_head and recipe.lm_head != "keep" and not recipe.is_identity:
-        tensors[f"{HEAD}.weight"] = tensors[embedding_name(checkpoint)]
+        tensors[f"{HEAD}.weight"] = tensors[checkpoint.embedding_name]
     return tensors
 
 
-def embedding_name(checkpoint: Checkpoint) -> str:
-    """Name of the token embedding's tensor: the largest table there is."""
-    tables = {n: t for n, t in checkpoint.tensors.items() if part_of(n) == "embedding"}
-    if not tables:
-        raise UndefinedMetricError(
-            f"'{checkpoint.path}' has no embedding table that this quantdraft recognises."
-        )
-    return max(tables, key=lambda name: tables[name].num_bytes)
-
-
 def part_of(name: str) -> Part:
-    """Which line of the ledger a tensor belongs to, by its name; a draft head's fc is `other`."""
+    """Return the part of the ledger that a tensor belongs to; a draft head's fc is `other`."""
     module = name.rpartition(".")[0]
     if re.fullmatch(EMBEDDINGS, module):
         return "embedding"
@@ -90,7 +102,7 @@ def part_of(name: str) -> Part:
 def head_options(
     checkpoint: Checkpoint, recipe: Recipe, context_length: int = 0
 ) -> tuple[HeadOption, ...]:
-    """What keep, 8-bit and 4-bit heads would cost under this recipe, in that order."""
+    """Return what keep, 8-bit and 4-bit heads would cost under this recipe, in that order."""
     options = []
     for lever in recipe.head_levers:
         variant = recipe.model_copy(update={"lm_head": lever})
@@ -116,7 +128,7 @@ def _ledger(
     if head is not None:
         sums["head"] += head.shared_head_bytes
     elif is_tied:
-        sums["head"] += tensors[embedding_name(checkpoint)].num_bytes
+        sums["head"] += tensors[checkpoint.embedding_name].num_bytes
     return Ledger(
         attention_bytes=sums["attention"],
         mlp_bytes=sums["mlp"],
@@ -129,7 +141,7 @@ def _ledger(
 
 
 def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
-    """Keys and values of one token over all layers; None: in the embedding table's float type."""
+    """Return bytes of one token's keys and values; num_bits None: in the embedding's float type."""
     head = draft_head(checkpoint)
     if head is not None:
         return head.kv_bytes_per_context_token
@@ -139,7 +151,7 @@ def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
     hidden_size = config.get("hidden_size") or config.get("n_embd") or 0
     head_dim = config.get("head_dim") or (hidden_size // num_heads if num_heads else 0)
     num_kv_heads = config.get("num_key_value_heads") or num_heads
-    element_bytes = ELEMENT_BYTES[checkpoint.tensors[embedding_name(checkpoint)].dtype]
+    element_bytes = ELEMENT_BYTES[checkpoint.tensors[checkpoint.embedding_name].dtype]
     if num_bits is not None:
         element_bytes = num_bits // 8
     return int(2 * num_layers * num_kv_heads * head_dim * element_bytes)

@@ -1,4 +1,4 @@
-"""What to do to a draft: a recipe, read from YAML and checked against a schema."""
+"""Recipes: how to quantize a draft, read from YAML and checked against a schema."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quantdraft.common.documents import all_problems, read_yaml
-from quantdraft.errors import RecipeError, nearest, nearest_path
+from quantdraft.common.documents import all_problems, read_yaml_mapping
+from quantdraft.errors import RecipeError, nearest
 
 Backend = Literal["none", "llmcompressor", "bitsandbytes", "gptqmodel"]
 Method = Literal["none", "rtn", "gptq", "awq", "autoround", "smoothquant"]
@@ -56,7 +56,7 @@ RESCALING_METHODS = frozenset({"awq", "smoothquant"})
 
 
 class Calibration(BaseModel):
-    """Which samples a calibrated method sees."""
+    """The samples that a calibrated method sees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +79,7 @@ class Calibration(BaseModel):
 
 
 class Requires(BaseModel):
-    """What a machine must have to compute in the format; making it needs none of this."""
+    """What a machine needs to compute in the format; applying the recipe needs none of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -148,7 +148,7 @@ class Recipe(BaseModel):
         short = {"scheme", "method", "group_size", "ignore", "lm_head", "kv_cache", "iterations"}
         both = sorted(short & self.model_fields_set)
         if both:
-            yield f"'modifiers' say it all: leave out {', '.join(both)}"
+            yield f"'modifiers' replace these keys: leave out {', '.join(both)}"
 
     def _missing_calibration(self) -> Iterator[str]:
         if self.calibration is not None or self.modifiers is not None:
@@ -198,18 +198,18 @@ class Sweep(BaseModel):
 
 
 def recipes_dir() -> Path:
-    """Where the bundled recipes lie: inside the wheel, or at the top of a source tree."""
+    """Return the directory of the bundled recipes: in the wheel, or at the top of a source tree."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def bundled_recipe_names() -> list[str]:
-    """Names of the bundled recipes, sorted."""
+    """Return the names of the bundled recipes, sorted."""
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
 def bundled_sweep_names() -> list[str]:
-    """Names of the bundled sweeps, sorted."""
+    """Return the names of the bundled sweeps, sorted."""
     return sorted(path.stem for path in (recipes_dir() / "sweeps").glob("*.yaml"))
 
 
@@ -233,7 +233,7 @@ def load_sweep(name: str) -> Sweep:
 
 
 def bundled_path(name: str) -> Path:
-    """The file of a bundled recipe or sweep. Raises RecipeError, with the names, for another."""
+    """Return the file of a bundled recipe or sweep; RecipeError lists the names."""
     for path in (recipes_dir() / f"{name}.yaml", recipes_dir() / "sweeps" / f"{name}.yaml"):
         if path.is_file():
             return path
@@ -249,17 +249,7 @@ _Read = TypeVar("_Read", Recipe, Sweep)
 
 def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
     try:
-        plain = read_yaml(path)
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe file '{shown}'.{nearest_path(path)}") from None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{shown}: cannot be read as YAML: {error}") from error
-    if not isinstance(plain, dict):
-        raise RecipeError(
-            f"{shown}: a recipe is a mapping of keys to values, not {type(plain).__name__}."
-        )
-    try:
-        recipe = kind.model_validate(plain)
+        recipe = kind.model_validate(read_yaml_mapping(path, "recipe", RecipeError, shown))
     except ValidationError as error:
         raise RecipeError(f"{shown}: {all_problems(error, kind)}") from error
     if recipe.name != path.stem:

@@ -1,6 +1,6 @@
-"""What a recipe makes of each module: its format, the head's, and what it leaves as it is.
+"""The format that a recipe gives each module, and the modules that it leaves as they are.
 
-Plain data, no torch. Left out: what a stored checkpoint says of itself.
+Plain data, no torch. `stored_formats` reads the formats of a stored checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantdraft.quantize.recipe import Recipe
 
 
 def weight_format(recipe: Recipe) -> WeightFormat | None:
-    """What the recipe makes of the Linears, or None where it leaves them as they are.
+    """Return the format that the recipe gives to Linears, or None where it leaves them.
 
     Raises UndefinedMetricError for a verbatim recipe: what it makes is known once it has run.
     """
@@ -34,7 +34,7 @@ def weight_format(recipe: Recipe) -> WeightFormat | None:
 
 
 def head_format(recipe: Recipe) -> WeightFormat | None:
-    """What the recipe makes of the output head; None where the head is kept.
+    """Return the format that the recipe gives to the output head; None where it keeps it.
 
     A head of the body's width shares its format, so that one config group is enough.
     """
@@ -48,14 +48,14 @@ def head_format(recipe: Recipe) -> WeightFormat | None:
 
 
 def has_one_group(recipe: Recipe) -> bool:
-    """True when one config group is enough, as vLLM's draft_model loader requires."""
+    """Return True when one config group is enough, as vLLM's draft_model loader requires."""
     return head_format(recipe) in {None, weight_format(recipe)}
 
 
 def ignored_names(recipe: Recipe) -> list[str]:
-    """Un-anchored patterns of the modules that stay as they are, for the quantization config.
+    """Return patterns of the modules that stay as they are, for the quantization config.
 
-    An engine may load a draft under a prefix ('draft_model.lm_head'): exact names would not match.
+    They are not anchored: an engine may load a draft under a prefix ('draft_model.lm_head').
     """
     names = [n for n in recipe.ignore if n != HEAD or recipe.lm_head == "keep"]
     if recipe.lm_head == "keep" and HEAD not in names:
@@ -65,7 +65,7 @@ def ignored_names(recipe: Recipe) -> list[str]:
 
 
 def formats_by_module(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> dict[str, WeightFormat]:
-    """The modules that the recipe quantizes, each with its format, in the order of `tensors`."""
+    """Return the modules that the recipe quantizes with their formats, in order of `tensors`."""
     body, head, ignored = weight_format(recipe), head_format(recipe), ignored_names(recipe)
     if body is None:
         return {}

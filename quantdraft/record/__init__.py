@@ -1,4 +1,4 @@
-"""What a measurement is. Plain data: no torch, no judgement; JSON in and out.
+"""The records: what was measured and what follows from it. Plain data, JSON in and out.
 
 Counts are stored and ratios derived, so two runs can be summed without error. Fractions are in
 [0, 1]; units are in the names. A field with a default was added to its schema version later: a
@@ -17,10 +17,10 @@ from quantdraft.record.analysis import Analysis, Diagnosis, GridPoint, TokenFate
 from quantdraft.record.comparison import (
     COMPARISON_SCHEMA_VERSION,
     ComparedRun,
+    ComparedRuns,
     Comparison,
     ParetoPoint,
     RecipePair,
-    SideBySide,
 )
 from quantdraft.record.evaluation import (
     BENCH_SCHEMA_VERSION,
@@ -65,6 +65,7 @@ __all__ = [
     "Check",
     "CheckResult",
     "ComparedRun",
+    "ComparedRuns",
     "Comparison",
     "Decision",
     "Diagnosis",
@@ -82,7 +83,6 @@ __all__ = [
     "Served",
     "ServedArm",
     "ServedRequest",
-    "SideBySide",
     "Slice",
     "SpeedPoint",
     "StepFigures",

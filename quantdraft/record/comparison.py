@@ -74,7 +74,7 @@ class Comparison:
         return tuple(run for run in self.runs if not run.is_control)
 
 
-class SideBySide(NamedTuple):
+class ComparedRuns(NamedTuple):
     """The runs of a comparison, named and in its order, and what they say together."""
 
     evaluations: tuple[Evaluation, ...]

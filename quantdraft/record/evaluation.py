@@ -1,4 +1,4 @@
-"""The records on the disk: an evaluation, a bench. JSON in and out."""
+"""The records on the disk: an evaluation, a bench."""
 
 from __future__ import annotations
 

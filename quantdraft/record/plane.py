@@ -21,7 +21,7 @@ JOINT = math.sqrt(-2 * math.log(0.05)) / 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """What the frontier is drawn from. Times are in ms, at the operating point."""
+    """The numbers that the frontier is drawn from. Times are in ms, at the operating point."""
 
     num_speculative_tokens: int
     draft_step_ms: float  # the baseline's
@@ -29,7 +29,7 @@ class Plane:
     baseline_length: float
 
     def allowed_loss(self, draft_speedup: float, speedup: float = 1.0) -> float:
-        """The acceptance rate loss at which the candidate is `speedup` times the baseline's speed.
+        """Return the acceptance rate loss at which the candidate has `speedup` over the baseline.
 
         Negative: the candidate would have to be accepted more often than the baseline.
         """
@@ -39,7 +39,7 @@ class Plane:
         return self.baseline_length * (1 - speedup * after / before) / k
 
     def needed_draft_speedup(self, loss: float, speedup: float = 1.0) -> float | None:
-        """The draft speed-up at which that loss still gives `speedup`; None where none does."""
+        """Return the draft speed-up at which that loss still gives `speedup`; None: none does."""
         k = self.num_speculative_tokens
         before = k * self.draft_step_ms + self.verify_step_ms
         length = self.baseline_length - k * loss
@@ -54,7 +54,7 @@ class Plane:
 
 
 def ellipse(x: Interval, y: Interval) -> list[tuple[float, float]]:
-    """A closed line around the 95 % joint region of two independent numbers.
+    """Return a closed line around the 95 % joint region of two independent numbers.
 
     Intervals need not be even about their values, so each quarter has its own axes.
     """

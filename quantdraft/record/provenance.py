@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """Package versions and the machine; `device` is a torch device name, e.g. 'cuda:0'."""
+    """Return package versions and the machine; `device` is a torch device name, e.g. 'cuda:0'."""
     return {
         "versions": package_versions(),
         "python": platform.python_version(),
@@ -46,7 +46,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it was given, but for what gives access: keys, tokens, users in URLs."""
+    """Return the command as it was given, without keys, tokens and users in URLs."""
     shown, is_hidden = ["quantdraft"], False
     for argument in arguments:
         if is_hidden and argument in PASSED_ON:  # --vllm-args --api-key --vllm-args KEY
@@ -63,7 +63,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a result, read without importing them."""
+    """Return the installed versions of the packages that decide a result; imports none."""
     found = {}
     for package in PACKAGES:
         try:
@@ -74,7 +74,7 @@ def package_versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's model name where the system tells it, else its architecture."""
+    """Return the processor's model name where the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -84,7 +84,7 @@ def cpu_name() -> str:
 
 
 def device_name(device: str | None) -> str | None:
-    """The accelerator's product name; None for a CPU."""
+    """Return the accelerator's product name; None for a CPU."""
     if device is None or not device.startswith("cuda"):
         return None
     import torch
@@ -93,7 +93,7 @@ def device_name(device: str | None) -> str | None:
 
 
 def load_average() -> float | None:
-    """The machine's load over the last minute; None where the system does not tell it."""
+    """Return the machine's load over the last minute; None where the system does not tell it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -101,19 +101,19 @@ def load_average() -> float | None:
 
 
 def load_around(before: float | None, after: float | None) -> tuple[float, float] | None:
-    """The load before and after something; None unless both are known."""
+    """Return the load before and after something; None unless both are known."""
     return None if before is None or after is None else (before, after)
 
 
 def directory_sha256(directory: Path, exclude: frozenset[str] = frozenset()) -> dict[str, str]:
-    """SHA-256 of every file in a directory, by its path inside it, sorted."""
+    """Return the SHA-256 of every file in a directory, by its path inside it, sorted."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: file_sha256(path) for name, path in names.items() if name not in exclude}
 
 
 def model_identity(checkpoint: Checkpoint, given: str | None = None) -> dict[str, Any]:
-    """Which model this is: what the user called it, its revision, its weights' hashes and type."""
+    """Return which model this is: its given name, revision, hashes of its weights, and type."""
     weight_names = sorted({info.file for info in checkpoint.tensors.values()})
     return {
         "name": given or str(checkpoint.path),

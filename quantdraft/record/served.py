@@ -1,4 +1,4 @@
-"""What a serving engine did."""
+"""Requests that a serving engine answered, with its own counters."""
 
 from __future__ import annotations
 
@@ -128,6 +128,7 @@ class Served:
     is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
     load_average: tuple[float, float] | None = None  # before and after
     replay_dtype: str | None = None  # in which the rounds were replayed
+    is_synthetic: bool = False  # the engine was told how much to accept; nothing was replayed
 
     @property
     def known_dtype(self) -> str | None:

@@ -40,13 +40,13 @@ class Ledger:
         )
 
     def step_bytes(self, context_length: int = 0) -> int:
-        """Bytes of one step with `context_length` tokens in the cache."""
+        """Return the bytes of one step with `context_length` tokens in the cache."""
         return self.weight_bytes + context_length * self.kv_bytes_per_context_token
 
 
 @dataclass(frozen=True, slots=True)
 class HeadOption:
-    """One position of the lm_head lever under a recipe."""
+    """One value of a recipe's `lm_head`, with the bytes it gives."""
 
     lever: str  # keep, 8-bit, 4-bit: a recipe's `lm_head`
     head_bytes: int
@@ -55,14 +55,14 @@ class HeadOption:
 
 
 def ceiling(baseline: Ledger, candidate: Ledger, context_length: int = 0) -> float:
-    """Baseline bytes / candidate bytes of a step: no draft step gets faster by more than this."""
+    """Return baseline bytes / candidate bytes of a step: no draft step gets faster by more."""
     return baseline.step_bytes(context_length) / candidate.step_bytes(context_length)
 
 
 def largest_speedup(
     ceiling: float, num_speculative_tokens: int, cost_ratio: float, verify_ratio: float = 1.0
 ) -> float:
-    """The speedup over the baseline draft if its step were `ceiling` times faster.
+    """Return the speedup over the baseline draft if its step were `ceiling` times faster.
 
     At equal acceptance, (k·t_d + t_v) / (k·t_d/ceiling + t_v); `cost_ratio` is t_d / t_v(1) and
     `verify_ratio` is t_v(k + 1) / t_v(1), which is 1 where memory is the limit.
@@ -72,12 +72,12 @@ def largest_speedup(
 
 
 def estimated_cost_ratio(draft: Ledger, target: Ledger, context_length: int = 0) -> float:
-    """Draft bytes / target bytes of a step: what c would be if memory were the only limit."""
+    """Return draft bytes / target bytes of a step: what c is where memory is the only limit."""
     return draft.step_bytes(context_length) / target.step_bytes(context_length)
 
 
 def head_advice(options: tuple[HeadOption, ...]) -> str:
-    """One sentence: which head is worth it by bytes alone, with each option's bytes."""
+    """Return one sentence: which head is worth it by bytes alone, with each option's bytes."""
     keep = options[0]
     listed = ", ".join(f"{o.lever} {_mb(o.head_bytes)}" for o in options)
     savings = {o.lever: 1 - o.step_bytes / keep.step_bytes for o in options}
@@ -103,7 +103,7 @@ def ledger_summary(
     head: tuple[HeadOption, ...] = (),
     min_speedup: float = MIN_SPEEDUP,
 ) -> dict[str, Any]:
-    """Both ledgers, the ceiling and what it could give, as plain JSON values.
+    """Return both ledgers, the ceiling and what it could give, as plain JSON values.
 
     min_speedup: what the policy asks of a go
     `largest_speedup` is None where k or c (t_d / t_v(1)) is not known; `can_pay` is then judged

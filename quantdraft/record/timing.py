@@ -1,4 +1,4 @@
-"""What was timed: steps, arms, the machine's limits, the live loop, and the speeds that follow."""
+"""Times: steps, arms, the machine's limits, the live loop, and the speeds that follow."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class StepFigures:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """What this machine can do at best, measured beside the steps: the limits they are held to.
+    """The machine's limits, measured beside the steps that are held to them.
 
     Bandwidths are the best of their samples: a limit is what was reached once. Copy bandwidth
     counts bytes read and bytes written; read bandwidth is for those who only read, as a draft
@@ -94,11 +94,11 @@ class Roofline:
     num_threads: int = 0
 
     def limit_ms(self, num_bytes: float) -> float:
-        """The least time in which `num_bytes` pass at the measured copy bandwidth."""
+        """Return the least time in which `num_bytes` pass at the measured copy bandwidth."""
         return num_bytes / self.copy_bytes_per_s * 1e3
 
     def bandwidth_fraction(self, num_bytes: float, step_ms: float) -> float:
-        """Bytes of a step over its time, as a share of the copy bandwidth.
+        """Return the bytes of a step over its time, as a share of the copy bandwidth.
 
         Above 1 where a model is small enough for the caches: memory is then no limit.
         """
@@ -107,7 +107,7 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What was timed, where, and what could not be.
+    """The timed arms at one batch and context, and what could not be timed.
 
     An arm that is absent from `arms` was not measured; `undefined` says why, by arm name.
     """
@@ -244,7 +244,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class LiveCheck:
-    """The live loop on some prompts: does it emit the target's text, and do its rounds agree?"""
+    """The live loop on some prompts: its text beside the target's, its rounds beside replay's."""
 
     num_speculative_tokens: int
     arm: str  # "baseline" | "candidate"

@@ -1,4 +1,4 @@
-"""What was concluded, and from which checks."""
+"""The verdict: what was concluded, and from which checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IS_OTHER = "another than the baseline"
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that stops a verdict. `code` is stable, `message` says what to do."""
+    """A reason to stop a verdict. `code` is stable, `message` says what to do."""
 
     code: str
     message: str

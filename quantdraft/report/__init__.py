@@ -1,11 +1,11 @@
-"""An evaluation as rows in JSON, Markdown, one HTML page and terminal text: views of one record."""
+"""The pages of a record: rows in JSON, Markdown, one HTML page, terminal text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from quantdraft.common.files import write_json, write_text
-from quantdraft.record import Bench, Evaluation, SideBySide
+from quantdraft.record import Bench, ComparedRuns, Evaluation
 from quantdraft.report.blocks import Document
 from quantdraft.report.charts import drawing
 from quantdraft.report.comparison import comparison_document
@@ -26,12 +26,12 @@ def write_report(evaluation: Evaluation, run_dir: Path) -> None:
 
 
 def render_terminal(evaluation: Evaluation) -> str:
-    """The report as text, verdict first."""
+    """Return the report as text, verdict first."""
     return terminal.render(document(evaluation))
 
 
 def render_verdict(evaluation: Evaluation) -> str:
-    """The verdict, its reason and the numbers under it: what `evaluate` prints."""
+    """Return the verdict, its reason and the numbers under it: what `evaluate` prints."""
     return terminal.brief(document(evaluation))
 
 
@@ -42,17 +42,17 @@ def write_bench(bench: Bench, output_dir: Path) -> None:
 
 
 def render_bench(bench: Bench) -> str:
-    """The tables as plain text."""
+    """Return the tables of a bench as text."""
     return terminal.render(bench_document(bench))
 
 
-def write_comparison(compared: SideBySide, output_dir: Path) -> None:
+def write_comparison(compared: ComparedRuns, output_dir: Path) -> None:
     """Write comparison.json, the record, and the same views as of one evaluation."""
     write_json(output_dir / COMPARISON_FILE, compared.comparison)
     write_document(comparison_document(compared), output_dir)
 
 
-def render_comparison(compared: SideBySide) -> str:
+def render_comparison(compared: ComparedRuns) -> str:
     """Return the comparison as text for a terminal."""
     return terminal.render(comparison_document(compared))
 
@@ -64,7 +64,7 @@ def write_document(built: Document, output_dir: Path) -> None:
 
 
 def _write_pages(built: Document, output_dir: Path, name: str) -> None:
-    """name.md with its figures, and name.html."""
+    """Write name.md with its figures, and name.html."""
     for old in (output_dir / markdown.FIGURES_DIR).glob("*.svg"):
         old.unlink()
     for chart in built.charts:

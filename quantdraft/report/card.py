@@ -38,7 +38,7 @@ def model_card(
     gguf_type: str | None = None,
     seen: tuple[str, ...] = (),
 ) -> str:
-    """README.md with YAML front matter.
+    """Return README.md of an exported draft, with YAML front matter.
 
     launch: the exact command or script
     target: its name, revision and precision, in Markdown
@@ -85,7 +85,7 @@ def _front_matter(
 
 
 def base_model(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -> str | None:
-    """The draft this was made from, as a Hub id; a local path gives its last part only."""
+    """Return the draft this was made from, as a Hub id; of a local path its last part."""
     draft = (manifest or {}).get("draft") or {}
     measured = model_name(evaluation.provenance, "baseline") if evaluation else ""
     name = str(draft.get("name") or measured)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantdraft.record import Comparison, Evaluation, SideBySide
+from quantdraft.record import ComparedRuns, Comparison, Evaluation
 from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
 from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
@@ -20,7 +20,7 @@ from quantdraft.report.sections.recipes import (
 )
 
 
-def comparison_document(compared: SideBySide) -> Document:
+def comparison_document(compared: ComparedRuns) -> Document:
     """Return the page of several recipes: one row each, fastest first."""
     ordered, together = compared
     k = together.num_speculative_tokens
@@ -48,14 +48,14 @@ def comparison_document(compared: SideBySide) -> Document:
 
 
 def _title(ordered: Sequence[Evaluation]) -> str:
-    """The control is no recipe: it is named beside them."""
+    """Return the title; the control is no recipe and is named beside them."""
     num_recipes = sum(not evaluation.verdict.is_control for evaluation in ordered)
     beside = " and the control" if num_recipes < len(ordered) else ""
     return f"{counted(num_recipes, 'recipe')}{beside} side by side"
 
 
 def _banner(compared: Comparison) -> Banner:
-    """The recommended recipe: of those with a go, the fastest. The control is not counted."""
+    """Return the recommended recipe: the fastest with a go. The control is not counted."""
     recipes = compared.recipes
     if not recipes:
         return Banner("NONE", "Only the control was evaluated: there is no recipe.", "doubt")
@@ -80,7 +80,7 @@ def _banner(compared: Comparison) -> Banner:
 
 
 def _rivals(compared: Comparison) -> str:
-    """Recipes with a go from which the recommended one is not told apart."""
+    """Return whether other recipes with a go can be told apart from the recommended one."""
     if compared.rivals:
         return f"These cannot be told apart from it: {', '.join(compared.rivals)}."
     has_others = sum(run.decision == "go" for run in compared.recipes) > 1
@@ -88,7 +88,7 @@ def _rivals(compared: Comparison) -> str:
 
 
 def _obstacles(ordered: Sequence[Evaluation]) -> tuple[Block, ...]:
-    """What keeps each recipe from a go; nothing where one has a go."""
+    """Return what keeps each recipe from a go; nothing where one has a go."""
     if any(evaluation.verdict.decision == "go" for evaluation in ordered):
         return ()
     lines = tuple(
@@ -129,7 +129,7 @@ def _conditions(evaluation: Evaluation) -> tuple[Any, ...]:
 
 
 def _conditions_differ(evaluations: Sequence[Evaluation]) -> tuple[Block, ...]:
-    """Speeds of different machines or batches may stand side by side, but not unsaid."""
+    """Return a notice where the runs were timed on different machines or batches."""
     found = {_conditions(evaluation) for evaluation in evaluations}
     if len(found) == 1:
         return ()

@@ -1,4 +1,4 @@
-"""An evaluation as one list of sections. Every view shows these and computes nothing."""
+"""The page of one evaluation, as one list of sections that every view shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quantdraft.report.sections.speed import noise_section, speed_section
 
 
 def document(evaluation: Evaluation) -> Document:
-    """The whole report of one evaluation: the answer, why, and then the evidence."""
+    """Return the whole report of one evaluation: the answer, why, and then the evidence."""
     return Document(
         title=evaluation.name,
         subtitle=headline.subtitle(evaluation),

@@ -36,5 +36,5 @@ WORDS = (
 
 
 def words_section() -> Section:
-    """Folded at the end of a page."""
+    """Return the glossary, which is folded at the end of a page."""
     return Section("Words", (Table(("Word", "Meaning"), WORDS),), is_detail=True)

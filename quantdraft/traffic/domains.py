@@ -1,4 +1,4 @@
-"""A traffic file taken apart by domain, line by line: each part is a traffic file of its own."""
+"""Split a traffic file by domain, line by line, into traffic files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from quantdraft.common.files import write_text
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.prompts import json_entries
+from quantdraft.traffic.jsonl import located_entries
 
 UNNAMED = "no-domain"
 
@@ -17,9 +17,9 @@ UNNAMED = "no-domain"
 def split_by_domain(path: Path, directory: Path) -> dict[str, Path]:
     """Write a file for every domain of a capture or log, and return them by domain, in order.
 
-    Raises TrafficError where no line names a domain, or where two names come to one file name.
+    Raises TrafficError where no line names a domain, or where two domains give one file name.
     """
-    entries = [entry for _, entry in json_entries(path)]
+    entries = [found.entry for found in located_entries(path)]
     header = entries.pop(0) if "quantdraft_traffic" in entries[0] else None
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
@@ -28,7 +28,7 @@ def split_by_domain(path: Path, directory: Path) -> dict[str, Path]:
         raise TrafficError(f"no line of '{path}' has a \"domain\". Leave out --by-domain.")
     files = {domain: directory / f"{_slug(domain)}.jsonl" for domain in by_domain}
     if len(set(files.values())) < len(files):
-        raise TrafficError(f"'{path}': two domains come to one file name: {', '.join(files)}.")
+        raise TrafficError(f"'{path}': two domains give the same file name: {', '.join(files)}.")
     for domain, lines in by_domain.items():
         own = [] if header is None else [header | {"num_prompts": len(lines), "skipped": []}]
         write_text(files[domain], "".join(json.dumps(line) + "\n" for line in [*own, *lines]))

@@ -1,53 +1,132 @@
-"""The objects of a JSON lines file, parsed when they are asked for: memory does not grow with it.
+"""JSON lines and arrays: their objects, where these stand, and sequences that are read lazily.
 
-An index of 8 bytes a line is all that is kept. What a line means is its reader's business.
+Of a file above MAX_BYTES_IN_MEMORY only an index stays in memory: a line is parsed whenever it is
+asked for. What a line means is decided by the `parse` function that a reader is given.
 """
 
 from __future__ import annotations
 
 from array import array
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from quantdraft.common.documents import parse_json
-from quantdraft.errors import TrafficError
+from quantdraft.errors import TrafficError, nearest_path
 
-Item = TypeVar("Item")
-
-# Files up to this size are read into memory; larger ones are read line by line, again and again.
-MAX_BYTES_IN_MEMORY = 16 * 2**20
+MAX_BYTES_IN_MEMORY = 16 * 2**20  # of a file whose items are all held in memory
 
 
-def is_large(path: Path) -> bool:
-    """True of a file that is not to be held in memory; False of one that is not there."""
-    return path.is_file() and path.stat().st_size > MAX_BYTES_IN_MEMORY
+class Identified(Protocol):
+    """A frozen dataclass with an id that is unique in its file."""
+
+    @property
+    def prompt_id(self) -> str:
+        """The id."""
+
+
+Item = TypeVar("Item", bound=Identified)
+# Makes an item from a line's place ("line 3") and its object; None leaves the line out.
+Parse = Callable[[str, dict[str, Any]], Item | None]
+
+
+class Located(NamedTuple):
+    """An object of a file, and where it stands."""
+
+    number: int  # of the line, or of the item of an array, from 1
+    offset: int | None  # of the line, in bytes; None in an array
+    entry: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """`line 3` of JSON lines, `item 3` of an array."""
+        return f"{'item' if self.offset is None else 'line'} {self.number}"
+
+
+def located_entries(path: Path) -> Iterator[Located]:
+    """Yield the objects of JSON lines or of one JSON array, with their places.
+
+    Lines are read one at a time, an array as a whole. Raises TrafficError when the file is missing,
+    empty, not UTF-8, or an entry is no JSON object.
+    """
+    is_empty, offset = True, 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                if is_empty and text.lstrip().startswith("["):
+                    yield from _array_items(path)
+                    return
+                if text.strip():
+                    is_empty = False
+                    yield Located(number, offset, _parse_line(path, number, text))
+                offset += len(line)
+    except FileNotFoundError:
+        hint = nearest_path(path)
+        raise TrafficError(f"no such file: '{path}'.{hint} Give a JSON lines file.") from None
+    except UnicodeDecodeError as error:
+        raise TrafficError(f"'{path}' is not UTF-8 text. Give a JSON lines file.") from error
+    except OSError as error:
+        raise TrafficError(f"'{path}' cannot be read: {error.strerror}.") from error
+    if is_empty:
+        raise TrafficError(f"'{path}' is empty. Give a file with one JSON object a line.")
+
+
+class LineReader(Generic[Item]):
+    """Collects the items of a file: the items themselves, or of a large file where they stand."""
+
+    def __init__(
+        self, path: Path, parse: Parse[Item], sizes: Callable[[Item], Sequence[int]] = lambda _: ()
+    ) -> None:
+        """sizes: numbers of an item that are kept in the index, see `StoredLines.sizes`."""
+        self.path, self.parse, self.sizes = path, parse, sizes
+        self.is_large = path.is_file() and path.stat().st_size > MAX_BYTES_IN_MEMORY
+        self.names: list[str] = []
+        self._items: list[Item] = []
+        self._lines, self._sizes = (
+            array("Q"),
+            array("Q"),
+        )  # offset and number of each; sizes of each
+
+    def add(self, found: Located) -> bool:
+        """Parse one object and keep it; False where it is left out."""
+        item = self.parse(found.place, found.entry)
+        if item is None:
+            return False
+        self.names.append(item.prompt_id)
+        if found.offset is None or not self.is_large:
+            self._items.append(item)
+        else:
+            self._lines.extend((found.offset, found.number))
+            self._sizes.extend(self.sizes(item))
+        return True
+
+    def items(self) -> Sequence[Item]:
+        """Return all items with unique ids: a tuple, or StoredLines of a large file."""
+        names = unique_ids(self.names)
+        if not self._lines:
+            return tuple(map(_rename, self._items, names))
+        return StoredLines(self.path, self.parse, names, self._lines, self._sizes)
 
 
 class StoredLines(Sequence[Item], Generic[Item]):
-    """Some lines of a file as a sequence of what `parse(line number, object)` makes of them.
-
-    `columns` holds a number for every line, known without reading it again, by name.
-    """
+    """Some lines of a file as a sequence; each item is parsed whenever it is asked for."""
 
     def __init__(
-        self,
-        path: Path,
-        offsets: Iterable[int],
-        numbers: Iterable[int],
-        parse: Callable[[int, dict[str, Any]], Item],
-        columns: Mapping[str, Iterable[int]] | None = None,
+        self, path: Path, parse: Parse[Item], names: list[str], lines: array[int], sizes: array[int]
     ) -> None:
-        """offsets: where the lines begin, in bytes; numbers: which lines of the file they are."""
-        self.path, self.parse = path, parse
-        self._offsets, self._numbers = array("Q", offsets), array("Q", numbers)
-        self.columns = {name: array("Q", values) for name, values in (columns or {}).items()}
+        """names: the ids; lines: offset and number of each; sizes: the same count for each."""
+        self.path, self.parse, self._names = path, parse, names
+        self._lines, self._sizes = lines, sizes
         self._file = open(path, "rb")  # noqa: SIM115
         self._written = path.stat().st_mtime_ns
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._names)
 
     @overload
     def __getitem__(self, at: int) -> Item: ...
@@ -58,40 +137,88 @@ class StoredLines(Sequence[Item], Generic[Item]):
     def __getitem__(self, at: int | slice) -> Item | tuple[Item, ...]:
         if isinstance(at, slice):
             return tuple(self[index] for index in range(*at.indices(len(self))))
-        self._file.seek(self._offsets[at])
+        index = range(len(self))[at]
+        offset, number = self._lines[2 * index : 2 * index + 2]
+        self._file.seek(offset)
         line = self._file.readline()
         try:
             if self.path.stat().st_mtime_ns != self._written:
                 raise ValueError("changed")
-            return self.parse(self._numbers[at], parse_json(line.removeprefix(BOM_UTF8)))
+            item = self.parse(f"line {number}", parse_json(line.removeprefix(BOM_UTF8)))
         except (ValueError, OSError) as error:
             raise TrafficError(
                 f"'{self.path}' was changed while it was being read. Run the command again."
             ) from error
+        assert item is not None  # it was one when the file was indexed
+        return _rename(item, self._names[index])
 
-    def chosen(self, indices: Iterable[int]) -> StoredLines[Item]:
-        """The lines at these indices alone."""
+    @property
+    def sizes(self) -> list[Sequence[int]]:
+        """Return the numbers kept of every item, the first number of all first; no line is read."""
+        width = len(self._sizes) // max(1, len(self))
+        return [self._sizes[column::width] for column in range(width)]
+
+    def pick(self, indices: Iterable[int]) -> StoredLines[Item]:
+        """Return the lines at these indices alone."""
         kept = list(indices)
 
-        def some(values: array[int]) -> Iterator[int]:
-            return (values[index] for index in kept)
+        def rows(values: array[int]) -> array[int]:
+            width = len(values) // max(1, len(self))
+            return array("Q", (n for i in kept for n in values[width * i : width * (i + 1)]))
 
-        columns = {name: some(values) for name, values in self.columns.items()}
-        return StoredLines(self.path, some(self._offsets), some(self._numbers), self.parse, columns)
+        names = [self._names[index] for index in kept]
+        return StoredLines(self.path, self.parse, names, rows(self._lines), rows(self._sizes))
 
 
-def chosen(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
-    """Some of a sequence, in memory or on disk as the whole is."""
+def pick_items(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
+    """Return some items of a sequence, in memory or on the disk as the whole is."""
     if isinstance(items, StoredLines):
-        return items.chosen(indices)
+        return items.pick(indices)
     return tuple(items[index] for index in indices)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number from 1, offset in bytes, and content of every line that is not blank."""
-    offset = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, offset, line
-            offset += len(line)
+def unique_ids(ids: Iterable[str]) -> list[str]:
+    """Return the ids in order; a repeated `x` becomes `x#2`, `x#3`, …, so that pairs differ."""
+    given = list(ids)
+    taken, seen = set(given), Counter[str]()
+    unique = []
+    for name in given:
+        seen[name] += 1
+        if seen[name] > 1:
+            numbered = (f"{name}#{number}" for number in count(seen[name]))
+            name = next(other for other in numbered if other not in taken)  # noqa: PLW2901
+            taken.add(name)
+        unique.append(name)
+    return unique
+
+
+def shorten(value: Any) -> str:
+    """Return a value as an error message shows it: at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _rename(item: Item, name: str) -> Item:
+    return item if item.prompt_id == name else replace(item, prompt_id=name)  # type: ignore[type-var]
+
+
+def _array_items(path: Path) -> Iterator[Located]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        items = parse_json(text)
+    except ValueError as error:
+        raise TrafficError(f"'{path}' is not a complete JSON array: {error}.") from error
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, dict):
+            raise TrafficError(f"{path}:item {number}: not an object but {shorten(item)}.")
+        yield Located(number, None, item)
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = parse_json(line, is_unicode=False)
+    except ValueError as error:
+        raise TrafficError(f"{path}:line {number}: broken JSON: {error}.") from error
+    if not isinstance(entry, dict):
+        raise TrafficError(f"{path}:line {number}: not a JSON object but {shorten(entry)}.")
+    return entry

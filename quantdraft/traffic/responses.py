@@ -1,6 +1,6 @@
-"""One response: a prompt's token ids and the target's answer, from a line of traffic or of a log.
+"""Read one response, a prompt's token ids and the target's answer, from a line of traffic or a log.
 
-What a line may look like, and why one is left out. Files are `traffic`'s business.
+This module knows the forms of a line, and why one is left out; `traffic` reads the files.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class UnusableLineError(Exception):
 
 
 class RoundTripError(UnusableLineError):
-    """A text that its token ids do not spell."""
+    """A text that differs from decode(encode(text))."""
 
 
 def read_response(where: str, place: str, entry: dict[str, Any], tokenizer: Any) -> Response:
-    """The response in a line; `where` and `place` name it. Raises UnusableLineError, TrafficError.
+    """Return the response in a line; UnusableLineError where it is left out, else TrafficError.
 
     Token ids are taken as they are; text is tokenized by the target's tokenizer.
     """
@@ -109,11 +109,11 @@ def _require_tokenizer(where: str, tokenizer: Any) -> None:
 def _tokenize(
     prompt: str, response: str, tokenizer: Any, add_special_tokens: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of prompt and response, cut where the target began to speak.
+    """Return the token ids of prompt and response, cut where the target began to speak.
 
     Both are tokenized as one text where the prompt's own tokens are a prefix of it, so that
     tokenizers which mark the start of a text do not mark the response's. Where a token would
-    span the border, they are tokenized apart, as the target saw them.
+    span the border, they are tokenized separately, as the target saw them.
     """
 
     def encode(text: str, special: bool) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Traffic: prompts with the target's own responses, as token ids. Plain data, JSON lines.
 
-A traffic file made by `capture` opens with one header line; a production log has none and each of
+A traffic file made by `capture` begins with one header line; a production log has none, and each of
 its lines is a prompt and a response.
 """
 
@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.common.files import file_sha256, write_text
+from quantdraft.common.files import file_sha256
 from quantdraft.errors import OptionError, TrafficError
-from quantdraft.traffic.jsonl import StoredLines, is_large
-from quantdraft.traffic.prompts import Located, located_entries, unique_ids
+from quantdraft.traffic.jsonl import LineReader, StoredLines, located_entries
 from quantdraft.traffic.responses import Response, RoundTripError, UnusableLineError, read_response
 
 TRAFFIC_VERSION = 1
@@ -34,7 +32,7 @@ HEADER_KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the target chose its tokens. Temperature 0 is greedy. OptionError on bad values."""
+    """The target's sampling settings. Temperature 0 is greedy. OptionError on bad values."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -57,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Responses, and what is known of how they came about."""
+    """Responses, and what is known of the target and the sampling that made them."""
 
     responses: Sequence[Response]  # a tuple, or lines of a file that is too large for memory
     sampling: Sampling | None  # None: a log that does not say
@@ -83,13 +81,18 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
 
     A line holds `prompt_token_ids` and `response_token_ids`, taken as they are; or `prompt` and
     `response` text; or chat `messages` that end with the assistant's turn. Text needs the
-    target's tokenizer: it is tokenized, and left out where the tokens do not spell it again.
-    Lines with a response under 2 tokens, or with ids or log-probabilities that are none, are left
+    target's tokenizer: it is tokenized, and left out where decoding does not give it back.
+    Lines with a response under 2 tokens, or with invalid ids or log-probabilities, are left
     out too; `Traffic.skipped` says which and why. Raises TrafficError, with the line number, on
     broken JSON and on lines of no known kind, on truncated captures, and when nothing is left.
     """
     header: dict[str, Any] = {}
-    index, num_lines, skipped, num_round_trip_failures = _Index(path, tokenizer), 0, [], 0
+    num_lines, skipped, num_round_trip_failures = 0, [], 0
+
+    def parse(place: str, entry: dict[str, Any]) -> Response:
+        return read_response(f"{path}:{place}", place, entry, tokenizer)
+
+    reader = LineReader(path, parse, _num_tokens)
     for found in located_entries(path):
         if not header and not num_lines and "quantdraft_traffic" in found.entry:
             header = _check_header(path, found.entry)
@@ -97,21 +100,19 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
             continue
         num_lines += 1
         try:
-            index.add(
-                found, read_response(f"{path}:{found.place}", found.place, found.entry, tokenizer)
-            )
+            reader.add(found)
         except UnusableLineError as reason:
             skipped.append(f"{found.place}: {reason}")
             num_round_trip_failures += isinstance(reason, RoundTripError)
     _check_whole(path, header, num_lines)
-    if not index.names:
+    if not reader.names:
         raise TrafficError(
             f"'{path}' holds no usable response. The first reason: {skipped[0]}"
             if skipped
             else f"'{path}' is an empty array. Give a file with prompts and responses."
         )
     return Traffic(
-        responses=index.responses(),
+        responses=reader.items(),
         sampling=_read_sampling(path, header),
         target=dict(header.get("target", {})),
         sha256=file_sha256(path),
@@ -121,63 +122,22 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
 
 
 class TokenCounts(NamedTuple):
-    """Of every response: (responses,) int64 each."""
+    """Numbers of tokens of every prompt and response: (responses,) int64 each."""
 
     prompt: NDArray[np.int64]
     response: NDArray[np.int64]
 
 
 def token_counts(responses: Sequence[Response]) -> TokenCounts:
-    """How long prompts and responses are; responses on the disk are not read for it."""
+    """Count the tokens of prompts and responses; responses on the disk are not read for it."""
     if isinstance(responses, StoredLines):
-        return TokenCounts(*(np.array(responses.columns[n], np.int64) for n in TokenCounts._fields))
-    return TokenCounts(
-        np.array([len(each.prompt_token_ids) for each in responses], np.int64),
-        np.array([len(each.response_token_ids) for each in responses], np.int64),
-    )
+        return TokenCounts(*(np.array(column, np.int64) for column in responses.sizes))
+    counts = np.array([_num_tokens(each) for each in responses], np.int64).reshape(-1, 2)
+    return TokenCounts(*counts.T)
 
 
-class _Index:
-    """Responses as they are read: kept, or where they stand in a file that is too large for it."""
-
-    def __init__(self, path: Path, tokenizer: Any) -> None:
-        self.path, self.tokenizer, self.is_stored = path, tokenizer, is_large(path)
-        self.names: list[str] = []
-        self.kept: list[Response] = []
-        self.numbers, self.offsets = array("Q"), array("Q")
-        self.counts = {name: array("Q") for name in TokenCounts._fields}
-
-    def add(self, found: Located, response: Response) -> None:
-        self.names.append(response.prompt_id)
-        if found.offset is None or not self.is_stored:
-            self.kept.append(response)
-            return
-        self.numbers.append(found.number)
-        self.offsets.append(found.offset)
-        self.counts["prompt"].append(len(response.prompt_token_ids))
-        self.counts["response"].append(len(response.response_token_ids))
-
-    def responses(self) -> Sequence[Response]:
-        """With unique ids."""
-        unique = unique_ids(self.names)
-        if self.kept:
-            named = zip(self.kept, unique, strict=True)
-            return tuple(replace(response, prompt_id=name) for response, name in named)
-        renamed = dict(zip(self.numbers, unique, strict=True))
-
-        def parse(number: int, entry: dict[str, Any]) -> Response:
-            place = f"line {number}"
-            response = read_response(f"{self.path}:{place}", place, entry, self.tokenizer)
-            return replace(response, prompt_id=renamed[number])
-
-        return StoredLines(self.path, self.offsets, self.numbers, parse, self.counts)
-
-
-def write_traffic(path: Path, traffic: Traffic) -> None:
-    """Write traffic with its header, whole or not at all. Skipped lines are not written."""
-    header = header_line(traffic.sampling, traffic.target, len(traffic.responses))
-    lines = [header, *(response_line(response) for response in traffic.responses)]
-    write_text(path, "".join(lines))
+def _num_tokens(response: Response) -> tuple[int, int]:
+    return len(response.prompt_token_ids), len(response.response_token_ids)
 
 
 def header_line(
@@ -187,9 +147,9 @@ def header_line(
     skipped: Iterable[str] = (),
     **settings: Any,
 ) -> str:
-    """The first line of a traffic file: how the responses that follow came about.
+    """Return the first line of a traffic file: how the responses after it were made.
 
-    skipped: a reason for each prompt that was not put to the target
+    skipped: a reason for each prompt that the target was not asked
     settings: anything else that decides the content, kept for `capture` to compare
     """
     header = {
@@ -204,7 +164,7 @@ def header_line(
 
 
 def response_line(response: Response, prompt: str = "", text: str = "") -> str:
-    """One line of a traffic file. The texts are for people; the token ids are what counts."""
+    """Return one line of a traffic file. Only its token ids are read; the texts are for people."""
     line: dict[str, Any] = asdict(response)
     if prompt or text:
         line |= {"prompt": prompt, "response": text}
@@ -230,7 +190,7 @@ def _check_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
     expected = header.get("num_prompts", num_lines)
     if expected != num_lines:
         raise TrafficError(
-            f"'{path}' is not whole: it promises {expected} prompts and holds {num_lines}. "
+            f"'{path}' is incomplete: its header says {expected} prompts, it holds {num_lines}. "
             "Run `quantdraft capture` again; it continues where it stopped."
         )
     if num_lines == 0:

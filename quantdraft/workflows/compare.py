@@ -7,11 +7,11 @@ from pathlib import Path
 
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.compare import compare_runs
-from quantdraft.record import RECORD_FILE, SideBySide, read_evaluation
+from quantdraft.record import RECORD_FILE, ComparedRuns, read_evaluation
 from quantdraft.report import HTML_FILE, write_comparison
 
 
-def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> SideBySide:
+def compare(runs: Sequence[Path], output: Path, *, force: bool = False) -> ComparedRuns:
     """Read the records of run directories, write their comparison and its pages, and return it.
 
     Raises OutputExistsError where a report is there already, and PairingError where two runs

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.engines.kernels.codebook import BitsandbytesLinear
+from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
 from quantdraft.engines.kernels.dense import DenseLinear
 from quantdraft.engines.kernels.few_rows import Bf16FewRowsLinear, Int4FewRowsLinear
-from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
 from quantdraft.engines.native.weight_sources import RandomWeights
 from quantdraft.quantize.recipe import load_recipe
 

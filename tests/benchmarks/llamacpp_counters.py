@@ -6,7 +6,7 @@ Greedy, k = 4. The target is a GGUF of float32, with a float32 KV cache and with
 (--exact, the default), so that its text is transformers' own. Every draft is served beside it, and
 replayed: the GGUF's weights, dequantized by the `gguf` package and loaded by transformers, one
 teacher-forced pass in float32 over the text that llama.cpp emitted, counted by its convention
-(quantdraft.engines.llamacpp.counting). Float32 drafts must agree to the token. In the other types
+(tests.benchmarks.llamacpp_counts). Float32 drafts must agree to the token. In the other types
 llama.cpp rounds activations too (to 16 bits, or to Q8_0 in blocks of 32), so its argmax and
 replay's differ at near-ties of the draft. Times are the server's own, one short run: they say
 nothing of speed unless the machine is quiet. The last line is one JSON object.
@@ -26,19 +26,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantdraft.checkpoints.reference import embedded_prompts, pair_dir
-from quantdraft.engines.llamacpp.client import Answer, Request
-from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
 from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
-from quantdraft.engines.llamacpp.proof import answers, context_length
-from quantdraft.engines.llamacpp.proof import ms_per_token as milliseconds
-from quantdraft.engines.llamacpp.server import Serving, require_server, version
+from quantdraft.engines.llamacpp.server import require_server, version
+from quantdraft.engines.llamacpp.trial import Counted as Answer
+from quantdraft.engines.llamacpp.trial import answers
+from quantdraft.engines.measured import Request, ServerPlan
+from quantdraft.engines.measured import ms_per_token as milliseconds
 from quantdraft.errors import EngineError, QuantDraftError
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.traffic.traffic import Response, Sampling, Traffic
+from tests.benchmarks.llamacpp_counts import Counts, predicted_counts
 
 K = 4
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-EXACT = ("-ctk", "f32", "-ctv", "f32", "-ctkd", "f32", "-ctvd", "f32", "-fa", "off")
 COLUMNS = "{:<6} {:>10} {:>14} {:>14} {:>8} {:>8} {:>6} {:>9} {}"
 
 
@@ -60,8 +60,8 @@ def total(counts: list[Counts]) -> Counts:
 
 
 def counted(answer: Answer) -> Counts:
-    assert answer.num_drafts is not None
-    return Counts(answer.num_drafts, answer.num_draft_tokens, answer.num_accepted_tokens)
+    found = answer.counters
+    return Counts(found.num_drafts, found.num_draft_tokens, found.num_accepted_tokens)
 
 
 def replayed(file: Path, requests: list[Request], found: list[Answer]) -> list[Counts]:
@@ -70,7 +70,7 @@ def replayed(file: Path, requests: list[Request], found: list[Answer]) -> list[C
         str(file.parent), gguf_file=file.name, dtype=torch.float32
     ).eval()
     texts = tuple(
-        Response(str(index), request.prompt, answer.token_ids)
+        Response(str(index), request.prompt_token_ids, answer.completion.token_ids)
         for index, (request, answer) in enumerate(zip(requests, found, strict=True))
     )
     keeps = keep_probabilities(draft, Traffic(texts, Sampling()), "greedy")
@@ -78,23 +78,31 @@ def replayed(file: Path, requests: list[Request], found: list[Answer]) -> list[C
 
 
 def measured(
-    program: Path, serving: Serving, requests: list[Request], own: list[Answer], log: Path
+    program: Path,
+    plan: ServerPlan,
+    draft: Path,
+    requests: list[Request],
+    own: list[Answer],
+    log: Path,
+    arguments: tuple[str, ...],
 ) -> Counted:
     """Serve one draft, ask every prompt, replay the answers."""
-    assert serving.draft is not None
-    size = serving.draft.stat().st_size
+    size = draft.stat().st_size
     try:
-        found = answers(program, serving, requests, log)
+        found = answers(program, plan, draft, lambda _: requests, log, arguments)
     except EngineError as error:
         return Counted(size, undefined=str(error).partition(" (log: ")[0])
-    engine, replay = [counted(each) for each in found], replayed(serving.draft, requests, found)
+    engine, replay = [counted(each) for each in found], replayed(draft, requests, found)
     return Counted(
         size,
         total(engine),
         total(replay),
         sum(a == b for a, b in zip(engine, replay, strict=True)),
-        sum(a.token_ids == b.token_ids for a, b in zip(own, found, strict=True)),
-        milliseconds(found),
+        sum(
+            a.completion.token_ids == b.completion.token_ids
+            for a, b in zip(own, found, strict=True)
+        ),
+        milliseconds([each.completion for each in found]),
     )
 
 
@@ -103,7 +111,7 @@ def transformers_texts(requests: list[Request]) -> list[tuple[int, ...]]:
     target = AutoModelForCausalLM.from_pretrained(pair_dir() / "target", dtype=torch.float32)
     texts = []
     for request in requests:
-        ids = torch.tensor([request.prompt])
+        ids = torch.tensor([request.prompt_token_ids])
         out = target.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -153,14 +161,17 @@ def main() -> None:
     options = parser.parse_args()
     started, program = time.perf_counter(), require_server(options.llamacpp)
     print(f"llama-server {version(program)}, greedy, k = {K}, {options.threads} threads")
-    requests = [Request(ids, options.num_tokens, True) for ids in prompt_ids(options.num_prompts)]
-    arguments = ("-t", str(options.threads), *(EXACT if options.exact else ()))
+    asked = prompt_ids(options.num_prompts)
+    requests = [Request(ids, options.num_tokens, Sampling(), 0, ()) for ids in asked]
+    arguments = ("-t", str(options.threads))
     found: dict[str, Counted] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         target = made("target", options.target_type, options.llamacpp, directory)
-        alone = Serving(target, None, 0, context_length(requests), arguments)
-        own = answers(program, alone, requests, directory / "target.log")
+        length = max(map(len, asked)) + options.num_tokens + 16
+        plan = ServerPlan(target, "float32" if options.exact else "auto", K, length)
+        log = directory / "target.log"
+        own = answers(program, plan, None, lambda _: requests, log, arguments)
         print(
             COLUMNS.format(
                 "draft",
@@ -180,10 +191,12 @@ def main() -> None:
             except QuantDraftError as error:
                 found[kind] = Counted(0, undefined=str(error))
                 continue
-            serving = Serving(target, draft, K, alone.context_length, arguments)
-            found[kind] = measured(program, serving, requests, own, directory / f"{kind}.log")
+            log = directory / f"{kind}.log"
+            found[kind] = measured(program, plan, draft, requests, own, log, arguments)
             show(kind, found[kind], len(requests))
-    same = [a.token_ids == b for a, b in zip(own, transformers_texts(requests), strict=True)]
+    same = [
+        a.completion.token_ids == b for a, b in zip(own, transformers_texts(requests), strict=True)
+    ]
     print(f"texts of the target that are transformers' own: {sum(same)}/{len(same)}")
     print(json.dumps(summary(version(program), options, found, own, same, started)))
 
@@ -209,7 +222,7 @@ def summary(
         "is_exact": options.exact,
         "threads": options.threads,
         "target_type": options.target_type,
-        "target_ms_per_token": milliseconds(own),
+        "target_ms_per_token": milliseconds([each.completion for each in own]),
         "target_texts_equal_transformers": sum(same),
         "drafts": {name: plain(each) for name, each in found.items()},
         "seconds": round(time.perf_counter() - started, 1),

@@ -164,11 +164,12 @@ def made(gguf_type: str, llamacpp: Path, work: Path) -> Made:
 
 def served(gguf_type: str, llamacpp: Path, work: Path, asked: Any) -> Served:
     """llama-server with this draft; its rounds beside those that replay predicts of its texts."""
-    from quantdraft.engines.llamacpp.client import Request
     from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
-    from quantdraft.engines.llamacpp.proof import answers, context_length
-    from quantdraft.engines.llamacpp.server import Serving, require_server, version
+    from quantdraft.engines.llamacpp.server import require_server, version
+    from quantdraft.engines.llamacpp.trial import answers
+    from quantdraft.engines.measured import Request, ServerPlan
     from quantdraft.errors import EngineError
+    from quantdraft.traffic.traffic import Sampling
 
     started, logs = time.perf_counter(), work / "logs" / f"gguf-{gguf_type}"
     program = require_server(llamacpp)
@@ -176,19 +177,20 @@ def served(gguf_type: str, llamacpp: Path, work: Path, asked: Any) -> Served:
     directory = work / "checkpoints" / f"gguf-{gguf_type}"
     draft = directory / f"draft-{gguf_type}.gguf"
     requests = [
-        Request(r.prompt_token_ids, len(r.response_token_ids), ignores_end=True)
+        Request(r.prompt_token_ids, len(r.response_token_ids), Sampling(), 0, ())
         for r in asked.responses
     ]
-    serving = Serving(target, draft, K, context_length(requests))
+    length = max(len(each.prompt_token_ids) + each.max_tokens for each in requests) + 16
+    plan = ServerPlan(target, "auto", K, length)
     try:
-        found = answers(program, serving, requests, logs / "server.log")
+        found = answers(program, plan, draft, lambda _: requests, logs / "server.log")
     except EngineError as error:
         why = str(error).partition(" (log: ")[0]
         return Served(Tried("llamacpp", "refuses", why), None, time.perf_counter() - started)
-    texts = [answer.token_ids for answer in found]
+    texts = [answer.completion.token_ids for answer in found]
     counts = Counted(
         dtype=TARGET_TYPE,
-        engine=tuple(answer.num_drafts or 0 for answer in found),
+        engine=tuple(answer.counters.num_drafts for answer in found),
         replay=tuple(predicted(directory / "dense", asked, texts)),
         is_exact=False,  # its kernels round activations to 8 bits
         is_same_text=tuple(
@@ -206,9 +208,9 @@ def predicted(dense: Path, asked: Any, texts: list[tuple[int, ...]]) -> list[flo
     import torch
 
     from quantdraft.checkpoints.tensors.loading import load_model
-    from quantdraft.engines.llamacpp.counting import predicted_counts
     from quantdraft.measure.replay import keep_probabilities
     from quantdraft.traffic.traffic import Sampling, Traffic
+    from tests.benchmarks.llamacpp_counts import predicted_counts
 
     responses = tuple(
         replace(response, response_token_ids=text, logprobs=None)

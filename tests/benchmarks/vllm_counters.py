@@ -24,13 +24,15 @@ from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.checkpoints.tensors.unpacking import rounds_activations
-from quantdraft.engines.vllm.client import Client, Completion, Request
+from quantdraft.engines.counters import Counters
+from quantdraft.engines.measured import Completion, Request, ServerPlan, ask
+from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.engines.vllm.environment import Environment, find_vllm
-from quantdraft.engines.vllm.replies import Counters
-from quantdraft.engines.vllm.run import Fleet, blamed_on, not_ready
-from quantdraft.engines.vllm.settings import Serving
+from quantdraft.engines.vllm.measured import MeasuredVllm, VllmInstallation
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served.cross_check import rounds_replayed
+from quantdraft.measure.served.fleet import Fleet, blamed_on
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
@@ -79,17 +81,18 @@ def counted(
     ]
     has_rounding = rounds_activations(open_checkpoint(path))
     for dtype in dtypes:
-        serving = Serving(pair_dir() / "target", dtype, K, "greedy", 512, 0, {})
-        fleet = Fleet(environment, serving, {path.name: path}, log_dir / dtype)
+        plan = ServerPlan(pair_dir() / "target", dtype, K, 512)
+        ours = MeasuredVllm(), VllmInstallation(environment)
+        fleet = Fleet(*ours, plan, {path.name: path}, log_dir / dtype)
         with fleet.start(path.name) as server:
-            reason = not_ready(server, requests)
+            reason = fleet.failure(path.name, server, requests)
             if reason is not None:
                 said, _, _ = reason.partition(" (log: ")  # which goes with the temporary directory
                 reasons.append(f"{dtype}: {said}")
                 continue
             with blamed_on({path.name: server}):
-                client = Client(server.url)
-                answers = [client.ask(request) for request in requests]
+                client = VllmClient(server.url)
+                answers = [ask(client, request) for request in requests]
         replay, same = replayed(path, traffic, answers)
         engine = tuple(c.num_drafts for _, c in answers)
         seconds = time.perf_counter() - started
@@ -175,12 +178,14 @@ def main() -> None:
 def captured(name: str, directory: Path, num_prompts: int, num_tokens: int) -> Traffic:
     """The target's own greedy responses to an embedded set of prompts."""
     return capture(
-        str(pair_dir() / "target"),
-        pair_dir() / f"{name}.jsonl",
-        directory / f"{name}.jsonl",
-        sampling=Sampling(),
-        max_new_tokens=num_tokens,
-        limit=num_prompts,
+        CaptureSettings(
+            str(pair_dir() / "target"),
+            pair_dir() / f"{name}.jsonl",
+            directory / f"{name}.jsonl",
+            sampling=Sampling(),
+            max_new_tokens=num_tokens,
+            limit=num_prompts,
+        )
     )
 
 

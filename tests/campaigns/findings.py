@@ -58,7 +58,7 @@ BY_FUZZING = (
     ("stages: a kept part of another shape", "it is computed again"),
     (
         "vLLM's counters: `1e999`, `-`, and positions that came or went between two readings",
-        "`engines.vllm.replies` refuses what is no count",
+        "`engines.counters` refuses what is no count",
     ),
 )
 BY_READING = (

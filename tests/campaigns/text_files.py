@@ -11,7 +11,9 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.common.resume import key_of, stage
-from quantdraft.engines.vllm.replies import completion_piece, parse_counters, parse_event
+from quantdraft.engines.counters import parse_counters
+from quantdraft.engines.http_client import parse_event
+from quantdraft.engines.vllm.client import COUNTERS, completion_piece
 from quantdraft.judge.verdict.policy import Policy, load_policy
 from quantdraft.quantize.ledger import project
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe, recipes_dir
@@ -182,10 +184,10 @@ def _replies(root: Path) -> list[Format]:
     metrics, event = root / "metrics", root / "event"
     choice = {"index": 0, "text": "x", "token_ids": [1, 2], "finish_reason": None}
     piece = json.dumps({"id": "c", "choices": [choice], "usage": {}}).encode()
-    before = parse_counters(METRICS.decode())
+    before = parse_counters(METRICS.decode(), COUNTERS)
 
     def counted() -> None:
-        parse_counters(metrics.read_bytes().decode("utf-8", "replace")).since(before)
+        parse_counters(metrics.read_bytes().decode("utf-8", "replace"), COUNTERS).since(before)
 
     def streamed() -> None:
         found = parse_event(event.read_bytes())

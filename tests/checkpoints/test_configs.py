@@ -42,7 +42,7 @@ BY_GROUP = {"num_bits": 4, "type": "int", "strategy": "group"}
         ({"quantization_config": "gptq"}, "quantization_config"),
         ({"quantization_config": {"quant_method": "gptq"}}, "needs 'bits'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 0}}, "is 0"),
-        ({"quantization_config": {"ignore": ["re:("]}}, "is no pattern"),
+        ({"quantization_config": {"ignore": ["re:("]}}, "is not a pattern"),
         ({"quantization_config": {"config_groups": {"a": {"weights": {}}}}}, "targets"),
         (
             {"quantization_config": {"config_groups": {"a": GROUP | {"weights": {"type": "int"}}}}},

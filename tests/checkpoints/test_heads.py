@@ -25,7 +25,7 @@ from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, Rec
 from quantdraft.measure.models import open_models
 from quantdraft.measure.settings import ModelSettings
 from quantdraft.quantize.apply import applied_lines, apply
-from quantdraft.quantize.head_recipes import recipe_for_head
+from quantdraft.quantize.fitting import recipe_for_head
 from quantdraft.quantize.ledger import byte_ledger, project
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import load_recipe
@@ -291,8 +291,8 @@ def _break_scale(tensors: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_shift_ids, "'d2t' was to stay"),
-        (_flip_norm, "'norm.weight' was to stay"),
+        (_shift_ids, "'d2t' should be unchanged"),
+        (_flip_norm, "'norm.weight' should be unchanged"),
         (_double_scales, "down_proj' is .* away"),
         (_break_scale, "no scale"),
     ],

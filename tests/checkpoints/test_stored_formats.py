@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quantdraft.checkpoints.stored_formats import (
-    SCHEMES,
-    kv_scales,
-    linear_modules,
-    matches,
-    stored_format,
-)
+from quantdraft.checkpoints.formats import SCHEMES
+from quantdraft.checkpoints.stored_formats import kv_scales, linear_modules, matches, stored_format
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe
 from quantdraft.quantize.recipe_formats import (

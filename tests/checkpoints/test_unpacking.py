@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from quantdraft.checkpoints.stored_formats import SCHEMES  # noqa: E402
+from quantdraft.checkpoints.formats import SCHEMES  # noqa: E402
 from quantdraft.checkpoints.tensors.unpacking import (  # noqa: E402
     Codebook,
     Unpacked,

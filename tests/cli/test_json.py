@@ -86,7 +86,7 @@ def test_views_of_a_run(run_dir: Path, tmp_path: Path):
     record = json.loads((run_dir / "evaluation.json").read_text())
     assert document("report", run_dir)["verdict"] == record["verdict"]
     shown = document("compare", run_dir, "-o", tmp_path / "comparison")
-    assert shown == json.loads((tmp_path / "comparison" / "report.json").read_text())
+    assert shown == json.loads((tmp_path / "comparison" / "comparison.json").read_text())
 
 
 def test_an_export(tiny_pair: Pair, candidate: Path, run_dir: Path, tmp_path: Path):

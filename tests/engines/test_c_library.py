@@ -39,29 +39,29 @@ def small_sources(monkeypatch, tmp_path) -> Path:
 def test_without_a_compiler_the_reason_is_said(cache, monkeypatch):
     monkeypatch.setattr(c_library.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="no C compiler"):
-        c_library._built()
+        c_library._build()
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ValueError, match="the C compiler failed"):
-        c_library._built()
+        c_library._build()
     assert not list(cache.iterdir())
 
 
 def test_a_compilers_complaint_is_quoted(cache, small_sources):
     (small_sources / "answer.c").write_text("this is not C\n")
     with pytest.raises(ValueError, match=r"the C compiler failed: .*answer\.c"):
-        c_library._built()
+        c_library._build()
     assert not list(cache.iterdir())
 
 
 def test_one_build_serves_until_a_source_or_a_header_changes(cache, small_sources, monkeypatch):
-    first = c_library._built()
+    first = c_library._build()
     monkeypatch.setenv("CC", "false")
-    assert c_library._built() == first
+    assert c_library._build() == first
     (small_sources / "answer.h").write_text("#define ANSWER 42\n")
     with pytest.raises(ValueError, match="the C compiler failed"):
-        c_library._built()
+        c_library._build()
     monkeypatch.setenv("CC", shutil.which("cc") or "gcc")
-    assert c_library._built() != first
+    assert c_library._build() != first
     assert len(list(cache.iterdir())) == 2
 
 
@@ -69,10 +69,10 @@ def test_a_cache_that_cannot_be_written_and_a_cpu_without_avx2_are_reasons(monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ValueError, match="could not be built"):
-        c_library._library.__wrapped__(None)
+        c_library._load_fastest.__wrapped__(None)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": False})
     with pytest.raises(ValueError, match="no AVX2"):
-        c_library._library.__wrapped__(None)
+        c_library._load_fastest.__wrapped__(None)
 
 
 def test_the_fastest_set_of_the_cpu_is_taken_unless_the_environment_names_another(monkeypatch):
@@ -81,7 +81,7 @@ def test_the_fastest_set_of_the_cpu_is_taken_unless_the_environment_names_anothe
     assert c_library.available_sets() == ["avx512", "avx_vnni", "avx2"]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "fma3": True})
     assert c_library.available_sets() == ["avx2"]
-    assert c_library._library.__wrapped__(None)[0] == "avx2"
+    assert c_library._load_fastest.__wrapped__(None)[0] == "avx2"
     monkeypatch.setenv(c_library.VARIABLE, "avx10")
     with pytest.raises(ValueError, match="this CPU has no avx10"):
         c_library.instruction_set()
@@ -93,7 +93,7 @@ def test_a_compiler_that_does_not_know_a_set_builds_the_next(monkeypatch):
     unknown = c_library.InstructionSet(("avx2",), ("-mno-such-instructions",))
     avx2 = c_library.INSTRUCTION_SETS["avx2"]
     monkeypatch.setattr(c_library, "INSTRUCTION_SETS", {"newest": unknown, "avx2": avx2})
-    assert c_library._library.__wrapped__(None)[0] == "avx2"
+    assert c_library._load_fastest.__wrapped__(None)[0] == "avx2"
     monkeypatch.setattr(c_library, "INSTRUCTION_SETS", {"newest": unknown})
     with pytest.raises(ValueError, match="the C compiler failed"):
-        c_library._library.__wrapped__(None)
+        c_library._load_fastest.__wrapped__(None)

@@ -15,7 +15,7 @@ from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequant
 from quantdraft.engines.kernels import KERNELS, NoKernelError, cuda
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
-from quantdraft.engines.kernels.layout import pad_matrix
+from quantdraft.engines.kernels.linear import pad_matrix
 
 IN, OUT = 1024, 256
 FP8 = torch.float8_e4m3fn
@@ -56,7 +56,7 @@ def test_padding_adds_zeros_below_and_to_the_right():
 
 @pytest.mark.parametrize("dtype", [torch.int8, FP8])
 def test_rounded_rows_are_what_the_scheme_says(dtype):
-    from quantdraft.checkpoints.stored_formats import SCHEMES
+    from quantdraft.checkpoints.formats import SCHEMES
 
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     rounded, step = cuda.round_rows(x, dtype)
@@ -153,7 +153,7 @@ TOLERANCE = 2e-2
     ],
 )
 def test_every_cuda_kernel_equals_the_dequantized_product(fmt, index, has_zero, shape, rows):
-    from quantdraft.checkpoints.stored_formats import SCHEMES
+    from quantdraft.checkpoints.formats import SCHEMES
 
     kernels = KERNELS["cuda", fmt]
     if index >= len(kernels) or (fmt == "fp8-block" and shape[1] % 128):

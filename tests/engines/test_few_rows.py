@@ -143,13 +143,13 @@ def test_a_kernels_name_tells_its_instruction_set(instructions):
 def test_what_the_kernels_cannot_take_is_said():
     with pytest.raises(ValueError, match="not stored in bfloat16"):
         Bf16FewRowsLinear(torch.ones(4, 32), None, torch.float32)
-    with pytest.raises(ValueError, match="24 columns are no multiple of 16"):
+    with pytest.raises(ValueError, match="24 columns are not a multiple of 16"):
         Bf16FewRowsLinear(torch.ones(4, 24, dtype=torch.bfloat16), None, torch.float32)
     for given, dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
         with pytest.raises(ValueError, match="not stored and multiplied in float32"):
             F32FewRowsLinear(torch.ones(4, 32, dtype=given), None, dtype)
     for kernel in (Int8FewRowsLinear, Int8DynamicFewRowsLinear):
-        with pytest.raises(ValueError, match="48 columns are no multiple of 32"):
+        with pytest.raises(ValueError, match="48 columns are not a multiple of 32"):
             kernel(of_one_value(1, 4, 48), None, torch.float32)
     with pytest.raises(ValueError, match="more than 65536 columns leave 32 bits"):
         Int8DynamicFewRowsLinear(of_one_value(1, 4, 65536 + 32), None, torch.float32)

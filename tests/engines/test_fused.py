@@ -19,9 +19,10 @@ from quantdraft.engines.kernels.few_rows import (
     Int8FewRowsLinear,
 )
 from quantdraft.engines.kernels.operations import operations_fault
+from quantdraft.engines.native import fused as fusion
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
-from quantdraft.engines.native.fusing import SideBySide
+from quantdraft.engines.native.fusing import JoinedLinears
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
 
@@ -86,7 +87,7 @@ def operations_decoder(kind: str = "bf16") -> Decoder:
             made = [
                 of_kind(name, part, own) for (part, name), own in zip(parts, biases, strict=True)
             ]
-            return SideBySide(made, [first, len(weight) - first])
+            return JoinedLinears(made, [first, len(weight) - first])
         return of_kind(kind, weight, bias)
 
     model = random_decoder(dim=16, hidden=64, intermediate=96, has_bias=True, linear=linear)
@@ -268,8 +269,8 @@ def test_logits_of_an_earlier_pass_stay_as_they_are():
 def test_the_memory_of_passes_is_kept_within_its_limit(monkeypatch):
     model = random_decoder()
     fused = FusedDecoder(model, 1, 64, torch.float32)
-    one = fused._made((1, 1, None, 1)).num_bytes
-    monkeypatch.setattr("quantdraft.engines.native.fused.KEPT_BYTES", 5 * one)
+    one = fused._make_pass((1, 1, None, 1)).num_bytes
+    monkeypatch.setattr(fusion, "KEPT_BYTES", 5 * one)
     for m, _ in itertools.product((1, 2, 3, 4, 5, 8), range(2)):
         fused.forward(torch.zeros(1, m, dtype=torch.long), torch.arange(m)[None])
         assert sum(each.num_bytes for each in fused._passes.values()) <= 5 * one

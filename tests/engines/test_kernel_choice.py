@@ -226,7 +226,7 @@ def test_a_kernel_left_far_behind_runs_less_often():
 
     timers = {"slow": timer("slow", 3.0), "fast": timer("fast", 1.0)}
     timers["hopeless"] = timer("hopeless", 500.0)
-    assert trials._fastest_of(timers) == {"slow": 3.0, "fast": 1.0, "hopeless": 500.0}
+    assert trials._least_seconds(timers) == {"slow": 3.0, "fast": 1.0, "hopeless": 500.0}
     assert calls == {"slow": 2, "fast": trials.NUM_ROUNDS, "hopeless": 1}
 
 
@@ -248,7 +248,7 @@ def test_first_outputs_keep_their_scales():
 
 
 def test_a_kernel_that_is_alone_is_not_timed(candidates, monkeypatch):
-    monkeypatch.setattr(trials, "_timed", None)
+    monkeypatch.setattr(trials, "_make_timer", None)
     candidates(FastTogether, Refusing)
     assert linear().kernel == "fast_together"
 
@@ -331,4 +331,4 @@ def test_a_kernel_that_is_an_operation_is_timed_as_one(monkeypatch):
         pytest.skip(f"not offered on this machine: {operations_fault()}")
     kernel = Bf16FewRowsLinear(torch.ones(4, 16, dtype=torch.bfloat16), None, torch.float32)
     monkeypatch.setattr(kernel, "forward", None)
-    assert trials._timed(kernel, torch.ones(2, 16))() > 0
+    assert trials._make_timer(kernel, torch.ones(2, 16))() > 0

@@ -7,7 +7,7 @@ import torch
 
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, NoKernelError, kernels_for
-from quantdraft.engines.kernels.codebook import BitsandbytesLinear
+from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
 from quantdraft.engines.kernels.cpu import (
     Int4Linear,
     Int8DynamicLinear,
@@ -21,7 +21,6 @@ from quantdraft.engines.kernels.dequantizing import (
     Int8DequantizingLinear,
     pack_halves,
 )
-from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
 from quantdraft.engines.kernels.packed_products import _products
 
 OUT, IN = 96, 256

@@ -9,32 +9,38 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantdraft.checkpoints.reference import embedded_prompts
 from quantdraft.engines.engine import LaunchPair
-from quantdraft.engines.llamacpp.client import Client, Request
-from quantdraft.engines.llamacpp.counting import Counts, predicted_counts
+from quantdraft.engines.llamacpp.client import LlamacppClient
 from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
-from quantdraft.engines.llamacpp.proof import context_length, load_and_speculate
+from quantdraft.engines.llamacpp.measured import MeasuredLlamacpp
 from quantdraft.engines.llamacpp.server import (
     LOG,
-    Serving,
     find_server,
+    llamacpp_command,
+    llamacpp_variables,
     require_server,
-    server_command,
-    server_variables,
     version,
 )
+from quantdraft.engines.llamacpp.trial import load_and_speculate, max_model_len
+from quantdraft.engines.measured import Request, ServerPlan
 from quantdraft.engines.process import free_port, running
 from quantdraft.engines.registry import ENGINES
 from quantdraft.errors import EngineError
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.traffic.traffic import Sampling
+from quantdraft.workflows.export import gguf_check
 from quantdraft.workflows.export.gguf_check import try_server
 from quantdraft.workflows.export.target import Target
 from tests import fake_llamacpp
+from tests.benchmarks.llamacpp_counts import Counts, predicted_counts
 
 ROOT = Path(__file__).parents[2]
 PLAN: dict[str, Any] = {
@@ -45,6 +51,8 @@ PLAN: dict[str, Any] = {
     "rounds": 3,
     "ms": 30.0,
 }
+
+PLAN_5 = ServerPlan(Path("/t"), "auto", 5, 512)
 
 
 @pytest.fixture
@@ -140,11 +148,12 @@ def test_logs_stay_where_they_are_wanted(fake, tmp_path):
 def test_every_setting_that_changes_the_text_is_sent(fake, tmp_path):
     plan(tmp_path, bodies=str(tmp_path / "bodies"))
     speculate(fake, max_tokens=7)
-    sent = [json.loads(line) for line in (tmp_path / "bodies").read_text().splitlines()]
+    bodies = [json.loads(line) for line in (tmp_path / "bodies").read_text().splitlines()]
+    sent = [body for body in bodies if "prompt" in body]  # the others are texts to tokenize
     wanted = {"temperature": 0.0, "n_predict": 7, "cache_prompt": False, "return_tokens": True}
     assert all({key: body[key] for key in wanted} == wanted for body in sent)
     # Each server: a warm-up with the first prompt, then both.
-    assert [body["prompt"] for body in sent] == ["a", "a", [1, 2]] * 2
+    assert [body["prompt"] for body in sent] == [[1], [1], [1, 2]] * 2
 
 
 def test_a_refusal_is_one_line(fake, tmp_path):
@@ -155,30 +164,30 @@ def test_a_refusal_is_one_line(fake, tmp_path):
 
 def test_nobody_there_is_an_error_with_the_address():
     with pytest.raises(EngineError, match=r"127.0.0.1:\d+ does not answer"):
-        Client(f"http://127.0.0.1:{free_port()}").ask(Request("a", 1))
+        LlamacppClient(f"http://127.0.0.1:{free_port()}").complete(
+            Request((1,), 1, Sampling(), 0, ())
+        )
 
 
 def test_the_servers_tokenizer_is_asked(fake, tmp_path):
     program, port = require_server(fake), free_port()
-    command = server_command(program, Serving(Path("/t.gguf"), None, 0, 512), port)
+    command = llamacpp_command(program, ServerPlan(Path("/t.gguf"), "auto", 0, 512), None, port)
     with running(command, port, tmp_path / "log", os.environ, LOG) as server:
         server.wait_until_healthy(30)
-        assert Client(server.url).tokenize("four") == (4,)
+        assert LlamacppClient(server.url).tokenize("four") == (4,)
 
 
 # The command line
 
 
 def test_the_command_is_the_exported_launch_line_on_the_loopback():
-    command = server_command(
-        Path("/b/llama-server"), Serving(Path("/t"), Path("/d"), 5, 512, ("-t", "1")), 1234
-    )
+    command = llamacpp_command(Path("/b/llama-server"), PLAN_5, Path("/d"), 1234, ("-t", "1"))
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[-6:-4] == ["-t", "1"]  # and then ours, which win
     launched = ENGINES["llamacpp"].launch(LaunchPair("/t", Path("/d"), 5)).split()
     assert set(launched[1:]) <= set(command)
     assert command[command.index("--spec-draft-p-min") + 1] == "0"
-    alone = server_command(Path("/b"), Serving(Path("/t"), None, 0, 512), 1234)
+    alone = llamacpp_command(Path("/b"), PLAN_5, None, 1234)
     assert not any("spec" in word or word == "-md" for word in alone)
 
 
@@ -201,7 +210,7 @@ def test_a_server_hears_nothing_of_options_in_the_environment(monkeypatch):
     monkeypatch.setenv("LLAMA_ARG_SPEC_DRAFT_P_MIN", "0.9")
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    found = server_variables()
+    found = llamacpp_variables()
     assert not found.keys() & {"LLAMA_ARG_SPEC_DRAFT_P_MIN", "HF_TOKEN"}
     assert found["OMP_WAIT_POLICY"] == "passive"
 
@@ -215,8 +224,9 @@ def test_a_program_that_is_no_server_is_refused(tmp_path):
 
 
 def test_the_context_holds_the_longest_answer_and_a_proposal():
-    assert context_length([Request((1,) * 700, 100), Request("a", 3)]) > 800
-    assert context_length([Request("a", 3)]) == 512
+    assert max_model_len([(1,) * 700, "a"], 100) > 800
+    command = llamacpp_command(Path("/b"), replace(PLAN_5, max_model_len=3), None, 1234)
+    assert command[command.index("-c") + 1] == "512"
 
 
 def test_the_reason_is_an_error_and_not_its_echo(tmp_path):
@@ -270,6 +280,19 @@ def test_every_token_is_the_prompts_a_rounds_or_the_last_step():
             assert len(is_kept) - 1 - in_rounds in (0, 1)
 
 
+def test_rounds_are_those_of_the_text_without_its_last_token():
+    """What `evaluate` replays: the convention differs from the others' in the last round alone."""
+    engine = MeasuredLlamacpp()
+    for seed in range(64):
+        is_kept = [bool(seed >> bit & 1) for bit in range(6)] * 3
+        for length in range(1, len(is_kept) + 1):
+            cut = engine.num_round_tokens(length, is_cut=True)
+            for k in (1, 2, 5):
+                keep = np.array(is_kept[:cut], float)
+                replayed = replay_rounds(["p"], [keep], [k]).num_drafts[0][0]
+                assert replayed == predicted_counts(is_kept[:length], k).rounds
+
+
 # The proof of an export
 
 
@@ -321,7 +344,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(fake, tmp_path):
 
 
 def test_a_large_target_is_not_converted_for_the_proof(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("quantdraft.workflows.export.gguf_check.MAX_TARGET_BYTES", 3)
+    monkeypatch.setattr(gguf_check, "MAX_TARGET_BYTES", 3)
     (tmp_path / "model.safetensors").write_bytes(b"four")
     found = try_server(conversion(fake), Path("/d.gguf"), Target(str(tmp_path), {}), 4)
     assert "too large to be converted" in found.warnings[0]
@@ -362,26 +385,27 @@ def test_llamacpps_counters_are_replays(llamacpp, tmp_path):
     from transformers import AutoModelForCausalLM
 
     from quantdraft.checkpoints.reference import pair_dir
-    from quantdraft.engines.llamacpp.proof import answers
+    from quantdraft.engines.llamacpp.trial import answers
     from quantdraft.measure.replay import keep_probabilities
-    from quantdraft.traffic.traffic import Response, Sampling, Traffic
+    from quantdraft.traffic.traffic import Response, Traffic
 
     draft = converted(pair_dir() / "draft", "f32", "draft", llamacpp, tmp_path)
     target = converted(pair_dir() / "target", "f32", "target", llamacpp, tmp_path)
-    requests = [Request((9, 300, 17, 42), 48, True), Request((1000, 8, 8), 48, True)]
-    exact = ("-t", "1", "-fa", "off", "-ctkd", "f32", "-ctvd", "f32")
-    serving = Serving(target, draft, 4, context_length(requests), exact)
-    found = answers(require_server(llamacpp), serving, requests, tmp_path / "log")
+    requests = [Request(ids, 48, Sampling(), 0, ()) for ids in ((9, 300, 17, 42), (1000, 8, 8))]
+    plan = ServerPlan(target, "float32", 4, 512)
+    program, log = require_server(llamacpp), tmp_path / "log"
+    found = answers(program, plan, draft, lambda _: requests, log, ("-t", "1"))
     model = AutoModelForCausalLM.from_pretrained(
         str(tmp_path), gguf_file=draft.name, dtype=torch.float32
     )
     texts = [
-        Response(str(i), r.prompt, a.token_ids)
+        Response(str(i), r.prompt_token_ids, a.completion.token_ids)
         for i, (r, a) in enumerate(zip(requests, found, strict=True))
     ]
     keeps = keep_probabilities(model, Traffic(tuple(texts), Sampling()), "greedy")
     predicted = [predicted_counts([bool(each) for each in keep], 4) for keep in keeps]
-    counted = [Counts(a.num_drafts, a.num_draft_tokens, a.num_accepted_tokens) for a in found]
+    counters = [each.counters for each in found]
+    counted = [Counts(c.num_drafts, c.num_draft_tokens, c.num_accepted_tokens) for c in counters]
     assert counted == predicted
     assert sum(each.accepted for each in counted) > 0
 

@@ -19,7 +19,7 @@ from quantdraft.engines.kernels.dense import DenseLinear
 from quantdraft.engines.native import model as native
 from quantdraft.engines.native.model import largest_packing, load_native, promised_bytes
 from quantdraft.engines.native.session import Session
-from quantdraft.engines.native.weight_sources import RandomWeights, kernel_format, stored_weights
+from quantdraft.engines.native.weight_sources import RandomWeights, stored_weights
 from quantdraft.judge.verdict import not_quantized
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
@@ -84,7 +84,7 @@ def test_every_kernel_of_a_cpu_holds_a_weight_in_about_its_formats_bytes(tiny_pa
     for recipe in ("int4", "int8", "int8-weight-only", "int8-bnb", "nf4", "fp4"):
         source = RandomWeights(shape, load_recipe(recipe))
         module, fmt = next(iter(source.formats.items()))
-        kinds = kernels_for("cpu", kernel_format(fmt))
+        kinds = kernels_for("cpu", fmt.name)
         groups = (32, 64, 128) if recipe == "int4" else (None,)
         for group in groups:
             weight = source.weight(module)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from quantdraft.engines.vllm.replies import (
-    Counters,
-    completion_piece,
-    error_message,
-    parse_counters,
-    parse_event,
-    without_password,
-)
+from quantdraft.engines.counters import Counters, parse_counters
+from quantdraft.engines.http_client import error_message, parse_event, without_password
+from quantdraft.engines.vllm.client import COUNTERS, completion_piece
 from quantdraft.errors import EngineError
 
 PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
@@ -20,16 +15,16 @@ PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 @pytest.mark.parametrize("value", ["1e999", "-", "e", "1.2.3", "+-1"])
 def test_a_counter_that_is_no_count_is_refused(value):
     with pytest.raises(EngineError, match="no count"):
-        parse_counters(f"vllm:generation_tokens_total {value}\n")
+        parse_counters(f"vllm:generation_tokens_total {value}\n", COUNTERS)
 
 
 def test_counters_of_others_are_not_read():
     text = 'vllm:kv_cache_usage_perc{engine="0"} 1e999\nvllm:generation_tokens_total 3.0\n'
-    assert parse_counters(text).num_tokens == 3
+    assert parse_counters(text, COUNTERS).num_tokens == 3
 
 
 def test_positions_that_come_or_go_between_readings_are_refused():
-    before = parse_counters(f'{PER_POS}{{position="0"}} 1.0\n')
+    before = parse_counters(f'{PER_POS}{{position="0"}} 1.0\n', COUNTERS)
     with pytest.raises(EngineError, match="restarted"):
         Counters(0, 0, 0, (1, 2)).since(before)
 

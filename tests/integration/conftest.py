@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.engines.measured import ServerPlan
 from quantdraft.engines.process import Server
 from quantdraft.engines.vllm.environment import Environment, find_vllm
-from quantdraft.engines.vllm.run import Fleet
-from quantdraft.engines.vllm.settings import Serving
+from quantdraft.engines.vllm.measured import MeasuredVllm, VllmInstallation
+from quantdraft.measure.served.fleet import Fleet
 
 K = 4
 
@@ -25,17 +26,19 @@ def vllm() -> Environment:
 
 
 @pytest.fixture(scope="session")
-def serving() -> Serving:
+def plan() -> ServerPlan:
     """What every server here serves."""
-    return Serving(pair_dir() / "target", "float32", K, "greedy_draft", 512, 0, {})
+    return ServerPlan(pair_dir() / "target", "float32", K, 512, "greedy_draft")
 
 
 @pytest.fixture(scope="session")
 def server(
-    vllm: Environment, serving: Serving, tmp_path_factory: pytest.TempPathFactory
+    vllm: Environment, plan: ServerPlan, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A server with the embedded draft."""
     logs = tmp_path_factory.mktemp("vllm")
-    with Fleet(vllm, serving, {"candidate": pair_dir() / "draft"}, logs).start("candidate") as ours:
+    drafts = {"candidate": pair_dir() / "draft"}
+    fleet = Fleet(MeasuredVllm(), VllmInstallation(vllm), plan, drafts, logs)
+    with fleet.start("candidate") as ours:
         ours.wait_until_healthy()
         yield ours

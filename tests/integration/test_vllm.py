@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from quantdraft.checkpoints.reference import pair_dir
+from quantdraft.engines.measured import ServerPlan
 from quantdraft.engines.process import Server
 from quantdraft.engines.vllm.environment import Environment
-from quantdraft.engines.vllm.run import Fleet, not_ready
-from quantdraft.engines.vllm.settings import Serving, require_known_keys
+from quantdraft.engines.vllm.measured import MeasuredVllm, VllmInstallation
+from quantdraft.engines.vllm.settings import require_known_keys
 from quantdraft.judge.verdict.alarms import MAX_FLIPS
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.measure.capture import capture
+from quantdraft.measure.served.fleet import Fleet
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, ServedRequest
@@ -32,12 +35,14 @@ def evaluated(tmp_path: Path, sampling: Sampling, **options: object) -> Evaluati
     """The embedded draft against itself: what the servers do is what is tested."""
     traffic = tmp_path / "traffic.jsonl"
     capture(
-        str(TARGET),
-        pair_dir() / "prompts.jsonl",
-        traffic,
-        sampling=sampling,
-        max_new_tokens=NUM_TOKENS,
-        limit=NUM_PROMPTS,
+        CaptureSettings(
+            str(TARGET),
+            pair_dir() / "prompts.jsonl",
+            traffic,
+            sampling=sampling,
+            max_new_tokens=NUM_TOKENS,
+            limit=NUM_PROMPTS,
+        )
     )
     settings = {"candidate": str(DRAFT)} | options
     evaluation, _ = evaluate(
@@ -106,14 +111,15 @@ def test_at_a_temperature_the_wheel_accepts_too_little_and_the_alarm_says_so(
 
 
 def test_a_format_without_a_kernel_has_vllms_own_reason(
-    vllm: Environment, serving: Serving, tmp_path: Path
+    vllm: Environment, plan: ServerPlan, tmp_path: Path
 ):
     if vllm.device_type != "cpu":
         pytest.skip("a GPU runs this format")
     apply(load_recipe("int8-weight-only"), str(DRAFT), tmp_path / "w8a16")
-    fleet = Fleet(vllm, serving, {"candidate": tmp_path / "w8a16"}, tmp_path)
+    drafts = {"candidate": tmp_path / "w8a16"}
+    fleet = Fleet(MeasuredVllm(), VllmInstallation(vllm), plan, drafts, tmp_path)
     with fleet.start("candidate") as ours:
-        reason = not_ready(ours, ())
+        reason = fleet.failure("candidate", ours, ())
     assert reason is not None
     assert "uint8b128" in reason
     assert str(tmp_path / "vllm-candidate.log") in reason
@@ -126,7 +132,7 @@ def test_three_arms_and_a_control_are_served_and_compared(vllm: Environment, tmp
         tmp_path,
         Sampling(),
         candidate=str(tmp_path / "candidates" / "int8"),
-        python=Path(vllm.python),
+        path=Path(vllm.python),
     )
     served = evaluation.served
     assert served.undefined == {}

@@ -9,8 +9,8 @@ import pytest
 
 from quantdraft.judge.advice import diagnoses, explained, explaining
 from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.advice.sides import side, state_if
-from quantdraft.judge.comparison.contrasts import Term, contrast
+from quantdraft.judge.advice.limits import side, state_if
+from quantdraft.judge.comparison.slices import Term, contrast
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict import Policy
 from quantdraft.record import (
@@ -176,7 +176,7 @@ def test_a_report_has_one_limit_for_a_dear_draft_and_says_it_once() -> None:
     explained_ = explained(made, Policy())
     text = " ".join(render_terminal(explained_).split())
     assert "85 %" not in text
-    assert "α under 90 % without a speedup over 1.00 ×" in text
+    assert "α under 90 % without a speedup over 1.000×" in text
     assert "too dear" not in text
 
 

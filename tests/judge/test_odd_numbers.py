@@ -24,10 +24,10 @@ from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
 from quantdraft.measure.filters import usable, without_repeats
 from quantdraft.measure.generation import generate
-from quantdraft.measure.probabilities import keeps_on_disk
+from quantdraft.measure.probabilities import open_file_store
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.traffic import jsonl as lines
-from quantdraft.traffic.prompts import Prompt, encode_prompts, read_prompts
+from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 from tests.judge.test_comparison import noisy_latency
@@ -158,8 +158,8 @@ def test_responses_within_the_models_positions_stay(model):
 def test_prompts_in_every_script_survive_the_tokenizer(tiny_pair):
     tokenizer = load_tokenizer(tiny_pair.target)
     prompts = [Prompt(str(i), text=text) for i, text in enumerate(SCRIPTS)]
-    for text, ids in zip(SCRIPTS, encode_prompts(prompts, tokenizer), strict=True):
-        assert tokenizer.decode(list(ids)) == text
+    for text, prompt in zip(SCRIPTS, prompts, strict=True):
+        assert tokenizer.decode(list(encode_prompt(prompt, tokenizer))) == text
 
 
 def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
@@ -178,12 +178,12 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
 
     first, second = Killed(), FakeDraft()
     with (
-        keeps_on_disk(tmp_path, "keep", {}, lengths) as keeps,
+        open_file_store(tmp_path, "keep", {}, lengths) as keeps,
         pytest.raises(KeyboardInterrupt),
     ):
         keep_probabilities(first, traffic, "greedy", keeps=keeps)
     done: list[int] = []
-    with keeps_on_disk(tmp_path, "keep", {}, lengths) as keeps:
+    with open_file_store(tmp_path, "keep", {}, lengths) as keeps:
         found = keep_probabilities(second, traffic, "greedy", done.append, keeps)
     assert first.num_rows >= 4
     assert first.num_rows + second.num_rows == 10

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quantdraft.judge.projection import project_speed
+from quantdraft.judge.speedup import project_speed
 from tests.example_evaluation import evaluation as example_evaluation
 
 

@@ -7,8 +7,13 @@ import pytest
 
 from quantdraft.errors import PairingError
 from quantdraft.judge.comparison import Bootstrap
-from quantdraft.judge.comparison.focus import timed_throughout, widths_near_best
-from quantdraft.judge.comparison.times import Timed, time_ratio, timed_steps
+from quantdraft.judge.comparison.times import (
+    Timed,
+    time_ratio,
+    timed_steps,
+    timed_throughout,
+    widths_near_best,
+)
 from quantdraft.record import ArmLatency, Latency, StepSamples
 
 QUICK = Bootstrap(num_resamples=500)

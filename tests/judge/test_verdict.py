@@ -126,7 +126,7 @@ def live(
         (FASTER, PAYS, "go", "int4 is 6.3 % faster than the bf16 draft"),
         (SLOWER, PAYS, "no-go", "int4 is 3.1 % slower than the bf16 draft"),
         (A_LITTLE, PAYS, "no-go", "less than the +2.0 % asked for"),
-        (FASTER, SKIP, "no-go", "0.93 × (0.91 to 0.95) as fast as the target alone"),
+        (FASTER, SKIP, "no-go", "0.930× (0.910× to 0.950×) as fast as the target alone"),
         (OPEN, PAYS, "inconclusive", "the limit of +2.0 % lies inside"),
         (FASTER, PERHAPS, "inconclusive", "whether it beats the target alone is open"),
         (OPEN, SKIP, "no-go", "as fast as the target alone"),

@@ -21,11 +21,12 @@ from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, t
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
-from quantdraft.traffic.traffic import Sampling, Traffic, write_traffic
+from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import VOCAB_SIZE, save_tokenizer
 from tests.evaluation_settings import changed, evaluation_settings
 from tests.fake_vllm import FakeServer, K, Script, serving
+from tests.traffic.files import write_traffic
 
 CPU = torch.device("cpu")
 NUM_TOKENS, AT = 20, 8  # of a response; where it parts from the target's own
@@ -244,7 +245,7 @@ def test_the_servers_text_is_held_against_the_traffics_in_the_same_way(
     }
     given = traffic_of(tied, tied.answers[0] if num_short else tied.parted)
     with serving(FakeServer(scripts)) as url:
-        evaluation = evaluated(tied, tmp_path, given, engine="vllm", vllm_url=(url,))
+        evaluation = evaluated(tied, tmp_path, given, engine="vllm", urls=(url,))
     requests = evaluation.served.arms["candidate"].requests
     assert {r.text for r in requests if r.prompt_id == "p0"} == {expected}
     assert {r.text for r in requests if r.prompt_id != "p0"} == {"identical"}

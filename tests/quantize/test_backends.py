@@ -16,7 +16,8 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noq
 from quantdraft.checkpoints.tensors.unpacking import read_tensor  # noqa: E402
 from quantdraft.checkpoints.weights import INDEX_FILE, weight_files  # noqa: E402
 from quantdraft.errors import CheckpointError, MissingPackageError, RecipeError  # noqa: E402
-from quantdraft.quantize.apply import _staged_source, apply  # noqa: E402
+from quantdraft.quantize import apply as applying  # noqa: E402
+from quantdraft.quantize.apply import apply  # noqa: E402
 from quantdraft.quantize.backends import QuantizationJob  # noqa: E402
 from quantdraft.quantize.backends import llmcompressor as llmcompressor_backend  # noqa: E402
 from quantdraft.quantize.backends.config_groups import quantization_config  # noqa: E402
@@ -24,6 +25,7 @@ from quantdraft.quantize.backends.packages import missing_packages, require_pack
 from quantdraft.quantize.calibration import calibration_data  # noqa: E402
 from quantdraft.quantize.proof.proof import prove  # noqa: E402
 from quantdraft.quantize.recipe import Recipe, load_recipe  # noqa: E402
+from quantdraft.quantize.staging import stage_source  # noqa: E402
 from tests.conftest import Pair  # noqa: E402
 from tests.quantize.test_apply import apply_to, write_traffic  # noqa: E402
 
@@ -143,7 +145,7 @@ def test_scale_of_the_inputs_that_is_no_scale_is_caught(
 def test_changed_norm_is_caught(nvfp4: Checkpoint, tiny_pair: Pair, tmp_path: Path) -> None:
     name = "model.norm.weight"
     other = changed(nvfp4, tmp_path / "other", name, 2 * read_tensor(nvfp4, name))
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' was to stay"):
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' should be unchanged"):
         prove(load_recipe("nvfp4"), open_checkpoint(tiny_pair.draft), other, CPU)
 
 
@@ -215,7 +217,7 @@ def test_tensors_at_a_time_give_the_bytes_of_the_whole_file(
     recipe, source = load_recipe(name), open_checkpoint(tiny_pair.draft)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
-    with _staged_source(recipe, source, tmp_path / "out") as staged:
+    with stage_source(recipe, source, tmp_path / "out") as staged:
         llmcompressor_backend.quantize(
             QuantizationJob(recipe, staged, ours, "cpu", (), lambda _message: None)
         )
@@ -252,8 +254,8 @@ def test_back_end_sees_the_samples_and_nothing_else(
     def stop(*_: Any) -> None:
         raise Enough
 
-    monkeypatch.setattr("torch.nn.functional.embedding", recorded)
-    monkeypatch.setattr("quantdraft.quantize.apply.prove", stop)
+    monkeypatch.setattr(torch.nn.functional, "embedding", recorded)
+    monkeypatch.setattr(applying, "prove", stop)
     with pytest.raises(Enough):
         apply(recipe, str(tiny_pair.draft), tmp_path / "out", calibration=traffic, device="cpu")
     data = calibration_data(recipe, open_checkpoint(tiny_pair.draft), traffic)

@@ -123,7 +123,7 @@ def test_a_recipe_alone_downloads_nothing(tiny_pair: Pair, monkeypatch: pytest.M
         raise AssertionError("the Hub was asked")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unasked))
-    with pytest.raises(RecipeError, match="add --calibration owner/name to say yes"):
+    with pytest.raises(RecipeError, match="add --calibration owner/name to allow it"):
         chosen(calibrated(source="hub", dataset="owner/name"), tiny_pair, None)
 
 

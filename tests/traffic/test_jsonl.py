@@ -10,7 +10,7 @@ import pytest
 
 from quantdraft.errors import TrafficError
 from quantdraft.traffic import jsonl as lines
-from quantdraft.traffic.jsonl import StoredLines, chosen
+from quantdraft.traffic.jsonl import StoredLines, pick_items
 from quantdraft.traffic.prompts import read_prompts
 from quantdraft.traffic.traffic import (
     Response,
@@ -18,8 +18,8 @@ from quantdraft.traffic.traffic import (
     Traffic,
     read_traffic,
     token_counts,
-    write_traffic,
 )
+from tests.traffic.files import write_traffic
 
 SCRIPTS = (
     "Straße",
@@ -67,8 +67,8 @@ def test_stored_traffic_is_the_traffic_in_memory(tmp_path, monkeypatch):
     assert stored.num_tokens == whole.num_tokens
     for one, other in zip(token_counts(stored.responses), token_counts(whole.responses)):  # noqa: B905
         assert one.tolist() == other.tolist()
-    some = chosen(stored.responses, [4, 1])
-    assert tuple(some) == chosen(whole.responses, [4, 1])
+    some = pick_items(stored.responses, [4, 1])
+    assert tuple(some) == pick_items(whole.responses, [4, 1])
     assert token_counts(some).prompt.tolist() == [2, 3]
 
 

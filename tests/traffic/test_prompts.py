@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.prompts import Prompt, encode_prompts, read_prompts
+from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 
 
 class WordTokenizer:
@@ -47,7 +47,7 @@ def test_texts_and_chats_are_read_with_id_and_domain(tmp_path: Path) -> None:
         {"prompt": "one", "id": 7, "domain": "code"},
         {"messages": [turn("user", "two")], "domain": "chat"},
     )
-    assert read_prompts(path) == [
+    assert list(read_prompts(path)) == [
         Prompt("7", text="one", domain="code"),
         Prompt("line-2", messages=(turn("user", "two"),), domain="chat"),
     ]
@@ -100,7 +100,7 @@ def test_conversation_without_a_human_is_left_out_and_said(
         ("", "is empty"),
         (" \n\n", "is empty"),
         ("[]", "holds no prompt"),
-        ('[{"prompt": "x"}', "is not a whole JSON array"),
+        ('[{"prompt": "x"}', "is not a complete JSON array"),
         ('[{"prompt": "x"}, 3]', "item 2: not an object but 3"),
         ('{"prompt": "x"}\n{"prompt": ', "line 2: broken JSON"),
         ('{"prompt": "x"}\n"y"', "line 2: not a JSON object"),
@@ -127,7 +127,7 @@ def test_unreadable_prompts_are_one_line_with_the_place(
 
 def test_text_opens_as_the_tokenizer_opens_it_and_a_chat_as_its_template_does() -> None:
     prompts = [Prompt("a", text="hi"), Prompt("b", messages=(turn("user", "q"),))]
-    text_ids, chat_ids = encode_prompts(prompts, WordTokenizer("set"))
+    text_ids, chat_ids = (encode_prompt(each, WordTokenizer("set")) for each in prompts)
     assert text_ids == (1, ord("h"), ord("i"))
     assert chat_ids == tuple(ord(c) for c in "u:q;a:")
 
@@ -135,13 +135,13 @@ def test_text_opens_as_the_tokenizer_opens_it_and_a_chat_as_its_template_does() 
 def test_chat_without_a_template_says_what_to_do() -> None:
     chat = [Prompt("b", messages=(turn("user", "q"),))]
     with pytest.raises(TrafficError, match=r"has no chat template\. Give prompts as 'prompt' text"):
-        encode_prompts(chat, WordTokenizer())
+        encode_prompt(chat[0], WordTokenizer())
 
 
 def test_template_that_refuses_a_chat_is_quoted() -> None:
     chat = [Prompt("b", messages=(turn("system", "be"),))]
     with pytest.raises(TrafficError, match="refuses a chat: no system role"):
-        encode_prompts(chat, WordTokenizer("set"))
+        encode_prompt(chat[0], WordTokenizer("set"))
 
 
 def test_prompt_without_a_token_is_an_error() -> None:
@@ -150,4 +150,4 @@ def test_prompt_without_a_token_is_an_error() -> None:
             return {"input_ids": []}
 
     with pytest.raises(TrafficError, match="prompt 'a' has no token"):
-        encode_prompts([Prompt("a", text=" ")], NoTokens())
+        encode_prompt(Prompt("a", text=" "), NoTokens())

@@ -16,8 +16,8 @@ from quantdraft.traffic.traffic import (
     header_line,
     read_traffic,
     response_line,
-    write_traffic,
 )
+from tests.traffic.files import write_traffic
 
 
 class CharTokenizer:
@@ -186,7 +186,7 @@ HEADER = '{"quantdraft_traffic": 1, "sampling": null, "num_prompts": 2}'
         ([GOOD, '{"messages": [{"role": "user"}]}'], "log.jsonl:line 2: a chat turn needs"),
         ([""], "log.jsonl' is empty"),
         ([GOOD.replace("5, 6", "5")], "holds no usable response. The first reason: line 1"),
-        ([HEADER, GOOD], "is not whole: it promises 2 prompts and holds 1"),
+        ([HEADER, GOOD], "is incomplete: its header says 2 prompts, it holds 1"),
         ([HEADER.replace("2", "0")], "holds a header and no response"),
         ([HEADER.replace('_traffic": 1', '_traffic": 9'), GOOD], "is traffic of version 9"),
         ([HEADER.replace("null", '{"heat": 1}'), GOOD, GOOD], "line 1: 'sampling' cannot be used"),

@@ -13,13 +13,13 @@ import yaml
 from quantdraft.errors import OptionError
 
 FAMILIES_FILE = Path(__file__).with_name("families.yaml")
-# What stands before a head's own names: nothing, the model, or the layers of its MTP modules.
+# Prefixes of a head's names: none, the model's, or those of the layers of MTP modules.
 PREFIX = r"(.*\.)?"
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Modules that stay in floats, why, and who says so."""
+    """Modules that stay in floats, with the reason and its source."""
 
     modules: tuple[str, ...]  # patterns of the last parts of a name
     reason: str
@@ -33,7 +33,7 @@ class Exclusion:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One kind of draft head. Patterns are of names under any prefix."""
+    """One kind of draft head. Its patterns match names under any prefix."""
 
     name: str
     title: str
@@ -47,7 +47,7 @@ class Family:
     methods: Mapping[str, Mapping[str, Any]]  # engine -> what it calls this
 
     def missing(self, patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-        """The patterns that none of the tensors' names match."""
+        """Return the patterns that none of the tensors' names match."""
         known = list(names)
         return [p for p in patterns if not any(re.fullmatch(PREFIX + p, name) for name in known)]
 
@@ -72,7 +72,7 @@ FAMILIES: Mapping[str, Family] = _families()
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family | None:
-    """The family that a config names, by its speculators type or its architecture; or None.
+    """Return the family that a config names, by its speculators type or its architecture; or None.
 
     An MTP head with its target's own config names none: its tensors tell.
     """
@@ -87,7 +87,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
 
 
 def engine_method(family: str, engine: str) -> dict[str, Any]:
-    """What an engine is told for a family: vllm {"method": …}, sglang {"algorithm": …}.
+    """Return what an engine is told for a family: vllm {"method": …}, sglang {"algorithm": …}.
 
     Raises OptionError for an engine that serves no such head.
     """

@@ -1,4 +1,4 @@
-"""One draft head: which family a checkpoint is of, and what a step of it reads."""
+"""One draft head: the family of a checkpoint, and the bytes that its step reads."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class DraftHead:
             if info.dtype in FLOAT_DTYPES:
                 sums[info.dtype] = sums.get(info.dtype, 0) + info.num_bytes
         if not sums:
-            raise CheckpointError(f"this draft head ({self.family.title}) holds no floats at all.")
+            raise CheckpointError(f"this draft head ({self.family.title}) holds no float weights.")
         return max(sums, key=lambda dtype: sums[dtype])
 
     @property
@@ -95,15 +95,15 @@ class DraftHead:
         return rows * ELEMENT_BYTES[self.float_dtype]
 
     def is_unread(self, name: str) -> bool:
-        """True for a tensor that is no weight of a step."""
+        """Return True for a tensor that no step reads."""
         return re.fullmatch(PREFIX + UNREAD, name) is not None
 
     def is_looked_up(self, name: str) -> bool:
-        """True for a table of which a step reads one row."""
+        """Return True for a table of which a step reads one row."""
         return any(re.fullmatch(PREFIX + p, name) for p in self.family.looked_up)
 
     def bytes_read(self, name: str, info: TensorInfo) -> int:
-        """Bytes of a weight that a step reads at batch 1: of experts, the share routed to."""
+        """Return how many bytes of a weight a step reads; of experts, the active ones."""
         if not re.fullmatch(EXPERT, name):
             return info.num_bytes
         config = self.layer_config
@@ -113,7 +113,7 @@ class DraftHead:
         return math.ceil(info.num_bytes * min(active, total) / total)
 
     def summary(self) -> str:
-        """One sentence: how much of it can be quantized at all, and what cannot."""
+        """Return one sentence: its size, and which part of a step no recipe changes."""
         elements = {n: math.prod(t.shape) for n, t in self.tensors.items() if not self.is_unread(n)}
         outer = sum(count for name, count in elements.items() if _is_outer(name))
         share = outer / max(1, sum(elements.values()))
@@ -128,7 +128,7 @@ class DraftHead:
 
 
 def draft_head(checkpoint: Checkpoint) -> DraftHead | None:
-    """The draft head that a checkpoint is, or None for a model that stands alone.
+    """Return the checkpoint as a draft head, or None for a stand-alone model.
 
     Raises CheckpointError where the config names a family and its tensors are missing.
     """
@@ -172,13 +172,13 @@ def _family_of_tensors(checkpoint: Checkpoint) -> Family | None:
 
 
 def _mtp_prefixes(names: Any) -> set[str]:
-    """What the names of MTP modules begin with: 'mtp.', 'mtp_layers.0.', 'model.layers.61.'."""
+    """Return the prefixes of MTP modules: 'mtp.', 'mtp_layers.0.', 'model.layers.61.'."""
     matches = (re.match(MTP_PREFIX, name) for name in names)
     return {m.group("layer") or m.group(0) for m in matches if m}
 
 
 def _plain_names(names: Any) -> list[str]:
-    """Names of tensors, of quantized ones that of the weight they stand for."""
+    """Return the names of tensors, of quantized ones that of the weight they stand for."""
     return [re.sub(r"\.weight_packed$", ".weight", name) for name in names]
 
 

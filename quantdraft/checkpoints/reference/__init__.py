@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def pair_dir() -> Path:
-    """Where `target/`, `draft/`, `prompts.jsonl` and `calibration.jsonl` lie."""
+    """Return where `target/`, `draft/`, `prompts.jsonl` and `calibration.jsonl` lie."""
     return Path(__file__).parent
 
 
 def embedded_prompts(limit: int) -> list[str]:
-    """The first texts of the embedded prompts."""
+    """Return the first texts of the embedded prompts."""
     lines = (pair_dir() / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return [str(json.loads(line)["prompt"]) for line in lines[:limit]]

@@ -1,1 +1,1 @@
-"""The tensors of a checkpoint: loaded, unpacked, rounded. Alone in `checkpoints`, it uses torch."""
+"""The tensors of a checkpoint, loaded, unpacked and rounded by torch."""

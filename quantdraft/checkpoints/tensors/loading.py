@@ -1,4 +1,4 @@
-"""Loading models and tokenizers: local directory or Hub id, safetensors only, no remote code."""
+"""Load models and tokenizers: local directory or Hub id, safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
-    """The local directory of a model: the path itself, or the Hub's snapshot of its safetensors."""
+    """Return a model's local directory: the path, or the Hub's snapshot of its safetensors."""
     path = Path(model)
     if path.is_dir():
         return path
@@ -56,7 +56,7 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU."""
+    """Return the named device; without a name CUDA where there is one, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -72,7 +72,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The named float type; `auto` is bfloat16 on a GPU and float32 on a CPU.
+    """Return the named float type; `auto` is bfloat16 on a GPU and float32 on a CPU.
 
     On a CPU float32 makes the live loop and replay equal to the last token, and most CPUs multiply
     bfloat16 slower, some of them 500 times.
@@ -93,7 +93,7 @@ def load_model(
     ignore_quantization: bool = False,
     is_unpacked: bool = True,
 ) -> Any:
-    """A causal language model in `dtype`, on `device`, in eval mode.
+    """Load a causal language model in `dtype`, on `device`, in eval mode.
 
     A compressed-tensors checkpoint comes back with its weights dequantized (and its activation
     quantization kept), which is what replay needs; latency never comes from such a model.
@@ -101,7 +101,7 @@ def load_model(
     ignore_quantization: load as if the config had no quantization section
     is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
     """
-    _hush()
+    _silence_libraries()
     config = load_config(path, trust_remote_code, not ignore_quantization)
     quantization = getattr(config, "quantization_config", None)
     try:
@@ -109,10 +109,12 @@ def load_model(
         hidden = io.StringIO()
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
             if quantization is None:
-                return _loaded(path, config, dtype, trust_remote_code).to(device).eval()
-            return _loaded_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
+                return (
+                    _load_by_transformers(path, config, dtype, trust_remote_code).to(device).eval()
+                )
+            return _load_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
     except ImportError as error:
-        method = str(_entry(quantization, "quant_method"))
+        method = str(_get_entry(quantization, "quant_method"))
         extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
         raise MissingPackageError(
             f"'{path}' is quantized by {method}, whose package is not installed: "
@@ -120,12 +122,12 @@ def load_model(
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # whatever a library makes of a config and tensors of strangers
+    except Exception as error:  # libraries raise many types for configs and tensors they cannot use
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
 
 
-def _loaded_quantized(
+def _load_quantized(
     path: Path,
     config: Any,
     dtype: torch.dtype,
@@ -133,15 +135,15 @@ def _loaded_quantized(
     trust_remote_code: bool,
     is_unpacked: bool,
 ) -> Any:
-    """A quantized model that computes in `dtype`, whatever type its config computes in."""
-    method = _entry(config.quantization_config, "quant_method")
+    """Load a quantized model that computes in `dtype`, whatever type its config names."""
+    method = _get_entry(config.quantization_config, "quant_method")
     if method == "bitsandbytes":
         name = str(dtype).removeprefix("torch.")
         _set_entry(config, "bnb_4bit_compute_dtype", name)
     if method == "compressed-tensors":
-        # At loading: what its first forward would do, it does in types that do not multiply (FP4).
+        # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
-    model = _loaded(path, config, dtype, trust_remote_code)
+    model = _load_by_transformers(path, config, dtype, trust_remote_code)
     if method == "compressed-tensors" and not is_unpacked:
         return model.to(device).eval()
     if method == "compressed-tensors":
@@ -155,15 +157,17 @@ def _set_entry(config: Any, key: str, value: Any) -> None:
     config.quantization_config = dict(config.quantization_config) | {key: value}
 
 
-def _entry(quantization: Any, key: str) -> Any:
+def _get_entry(quantization: Any, key: str) -> Any:
     is_dict = isinstance(quantization, dict)
     return quantization.get(key) if is_dict else getattr(quantization, key, None)
 
 
-def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load_by_transformers(
+    path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool
+) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with _usual_names(path) as directory:
+    with _link_usual_names(path) as directory:
         return AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
@@ -175,8 +179,8 @@ def _loaded(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool
 
 
 @contextlib.contextmanager
-def _usual_names(path: Path) -> Iterator[Path]:
-    """The directory, or links to its files where the weights have a name that only we look for."""
+def _link_usual_names(path: Path) -> Iterator[Path]:
+    """Yield the directory, or links to its files where transformers does not know a file's name."""
     if any((path / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
         yield path
         return
@@ -194,10 +198,10 @@ def _unpack(model: Any) -> None:
 
 
 def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: bool = True) -> Any:
-    """The config of a model directory, with or without its quantization section."""
+    """Load the config of a model directory, with or without its quantization section."""
     from transformers import AutoConfig
 
-    _hush()
+    _silence_libraries()
     try:
         config = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
@@ -224,15 +228,15 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model directory."""
+    """Load the tokenizer of a model directory."""
     from transformers import AutoTokenizer
 
-    _hush()
+    _silence_libraries()
     try:
         return AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # the library raises what it likes, and its tokenizers too
+    except Exception as error:  # the library and its tokenizers raise errors of many types
         raise CheckpointError(
             f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
             "the model it was made from into it."
@@ -240,7 +244,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
 
 
 def speller(path: Path) -> Callable[[Sequence[int]], list[str]]:
-    """Token ids to the text of each, by the tokenizer of a model directory.
+    """Return a function from token ids to the text of each, by a model directory's tokenizer.
 
     A token that holds part of a character gives its replacement character.
     """
@@ -248,7 +252,7 @@ def speller(path: Path) -> Callable[[Sequence[int]], list[str]]:
     return lambda ids: [tokenizer.decode([each]) for each in ids]
 
 
-def _hush() -> None:
+def _silence_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     hush_torchao()

@@ -1,4 +1,4 @@
-"""Weights in 4- and 8-bit floats under small shared scales: NVFP4, MXFP4 and MXFP8, as stored.
+"""Unpack 4- and 8-bit floats with one scale for a small group: NVFP4, MXFP4 and MXFP8.
 
 E2M1 has the values 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives, two in a byte, the first in the
 low half. MX scales are bare exponents (E8M0, bias 127), after the OCP Microscaling Formats (MX)
@@ -20,7 +20,7 @@ DOUBLED_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 def unpack_microscaled(
     values: Tensor, scale: Tensor, global_scale: Tensor | None, fmt: WeightFormat
 ) -> tuple[Tensor, Tensor]:
-    """Integers and scales of a stored weight, so that weight = integer * scale.
+    """Return integers and scales of a stored weight: weight = integer * scale.
 
     values:       (out, in / 2) uint8 for 4 bits, (out, in) float8_e4m3fn for 8
     scale:        (out, groups) float8_e4m3fn (NVFP4), or uint8 exponents (MX)
@@ -41,7 +41,7 @@ def unpack_microscaled(
 
 
 def unpack_e2m1(packed: Tensor) -> Tensor:
-    """(rows, bytes) uint8 → (rows, 2 * bytes) int8, twice the value of each 4-bit float."""
+    """Unpack (rows, bytes) uint8 into (rows, 2 * bytes) int8, twice each 4-bit float's value."""
     table = torch.tensor(DOUBLED_E2M1, dtype=torch.int8, device=packed.device)
     codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(1)
     unpacked: Tensor = table[codes.long()]
@@ -49,12 +49,12 @@ def unpack_e2m1(packed: Tensor) -> Tensor:
 
 
 def exponents(stored: Tensor) -> Tensor:
-    """E8M0 bytes as the powers of two that they stand for, float32."""
+    """Return the powers of two that E8M0 bytes stand for, float32."""
     return torch.exp2(stored.float() - 127)
 
 
 def round_to_e2m1(values: Tensor) -> Tensor:
-    """Each value's nearest 4-bit float, ties to the even code; beyond ±6 it is ±6."""
+    """Return each value's nearest 4-bit float, ties to the even code; beyond ±6 it is ±6."""
     magnitude = values.abs().clamp(max=6)
     step = torch.exp2(magnitude.clamp(min=1).log2().floor() - 1)
     rounded: Tensor = (magnitude / step).round() * step * values.sign()

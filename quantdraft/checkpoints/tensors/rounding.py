@@ -1,4 +1,4 @@
-"""A Linear's inputs as the scheme's kernels round them, computed without any of their libraries.
+"""Round a Linear's inputs as the scheme's kernels do, without their libraries.
 
 Conventions are compressed-tensors' and, for LLM.int8(), bitsandbytes': other engines choose scales
 that differ in the last bit.
@@ -18,7 +18,7 @@ MX_OFFSET = {"float8": 8, "float4": 2}
 
 
 def round_inputs(inputs: Tensor, fmt: WeightFormat, static_scale: Tensor | None = None) -> Tensor:
-    """A Linear's inputs as the scheme's numbers stand for them; unchanged for weight-only schemes.
+    """Round a Linear's inputs to the scheme's numbers; weight-only schemes leave them unchanged.
 
     inputs:       (..., in); symmetric, one scale per token, or per token and group
     static_scale: (1,) float, what the file holds for a calibrated scheme: the scale itself, or for
@@ -27,17 +27,19 @@ def round_inputs(inputs: Tensor, fmt: WeightFormat, static_scale: Tensor | None 
     if fmt.activations is None:
         return inputs
     if fmt.library == "bitsandbytes":
-        return _llm_int8(inputs)
+        return _round_llm_int8(inputs)
     if fmt.has_static_inputs and fmt.scale_type == "float":
         assert static_scale is not None  # the format says that the file holds one
-        return _rounded(inputs, static_scale.to(inputs), fmt)
+        return _round_to_scale(inputs, static_scale.to(inputs), fmt)
     width = fmt.input_group_size or (fmt.block[1] if fmt.block else inputs.shape[-1])
     groups = inputs.reshape(*inputs.shape[:-1], -1, width)
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return _rounded(groups, _scale(largest, fmt, static_scale), fmt).reshape(inputs.shape)
+    return _round_to_scale(groups, _choose_scale(largest, fmt, static_scale), fmt).reshape(
+        inputs.shape
+    )
 
 
-def _scale(largest: Tensor, fmt: WeightFormat, factor: Tensor | None) -> Tensor:
+def _choose_scale(largest: Tensor, fmt: WeightFormat, factor: Tensor | None) -> Tensor:
     assert fmt.activations is not None  # checked by the caller
     if fmt.scale_type == "e8m0" and fmt.activations in MX_OFFSET:
         # Up to the next power of two from 1.75 times one, as compressed-tensors does.
@@ -50,7 +52,7 @@ def _scale(largest: Tensor, fmt: WeightFormat, factor: Tensor | None) -> Tensor:
     return torch.where(stored_scale == 0, 0.125, stored_scale) / factor.to(scale)
 
 
-def _rounded(values: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+def _round_to_scale(values: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
     scaled = values / scale
     if fmt.activations == "int8":  # compressed-tensors halves the whole range, -128 to 127
         return scaled.round().clamp(-128, 127) * scale
@@ -60,8 +62,8 @@ def _rounded(values: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
     return limited.to(torch.float8_e4m3fn).to(values.dtype) * scale
 
 
-def _llm_int8(inputs: Tensor) -> Tensor:
-    """INT8 per token over the columns without outliers (arXiv:2208.07339), in [-127, 127]."""
+def _round_llm_int8(inputs: Tensor) -> Tensor:
+    """Round columns without outliers to INT8 per token (arXiv:2208.07339), in [-127, 127]."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     is_outlier = (rows.abs() >= LLM_INT8_THRESHOLD).any(0)
     plain = rows.masked_fill(is_outlier, 0)

@@ -1,6 +1,6 @@
-"""The integers and scales of a quantized checkpoint, read without the library that wrote it.
+"""Read the integers and scales of a quantized checkpoint without the library that wrote it.
 
-This is the independent reading that proves a checkpoint, and what the kernels are fed with. Three
+The proof compares them with the draft's weights, and the kernels compute with them. Three
 layouts are read: compressed-tensors', AutoGPTQ's (`qweight`, `qzeros`, `scales`, `g_idx`) and
 bitsandbytes' as transformers saves it (`weight.absmax` and its like; `SCB` for 8 bits).
 """
@@ -15,12 +15,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import (
-    QUANTIZED_SUFFIXES,
-    WeightFormat,
-    linear_modules,
-    stored_format,
-)
+from quantdraft.checkpoints.formats import QUANTIZED_SUFFIXES, WeightFormat
+from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.checkpoints.tensors.microscaling import unpack_microscaled
 from quantdraft.errors import CheckpointError
 
@@ -96,55 +92,63 @@ class Codebook(NamedTuple):
 
 
 def unpack(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked | Codebook:
-    """The stored integers and scales of one module.
+    """Return the stored integers and scales of one module.
 
     tensors: at least the module's own, by full name, as `module_tensors` gives them.
     Raises CheckpointError when one is missing or of another type than the format's.
     """
     if fmt.library == "gptq":
-        return _unpacked_gptq(tensors, module, fmt)
+        return _unpack_gptq(tensors, module, fmt)
     if fmt.library == "bitsandbytes" and fmt.num_bits == 8:
-        scale = _get(tensors, f"{module}.SCB").reshape(-1, 1) / 127  # the file has largest values
-        return Unpacked(_get(tensors, f"{module}.weight"), scale, None, None, None)
+        scale = (
+            _require_tensor(tensors, f"{module}.SCB").reshape(-1, 1) / 127
+        )  # the file has largest values
+        return Unpacked(_require_tensor(tensors, f"{module}.weight"), scale, None, None, None)
     if fmt.library == "bitsandbytes":
-        return _unpacked_codebook(tensors, module, fmt.kind)
-    return _unpacked_compressed(tensors, module, fmt)
+        return _unpack_codebook(tensors, module, fmt.kind)
+    return _unpack_compressed(tensors, module, fmt)
 
 
-def _unpacked_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
-    scale = _get(tensors, f"{module}.weight_scale")
+def _unpack_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    scale = _require_tensor(tensors, f"{module}.weight_scale")
     if fmt.scale_type != "float":
         own = f"{module}.weight_packed" if fmt.num_bits == 4 else f"{module}.weight"
         factor = tensors.get(f"{module}.weight_global_scale")
-        values, scale = unpack_microscaled(_get(tensors, own), scale, factor, fmt)
+        values, scale = unpack_microscaled(_require_tensor(tensors, own), scale, factor, fmt)
         return Unpacked(values, scale, None, fmt.group_size, None)
     scale = scale.reshape(scale.shape[0], -1)
     zero_point = None
     if fmt.layout == "pack-quantized":
-        shape = _get(tensors, f"{module}.weight_shape").tolist()
-        integers = unpack_int32(_get(tensors, f"{module}.weight_packed"), fmt.num_bits, shape[1])
+        shape = _require_tensor(tensors, f"{module}.weight_shape").tolist()
+        integers = unpack_int32(
+            _require_tensor(tensors, f"{module}.weight_packed"), fmt.num_bits, shape[1]
+        )
         if not fmt.is_symmetric:
-            packed = _get(tensors, f"{module}.weight_zero_point")  # packed along the rows
+            packed = _require_tensor(
+                tensors, f"{module}.weight_zero_point"
+            )  # packed along the rows
             zero_point = unpack_int32(packed.T.contiguous(), fmt.num_bits, shape[0]).T
     else:
-        integers = _get(tensors, f"{module}.weight")
+        integers = _require_tensor(tensors, f"{module}.weight")
         if integers.dtype not in {torch.int8, torch.float8_e4m3fn}:
             raise CheckpointError(
                 f"{module}.weight is {integers.dtype}, not {fmt.value_dtype}: "
                 "the checkpoint claims to be quantized and is not."
             )
         if not fmt.is_symmetric:
-            zero_point = _get(tensors, f"{module}.weight_zero_point")
+            zero_point = _require_tensor(tensors, f"{module}.weight_zero_point")
     return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block)
 
 
-def _unpacked_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
-    """AutoGPTQ's layout: transposed, packed along the inputs; zero points along the outputs."""
-    scale = _get(tensors, f"{module}.scales").T.contiguous()
-    packed = _get(tensors, f"{module}.qweight").T.contiguous()
+def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    """Unpack AutoGPTQ's layout: transposed, packed along the inputs, zero points along outputs."""
+    scale = _require_tensor(tensors, f"{module}.scales").T.contiguous()
+    packed = _require_tensor(tensors, f"{module}.qweight").T.contiguous()
     rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
     integers = unpack_int32(packed, fmt.num_bits, columns)
-    zero_point = unpack_int32(_get(tensors, f"{module}.qzeros"), fmt.num_bits, rows).T.contiguous()
+    zero_point = unpack_int32(
+        _require_tensor(tensors, f"{module}.qzeros"), fmt.num_bits, rows
+    ).T.contiguous()
     group_size = -(-columns // scale.shape[1])
     order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
     if order is not None:
@@ -162,7 +166,7 @@ def _unpacked_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat
 def _column_order(
     group_of_column: Tensor | None, columns: int, group_size: int, module: str
 ) -> Tensor | None:
-    """What sorts the columns by group, or None where they lie in order already."""
+    """Return the order that sorts the columns by group; None where they are sorted."""
     in_order = torch.arange(columns) // group_size
     if group_of_column is None or torch.equal(group_of_column.long(), in_order):
         return None
@@ -175,9 +179,9 @@ def _column_order(
     return order
 
 
-def _unpacked_codebook(tensors: Mapping[str, Tensor], module: str, name: str) -> Codebook:
+def _unpack_codebook(tensors: Mapping[str, Tensor], module: str, name: str) -> Codebook:
     state_name = f"{module}.weight.quant_state.bitsandbytes__{name}"
-    state = json.loads(bytes(_get(tensors, state_name).tolist()))
+    state = json.loads(bytes(_require_tensor(tensors, state_name).tolist()))
     rows, columns = state["shape"]
     if columns % 2:
         raise CheckpointError(f"{module}.weight has {columns} columns: an odd number is not read.")
@@ -185,15 +189,15 @@ def _unpacked_codebook(tensors: Mapping[str, Tensor], module: str, name: str) ->
     double = None
     if f"{own}.nested_absmax" in tensors:
         double = DoubleScale(
-            _get(tensors, f"{own}.nested_quant_map"),
-            _get(tensors, f"{own}.nested_absmax"),
+            _require_tensor(tensors, f"{own}.nested_quant_map"),
+            _require_tensor(tensors, f"{own}.nested_absmax"),
             state["nested_blocksize"],
             state["nested_offset"],
         )
     return Codebook(
-        _get(tensors, own).view(torch.uint8).reshape(rows, columns // 2),
-        _get(tensors, f"{own}.quant_map"),
-        _get(tensors, f"{own}.absmax"),
+        _require_tensor(tensors, own).view(torch.uint8).reshape(rows, columns // 2),
+        _require_tensor(tensors, f"{own}.quant_map"),
+        _require_tensor(tensors, f"{own}.absmax"),
         state["blocksize"],
         double,
         name,
@@ -221,21 +225,21 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
 
 
 def dequantize(weight: Unpacked | Codebook) -> Tensor:
-    """The weight that the integers and scales stand for, (out, in) float32."""
+    """Return the weight that the integers and scales stand for, (out, in) float32."""
     if isinstance(weight, Codebook):
-        return _dequantized_codebook(weight)
+        return _dequantize_codebook(weight)
     values = weight.integers.to(torch.float32, copy=True)
     if weight.zero_point is not None:
-        runs, zeros = _by_scale(values, weight.zero_point.float(), weight)
+        runs, zeros = _align_scales(values, weight.zero_point.float(), weight)
         runs -= zeros
-    runs, scales = _by_scale(values, weight.scale.float(), weight)
+    runs, scales = _align_scales(values, weight.scale.float(), weight)
     runs *= scales
     if weight.column_order is None:
         return values
     return torch.empty_like(values).index_copy_(1, weight.column_order, values)
 
 
-def _dequantized_codebook(weight: Codebook) -> Tensor:
+def _dequantize_codebook(weight: Codebook) -> Tensor:
     indices = torch.stack([weight.integers >> 4, weight.integers & 15], dim=-1)
     values = weight.table[indices.flatten().long()]
     scales = weight_scales(weight).repeat_interleave(weight.block_size)
@@ -243,7 +247,7 @@ def _dequantized_codebook(weight: Codebook) -> Tensor:
 
 
 def weight_scales(weight: Codebook) -> Tensor:
-    """The scale of every block, (blocks,) float32."""
+    """Return the scale of every block, (blocks,) float32."""
     double = weight.double
     if double is None:
         return weight.scale.float()
@@ -252,7 +256,7 @@ def weight_scales(weight: Codebook) -> Tensor:
 
 
 def quantized_modules(checkpoint: Checkpoint) -> dict[str, WeightFormat]:
-    """The modules that the checkpoint's config claims are quantized, and how."""
+    """Return the modules that the checkpoint's config claims are quantized, and how."""
     quantization = checkpoint.quantization or {}
     ends = _MODULE_ENDS.get(quantization.get("quant_method", ""), (".weight_packed",))
     names = checkpoint.tensors
@@ -268,20 +272,20 @@ _MODULE_ENDS = {"gptq": (".qweight",), "bitsandbytes": (".weight.absmax", ".SCB"
 
 
 def rounds_activations(checkpoint: Checkpoint) -> bool:
-    """True when a quantized layer rounds its inputs too (W8A8, FP8), not its weights alone."""
+    """Return True when a quantized layer rounds its inputs too (W8A8, FP8)."""
     return any(fmt.activations for fmt in quantized_modules(checkpoint).values())
 
 
 def stored_weight(checkpoint: Checkpoint, module: str, fmt: WeightFormat) -> Unpacked | Codebook:
-    """One module's integers and scales."""
+    """Read one module's integers and scales."""
     return unpack(module_tensors(checkpoint, module), module, fmt)
 
 
 def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
-    """A module's weight tensors as the file stores them, by full name.
+    """Read a module's weight tensors as the file stores them, by full name.
 
     Except GPTQ's zero points, which older files store one too low (`checkpoint_format` "gptq"; not
-    "gptq_v2"): they come as they are meant.
+    "gptq_v2"): those are corrected.
     """
     suffixes = ("weight", *QUANTIZED_SUFFIXES, *GPTQ_SUFFIXES, *BITSANDBYTES_SUFFIXES)
     names = [f"{module}.{suffix}" for suffix in suffixes]
@@ -290,7 +294,7 @@ def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
     if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
         fmt = stored_format(checkpoint.quantization or {}, module)
         if fmt is not None:
-            tensors[zeros] = _one_higher(tensors[zeros], fmt.num_bits)
+            tensors[zeros] = _add_one(tensors[zeros], fmt.num_bits)
     return tensors
 
 
@@ -303,8 +307,8 @@ def _stores_lower_zeros(quantization: Mapping[str, object]) -> bool:
     return kind == "gptq"
 
 
-def _one_higher(packed: Tensor, num_bits: int) -> Tensor:
-    """1 added to every field of every int32 word; a full field becomes 0, as its readers do."""
+def _add_one(packed: Tensor, num_bits: int) -> Tensor:
+    """Add 1 to every field of every int32 word; a full field becomes 0, as for other readers."""
     mask = 2**num_bits - 1
     total = torch.zeros_like(packed, dtype=torch.int64)
     for shift in range(0, 32, num_bits):
@@ -313,7 +317,7 @@ def _one_higher(packed: Tensor, num_bits: int) -> Tensor:
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
-    """One tensor from the checkpoint's files."""
+    """Read one tensor from the checkpoint's files."""
     from safetensors import safe_open
 
     path = checkpoint.path / checkpoint.tensors[name].file
@@ -323,9 +327,9 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
-    """One tensor in pieces of at most ROWS_AT_ONCE rows.
+    """Yield one tensor in pieces of at most ROWS_AT_ONCE rows.
 
-    The file is mapped anew for each: what was read of the last one no longer counts as memory.
+    Each piece maps the file again, so that the pages of the last piece no longer count as memory.
     """
     from safetensors import safe_open
 
@@ -338,8 +342,8 @@ def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
             yield file.get_slice(name)[start : start + ROWS_AT_ONCE]
 
 
-def _by_scale(values: Tensor, per_scale: Tensor, weight: Unpacked) -> tuple[Tensor, Tensor]:
-    """A view of the (out, in) values, and a value per scale in a shape that meets it."""
+def _align_scales(values: Tensor, per_scale: Tensor, weight: Unpacked) -> tuple[Tensor, Tensor]:
+    """Return a view of the (out, in) values, and a value per scale in a shape that meets it."""
     rows, columns = values.shape
     if weight.block is not None:
         height, width = weight.block
@@ -352,7 +356,7 @@ def _by_scale(values: Tensor, per_scale: Tensor, weight: Unpacked) -> tuple[Tens
     return values, per_scale.repeat_interleave(weight.group_size, 1)[:, :columns]
 
 
-def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _require_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise CheckpointError(
             f"the checkpoint lacks {name!r}, which its quantization config needs."

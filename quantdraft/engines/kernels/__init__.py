@@ -1,15 +1,15 @@
 """Linear modules that compute in the checkpoint's own integers, per device and format.
 
-A kernel is an nn.Module built as `Kernel(weight, bias, dtype)`. It has `kernel`, its name in the
-record, `weight_bytes`, and a forward from (..., in) to (..., out) in the type of its input. What a
-kernel cannot take is a ValueError; what this machine lacks for it is a NoKernelError.
+A kernel is a `KernelLinear` built as `Kernel(weight, bias, dtype)`. It has `kernel`, its name in
+the record, `weight_bytes`, and a forward from (..., in) to (..., out) in its input type. It raises
+ValueError for a weight that it cannot take, and NoKernelError for what this machine lacks.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.engines.kernels.codebook import BitsandbytesLinear
+from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
 from quantdraft.engines.kernels.cpu import (
     Int4Linear,
     Int8DynamicLinear,
@@ -35,7 +35,6 @@ from quantdraft.engines.kernels.few_rows import (
     Int8DynamicFewRowsLinear,
     Int8FewRowsLinear,
 )
-from quantdraft.engines.kernels.llm_int8 import LlmInt8Linear
 from quantdraft.errors import NoKernelError
 
 __all__ = ["KERNELS", "NoKernelError", "kernels_for"]
@@ -69,7 +68,7 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
 
 
 def kernels_for(device_type: str, weight_format: str) -> tuple[type[Any], ...]:
-    """The kernels that a format has on a device; NoKernelError says which formats have one."""
+    """Return the kernels of a format on a device; NoKernelError lists the formats that have one."""
     kernels = KERNELS.get((device_type, weight_format))
     if kernels is None:
         known = ", ".join(name for device, name in KERNELS if device == device_type) or "none"

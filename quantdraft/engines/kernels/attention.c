@@ -1,20 +1,20 @@
-/* Attention of a few new tokens over a static cache, for CPUs with AVX2 and FMA: heads normed and
- * turned, keys and values stored, and every token's output over the slots up to its own.
+/* Attention of a few new tokens over a static cache, for CPUs with AVX2 and FMA: normalize
+ * and rotate heads, store keys and values, compute every token's output over the slots up to its own.
  *
  * The cache is (batch, 2 * kv heads, slots, padded) of float32 or bfloat16, the keys' heads first.
  * `padded` is head_dim up to the next multiple of 8: queries are zero there, so whatever finite
  * numbers the cache holds there add nothing, and attention needs no tails.
  *
- * The query rows of the heads that share a key are read together. Slots are read in blocks; what
- * earlier blocks made is rescaled when a larger score comes, so nothing grows with the context.
+ * The query rows of the heads that share a key are read together. Slots are read in blocks; when a
+ * larger score comes, earlier sums are rescaled, so no memory grows with the context.
  */
 #include "vectors.h"
 
 #define QUERIES 8   /* query rows that share one reading of the keys */
-#define BLOCK 64    /* slots between two looks at the running maximum */
+#define BLOCK 64    /* slots between two updates of the running maximum */
 #define SPLIT 256   /* the fewest slots that are worth a thread of their own */
 #define MAX_DIM 512
-#define PRODUCTS_PER_WAKE 524288L  /* fewer are done before another thread is awake */
+#define PRODUCTS_PER_WAKE 524288L  /* one thread finishes fewer before another one is awake */
 
 /* Self-attention of new tokens: their keys and values go into the cache at their positions, and
  * each token sees the slots up to its own.
@@ -22,7 +22,7 @@
 typedef struct {
     const Given *given;
     const float *projected;  /* (batch, tokens, heads + 2 * kv heads, dim): queries, keys, values */
-    const float *cos, *sin;  /* (slots, dim), the first half of every sine negative: a turn is
+    const float *cos, *sin;  /* (slots, dim), the first half of every sine negative: a rotation is
                               * x cos + swapped(x) sin */
     const float *query_norm, *key_norm;  /* (dim), or both NULL */
     void *entries;           /* the cache of this layer */
@@ -38,8 +38,8 @@ INLINE uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* One head (dim), normed where `norm` is given, turned and multiplied by `scale`. */
-static void turned(const float *head, const float *norm, const float *cos, const float *sin,
+/* Rotate one head (dim), after its norm where `norm` is given, and multiply it by `scale`. */
+static void rotate_head(const float *head, const float *norm, const float *cos, const float *sin,
                    float *restrict to, long dim, double eps, float scale) {
     float x[MAX_DIM];
     const long half = dim / 2;
@@ -51,7 +51,7 @@ static void turned(const float *head, const float *norm, const float *cos, const
     }
 }
 
-static void cached(const Attention *a, const float *head, void *entries, long slot) {
+static void store_head(const Attention *a, const float *head, void *entries, long slot) {
     if (a->is_bf16) {
         uint16_t *to = (uint16_t *)entries + slot * a->padded;
         for (long d = 0; d < a->dim; d++) to[d] = to_bf16(head[d]);
@@ -60,8 +60,8 @@ static void cached(const Attention *a, const float *head, void *entries, long sl
     }
 }
 
-/* One token's heads: queries to (batch, kv heads, rows, padded), the others into the cache. */
-static void turned_token(const Attention *s, long r, float *queries) {
+/* Write a token's queries to (batch, kv heads, rows, padded), keys and values to the cache. */
+static void rotate_token(const Attention *s, long r, float *queries) {
     const long row = r / s->tokens, token = r % s->tokens, group = s->heads / s->kv_heads;
     const long position = s->given->positions[r], dim = s->dim, rows = s->tokens * group;
     const float *cos = s->cos + position * dim, *sin = s->sin + position * dim;
@@ -70,26 +70,26 @@ static void turned_token(const Attention *s, long r, float *queries) {
     for (long h = 0; h < s->heads; h++, head += dim) {
         const long pair = row * s->kv_heads + h / group, place = token * group + h % group;
         float *to = queries + (pair * rows + place) * s->padded;
-        turned(head, s->query_norm, cos, sin, to, dim, s->eps, scale);
+        rotate_head(head, s->query_norm, cos, sin, to, dim, s->eps, scale);
         for (long d = dim; d < s->padded; d++) to[d] = 0.0f;
     }
     float key[MAX_DIM];
     for (long h = 0; h < 2 * s->kv_heads; h++, head += dim) {
         const long slot = (row * 2 * s->kv_heads + h) * s->slots + position;
         const int is_key = h < s->kv_heads;
-        if (is_key) turned(head, s->key_norm, cos, sin, key, dim, s->eps, 1.0f);
-        cached(s, is_key ? key : head, s->entries, slot);
+        if (is_key) rotate_head(head, s->key_norm, cos, sin, key, dim, s->eps, 1.0f);
+        store_head(s, is_key ? key : head, s->entries, slot);
     }
 }
 
 /* ---- attention ---- */
 
-/* What the slots read so far made of up to QUERIES query rows: acc / sum is their output. */
+/* State of up to QUERIES query rows after the slots read so far: acc / sum is their output. */
 typedef struct {
     float *most, *sum, *acc;  /* (QUERIES), (QUERIES), (QUERIES, padded) */
 } Part;
 
-/* The next slots of one head as LANES rows of float32: the cache itself, or `room`, which has
+/* Return the next slots of one head as LANES rows of float32: the cache itself, or `room`, with
  * zeros where fewer are left.
  */
 INLINE const float *slots_of(const Attention *s, const void *head, long slot, long left,
@@ -111,7 +111,7 @@ INLINE const float *slots_of(const Attention *s, const void *head, long slot, lo
     return room;
 }
 
-/* The products of one query with the keys of LANES slots. */
+/* Return the products of one query with the keys of LANES slots. */
 INLINE __m256 scores_of(const float *query, const float *keys, long size) {
     __m256 sum[LANES];
     for (int j = 0; j < LANES; j++) sum[j] = _mm256_setzero_ps();
@@ -125,7 +125,7 @@ INLINE __m256 scores_of(const float *query, const float *keys, long size) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-/* acc (vectors * LANES) += weights (count) times values (count, size), the sums in registers. */
+/* Add weights (count) times values (count, size) to acc (vectors * LANES), in registers. */
 INLINE void add_values(const int vectors, const float *weights, const float *values, long count,
                        long size, float *acc) {
     __m256 sum[LANES];
@@ -139,7 +139,8 @@ INLINE void add_values(const int vectors, const float *weights, const float *val
     for (int v = 0; v < vectors; v++) _mm256_storeu_ps(acc + v * LANES, sum[v]);
 }
 
-static void weighted(const float *weights, const float *values, long count, long size, float *acc) {
+static void add_all_values(const float *weights, const float *values, long count, long size,
+                           float *acc) {
     long d = 0;
     for (; d + 8 * LANES <= size; d += 8 * LANES)
         add_values(8, weights, values + d, count, size, acc + d);
@@ -148,7 +149,7 @@ static void weighted(const float *weights, const float *values, long count, long
     for (; d < size; d += LANES) add_values(1, weights, values + d, count, size, acc + d);
 }
 
-/* The scores of `seen` slots of a block to weights; what came before is rescaled. */
+/* Turn the scores of `seen` slots of a block into weights, and rescale earlier sums. */
 static void to_weights(float *scores, long seen, long size, float *most, float *sum, float *acc) {
     const long whole = (seen + LANES - 1) / LANES * LANES;
     for (long j = seen; j < whole; j++) scores[j] = -INFINITY;
@@ -171,7 +172,7 @@ static void to_weights(float *scores, long seen, long size, float *most, float *
     *most = largest;
 }
 
-/* Scores of `rows` query rows, (QUERIES, BLOCK), with `count` slots from `start` on. */
+/* Compute scores, (QUERIES, BLOCK), of `rows` query rows with `count` slots from `start` on. */
 INLINE void score(const Attention *s, const float *queries, const long *seen, long rows,
                   const void *keys, long start, long count, float *scores) {
     float room[LANES * MAX_DIM];
@@ -194,13 +195,14 @@ INLINE void add_weighted(const Attention *s, const float *weights, const long *s
                                               : (const float *)values + (start + j) * size;
         for (long r = 0; r < rows; r++) {
             const long left = seen[r] - j < step ? seen[r] - j : step;
-            if (left > 0) weighted(weights + r * BLOCK + j, some_values, left, size, acc + r * size);
+            if (left <= 0) continue;
+            add_all_values(weights + r * BLOCK + j, some_values, left, size, acc + r * size);
         }
     }
 }
 
-/* Up to QUERIES query rows over the slots from..to-1, of which each sees those below its limit. */
-static void attended(const Attention *s, const float *queries, const long *limits, long rows,
+/* Run up to QUERIES query rows over slots from..to-1; each row sees those below its limit. */
+static void attend_slots(const Attention *s, const float *queries, const long *limits, long rows,
                      const void *keys, const void *values, long from, long to, Part part) {
     float scores[QUERIES * BLOCK];
     long seen[QUERIES];
@@ -217,7 +219,7 @@ static void attended(const Attention *s, const float *queries, const long *limit
     }
 }
 
-/* How a pass is cut: rows of one (batch row, kv head) into blocks of QUERIES, slots into splits. */
+/* Division of a pass: rows of one (batch row, kv head) in blocks of QUERIES, slots in splits. */
 typedef struct {
     long group, rows, blocks, splits, items, part_size;
 } Cut;
@@ -239,7 +241,7 @@ static Part part_of(const Cut *cut, float *parts, long item) {
     return (Part){own, own + QUERIES, own + 2 * QUERIES};
 }
 
-static void attended_item(const Attention *s, const Cut *cut, const float *queries, float *parts,
+static void attend_item(const Attention *s, const Cut *cut, const float *queries, float *parts,
                           long item) {
     const long split = item % cut->splits, block = item / cut->splits % cut->blocks;
     const long pair = item / cut->splits / cut->blocks;  /* batch row and kv head */
@@ -260,12 +262,13 @@ static void attended_item(const Attention *s, const Cut *cut, const float *queri
     const long width = s->is_bf16 ? sizeof(uint16_t) : sizeof(float);
     const long head_bytes = s->slots * s->padded * width;
     const char *keys = (const char *)s->entries + (row * s->kv_heads + pair) * head_bytes;
-    attended(s, queries + (pair * cut->rows + first) * s->padded, limits, rows, keys,
+    attend_slots(s, queries + (pair * cut->rows + first) * s->padded, limits, rows, keys,
              keys + s->kv_heads * head_bytes, from, to, part);
 }
 
-/* One query row's output from the parts of its splits, to out (batch, tokens, heads, dim). */
-static void merged(const Attention *s, const Cut *cut, const float *parts, long pair, long place) {
+/* Merge the splits of one query row into out (batch, tokens, heads, dim). */
+static void merge_splits(const Attention *s, const Cut *cut, const float *parts, long pair,
+                         long place) {
     const long first = (pair * cut->blocks + place / QUERIES) * cut->splits, r = place % QUERIES;
     const long row = pair / s->kv_heads, kv_head = pair % s->kv_heads;
     float top = -INFINITY, sum = 0.0f;
@@ -286,7 +289,7 @@ static void merged(const Attention *s, const Cut *cut, const float *parts, long 
     for (long d = 0; d < s->dim; d++) to[d] /= sum;
 }
 
-/* Floats of `scratch` that `attention` needs: turned queries, and the parts. */
+/* Return the floats of `scratch` that `attention` needs: rotated queries, and the parts. */
 long attention_scratch(const Attention *s) {
     const Cut cut = cut_of(s);
     return s->batch * s->heads * s->tokens * s->padded + cut.items * cut.part_size;
@@ -304,12 +307,12 @@ int attention(const Attention *s) {
     }
     const int turners = tokens * width < ELEMENTS_PER_WAKE ? 1 : (int)s->threads;
 #pragma omp parallel for num_threads(turners) schedule(static)
-    for (long r = 0; r < tokens; r++) turned_token(s, r, queries);
+    for (long r = 0; r < tokens; r++) rotate_token(s, r, queries);
     const int readers = 2 * seen * s->heads * s->padded < PRODUCTS_PER_WAKE ? 1 : (int)s->threads;
 #pragma omp parallel for num_threads(readers) schedule(dynamic)
-    for (long item = 0; item < cut.items; item++) attended_item(s, &cut, queries, parts, item);
+    for (long item = 0; item < cut.items; item++) attend_item(s, &cut, queries, parts, item);
 #pragma omp parallel for num_threads(turners) schedule(static)
     for (long i = 0; i < s->batch * s->kv_heads * cut.rows; i++)
-        merged(s, &cut, parts, i / cut.rows, i % cut.rows);
+        merge_splits(s, &cut, parts, i / cut.rows, i % cut.rows);
     return 0;
 }

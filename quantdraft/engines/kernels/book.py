@@ -1,6 +1,6 @@
-"""What trials found on this machine, kept on the disk: by question, the votes of its trials.
+"""Results of kernel trials on this machine, kept on disk: by question, the votes of its trials.
 
-One trial may meet another process, so a question is settled by several, spread in time, and then
+Another process may disturb a trial, so a question is settled by several, spread in time, and then
 stays settled: in every process, for every arm. The file's name holds what a time depends on (the
 processor, its threads, the library's and the kernels' versions), so that a changed machine never
 reads another one's answers.
@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quantdraft.common.files import write_text
-from quantdraft.engines.kernels.c_library import cache_dir
+from quantdraft.common.files import cache_dir, write_text
 from quantdraft.errors import OutputError
 from quantdraft.record.provenance import cpu_name
 
@@ -36,7 +35,7 @@ SOURCES = Path(__file__).parent
 
 
 class Timing(NamedTuple):
-    """What one kernel took in one trial, and the bytes of weight that it holds."""
+    """The seconds of one kernel in one trial, and the bytes of weight that it holds."""
 
     seconds: float
     num_bytes: int
@@ -53,7 +52,7 @@ class Book:
         self._votes: dict[str, list[Vote]] = {} if path is None else _read(path)
 
     def votes(self, question: str) -> Sequence[Vote]:
-        """The votes so far, the oldest first."""
+        """Return the votes so far, the oldest first."""
         return self._votes.get(question, ())
 
     def add(self, question: str, vote: Vote) -> None:
@@ -61,7 +60,7 @@ class Book:
         self._votes.setdefault(question, []).append(vote)
 
     def is_settled(self, question: str) -> bool:
-        """True once there are NUM_VOTES, or one where there was nothing to choose from."""
+        """Return True once there are NUM_VOTES, or one where a kernel had no rival."""
         votes = self.votes(question)
         return len(votes) >= NUM_VOTES or (bool(votes) and len(votes[0]) == 1)
 
@@ -71,7 +70,7 @@ class Book:
             self._votes.pop(question, None)
 
     def write(self) -> None:
-        """Keep what is settled, beside what other processes have settled meanwhile."""
+        """Write what is settled, with what other processes have settled meanwhile."""
         if self.path is None:
             return
         settled = {q: votes for q, votes in self._votes.items() if self.is_settled(q)}
@@ -99,7 +98,7 @@ def winner(votes: Sequence[Vote]) -> str:
 
 
 def hopeless(votes: Sequence[Vote]) -> set[str]:
-    """The kernels that two trials found HOPELESS times slower than their fastest: one may err."""
+    """Return the kernels that two trials, not one, found HOPELESS times slower than the fastest."""
     found = Counter(
         name
         for vote in votes
@@ -111,7 +110,7 @@ def hopeless(votes: Sequence[Vote]) -> set[str]:
 
 @lru_cache(maxsize=4)
 def book_of(device: str, num_threads: int) -> Book:
-    """The book of a device, read once a process.
+    """Return the book of a device, read once a process.
 
     `QUANTDRAFT_CHOICES` names the directory of the books, or is empty for none on the disk;
     without it they lie in the user's cache.
@@ -122,7 +121,7 @@ def book_of(device: str, num_threads: int) -> Book:
 
 
 def machine(device: str, num_threads: int) -> dict[str, Any]:
-    """What the time of a kernel depends on beside its question."""
+    """Return the facts about a machine on which the time of a kernel depends."""
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "threads": num_threads,
@@ -151,7 +150,7 @@ def _fastest(vote: Vote) -> float:
 
 
 def _read(path: Path) -> dict[str, list[Vote]]:
-    """The votes of a file; none of one that is missing or is not ours."""
+    """Read the votes of a file; none where it is missing or not ours."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         return {

@@ -1,8 +1,8 @@
 """The C files beside this one as a shared library: compiled once, by the machine's own compiler,
 for the fastest instruction set that this CPU has.
 
-It lies in the user's cache under a name made of sources and flags, so that a new version never
-meets an old library. What a machine lacks for it is a ValueError that says what.
+It lies in the user's cache under a name made of sources and flags, so a new version never
+uses an old library. A ValueError says what a machine lacks for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from quantdraft.common.files import cache_dir
+
 DIRECTORY = Path(__file__).parent
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
 COMPILE_SECONDS = 120
@@ -26,7 +28,7 @@ VARIABLE = "QUANTDRAFT_INSTRUCTIONS"  # names the set to use where the fastest i
 
 
 class InstructionSet(NamedTuple):
-    """What a CPU has to be capable of, as torch names it, and what makes a compiler use it."""
+    """The CPU capabilities of a set, as torch names them, and the compiler flags that use it."""
 
     capabilities: tuple[str, ...]
     flags: tuple[str, ...]
@@ -44,20 +46,20 @@ INSTRUCTION_SETS = {
 
 
 def c_library() -> ctypes.CDLL:
-    """The functions of the C files, which run on torch's own threads.
+    """Return the functions of the C files, which run on torch's own threads.
 
     Raises ValueError where the CPU, the compiler, the cache or torch's build is not fit for them.
     """
-    return _library(os.environ.get(VARIABLE))[1]
+    return _load_fastest(os.environ.get(VARIABLE))[1]
 
 
 def instruction_set() -> str:
-    """The name of the set that the C files are compiled for; raises as `c_library` does."""
-    return _library(os.environ.get(VARIABLE))[0]
+    """Return the name of the set that the C files are compiled for; raises as `c_library` does."""
+    return _load_fastest(os.environ.get(VARIABLE))[0]
 
 
 def available_sets() -> list[str]:
-    """The names of the sets that this CPU has, the fastest first."""
+    """Return the names of the sets that this CPU has, the fastest first."""
     capabilities = torch.cpu.get_capabilities()
     if not capabilities.get("fma3", capabilities.get("fma", True)):
         return []
@@ -69,29 +71,29 @@ def available_sets() -> list[str]:
 
 
 @lru_cache(maxsize=len(INSTRUCTION_SETS) + 1)
-def _library(wanted: str | None) -> tuple[str, ctypes.CDLL]:
-    """The first set that the compiler knows, or the one that is wanted, and its functions."""
+def _load_fastest(wanted: str | None) -> tuple[str, ctypes.CDLL]:
+    """Return the first set that the compiler knows, or the wanted one, and its functions."""
     names = [name for name in available_sets() if wanted in (None, name)]
     if not names:
         raise ValueError(f"this CPU has no {'AVX2 and FMA' if wanted is None else wanted}")
     _share_threads()
     for name in names[:-1]:
         try:
-            return name, _loaded(name)
+            return name, _load(name)
         except ValueError:  # an older compiler, perhaps
             continue
-    return names[-1], _loaded(names[-1])
+    return names[-1], _load(names[-1])
 
 
-def _loaded(name: str) -> ctypes.CDLL:
+def _load(name: str) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(_built(INSTRUCTION_SETS[name].flags)))
+        return ctypes.CDLL(str(_build(INSTRUCTION_SETS[name].flags)))
     except OSError as error:
         raise ValueError(f"it could not be built: {error}") from error
 
 
-def _built(more_flags: tuple[str, ...] = ()) -> Path:
-    """The shared library, compiled unless these very sources were before."""
+def _build(more_flags: tuple[str, ...] = ()) -> Path:
+    """Return the shared library, compiled unless these sources were compiled before."""
     sources, flags = sorted(DIRECTORY.glob("*.c")), (*FLAGS, *more_flags)
     files = [*sources, *sorted(DIRECTORY.glob("*.h"))]
     path = cache_dir() / f"kernels-{_digest(files, flags)}.so"
@@ -104,29 +106,21 @@ def _built(more_flags: tuple[str, ...] = ()) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         made = [str(Path(directory) / f"{source.stem}.o") for source in sources]
         for source, compiled in zip(sources, made, strict=True):
-            _run([compiler, *flags, str(source), "-o", compiled])
+            _run_compiler([compiler, *flags, str(source), "-o", compiled])
         linked = Path(directory) / "linked.so"
         # Without -fopenmp: its functions are to come from the threads that torch runs.
-        _run([compiler, "-shared", *made, "-o", str(linked)])
+        _run_compiler([compiler, "-shared", *made, "-o", str(linked)])
         linked.replace(path)
     return path
 
 
 def _digest(files: list[Path], flags: tuple[str, ...]) -> str:
-    """Sixteen characters that change with the files and the flags."""
+    """Return sixteen characters that change with the files and the flags."""
     contents = b"".join(file.name.encode() + file.read_bytes() for file in files)
     return hashlib.sha256(contents + " ".join(flags).encode()).hexdigest()[:16]
 
 
-def cache_dir() -> Path:
-    """Return the user's cache for what is made once a machine; ValueError where there is none."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantdraft"
-    except RuntimeError as error:  # a user without a home
-        raise ValueError(f"there is no directory to build it in: {error}") from error
-
-
-def _run(command: list[str]) -> None:
+def _run_compiler(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -135,11 +129,11 @@ def _run(command: list[str]) -> None:
 
 
 def _share_threads() -> None:
-    """Make torch's OpenMP visible: a second pool of threads would fight it for the cores."""
+    """Make torch's OpenMP visible: a second pool of threads would compete for the cores."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError as error:
-        raise ValueError(f"the loaded libraries cannot be told: {error}") from error
+        raise ValueError(f"the loaded libraries cannot be listed: {error}") from error
     loaded = {line.split()[-1] for line in maps.splitlines()}
     runtimes = [
         path for path in loaded if Path(path).name.startswith(("libgomp", "libomp", "libiomp5"))

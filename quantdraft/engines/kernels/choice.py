@@ -1,7 +1,7 @@
-"""Which kernel a Linear gets, at each number of rows that it will meet.
+"""Choose a Linear's kernel for each number of rows that it will be run with.
 
-A format may have one best kernel for a draft's single token and another for a verification of
-many. The answer to one question (format, shape, float type, rows) is the same for every model of a
+A format may have one fastest kernel for a draft's single token and another for a verification of
+many. The answer to a question (format, shape, float type, rows) is the same for every model on a
 machine: it is voted over trials (`trials`) and kept in a book (`book`).
 """
 
@@ -43,7 +43,7 @@ class Question:
     name: str
 
     def at(self, num_rows: int) -> str:
-        """The question at one number of rows, as the book has it."""
+        """Return the question at one number of rows, as the book has it."""
         return f"{self.name} x {num_rows}"
 
     @property
@@ -64,9 +64,9 @@ def fastest_linear(
     device: torch.device,
     rows: tuple[int, ...],
 ) -> nn.Module:
-    """Return the weight as the fastest of its format's kernels, or as several that take turns.
+    """Return the weight as the fastest of its format's kernels, or as one for each number of rows.
 
-    A question that was never put is tried once, now; `settle` asks for the other votes.
+    A question without votes gets one trial now; `settle` holds the others.
 
     rows: the numbers of rows (batch x new tokens) that it will be run with
     Raises NoKernelError or ValueError, with every kernel's reason, where none takes the weight.
@@ -86,13 +86,13 @@ def fastest_linear(
     )
     winners = _winners(question)
     by_name = {kind.__name__: kind for kind in kinds}
-    made: dict[str, nn.Module] = {
+    built: dict[str, nn.Module] = {
         name: by_name[name](weight, bias, dtype) for name in dict.fromkeys(winners)
     }
-    if len(made) == 1:
-        (only,) = made.values()
+    if len(built) == 1:
+        (only,) = built.values()
         return only
-    return LinearByRows(counts, [list(made).index(name) for name in winners], list(made.values()))
+    return LinearByRows(counts, [list(built).index(name) for name in winners], list(built.values()))
 
 
 def tried_rows(num_rows: int) -> int:
@@ -116,7 +116,7 @@ def settle(
 ) -> None:
     """Hold the trials that questions still lack, in rounds over all of them, and keep the answers.
 
-    In rounds, so that the votes of one question lie apart in time.
+    Rounds spread the votes of one question over time.
     """
     order = random.Random(0)
     for number in range(NUM_VOTES):
@@ -131,7 +131,7 @@ def settle(
 
 
 def forget_choices() -> int:
-    """Drop the votes of every question in use, so that the next load asks anew; their number."""
+    """Drop the votes of every question in use, for new trials, and return how many there were."""
     for device in {name.split(" ", 1)[0] for name in _in_use}:
         names = [name for name in _in_use if name.split(" ", 1)[0] == device]
         book_of(device, torch.get_num_threads()).forget(names)
@@ -143,7 +143,7 @@ def forget_choices() -> int:
 class LinearByRows(nn.Module):
     """Several kernels of one weight, each for the row counts at which it is the fastest.
 
-    `parts` are kernels themselves; count bytes here or there, not both.
+    Its `parts` are kernels too: count the bytes of this one or of the parts, not both.
     """
 
     def __init__(
@@ -166,12 +166,12 @@ class LinearByRows(nn.Module):
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
+        """Map (..., in) to (..., out), in x's float type."""
         out: Tensor = self.part_for(x.numel() // x.shape[-1])(x)
         return out
 
     def part_for(self, num_rows: int) -> nn.Module:
-        """The kernel that takes so many rows."""
+        """Return the kernel that takes so many rows."""
         nearest = tried_rows(num_rows)
         at = sum(count <= nearest for count in self.counts[1:])
         return self.parts[self.part_of_count[at]]
@@ -180,13 +180,13 @@ class LinearByRows(nn.Module):
 def _kinds(
     device: torch.device, weight_format: str, counts: Sequence[int]
 ) -> tuple[type[Any], ...]:
-    """The kernels of a format, without those made for more rows than there will be."""
+    """Return the kernels of a format, without those made for more rows than there will be."""
     known = kernels_for(device.type, weight_format)
     return tuple(kind for kind in known if getattr(kind, "min_rows", 1) <= counts[-1]) or known
 
 
 def _winners(question: Question) -> list[str]:
-    """The kernel at each number of rows, by name."""
+    """Return the kernel at each number of rows, by name."""
     book = _book(question)
     if not all(book.votes(name) for name in question.names):
         _vote(question)
@@ -207,7 +207,7 @@ def _collect(question: Question, questions: dict[str, Question]) -> None:
 
 
 def _vote(question: Question) -> None:
-    """One trial at every number of rows that lacks votes."""
+    """Hold one trial at every number of rows that lacks votes."""
     book = _book(question)
     open_counts = [count for count in question.counts if not book.is_settled(question.at(count))]
     slow = set().union(*(hopeless(book.votes(name)) for name in question.names))
@@ -238,20 +238,20 @@ def _clone(weight: Weight) -> Weight:
 
 
 def _map_tensors(weight: Unpacked | Codebook, change: Callable[[Tensor], Tensor]) -> Weight:
-    """The weight with every tensor changed."""
+    """Return the weight with every tensor changed."""
 
-    def changed(value: Any) -> Any:
+    def change_value(value: Any) -> Any:
         return change(value) if isinstance(value, Tensor) else value
 
     if isinstance(weight, Unpacked):
-        return Unpacked(*(changed(value) for value in weight))
+        return Unpacked(*(change_value(value) for value in weight))
     double = weight.double
-    scales = None if double is None else DoubleScale(*(changed(value) for value in double))
-    return Codebook(*(changed(value) for value in weight._replace(double=scales)))
+    scales = None if double is None else DoubleScale(*(change_value(value) for value in double))
+    return Codebook(*(change_value(value) for value in weight._replace(double=scales)))
 
 
 def _facts(weight: Weight) -> tuple[Any, ...]:
-    """What of a weight a kernel's time, or its taking it at all, depends on."""
+    """Return the facts about a weight that decide whether a kernel takes it, and its time."""
     if isinstance(weight, Tensor):
         return ("dense", tuple(weight.shape), weight.dtype)
     if isinstance(weight, Codebook):

@@ -1,4 +1,4 @@
-"""CPU kernels: weights stay the checkpoint's integers from memory to multiplier.
+"""CPU kernels of torch's own libraries: weights stay the checkpoint's integers.
 
 A weight is `(integer - zero_point) * scale`; see `unpacking.Unpacked` for the shapes.
 FP8 has no kernel: torch converts every weight first, which takes 25 to 60 times bf16's time.
@@ -9,16 +9,10 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
-from quantdraft.engines.kernels.layout import (
-    as_buffer,
-    group_size_of,
-    pad_matrix,
-    row_scales,
-    rows_of,
-)
+from quantdraft.engines.kernels.linear import KernelLinear, group_size_of, pad_matrix, row_scales
 from quantdraft.engines.kernels.packed_products import (
     PackedProduct,
     packed_product,
@@ -26,7 +20,7 @@ from quantdraft.engines.kernels.packed_products import (
 )
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(KernelLinear):
     """4-bit weights in groups, activations in bf16: `aten._weight_int4pack_mm_for_cpu`.
 
     torch has vector code for bf16 alone: in float32 the same product takes 12 times as long. A
@@ -41,38 +35,31 @@ class Int4Linear(nn.Module):
 
     packed: Tensor
     scale_and_zero: Tensor
-    bias: Tensor | None
-    column_order: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.integers.shape
-        self.group_size = group_size_of(weight, self.group_sizes)
-        scale_and_zero = tinygemm_scales(weight, self.row_multiple)
+        group_size = group_size_of(weight, self.group_sizes)
         integers = pad_matrix(weight.integers, self.row_multiple).int() + 8
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale_and_zero", scale_and_zero.to(self.compute_dtype))
-        self.register_buffer("bias", as_buffer(bias, dtype))
-        self.register_buffer("column_order", weight.column_order)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.packed.nbytes + self.scale_and_zero.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = rows_of(x, self.column_order).to(self.compute_dtype)
-        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            flat.contiguous(), self.packed, self.group_size, self.scale_and_zero
+        super().__init__(
+            weight.integers.shape,
+            bias,
+            dtype,
+            weight.column_order,
+            packed=torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1),
+            scale_and_zero=tinygemm_scales(weight, self.row_multiple).to(self.compute_dtype),
         )
-        out = out[:, : self.out_features]
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        self.group_size = group_size
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows.to(self.compute_dtype).contiguous(),
+            self.packed,
+            self.group_size,
+            self.scale_and_zero,
+        )
+        return out
 
 
-class Int8WeightOnlyLinear(nn.Module):
+class Int8WeightOnlyLinear(KernelLinear):
     """8-bit weights, one scale a row, activations in bf16: `aten._weight_int8pack_mm`.
 
     Through bf16 for the same reason as `Int4Linear`: it takes a quarter of float32's time.
@@ -83,29 +70,23 @@ class Int8WeightOnlyLinear(nn.Module):
 
     integers: Tensor
     scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.integers.shape
-        self.register_buffer("integers", weight.integers.to(torch.int8).contiguous())
-        self.register_buffer("scale", row_scales(weight).to(self.compute_dtype))
-        self.register_buffer("bias", as_buffer(bias, dtype))
+        super().__init__(
+            weight.integers.shape,
+            bias,
+            dtype,
+            integers=weight.integers.to(torch.int8).contiguous(),
+            scale=row_scales(weight).to(self.compute_dtype),
+        )
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.integers.nbytes + self.scale.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = rows_of(x, None).to(self.compute_dtype).contiguous()
+    def _multiply(self, rows: Tensor) -> Tensor:
+        flat = rows.to(self.compute_dtype).contiguous()
         out: Tensor = torch.ops.aten._weight_int8pack_mm(flat, self.integers, self.scale)
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        return out
 
 
-class Int8DynamicLinear(nn.Module):
+class Int8DynamicLinear(KernelLinear):
     """8-bit weights and activations: `quantized.linear_dynamic`, a scale per token.
 
     The operator has one activation scale per call: several rows are brought to one height first.
@@ -114,15 +95,13 @@ class Int8DynamicLinear(nn.Module):
     """
 
     number: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         scale = row_scales(weight)
-        self.out_features, self.in_features = weight.integers.shape
+        super().__init__(weight.integers.shape, bias, torch.float32)
         self.weight_bytes = weight.integers.numel() + scale.numel() * 4
-        self.reduce_range = not has_vnni()
-        self.kernel = "int8_dynamic_cpu" + ("_7bit" if self.reduce_range else "")
+        reduce_range = not has_vnni()
+        self.kernel = "int8_dynamic_cpu" + ("_7bit" if reduce_range else "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values = torch._make_per_channel_quantized_tensor(
@@ -132,23 +111,18 @@ class Int8DynamicLinear(nn.Module):
                 0,
             )
             packed = torch.ops.quantized.linear_prepack(values, None)
-        self.register_buffer("bias", as_buffer(bias, torch.float32))
-        linear, reduce_range = torch.ops.quantized.linear_dynamic, self.reduce_range
+        linear = torch.ops.quantized.linear_dynamic
         register_product(self, lambda x: linear(x, packed, reduce_range))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type; the product itself takes float32."""
-        flat = rows_of(x, None).float()
+    def _multiply(self, rows: Tensor) -> Tensor:
+        flat = rows.float()
         if len(flat) == 1:
-            out = packed_product(flat, self.number, self.out_features)
-        else:
-            height = flat.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            out = packed_product(flat / height, self.number, self.out_features) * height
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+            return packed_product(flat, self.number, self.out_features)
+        height = flat.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return packed_product(flat / height, self.number, self.out_features) * height
 
 
-class Int8OnednnLinear(nn.Module):
+class Int8OnednnLinear(KernelLinear):
     """8-bit weights and activations, one activation scale a token: oneDNN's `qlinear`.
 
     Inputs are unsigned bytes with zero point 128. Without VNNI the sums saturate (relative error
@@ -159,16 +133,13 @@ class Int8OnednnLinear(nn.Module):
     zero_point = 128
 
     number: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         if not has_vnni():
             raise ValueError("without VNNI the sums of this kernel saturate")
         scale = row_scales(weight)
-        self.out_features, self.in_features = weight.integers.shape
+        super().__init__(weight.integers.shape, bias, torch.float32)
         self.weight_bytes = weight.integers.numel() + scale.numel() * 4
-        self.register_buffer("bias", as_buffer(bias, torch.float32))
         register_product(self, self._product(weight.integers.to(torch.int8), scale))
 
     def _product(self, integers: Tensor, scale: Tensor) -> PackedProduct:
@@ -188,15 +159,12 @@ class Int8OnednnLinear(nn.Module):
 
         return product
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type; the product itself takes float32."""
-        out = packed_product(rows_of(x, None).float(), self.number, self.out_features)
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        return packed_product(rows.float(), self.number, self.out_features)
 
 
 def tinygemm_scales(weight: Unpacked, row_multiple: int) -> Tensor:
-    """Scales as the int4 kernels of CPU and CUDA take them, (groups, rows, 2) float32.
+    """Return scales as the int4 kernels of CPU and CUDA take them, (groups, rows, 2) float32.
 
     Their weight is (u - 8) * scale + zero, with u in 0..15; rows are padded with zeros.
     """
@@ -209,6 +177,6 @@ def tinygemm_scales(weight: Unpacked, row_multiple: int) -> Tensor:
 
 
 def has_vnni() -> bool:
-    """True when this CPU multiplies bytes into 32 bits, so that full 8-bit activations are safe."""
+    """Return True when this CPU adds products of bytes in 32 bits: 8-bit activations are safe."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))

@@ -1,4 +1,4 @@
-"""CUDA kernels: weights stay the checkpoint's bytes; no call waits for the host, so graphs hold it.
+"""CUDA kernels: weights stay the checkpoint's bytes, and every call can be part of a CUDA graph.
 
 Libraries' products (`_scaled_mm`, `_int_mm`, tinygemm) are laid out for tensor cores and many rows;
 the Triton ones (`triton_products`) read the weight once for a token or a few. Which is faster where
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.cpu import tinygemm_scales
 from quantdraft.engines.kernels.dequantizing import Int4DequantizingLinear, Int8DequantizingLinear
-from quantdraft.engines.kernels.layout import (
-    as_buffer,
+from quantdraft.engines.kernels.linear import (
+    KernelLinear,
     group_size_of,
     pad_matrix,
     row_scales,
-    rows_of,
 )
 from quantdraft.errors import NoKernelError
 
@@ -33,41 +32,43 @@ FEW_ROWS = 16  # up to here the Triton kernels, which read the weight once per r
 TINY = 1e-12  # a row of zeros has some scale too
 
 
-class Fp8Linear(nn.Module):
-    """FP8 weights, one scale a row; activations rounded to FP8 per token: `torch._scaled_mm`."""
+class RowScaledLinear(KernelLinear):
+    """8-bit weights with one scale a row, padded to the sizes that libraries take."""
 
-    kernel = "fp8_scaled_mm"
     multiple = 16
 
     values: Tensor
     scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
+        octets = pad_matrix(weight.integers.view(torch.uint8), self.multiple, self.multiple)
+        super().__init__(
+            weight.integers.shape,
+            bias,
+            dtype,
+            values=octets.contiguous().view(weight.integers.dtype),
+            scale=pad_matrix(row_scales(weight)[:, None], self.multiple)[:, 0].contiguous(),
+        )
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        return self._product(pad_matrix(rows, 1, self.multiple))
+
+    def _product(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Fp8Linear(RowScaledLinear):
+    """FP8 weights, one scale a row; activations rounded to FP8 per token: `torch._scaled_mm`."""
+
+    kernel = "fp8_scaled_mm"
+
+    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         require_capability(weight.integers.device, (8, 9), "FP8")
         require_fp8(weight)
-        self.out_features, self.in_features = weight.integers.shape
-        values = pad_matrix(weight.integers.view(torch.uint8), self.multiple, self.multiple)
-        self.register_buffer("values", values.contiguous().view(FP8))
-        scale = pad_matrix(row_scales(weight)[:, None], self.multiple)[:, 0]
-        self.register_buffer("scale", scale.contiguous())
-        self.register_buffer("bias", as_buffer(bias, dtype))
+        super().__init__(weight, bias, dtype)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.values.nbytes + self.scale.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type; the product itself gives bf16."""
-        out = self._product(pad_matrix(rows_of(x, None), 1, self.multiple))
-        out = out[:, : self.out_features].to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], self.out_features)
-
-    def _product(self, flat: Tensor) -> Tensor:
-        rounded, step = round_rows(flat, FP8)
+    def _product(self, rows: Tensor) -> Tensor:
+        rounded, step = round_rows(rows, FP8)
         out: Tensor = torch._scaled_mm(
             rounded,
             self.values.t(),
@@ -88,13 +89,13 @@ class Fp8TritonLinear(Fp8Linear):
         super().__init__(weight, bias, dtype)
         triton_products()
 
-    def _product(self, flat: Tensor) -> Tensor:
-        if len(flat) > FEW_ROWS:
-            return super()._product(flat)
-        return _bytes_product(flat, self.values, self.scale)
+    def _product(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW_ROWS:
+            return super()._product(rows)
+        return _multiply_bytes(rows, self.values, self.scale)
 
 
-class Fp8BlockLinear(nn.Module):
+class Fp8BlockLinear(KernelLinear):
     """FP8 weights with a scale for 128 x 128, activations per token and 128: `F.scaled_mm`."""
 
     kernel = "fp8_block_scaled_mm"
@@ -102,36 +103,30 @@ class Fp8BlockLinear(nn.Module):
 
     values: Tensor
     scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         require_block_scaling(weight.integers.device)
         require_fp8(weight)
         if weight.block != (self.block, self.block):
             raise ValueError(f"blocks of {weight.block} weights are not read: (128, 128) are")
-        self.out_features, self.in_features = weight.integers.shape
-        if self.in_features % self.block or self.out_features % self.block:
-            raise ValueError(f"{tuple(weight.integers.shape)} is no whole number of blocks")
-        self.register_buffer("values", weight.integers.contiguous())
-        self.register_buffer("scale", block_scales(weight.scale.float()))
-        self.register_buffer("bias", as_buffer(bias, dtype))
+        if any(size % self.block for size in weight.integers.shape):
+            raise ValueError(f"{tuple(weight.integers.shape)} is not a multiple of the block")
+        super().__init__(
+            weight.integers.shape,
+            bias,
+            dtype,
+            values=weight.integers.contiguous(),
+            scale=block_scales(weight.scale.float()),
+        )
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.values.nbytes + self.scale.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type; the product itself gives bf16."""
+    def _multiply(self, rows: Tensor) -> Tensor:
         from torch.nn.functional import ScalingType, scaled_mm
 
-        flat = rows_of(x, None)
-        groups = flat.reshape(len(flat), -1, self.block)
+        groups = rows.reshape(len(rows), -1, self.block)
         rounded, step = round_rows(groups, FP8)
         columns_first = step[..., 0].t().contiguous().t()
         out: Tensor = scaled_mm(
-            rounded.reshape(flat.shape),
+            rounded.reshape(rows.shape),
             self.values.t(),
             columns_first,
             ScalingType.BlockWise1x128,
@@ -139,48 +134,23 @@ class Fp8BlockLinear(nn.Module):
             ScalingType.BlockWise128x128,
             output_dtype=torch.bfloat16,
         )
-        out = out.to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], self.out_features)
+        return out
 
 
-class Int8CublasLinear(nn.Module):
+class Int8CublasLinear(RowScaledLinear):
     """INT8 weights, one scale a row; activations rounded per token: `torch._int_mm` (cuBLAS)."""
 
     kernel = "int8_int_mm"
-    multiple = 16
     min_product_rows = 32  # `_int_mm` refuses fewer than 17
 
-    integers: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         require_capability(weight.integers.device, (8, 0), "INT8")
-        self.out_features, self.in_features = weight.integers.shape
-        integers = pad_matrix(weight.integers.to(torch.int8), self.multiple, self.multiple)
-        scale = pad_matrix(row_scales(weight)[:, None], self.multiple)[:, 0]
-        self.register_buffer("integers", integers.contiguous())
-        self.register_buffer("scale", scale.contiguous())
-        self.register_buffer("bias", as_buffer(bias, dtype))
+        super().__init__(weight._replace(integers=weight.integers.to(torch.int8)), bias, dtype)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.integers.nbytes + self.scale.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        out = self._product(pad_matrix(rows_of(x, None), 1, self.multiple))
-        out = out[:, : self.out_features].to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], self.out_features)
-
-    def _product(self, flat: Tensor) -> Tensor:
-        rounded, step = round_rows(flat, torch.int8)
-        enough = nn.functional.pad(rounded, (0, 0, 0, max(0, self.min_product_rows - len(flat))))
-        sums = torch._int_mm(enough, self.integers.t())[: len(flat)]
+    def _product(self, rows: Tensor) -> Tensor:
+        rounded, step = round_rows(rows, torch.int8)
+        enough = nn.functional.pad(rounded, (0, 0, 0, max(0, self.min_product_rows - len(rows))))
+        sums = torch._int_mm(enough, self.values.t())[: len(rows)]
         return sums.float() * step * self.scale
 
 
@@ -193,10 +163,10 @@ class Int8TritonLinear(Int8CublasLinear):
         super().__init__(weight, bias, dtype)
         triton_products()
 
-    def _product(self, flat: Tensor) -> Tensor:
-        if len(flat) > FEW_ROWS:
-            return super()._product(flat)
-        return _bytes_product(flat, self.integers, self.scale)
+    def _product(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW_ROWS:
+            return super()._product(rows)
+        return _multiply_bytes(rows, self.values, self.scale)
 
 
 class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
@@ -210,19 +180,13 @@ class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
         require_capability(weight.integers.device, (8, 0), "INT8")
         triton_products()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = rows_of(x, None)
-        if len(flat) > FEW_ROWS:
-            return super().forward(x)
-        out: Tensor = triton_products().byte_product(
-            flat, self.integers, self.scale, rounds_inputs=False
-        )
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], len(self.integers))
+    def _multiply(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW_ROWS:
+            return super()._multiply(rows)
+        return _multiply_bytes(rows, self.integers, self.scale, rounds_inputs=False)
 
 
-class Int4TinygemmLinear(nn.Module):
+class Int4TinygemmLinear(KernelLinear):
     """4-bit weights in groups, activations in bf16: `aten._weight_int4pack_mm` (tinygemm)."""
 
     kernel = "int4_tinygemm"
@@ -233,40 +197,28 @@ class Int4TinygemmLinear(nn.Module):
 
     packed: Tensor
     scale_and_zero: Tensor
-    bias: Tensor | None
-    column_order: Tensor | None
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         require_capability(weight.integers.device, (8, 0), "INT4")
-        self.out_features, self.in_features = weight.integers.shape
-        self.group_size = group_size_of(weight, self.group_sizes)
-        if self.in_features % self.column_multiple:
-            raise ValueError(
-                f"{self.in_features} columns are no multiple of {self.column_multiple}"
-            )
+        group_size, columns = group_size_of(weight, self.group_sizes), weight.integers.shape[1]
+        if columns % self.column_multiple:
+            raise ValueError(f"{columns} columns are not a multiple of {self.column_multiple}")
         pairs = pack_adjacent_pairs(pad_matrix(weight.integers, self.row_multiple))
-        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, self.inner_k_tiles)
-        scales = tinygemm_scales(weight, self.row_multiple)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale_and_zero", scales.to(torch.bfloat16))
-        self.register_buffer("bias", as_buffer(bias, dtype))
-        self.register_buffer("column_order", weight.column_order)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight and scales that one product reads."""
-        return int(self.packed.nbytes + self.scale_and_zero.nbytes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = rows_of(x, self.column_order).to(torch.bfloat16).contiguous()
-        out: Tensor = torch.ops.aten._weight_int4pack_mm(
-            flat, self.packed, self.group_size, self.scale_and_zero
+        super().__init__(
+            weight.integers.shape,
+            bias,
+            dtype,
+            weight.column_order,
+            packed=torch.ops.aten._convert_weight_to_int4pack(pairs, self.inner_k_tiles),
+            scale_and_zero=tinygemm_scales(weight, self.row_multiple).to(torch.bfloat16),
         )
-        out = out[:, : self.out_features].to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], self.out_features)
+        self.group_size = group_size
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int4pack_mm(
+            rows.to(torch.bfloat16).contiguous(), self.packed, self.group_size, self.scale_and_zero
+        )
+        return out
 
 
 class Int4TritonLinear(Int4DequantizingLinear):
@@ -280,17 +232,17 @@ class Int4TritonLinear(Int4DequantizingLinear):
         require_capability(weight.integers.device, (8, 0), "INT4")
         triton_products()
 
-    def _product(self, flat: Tensor) -> Tensor:
-        if len(flat) > FEW_ROWS:
-            return super()._product(flat)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW_ROWS:
+            return super()._multiply(rows)
         out: Tensor = triton_products().nibble_product(
-            flat, self.halves, self.scale, self.zero_point, self.group_size
+            rows, self.halves, self.scale, self.zero_point, self.group_size
         )
         return out
 
 
 def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The last axis in 8 bits, and its step: x is about `rounded * step`.
+    """Round the last axis to 8 bits, and return its step too: x is about `rounded * step`.
 
     x: (..., in)
     Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
@@ -302,7 +254,7 @@ def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def round_rows_by_torch(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same in torch's own operators: half a dozen launches on a GPU."""
+    """Do the same by torch's own operators: half a dozen launches on a GPU."""
     limit = INT8_LEVELS if dtype == torch.int8 else FP8_MAX
     values = x.float()
     step = values.abs().amax(-1, keepdim=True).clamp(min=TINY) / limit
@@ -313,13 +265,13 @@ def round_rows_by_torch(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def pack_adjacent_pairs(integers: Tensor) -> Tensor:
-    """Integers in -8..7, (out, in), as (out, in / 2) bytes, the even column in the high half."""
+    """Pack integers in -8..7, (out, in), into (out, in / 2) bytes, the even column high."""
     unsigned = (integers.to(torch.int16) + 8).to(torch.uint8)
     return ((unsigned[:, ::2] << 4) | unsigned[:, 1::2]).contiguous()
 
 
 def block_scales(scale: Tensor) -> Tensor:
-    """Block scales, (rows, columns), in memory as cuBLAS reads them: rows 4 numbers apart."""
+    """Return block scales, (rows, columns), laid out as cuBLAS reads them: rows 4 numbers apart."""
     rows, columns = scale.shape
     wide = scale.new_zeros((rows, columns + -columns % 4))
     wide[:, :columns] = scale
@@ -327,13 +279,13 @@ def block_scales(scale: Tensor) -> Tensor:
 
 
 def require_fp8(weight: Unpacked) -> None:
-    """ValueError unless the weight's values are FP8."""
+    """Raise ValueError unless the weight's values are FP8."""
     if weight.integers.dtype != FP8:
         raise ValueError(f"weights of {weight.integers.dtype} are not FP8")
 
 
 def require_capability(device: torch.device, needed: tuple[int, int], what: str) -> None:
-    """NoKernelError where the device is a GPU too old for a format."""
+    """Raise NoKernelError where the device is a GPU too old for a format."""
     if device.type != "cuda":
         raise NoKernelError(f"{what} needs a CUDA device, not {device.type!r}")
     found = torch.cuda.get_device_capability(device)
@@ -345,7 +297,7 @@ def require_capability(device: torch.device, needed: tuple[int, int], what: str)
 
 
 def require_block_scaling(device: torch.device) -> None:
-    """NoKernelError where torch or the GPU has no product with a scale per block."""
+    """Raise NoKernelError where torch or the GPU has no product with a scale per block."""
     require_capability(device, (9, 0), "FP8 in blocks")
     if torch.cuda.get_device_capability(device)[0] != 9:
         raise NoKernelError("FP8 in blocks has a kernel on compute capability 9.0 alone")
@@ -354,7 +306,7 @@ def require_block_scaling(device: torch.device) -> None:
 
 
 def triton_products() -> ModuleType:
-    """The Triton kernels; NoKernelError where that package is not installed."""
+    """Import the Triton kernels; NoKernelError where that package is not installed."""
     if not has_triton():
         raise NoKernelError("the package 'triton' is not installed")
     from quantdraft.engines.kernels import triton_products as products
@@ -364,10 +316,12 @@ def triton_products() -> ModuleType:
 
 @functools.cache
 def has_triton() -> bool:
-    """True where the package triton is installed, as it is with torch's CUDA builds for Linux."""
+    """Return True where triton is installed, as it is with torch's CUDA builds for Linux."""
     return importlib.util.find_spec("triton") is not None
 
 
-def _bytes_product(flat: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-    out: Tensor = triton_products().byte_product(flat, values, scale)
+def _multiply_bytes(
+    rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True
+) -> Tensor:
+    out: Tensor = triton_products().byte_product(rows, values, scale, rounds_inputs)
     return out

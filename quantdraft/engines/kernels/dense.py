@@ -1,4 +1,4 @@
-"""Weights in floating point, as the checkpoint has them: the baseline's kernels.
+"""Kernels for weights in floating point, as the checkpoint has them: those of the baseline.
 
 They are chosen and measured as the quantized ones are, so that no slow baseline makes a candidate
 look good.
@@ -9,33 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quantdraft.engines.kernels.linear import KernelLinear
 from quantdraft.engines.kernels.packed_products import packed_product, register_product
 
 
-class DenseLinear(nn.Module):
+class DenseLinear(KernelLinear):
     """`F.linear` in the given type; shares the memory of a weight that has this type already."""
 
     weight: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(weight.shape, bias, dtype, weight=weight.detach().to(dtype))
         self.kernel = f"linear_{type_name(dtype)}"
-        self.register_buffer("weight", weight.detach().to(dtype))
-        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weight that one product reads."""
-        return int(self.weight.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the module's float type."""
+        """Map (..., in) to (..., out), in the module's float type."""
         return nn.functional.linear(x, self.weight, self.bias)
 
 
 class WeightFirstLinear(DenseLinear):
-    """The same product the other way round, W xᵀ: on a CPU up to twice as fast for few, small rows.
+    """The same product as W xᵀ: on a CPU up to twice as fast for few, small rows.
 
     The matrix library then walks along the weight once for all rows, and needs no other layout.
     """
@@ -45,13 +38,14 @@ class WeightFirstLinear(DenseLinear):
         self.kernel = f"weight_first_{type_name(dtype)}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the module's float type."""
-        out = torch.mm(self.weight, x.reshape(-1, x.shape[-1]).t()).t()
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], len(self.weight))
+        """Map (..., in) to (..., out), in the module's float type."""
+        return KernelLinear.forward(self, x)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        return torch.mm(self.weight, rows.t()).t()
 
 
-class PrepackedLinear(nn.Module):
+class PrepackedLinear(KernelLinear):
     """A weight laid out once for oneDNN's matrix product, on a CPU.
 
     `F.linear` lays it out in every call, which costs more than the product itself at 2 to 20 rows.
@@ -62,10 +56,9 @@ class PrepackedLinear(nn.Module):
     pack_rows = 16  # oneDNN chooses the layout for about this many rows
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             raise ValueError("this build of torch has no oneDNN")
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight.shape, None, dtype)  # the bias goes into the product
         has_bf16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.packed_dtype = torch.bfloat16 if has_bf16 else torch.float32
         self.kernel = f"onednn_prepacked_{type_name(self.packed_dtype)}"
@@ -78,13 +71,10 @@ class PrepackedLinear(nn.Module):
             lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, added, "none", [], ""),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = x.reshape(-1, self.in_features).to(self.packed_dtype)
-        out = packed_product(flat, self.number, self.out_features)
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        return packed_product(rows.to(self.packed_dtype), self.number, self.out_features)
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """The type as it is written in records: 'bfloat16'."""
+    """Return the type as records spell it: 'bfloat16'."""
     return str(dtype).removeprefix("torch.")

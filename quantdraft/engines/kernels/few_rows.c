@@ -1,12 +1,12 @@
-/* Products of few rows with weights of 4 to 32 bits: AVX2 and FMA, and wider where flags allow.
+/* Multiply few rows with weights of 4 to 32 bits: AVX2 and FMA, and wider where flags allow.
  *
- * A draft step multiplies one row by every weight, so the weights' way from memory is all there is
- * to hide: they are unpacked in registers, next to the multiplication, and read once for up to
+ * A draft step multiplies one row by every weight, and most of its time is the reading of weights.
+ * They are unpacked in registers, directly before the multiplication, and read once for up to
  * MAX_ROWS rows.
  *
  * FLOAT32, BFLOAT16: inputs are float32 and so are the sums.
- * INT4, INT8: inputs are 16-bit integers with one scale a group, 2^-16 of the group's largest at
- *     most from what they were; their products with weights are added exactly, in 32 bits, up to the
+ * INT4, INT8: inputs are 16-bit integers with one scale a group, rounded by at most 2^-16 of the
+ *     group's largest; their products with weights are added exactly, in 32 bits, up to the
  *     group's end.
  * INT8_DYNAMIC: inputs are 8-bit integers with one scale a row, as compressed-tensors rounds them:
  *     x / (largest / 127.5), half to even, in -128..127. All products are added exactly, in 32 bits.
@@ -44,7 +44,7 @@ typedef struct {
     long kind, rows, inputs, outputs, group, stride, threads;
 } Product;
 
-/* Inputs as a product takes them, in its scratch memory. */
+/* The inputs of a product, converted, in its scratch memory. */
 typedef struct {
     int32_t *sums;  /* of 16 bits: of the groups by lane, (rows, groups, WIDE), times -8 where all
                      * zeros are 8; of 8 bits: (rows) */
@@ -62,7 +62,7 @@ static Inputs inputs_of(const Product *a) {
     return (Inputs){sums, step, step + a->rows * groups, groups, padded_of(a->inputs)};
 }
 
-/* Bytes of scratch memory that a product of any kind does with. */
+/* Return the bytes of scratch memory that are enough for a product of any kind. */
 long product_scratch(long rows, long inputs, long group) {
     const long groups = group ? inputs / group : 1, width = sizeof(float);
     return rows * (groups * (WIDE + 1) + padded_of(inputs)) * width;
@@ -70,7 +70,7 @@ long product_scratch(long rows, long inputs, long group) {
 
 /* ---- inputs ---- */
 
-/* The largest of n absolute values; `wrong` becomes no number where one of them is none. */
+/* Return the largest of n absolute values; `wrong` becomes NaN where one is NaN or infinite. */
 INLINE float largest_at(const float *x, long n, float *wrong) {
     FLOATS most = V(setzero_ps)(), nothing = most;
     for (long k = 0; k < n; k += WIDE) {
@@ -125,7 +125,7 @@ static void to_int8(const Product *a, const float *x, const Inputs *to) {
     }
 }
 
-/* Of two vectors of inputs, the even columns and the odd ones: as bfloat16 weights are taken. */
+/* Order two vectors of inputs as even columns and odd columns, as bfloat16 weights are read. */
 static void to_pairs(const Product *a, const float *x, const Inputs *to) {
     for (long r = 0; r < a->rows; r++) {
         const float *from = x + r * a->inputs;
@@ -141,14 +141,14 @@ static void to_pairs(const Product *a, const float *x, const Inputs *to) {
 
 /* ---- up to MAX_ROWS rows times the weights of a few outputs ---- */
 
-/* What a vector of inputs meets while it is in a register. Counts that the compiler knows, and loops
+/* Loops over a vector of inputs while it is in a register. Counts that the compiler knows, and loops
  * that it unrolls, keep the sums in registers.
  */
 #define OUTS 4  /* outputs that share one reading of the inputs */
 #define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 
-/* Fetch what the next outputs have at this place: rows that lie in one page of memory are read side
- * by side, and a CPU's own prefetcher follows one place a page.
+/* Prefetch the weights of the next outputs at this column: rows in one page of memory are read side
+ * by side, and a CPU's own prefetcher follows only one place in a page.
  */
 INLINE void fetch_next(const int outs, const void *weight, long next_out) {
     EACH(o, outs) _mm_prefetch((const char *)weight + (o + OUTS) * next_out, _MM_HINT_T0);
@@ -173,7 +173,7 @@ INLINE void add_floats(const int rows, const int outs, const FLOATS *weights, co
     }
 }
 
-/* The sums of 4 outputs, or of one, times the outputs' `scales` unless these are NULL. */
+/* Write the sums of 4 outputs, or of one, times the outputs' `scales` unless these are NULL. */
 INLINE void put_totals(const int outs, const FLOATS *totals, const float *scales, float *to) {
     if (outs == 1) {
         *to = total_of(totals[0]) * (scales ? *scales : 1.0f);
@@ -183,7 +183,7 @@ INLINE void put_totals(const int outs, const FLOATS *totals, const float *scales
     }
 }
 
-/* Of integers, which are `less` each. */
+/* Do the same for integer sums, each of which is too large by `less`. */
 INLINE void put_sums(const int outs, const INTS *sums, int32_t less, float step,
                      const float *scales, float *to) {
     if (outs == 1) {
@@ -223,7 +223,7 @@ INLINE void two_halves(const int rows, const int outs, const uint8_t *weight, lo
 }
 
 #if WIDE == 16
-/* 32 weights, where a group has no more. */
+/* Add 32 weights, where a group has no more. */
 INLINE void one_vector(const int rows, const int outs, const uint8_t *weight, long next_out,
                        const int16_t *x, long in, Sums sums) {
     INTS wide[OUTS];
@@ -295,7 +295,7 @@ INLINE void int8_dot(const int rows, const int outs, const Product *a, const Inp
         put_totals(outs, totals[r], a->scale + out, a->out + (row + r) * a->stride + out);
 }
 
-/* Byte products take one side without a sign: 128 more is 128 times the inputs' sum too much. */
+/* Byte products take unsigned weights: 128 is added, and 128 times the inputs' sum subtracted. */
 INLINE void int8_dynamic_dot(const int rows, const int outs, const Product *a, const Inputs *in,
                              long row, long out) {
     const Level *x = (const Level *)in->levels + row * in->padded;
@@ -330,7 +330,7 @@ INLINE void int8_dynamic_dot(const int rows, const int outs, const Product *a, c
                  a->out + (row + r) * a->stride + out);
 }
 
-/* A bfloat16 is the upper half of a float32: of two neighbours one is shifted, one masked. */
+/* Convert bfloat16, the upper half of a float32: of two neighbours one is shifted, one masked. */
 INLINE void bf16_dot(const int rows, const int outs, const Product *a, const Inputs *in, long row,
                      long out) {
     const float *x = (const float *)in->levels + row * in->padded;

@@ -1,4 +1,4 @@
-"""4- to 32-bit weights times few rows, by a small C file of this package (AVX2 to AVX-512).
+"""Multiply few rows with 4- to 32-bit weights by a C file of this package (AVX2 to AVX-512).
 
 torch's own kernels for these formats are made for AVX-512, and each is a call from Python between
 two lists of operations: a small model's step is made of such calls. The C file is compiled once, by
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.c_library import c_library, instruction_set
-from quantdraft.engines.kernels.layout import as_buffer, group_size_of, row_scales, rows_of
+from quantdraft.engines.kernels.linear import KernelLinear, group_size_of, row_scales
 from quantdraft.engines.kernels.operations import Product
 from quantdraft.engines.kernels.packed_products import packed_product, register_product
 
 # The C file's kinds of products, in its order; a kernel's name begins with its kind.
 KINDS = ("int4", "int8", "int8_dynamic", "bf16", "f32")
-VECTOR_WORDS = {"avx512": 32}  # 16-bit integers of a vector; 16 where nothing is said
+VECTOR_WORDS = {"avx512": 32}  # 16-bit integers of a vector; 16 on other sets
 INPUT_GROUPS = (128, 64, 32)  # inputs that share a step; the sums of more would leave 32 bits
 BF16_MULTIPLE = 16
 INT8_MULTIPLE = 32
@@ -32,31 +32,25 @@ MAX_DYNAMIC_INPUTS = 1 << 16  # 255 * 128 times as many is just under 2^31
 PRODUCTS_PER_WAKE = 1 << 19
 
 
-class FewRowsLinear(nn.Module):
-    """What the kernels share: a packed weight, its product, and the same as an operation."""
+class FewRowsLinear(KernelLinear):
+    """A Linear on a packed weight of the C file, which is also an operation of a fused pass."""
 
     kind: ClassVar[str]
     number: Tensor
-    bias: Tensor | None
-    column_order: Tensor | None
 
-    def _hold(self, packed: PackedWeight, bias: Tensor | None, order: Tensor | None = None) -> None:
+    def __init__(
+        self, packed: PackedWeight, bias: Tensor | None, order: Tensor | None = None
+    ) -> None:
+        super().__init__((packed.num_outputs, packed.num_inputs), bias, torch.float32, order)
         self.kernel = f"{self.kind}_few_rows_{instruction_set()}"
-        self.out_features, self.in_features = packed.num_outputs, packed.num_inputs
         self.packed, self.weight_bytes = packed, packed.num_bytes
-        self.register_buffer("bias", as_buffer(bias, torch.float32))
-        self.register_buffer("column_order", order)
         register_product(self, packed.product)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's float type."""
-        flat = rows_of(x, self.column_order).float().contiguous()
-        out = packed_product(flat, self.number, self.out_features)
-        out = out if self.bias is None else out + self.bias
-        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        return packed_product(rows.float().contiguous(), self.number, self.out_features)
 
     def as_operation(self, x: Tensor, out: Tensor, room: Callable[[int], Tensor]) -> Product:
-        """The same from x, (rows, in), to out, (rows, out), both float32, whenever it is run.
+        """Return an operation from x, (rows, in), to out, (rows, out), both float32.
 
         out:  its rows may lie apart, as columns of a wider matrix do
         room: gives that many bytes of memory, which other operations may use in their turn
@@ -75,14 +69,13 @@ class Int4FewRowsLinear(FewRowsLinear):
     group_sizes = (32, 64, 128, 256)
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         group = group_size_of(weight, self.group_sizes)
         values = pack_runs(weight.integers, *_block_of(group))
         zero = weight.zero_point
         zero = None if zero is None else (zero + 8).to(torch.uint8).contiguous()
         scale = weight.scale.float().contiguous()
         packed = PackedWeight(self.kind, values, scale, zero, weight.integers.shape[1], group)
-        self._hold(packed, bias, weight.column_order)
+        super().__init__(packed, bias, weight.column_order)
 
 
 class Int8FewRowsLinear(FewRowsLinear):
@@ -91,17 +84,16 @@ class Int8FewRowsLinear(FewRowsLinear):
     kind = "int8"
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        inputs = _checked_inputs(weight.integers, INT8_MULTIPLE)
+        inputs = _require_multiple(weight.integers, INT8_MULTIPLE)
         group = next(size for size in INPUT_GROUPS if inputs % size == 0)
         values = weight.integers.to(torch.int8).contiguous()
         scale = row_scales(weight).contiguous()
         packed = PackedWeight(self.kind, values, scale, None, inputs, group)
-        self._hold(packed, bias, weight.column_order)
+        super().__init__(packed, bias, weight.column_order)
 
 
 class Int8DynamicFewRowsLinear(FewRowsLinear):
-    """8-bit weights and activations, one scale a row of each: W8A8 as compressed-tensors rounds it.
+    """8-bit weights and activations with one scale a row: W8A8 as compressed-tensors rounds it.
 
     The sums are exact on every instruction set; oneDNN's and fbgemm's need VNNI for that.
     """
@@ -109,25 +101,24 @@ class Int8DynamicFewRowsLinear(FewRowsLinear):
     kind = "int8_dynamic"
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        inputs = _checked_inputs(weight.integers, INT8_MULTIPLE)
+        inputs = _require_multiple(weight.integers, INT8_MULTIPLE)
         if inputs > MAX_DYNAMIC_INPUTS:
             raise ValueError(f"sums of more than {MAX_DYNAMIC_INPUTS} columns leave 32 bits")
         values = weight.integers.to(torch.int8).contiguous()
         scale = row_scales(weight).contiguous()
         packed = PackedWeight(self.kind, values, scale, None, inputs, 0)
-        self._hold(packed, bias, weight.column_order)
+        super().__init__(packed, bias, weight.column_order)
 
 
 class DenseFewRowsLinear(FewRowsLinear):
-    """What the dense kernels share: a weight in the memory in which it was given."""
+    """A dense weight in the memory in which it was given."""
 
     weight: Tensor
 
-    def _hold_dense(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         values = weight.detach().contiguous()
+        super().__init__(PackedWeight(self.kind, values, None, None, values.shape[1], 0), bias)
         self.register_buffer("weight", values)
-        self._hold(PackedWeight(self.kind, values, None, None, values.shape[1], 0), bias)
 
 
 class Bf16FewRowsLinear(DenseFewRowsLinear):
@@ -136,11 +127,10 @@ class Bf16FewRowsLinear(DenseFewRowsLinear):
     kind = "bf16"
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         if weight.dtype != torch.bfloat16:
             raise ValueError("the weights are not stored in bfloat16")
-        _checked_inputs(weight, BF16_MULTIPLE)
-        self._hold_dense(weight, bias)
+        _require_multiple(weight, BF16_MULTIPLE)
+        super().__init__(weight, bias)
 
 
 class F32FewRowsLinear(DenseFewRowsLinear):
@@ -149,14 +139,13 @@ class F32FewRowsLinear(DenseFewRowsLinear):
     kind = "f32"
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
         if weight.dtype != torch.float32 or dtype != torch.float32:
             raise ValueError("the weights are not stored and multiplied in float32")
-        self._hold_dense(weight, bias)
+        super().__init__(weight, bias)
 
 
 class PackedWeight:
-    """A weight as the C file reads it; ValueError where this machine has no use for the file."""
+    """A weight as the C file reads it; ValueError where this machine cannot run the file."""
 
     def __init__(
         self,
@@ -173,7 +162,7 @@ class PackedWeight:
         compiled_library()
 
     def operation(self, x: Tensor, out: Tensor, room: Callable[[int], Tensor]) -> Product:
-        """The product of x, (rows, in), into out, (rows, out); both float32."""
+        """Return the operation from x, (rows, in), into out, (rows, out); both float32."""
         rows, inputs, group = len(x), self.num_inputs, self.group
         num_bytes = compiled_library().product_scratch(rows, inputs, group)
         return Product(
@@ -184,19 +173,19 @@ class PackedWeight:
         )  # fmt: skip
 
     def product(self, x: Tensor) -> Tensor:
-        """The product of x, (rows, in) float32 and contiguous: (rows, out)."""
+        """Return the product of x, (rows, in) float32 and contiguous: (rows, out)."""
         out = torch.empty(len(x), self.num_outputs)
-        compiled_library().multiply(ctypes.byref(self.operation(x, out, _bytes)))
+        compiled_library().multiply(ctypes.byref(self.operation(x, out, _allocate)))
         return out
 
     def threads(self, num_rows: int) -> int:
-        """All of torch's, or this one where waking others takes longer than the product."""
+        """Return torch's number of threads, or 1 where waking others takes longer."""
         products = num_rows * self.num_outputs * self.num_inputs
         return 1 if products < PRODUCTS_PER_WAKE else torch.get_num_threads()
 
 
 def pack_runs(integers: Tensor, block: int, parts: int) -> Tensor:
-    """(out, in) int8 in -8..7 to (out, in / 2) uint8: see the C file for the order.
+    """Pack (out, in) int8 in -8..7 into (out, in / 2) uint8: see the C file for the order.
 
     parts: a block is so many runs of weights, 4 or 2, that share bytes two by two
     """
@@ -206,7 +195,7 @@ def pack_runs(integers: Tensor, block: int, parts: int) -> Tensor:
 
 
 def compiled_library() -> ctypes.CDLL:
-    """The C file's functions; ValueError says what this machine lacks for them."""
+    """Return the C file's functions; ValueError says what this machine lacks for them."""
     library = c_library()
     library.product_scratch.argtypes = [ctypes.c_long] * 3
     library.product_scratch.restype = ctypes.c_long
@@ -214,19 +203,19 @@ def compiled_library() -> ctypes.CDLL:
 
 
 def _block_of(group: int) -> tuple[int, int]:
-    """4-bit weights that are unpacked at once, and their runs; see the C file."""
+    """Return how many 4-bit weights are unpacked at once, and their runs; see the C file."""
     words = VECTOR_WORDS.get(instruction_set(), 16)
     if group % (4 * words) == 0:
         return 4 * words, 4
     return min(2 * words, group), 2
 
 
-def _checked_inputs(weight: Tensor, multiple: int) -> int:
+def _require_multiple(weight: Tensor, multiple: int) -> int:
     inputs = weight.shape[1]
     if inputs % multiple:
-        raise ValueError(f"{inputs} columns are no multiple of {multiple}")
+        raise ValueError(f"{inputs} columns are not a multiple of {multiple}")
     return inputs
 
 
-def _bytes(num_bytes: int) -> Tensor:
+def _allocate(num_bytes: int) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8)

@@ -1,11 +1,11 @@
-/* What a decoder computes between its Linears, for CPUs with AVX2 and FMA: embedding, residual and
- * norm, gate; attention.c has the rest. One call each, where a framework makes ten.
+/* The operations of a decoder besides its Linears, for CPUs with AVX2 and FMA: embedding, residual
+ * and norm, gate; attention.c has the rest. Each is one call, where a framework makes ten.
  *
- * Every operation takes a pointer to its arguments and returns 0, or what is wrong with them, so a
+ * Every operation takes a pointer to its arguments and returns 0 or the code of a fault, so that a
  * list of operations runs in one call; the products of few_rows.c are operations too. Arguments are
- * structures of pointers, longs and doubles alone, which operations.py mirrors.
+ * structures of pointers, longs and doubles only, which operations.py mirrors.
  *
- * Activations and sums are float32. Threads are woken only where the work pays for it.
+ * Activations and sums are float32. More threads are used only where the work is large enough.
  */
 #include "vectors.h"
 
@@ -14,7 +14,7 @@ typedef struct {
     const void *arguments;
 } Operation;
 
-/* 0, or the fault of the operation at which it stopped. */
+/* Run operations; return 0, or the fault of the operation at which it stopped. */
 int run(const Operation *operations, long count) {
     for (long i = 0; i < count; i++) {
         const int fault = operations[i].run(operations[i].arguments);
@@ -59,11 +59,11 @@ typedef struct {
     const float *weight; /* (size) */
     float *out;          /* x / sqrt(mean(x^2) + eps) * weight */
     long rows, size, threads;
-    long tokens, picked; /* of `picked_norm`: new tokens a row, and those that are normed */
+    long tokens, picked; /* of `picked_norm`: new tokens a row, and how many are normalized */
     double eps;
 } Norm;
 
-INLINE void normed(const Norm *a, const float *row, float *to) {
+INLINE void normalize(const Norm *a, const float *row, float *to) {
     const long size = a->size;
     const __m256 factor = _mm256_set1_ps(inverse_root(squares_of(row, size), size, a->eps));
     for (long k = 0; k < size; k += LANES) {
@@ -83,12 +83,12 @@ int add_norm(const Norm *a) {
     for (long r = 0; r < a->rows; r++) {
         float *row = a->x + r * a->size;
         if (a->added) add(row, a->added + r * a->size, row, a->size);
-        normed(a, row, a->out + r * a->size);
+        normalize(a, row, a->out + r * a->size);
     }
     return 0;
 }
 
-/* The last norm, of picked tokens alone: x stays, out is (batch, picked, size). */
+/* Normalize picked tokens only, for the head: x stays, out is (batch, picked, size). */
 int picked_norm(const Norm *a) {
     for (long r = 0; r < a->rows / a->tokens * a->picked; r++) {
         const int64_t at = a->given->at[r];
@@ -96,7 +96,7 @@ int picked_norm(const Norm *a) {
         const long from = (r / a->picked * a->tokens + at) * a->size;
         float *to = a->out + r * a->size;
         add(a->x + from, a->added + from, to, a->size);
-        normed(a, to, to);
+        normalize(a, to, to);
     }
     return 0;
 }
@@ -109,7 +109,7 @@ typedef struct {
     long rows, size, threads;
 } Gate;
 
-int gated(const Gate *a) {
+int multiply_gate(const Gate *a) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
     const long size = a->size;
     const int threads = a->rows * size < ELEMENTS_PER_WAKE ? 1 : (int)a->threads;

@@ -1,4 +1,4 @@
-"""The operations of the C files as lists that one call runs: what a decoder's pass is made of.
+"""The operations of the C files, and lists of them that one call runs.
 
 An operation is the structure of its arguments: addresses of tensors, which it keeps alive, and
 sizes. All activations are float32 and contiguous, on the CPU. The C files say what each computes
@@ -43,11 +43,11 @@ class Arguments(ctypes.Structure):
         """Set more of the fields."""
         self.held += values.values()
         for name, value in values.items():
-            setattr(self, name, _plain(value))
+            setattr(self, name, _to_field(value))
 
 
 class Given(Arguments):
-    """What changes from pass to pass: ids and positions (batch, m), `at` (batch, picked), int64."""
+    """The inputs of one pass: ids and positions (batch, m), `at` (batch, picked), int64."""
 
     _fields_ = _fields("ids positions at")
 
@@ -81,7 +81,7 @@ class PickedNorm(AddNorm):
 class Gate(Operation):
     """silu(gate) * up."""
 
-    function = "gated"
+    function = "multiply_gate"
     _fields_ = _fields("gate_up out", "rows size threads")
 
 
@@ -120,24 +120,24 @@ class _Listed(ctypes.Structure):
 
 
 class Program:
-    """Operations and calls of Python, one after the other; operations in a row are one call."""
+    """Operations and calls of Python, run one after the other; operations in a row are one call."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self._calls = list(_grouped(steps))
+        self._calls = list(_group_steps(steps))
 
     def run(self) -> None:
-        """All steps; IndexError where an operation was given an index out of its bounds."""
+        """Run all steps; IndexError where an operation was given an index out of its bounds."""
         for call in self._calls:
             call()
 
 
 def padded_dim(head_dim: int) -> int:
-    """A head's size in the cache."""
+    """Return a head's size in the cache."""
     return -(-head_dim // LANES) * LANES
 
 
 def operations_fault() -> str | None:
-    """Why there are no operations on this machine, or None where there are."""
+    """Return why there are no operations on this machine, or None where there are."""
     try:
         _library()
     except ValueError as error:
@@ -145,8 +145,8 @@ def operations_fault() -> str | None:
     return None
 
 
-def _grouped(steps: Sequence[Step]) -> Iterator[Call]:
-    """Calls of Python as they are, operations in a row as one call."""
+def _group_steps(steps: Sequence[Step]) -> Iterator[Call]:
+    """Yield calls of Python as they are, and operations in a row as one call."""
     waiting: list[Operation] = []
     for step in steps:
         if isinstance(step, Operation):
@@ -191,7 +191,7 @@ def _address(library: ctypes.CDLL, function: str) -> int:
     return address
 
 
-def _plain(value: Tensor | ctypes.Structure | float | None) -> float | None:
+def _to_field(value: Tensor | ctypes.Structure | float | None) -> float | None:
     if isinstance(value, Tensor):
         return value.data_ptr()
     return ctypes.addressof(value) if isinstance(value, ctypes.Structure) else value

@@ -1,6 +1,7 @@
-"""Products with weights in a library's private layout, which a compiler cannot look into.
+"""A registry of products with weights in a library's private layout, as one torch operator.
 
-The weight stays behind a number; a compiled model calls the product as one opaque operator.
+A packed weight is no tensor that a compiler can look into. The registry keeps its product under a
+number, and a compiled model calls `quantdraft::packed_product` with that number.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ torch.library.define(
 
 
 def register_product(owner: nn.Module, product: PackedProduct) -> None:
-    """Keep a product, from (rows, in) to (rows, out) float, for as long as its owner lives.
+    """Keep a product, (rows, in) to (rows, out) float, for as long as its owner lives.
 
     Its number is a tensor, the owner's buffer `number`: a compiler takes an int for part of the
-    code, and would compile every layer anew.
+    code, and would compile every layer again.
     """
     number = next(_numbers)
     _products[number] = product
@@ -35,7 +36,7 @@ def register_product(owner: nn.Module, product: PackedProduct) -> None:
 
 
 def packed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
-    """The product of x, (rows, in), with the weight behind a number: (rows, columns)."""
+    """Return x, (rows, in), times the weight of a number: (rows, columns)."""
     if torch.compiler.is_compiling():
         out: Tensor = torch.ops.quantdraft.packed_product(x, number, columns)
         return out
@@ -43,10 +44,10 @@ def packed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
 
 
 @torch.library.impl("quantdraft::packed_product", "cpu")
-def _product(x: Tensor, number: Tensor, columns: int) -> Tensor:
+def _run_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return _products[int(number)](x)
 
 
 @torch.library.register_fake("quantdraft::packed_product")  # type: ignore[untyped-decorator]
-def _shape(x: Tensor, number: Tensor, columns: int) -> Tensor:
+def _shape_of_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return x.new_empty((x.shape[0], columns))

@@ -1,4 +1,4 @@
-"""One trial: the kernels of a weight, timed in turns at some numbers of rows. Nothing is chosen."""
+"""Hold one trial: time the kernels of a weight in turns, at some numbers of rows."""
 
 from __future__ import annotations
 
@@ -44,20 +44,22 @@ def trial(
     A kernel that is wrong or fails is left out, with a warning; one that is far behind at few rows
     is not run with more. Raises NoKernelError or ValueError where none is left.
     """
-    kernels = _built(kinds, weight, bias, dtype)
+    kernels = _build_kernels(kinds, weight, bias, dtype)
     votes: dict[int, Vote] = {}
     with torch.inference_mode():
         inputs = {count: _inputs(count, weight, dtype, device) for count in sorted(counts)}
-        racing = _sound(kernels, next(iter(inputs.values())), weight, bias)
+        racing = _check_kernels(kernels, next(iter(inputs.values())), weight, bias)
         for count, x in inputs.items():
             if len(kernels) == 1 or len(racing) == 1:
                 votes[count] = {name: Timing(0.0, held_bytes(racing[name])) for name in racing}
                 continue
-            seconds = _fastest_of({name: _timed(kernel, x) for name, kernel in racing.items()})
+            seconds = _least_seconds(
+                {name: _make_timer(kernel, x) for name, kernel in racing.items()}
+            )
             votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
             least = min(seconds.values())
             racing = {n: racing[n] for n, s in seconds.items() if s <= HOPELESS * least}
-    _release(device)
+    _free_memory(device)
     return votes
 
 
@@ -67,7 +69,7 @@ def held_bytes(kernel: nn.Module) -> int:
 
 
 def first_outputs(weight: Weight, num_outputs: int) -> Weight:
-    """A weight's first rows; all of a Codebook whose blocks run across rows."""
+    """Return a weight's first rows; all of a Codebook whose blocks run across rows."""
     if isinstance(weight, Tensor):
         return weight[:num_outputs]
     if isinstance(weight, Codebook):
@@ -86,11 +88,11 @@ def first_outputs(weight: Weight, num_outputs: int) -> Weight:
     )
 
 
-def _sound(
+def _check_kernels(
     kernels: Mapping[str, nn.Module], x: Tensor, weight: Weight, bias: Tensor | None
 ) -> dict[str, nn.Module]:
-    """The kernels whose product is right on this machine."""
-    faults = {name: _fault(kernel, x, weight, bias) for name, kernel in kernels.items()}
+    """Return the kernels whose product is right on this machine."""
+    faults = {name: _find_fault(kernel, x, weight, bias) for name, kernel in kernels.items()}
     for name, fault in faults.items():
         if fault is not None:
             warnings.warn(f"kernel {kernels[name].kernel} is not used: {fault}", stacklevel=2)
@@ -100,10 +102,10 @@ def _sound(
     return sound
 
 
-def _built(
+def _build_kernels(
     kinds: Sequence[type[Any]], weight: Weight, bias: Tensor | None, dtype: torch.dtype
 ) -> dict[str, nn.Module]:
-    """Every kernel that takes the weight, by name."""
+    """Build every kernel that takes the weight, by name."""
     built: dict[str, nn.Module] = {}
     reasons, is_missing = [], False
     for kind in kinds:
@@ -117,8 +119,8 @@ def _built(
     return built
 
 
-def _fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) -> str | None:
-    """Why a kernel cannot be trusted on this machine: it fails, or its product is wrong."""
+def _find_fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) -> str | None:
+    """Return why a kernel is not used on this machine: it fails, or its product is wrong."""
     few = first_outputs(weight, NUM_CHECKED)
     values = few.float() if isinstance(few, Tensor) else dequantize(few)
     try:
@@ -135,10 +137,10 @@ def _fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) ->
     return f"{kernel.kernel} is {distance:.2f} away from the product at {len(x)} rows"
 
 
-def _fastest_of(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """The least seconds of each timer, in turns so that a disturbance meets all alike.
+def _least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Return the least seconds of each timer, run in turns so that a disturbance affects all.
 
-    What is left far behind is not run again: a trial must not take longer than what it is for.
+    A kernel that is far behind is not run again: trials must take less time than they save.
     """
     least = dict.fromkeys(timers, math.inf)
     for number in range(NUM_ROUNDS):
@@ -148,15 +150,15 @@ def _fastest_of(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     return least
 
 
-def _timed(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
-    """What runs the kernel once, warm, and returns its seconds."""
+def _make_timer(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
+    """Return a function that runs the warm kernel once and returns its seconds."""
     if x.device.type == "cuda":
         try:
             return GraphTimer(kernel, x)
         except Exception as error:  # what cannot be captured cannot be used for decoding
             warnings.warn(f"kernel {kernel.kernel} is not used: {_first_line(error)}", stacklevel=2)
             return lambda: math.inf
-    run = _ready(kernel, x)
+    run = _prepare_run(kernel, x)
     run()
     # In a step, all other weights pass through the caches between two uses of this one.
     is_small = held_bytes(kernel) < CACHE_BYTES
@@ -172,24 +174,24 @@ def _timed(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
     return seconds
 
 
-def _ready(kernel: nn.Module, x: Tensor) -> Callable[[], object]:
-    """What runs a kernel on a CPU as a fused pass does, between activations in float32."""
+def _prepare_run(kernel: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Return a function that runs a kernel as a fused pass does, between float32 activations."""
     given = x.float()
     if isinstance(kernel, FewRowsLinear):
         out = torch.empty(len(x), kernel.out_features)
-        return Program([kernel.as_operation(given, out, _bytes)]).run
+        return Program([kernel.as_operation(given, out, _allocate)]).run
     if operations_fault() is not None:
         return partial(kernel, x)
     out = torch.empty_like(kernel(x), dtype=torch.float32)
     return lambda: out.copy_(kernel(given.to(x.dtype)))
 
 
-def _bytes(num_bytes: int) -> Tensor:
+def _allocate(num_bytes: int) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 class GraphTimer:
-    """Times a kernel as decoding runs it: in a graph, on weights that no cache holds."""
+    """Times a kernel as decoding runs it: in a graph, with weights that are in no cache."""
 
     def __init__(self, kernel: nn.Module, x: Tensor) -> None:
         cache_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
@@ -208,7 +210,7 @@ class GraphTimer:
         self()
 
     def __call__(self) -> float:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
@@ -228,6 +230,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _release(device: torch.device) -> None:
+def _free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()

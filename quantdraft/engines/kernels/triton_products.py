@@ -1,4 +1,4 @@
-"""Products of a few rows with 8-bit and 4-bit weights, in Triton: each weight byte is read once.
+"""Multiply few rows with 8-bit and 4-bit weights in Triton, reading each weight byte once.
 
 At one row a product is as slow as the memory that holds its weight; tensor-core kernels pad to 16
 rows. A program computes BLOCK_ROWS outputs of one input row, and rounds its inputs itself, so that
@@ -20,7 +20,7 @@ BLOCK_GROUP_BYTES = 512  # of a row's low and high halves at a time, in whole gr
 
 
 def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True) -> Tensor:
-    """x, each row rounded to the weight's 8-bit type, times the weight's rows and their scales.
+    """Round each row of x to the weight's 8-bit type, and multiply it with the weight.
 
     x:      (rows, in) float
     values: (out, in) int8 or float8_e4m3fn, contiguous
@@ -44,7 +44,7 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
 
 
 def round_rows_by_triton(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The last axis in 8 bits, and its step, in one launch: x is about `rounded * step`.
+    """Round the last axis to 8 bits in one launch: x is about `rounded * step`.
 
     x: (..., in) float
     Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
@@ -63,7 +63,7 @@ def round_rows_by_triton(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 def nibble_product(
     x: Tensor, halves: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int
 ) -> Tensor:
-    """x times 4-bit weights in groups, (integer - zero_point) * scale.
+    """Multiply x with 4-bit weights in groups, (integer - zero_point) * scale.
 
     x:      (rows, in) float
     halves: (out, in / 2) uint8, column j in the low half, j + in / 2 in the high half
@@ -111,7 +111,7 @@ def _rounded_rows(
 
 @triton.jit
 def _step(x_at, num_columns, is_int8: tl.constexpr, block_columns: tl.constexpr):
-    """What one level of a row's rounded values stands for."""
+    """Return the value of one level of a row's rounded values."""
     columns = tl.arange(0, block_columns)
     largest = tl.zeros((block_columns,), tl.float32)
     for start in range(0, num_columns, block_columns):
@@ -124,7 +124,7 @@ def _step(x_at, num_columns, is_int8: tl.constexpr, block_columns: tl.constexpr)
 
 @triton.jit
 def _rounded(levels, is_int8: tl.constexpr):
-    """Levels as the 8-bit type holds them, still float32."""
+    """Return levels rounded as the 8-bit type holds them, still float32."""
     if is_int8:
         # Halves go outwards: the row's largest input is 127.5 or -127.5, which becomes -128.
         nearest = tl.where(levels < 0, tl.ceil(levels - 0.5), tl.floor(levels + 0.5))

@@ -1,4 +1,4 @@
-/* What the C files share: vectors of eight floats with their tails, and what a pass is given. */
+/* Shared by the C files: vectors of eight floats with their tails, and the inputs of a pass. */
 #ifndef QUANTDRAFT_VECTORS_H
 #define QUANTDRAFT_VECTORS_H
 
@@ -8,12 +8,12 @@
 #include <string.h>
 
 #define LANES 8
-#define ELEMENTS_PER_WAKE 65536L  /* fewer are done before another thread is awake */
+#define ELEMENTS_PER_WAKE 65536L  /* one thread finishes fewer before another one is awake */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { NO_SUCH_TOKEN = 1, NO_SUCH_SLOT = 2, NO_SUCH_PLACE = 3 };
 
-/* What a pass is given: ids and positions (batch, tokens), at (batch, picked) or NULL. */
+/* The inputs of a pass: ids and positions (batch, tokens), at (batch, picked) or NULL. */
 typedef struct {
     const int64_t *ids, *positions, *at;
 } Given;
@@ -45,8 +45,8 @@ INLINE float largest_of(__m256 v) {
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-/* e to the x, within 2 units of the last place; 0 below -87.3, the largest power above 88. What is
- * no number stays none: minima and maxima return their second operand then.
+/* Return e to the x, within 2 units of the last place; 0 below -87.3, the largest power above 88. A
+ * NaN stays a NaN: minima and maxima return their second operand then.
  */
 INLINE __m256 exponential(__m256 x) {
     const __m256 low = _mm256_set1_ps(-87.3f);

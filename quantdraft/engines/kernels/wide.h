@@ -1,4 +1,4 @@
-/* Vectors as wide as the compiler's flags allow: what the products are written in. V(add_ps) is the
+/* Vectors as wide as the compiler's flags allow, for the products. V(add_ps) is the
  * intrinsic of the widest vectors; FLOATS and INTS are their types, WIDE how many 32-bit lanes.
  */
 #ifndef QUANTDRAFT_WIDE_H
@@ -38,7 +38,7 @@
 
 INLINE INTS ints_at(const void *place) { return VI(loadu)((const INTS *)place); }
 
-/* The first n, at most all, of the 32-bit lanes that lie there; zeros beyond. */
+/* Load the first n 32-bit lanes, at most a vector; zeros after them. */
 INLINE FLOATS floats_at(const float *place, long n) {
 #ifdef __AVX512VNNI__
     return n >= WIDE ? V(loadu_ps)(place) : _mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), place);
@@ -47,7 +47,7 @@ INLINE FLOATS floats_at(const float *place, long n) {
 #endif
 }
 
-/* The n bytes that lie there, 32 or at least a whole vector; zeros beyond. */
+/* Load n bytes, 32 or at least a whole vector; zeros after them. */
 INLINE INTS bytes_at(const void *place, long n) {
 #ifdef __AVX512VNNI__
     return n >= 64 ? ints_at(place) : _mm512_zextsi256_si512(HALF_FROM(place));
@@ -70,7 +70,7 @@ INLINE __m256i halves_added(INTS v) { return v; }
 INLINE __m256 float_halves_added(FLOATS v) { return v; }
 #endif
 
-/* The sums of four vectors' lanes, together: a third of the work of four sums alone. */
+/* Add up four vectors together: a third of the work of four sums alone. */
 INLINE __m128i four_sums(INTS a, INTS b, INTS c, INTS d) {
     const INTS low = V(add_epi32)(V(unpacklo_epi32)(a, b), V(unpackhi_epi32)(a, b));
     const INTS high = V(add_epi32)(V(unpacklo_epi32)(c, d), V(unpackhi_epi32)(c, d));

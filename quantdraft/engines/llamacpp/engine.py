@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
+from quantdraft.engines.llamacpp.measured import MeasuredLlamacpp
 from quantdraft.engines.llamacpp.server import speculative_arguments
 
 # Two vocabularies may differ by as many tokens; beyond that the server leaves the draft unused.
@@ -22,6 +23,7 @@ class Llamacpp(Engine):
 
     name = "llamacpp"
     launch_file = "launch.sh"
+    measured = MeasuredLlamacpp()
     notes = (
         "The GGUF is another quantization than the candidate it stands beside: its acceptance and "
         "speed are its own and were not measured. Judge it with llama.cpp's own counters "

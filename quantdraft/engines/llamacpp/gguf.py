@@ -6,6 +6,7 @@ rounded once. Left out: the target's GGUF, and formats beyond those below.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -17,10 +18,15 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.documents import read_json_object
+from quantdraft.common.files import cache_dir, whole_directory
+from quantdraft.common.progress import step
 from quantdraft.engines.support import stored_names
 from quantdraft.errors import CheckpointError, OptionError
+from quantdraft.record.provenance import directory_sha256
 
 TYPES = ("f16", "bf16", "q8_0", "q4_0")
+# GGUF types of models that are not quantized, by float type.
+FULL_PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 COMMANDS_FILE = "convert.sh"
 CONVERTER = "convert_hf_to_gguf.py"
 FOUR_BITS = ("int4", "gptq:int4", "awq:int4", "nf4", "fp4", "nvfp4", "mxfp4")
@@ -124,6 +130,33 @@ def convert(conversion: GgufConversion, staging: Path) -> Path:
         quantize_file(full, made, conversion.llamacpp)
     full.unlink()
     return made
+
+
+def require_sources(llamacpp: Path | None) -> Path:
+    """Return the directory of llama.cpp's sources. Raises OptionError where none is given."""
+    if llamacpp is None or not (llamacpp / CONVERTER).is_file():
+        given = "it is not given" if llamacpp is None else f"'{llamacpp}' has no {CONVERTER}"
+        raise OptionError(
+            "llama.cpp's models are made by its converter, from the directory of its sources: "
+            f"{given}. Give --engine-path DIR."
+        )
+    return llamacpp
+
+
+def cached_gguf(conversion: GgufConversion) -> Path:
+    """Return the GGUF of a conversion; it is made once and kept in the cache directory."""
+    hashes = directory_sha256(conversion.source)
+    digest = hashlib.sha256("".join(sorted(hashes.values())).encode()).hexdigest()[:16]
+    output = cache_dir() / "gguf" / f"{digest}-{conversion.role}-{conversion.gguf_type}"
+    file = output / conversion.file
+    if not file.is_file():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            step(f"convert {conversion.source.name} to {conversion.gguf_type}"),
+            whole_directory(output, force=True) as staging,
+        ):
+            convert(conversion, staging)
+    return file
 
 
 def built_tool(llamacpp: Path, name: str) -> Path | None:

@@ -22,7 +22,7 @@ def quantize_file(source: Path, target: Path, llamacpp: Path | None = None) -> N
 
     Raises MissingPackageError where neither llama.cpp's sources nor the environment have `gguf`.
     """
-    gguf = _package(llamacpp)
+    gguf = gguf_package(llamacpp)
     reader = gguf.GGUFReader(str(source))
     architecture = reader.get_field("general.architecture").contents()
     writer = gguf.GGUFWriter(str(target), architecture)
@@ -57,7 +57,8 @@ def _copy_fields(gguf: Any, reader: Any, writer: Any) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
 
 
-def _package(llamacpp: Path | None) -> Any:
+def gguf_package(llamacpp: Path | None) -> Any:
+    """Import `gguf`: llama.cpp's own copy, or the installed one. Raises MissingPackageError."""
     own = None if llamacpp is None else str(llamacpp.absolute() / "gguf-py")
     if own is not None and own not in sys.path:
         sys.path.insert(0, own)
@@ -65,6 +66,6 @@ def _package(llamacpp: Path | None) -> Any:
         return importlib.import_module("gguf")
     except ImportError as error:
         raise MissingPackageError(
-            f"Q4_0 needs llama.cpp's llama-quantize, or the package 'gguf' ({error}): "
+            f"GGUF files are read and quantized by the package 'gguf' ({error}): "
             "pip install 'quantdraft[llamacpp]'"
         ) from error

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantdraft.engines.llamacpp.gguf import built_tool
-from quantdraft.engines.process import LogFormat
+from quantdraft.engines.measured import ServerPlan
+from quantdraft.engines.process import LogFormat, Server, free_port, running
 from quantdraft.errors import EngineError
 
 PROGRAM = "llama-server"
 DIRECTORY_VARIABLE = "QUANTDRAFT_LLAMACPP"
 VERSION = re.compile(r"^version: (.+)$", re.MULTILINE)
 VERSION_SECONDS = 60.0
+DEVICE = re.compile(r"^\s+([A-Za-z]+)\d+: ", re.MULTILINE)
+MIN_CONTEXT = 512
+# Caches of keys and values, and attention, without rounding.
+IN_FLOAT32 = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+DRAFT_IN_FLOAT32 = ["-ctkd", "f32", "-ctvd", "f32"]
 # An option or a key that the user's shell holds for another server, and tokens of the Hub.
 WITHHELD = ("LLAMA_ARG_", "LLAMA_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 LOG = LogFormat(
@@ -33,17 +40,6 @@ LOG = LogFormat(
         "cleaning up before exit",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """One server: a target GGUF, and a draft GGUF or None for the target alone."""
-
-    target: Path
-    draft: Path | None
-    num_speculative_tokens: int
-    context_length: int
-    arguments: tuple[str, ...] = ()  # the user's own, after ours: the last one counts
 
 
 def speculative_arguments(draft: Path, num_speculative_tokens: int) -> list[str]:
@@ -83,10 +79,64 @@ def require_server(llamacpp: Path | None = None) -> Path:
 
 
 def version(server: Path) -> str:
-    """What the server says of itself: a build number and a commit. EngineError if it cannot run."""
+    """Return the server's build number and commit. Raises EngineError where it cannot be run."""
+    text = _run(server, "--version")
+    found = VERSION.search(text)
+    if found is None:
+        last = (text.strip() or "nothing").splitlines()[-1]
+        raise EngineError(f"'{server}' is no {PROGRAM}: it says {last!r} to --version.")
+    return found.group(1).strip()
+
+
+def llamacpp_variables() -> dict[str, str]:
+    """Return the environment of a server: the user's, without what would change what is served."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(WITHHELD)}
+
+
+def llamacpp_command(
+    server: Path, plan: ServerPlan, draft: Path | None, port: int, arguments: Iterable[str] = ()
+) -> list[str]:
+    """Return the command line of one server: one request at a time, on the loopback.
+
+    draft: None for the target alone
+    arguments: the user's own, after ours: the last one counts
+    """
+    command = [
+        *(str(server), "-m", str(plan.target)),
+        *("-c", str(max(MIN_CONTEXT, plan.max_model_len)), "-np", "1"),
+        *("--metrics", "--no-webui"),
+        *("--cache-ram", "0"),  # a prompt that comes twice is computed twice
+    ]
+    if draft is not None:
+        command += speculative_arguments(draft, plan.num_speculative_tokens)
+    if plan.dtype == "float32":
+        command += IN_FLOAT32 if draft is None else [*IN_FLOAT32, *DRAFT_IN_FLOAT32]
+    # Last, so that nothing the user added opens it to others.
+    return [*command, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+
+
+@contextlib.contextmanager
+def start_server(
+    program: Path, plan: ServerPlan, draft: Path | None, log: Path, arguments: Iterable[str] = ()
+) -> Iterator[Server]:
+    """Start one llama-server on a free port of the loopback, not yet healthy."""
+    port = free_port()
+    command = llamacpp_command(program, plan, draft, port, arguments)
+    with running(command, port, log, llamacpp_variables(), LOG) as server:
+        yield server
+
+
+def device_type(server: Path) -> str:
+    """Return where the server's build computes: "cpu", or the kind of its first other device."""
+    listed = _run(server, "--list-devices")
+    found = DEVICE.search(listed)
+    return found.group(1).lower() if found else "cpu"
+
+
+def _run(server: Path, option: str) -> str:
     try:
         done = subprocess.run(
-            [str(server), "--version"],
+            [str(server), option],
             capture_output=True,
             text=True,
             timeout=VERSION_SECONDS,
@@ -94,27 +144,4 @@ def version(server: Path) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"'{server}' could not be run: {error}.") from error
-    found = VERSION.search(done.stdout + done.stderr)
-    if found is None:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise EngineError(f"'{server}' is no {PROGRAM}: it says {said!r} to --version.")
-    return found.group(1).strip()
-
-
-def server_variables() -> dict[str, str]:
-    """The environment of a server: the user's, without what would change what is served."""
-    return {name: text for name, text in os.environ.items() if not name.startswith(WITHHELD)}
-
-
-def server_command(server: Path, serving: Serving, port: int) -> list[str]:
-    """The command line of one server: one request at a time, on the loopback."""
-    command = [
-        *(str(server), "-m", str(serving.target)),
-        *("-c", str(serving.context_length), "-np", "1"),
-        *("--metrics", "--no-webui"),
-        *("--cache-ram", "0"),  # a prompt that comes twice is computed twice
-    ]
-    if serving.draft is not None:
-        command += speculative_arguments(serving.draft, serving.num_speculative_tokens)
-    # Last, so that nothing the user added opens it to others.
-    return [*command, *serving.arguments, "--host", "127.0.0.1", "--port", str(port)]
+    return done.stdout + done.stderr

@@ -1,1 +1,1 @@
-"""The package's own engine: a model run in this process by kernels in its own format."""
+"""The native engine: runs a model in this process with kernels in the checkpoint's own format."""

@@ -1,4 +1,4 @@
-"""The transformers library's own modules around the engine's kernels, for any architecture.
+"""Run any architecture as transformers' modules around the engine's kernels.
 
 Slower in Python than the project's decoder, and one row at a time, but every model that
 transformers knows can be timed and decoded.
@@ -12,23 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from quantdraft.engines.kernels import NoKernelError
-from quantdraft.engines.native.cache import rewind, rewindable_cache
 from quantdraft.engines.native.weight_sources import WeightSource
+
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class LinearBuilder(Protocol):
-    """What makes a module's Linear; see `quantdraft.engines.native.model.Linears`."""
+    """Builds a module's Linear; see `quantdraft.engines.native.model.Linears`."""
 
     dtype: torch.dtype
     device: torch.device
     kernels: set[str]
 
     def one(self, module: str) -> nn.Module:
-        """The Linear of one module."""
+        """Return the Linear of one module."""
 
 
 def load_borrowed(config: Any, source: WeightSource, linears: LinearBuilder) -> Any:
-    """The architecture's transformers model, its quantized Linears replaced by kernels."""
+    """Load the architecture's transformers model with kernels for its quantized Linears."""
     import transformers
 
     checkpoint = source.checkpoint
@@ -55,7 +56,7 @@ def load_borrowed(config: Any, source: WeightSource, linears: LinearBuilder) -> 
 
 
 class BorrowedRows:
-    """Growing caches, stepped back when they are fed an earlier position.
+    """KV caches that grow, and step back when they are fed an earlier position.
 
     One cache for each row, or a single one for all where rows always stand at the same position.
     """
@@ -66,17 +67,39 @@ class BorrowedRows:
         self.lengths = [0] * num_caches
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
-        """As `Decoder.forward`; with a cache a row, rows run one after the other."""
+        """Return logits as `Decoder.forward` does; with a cache a row, rows run one by one."""
         parts = token_ids.chunk(len(self.caches))
         starts = positions[:, 0].tolist()
-        logits = torch.cat([self._fed(i, part, starts[i]) for i, part in enumerate(parts)])
+        logits = torch.cat([self._feed(i, part, starts[i]) for i, part in enumerate(parts)])
         if at is None:
             return logits
         return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
 
-    def _fed(self, index: int, token_ids: Tensor, start: int) -> Tensor:
+    def _feed(self, index: int, token_ids: Tensor, start: int) -> Tensor:
         rewind(self.caches[index], self.lengths[index] - start)
         out = self.model(input_ids=token_ids, past_key_values=self.caches[index], use_cache=True)
         self.lengths[index] = start + token_ids.shape[1]
         logits: Tensor = out.logits
         return logits
+
+
+def rewindable_cache(model: Any) -> Any:
+    """Return an empty KV cache whose newest tokens can be removed: speculation takes tokens back.
+
+    Layers with a sliding window keep all keys, and their mask hides the old ones: a cache that
+    drops what leaves the window can step back over its last update alone.
+    """
+    from transformers import DynamicCache
+
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if kinds <= ATTENTION:
+        return DynamicCache()
+    cache = DynamicCache(config=model.config)  # states of linear attention, among others
+    cache.activate_past_recording()
+    return cache
+
+
+def rewind(cache: Any, num_tokens: int) -> None:
+    """Forget the newest `num_tokens` tokens. (transformers removes where the count is negative.)"""
+    if num_tokens > 0:
+        cache.crop(-num_tokens)

@@ -1,8 +1,8 @@
 """A decoder of the Llama family on a static KV cache: Llama, Mistral, Qwen2, Qwen3.
 
-Made for small batches: fused projections, no Python between the tensor operations that a graph or
-a compiler could not see, and a cache that every row fills at its own pace. Positions alone say
-what is valid: stepping back is feeding smaller positions. Sliding windows, experts and rotary
+It is made for small batches: fused projections, no Python between operations that a graph or
+a compiler could not see, and a cache that every row fills at its own speed. Positions alone say
+what is valid: to step back is to feed smaller positions. Sliding windows, experts and rotary
 embeddings that change with the length are left to the transformers library's own modules.
 """
 
@@ -29,7 +29,7 @@ ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What the layers need to know of a config."""
+    """The values of a config that the layers need."""
 
     num_layers: int
     num_heads: int
@@ -42,7 +42,7 @@ class DecoderShape:
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
-        """From a transformers config."""
+        """Read the shape from a transformers config."""
         return cls(
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
@@ -57,7 +57,7 @@ class DecoderShape:
 
 
 def unsupported(config: Any) -> str | None:
-    """Why this decoder cannot run a config, or None where it can."""
+    """Return why this decoder cannot run a config, or None where it can."""
     architecture = (config.architectures or ["unknown"])[0]
     if architecture not in ARCHITECTURES:
         return f"{architecture} is not of the Llama family"
@@ -101,7 +101,7 @@ class KVCache:
 
 
 class LayerInputs(NamedTuple):
-    """What all layers share in one pass over m new tokens per row.
+    """The inputs that all layers share in one pass over m new tokens per row.
 
     cos, sin:  (batch, m, 1, head_dim), the first half of every sine negative, so that a rotation
                is x cos + swapped(x) sin
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         self.key_norm = RMSNorm(head_norms[1], shape.norm_eps) if head_norms else None
 
     def forward(self, x: Tensor, entries: Tensor, shared: LayerInputs) -> Tensor:
-        """One block over m new tokens per row.
+        """Run one block over m new tokens per row.
 
         x:       (batch, m, hidden)
         entries: (batch, 2 * kv heads, slots, head_dim), this layer's cache, written in place
@@ -159,7 +159,7 @@ class Layer(nn.Module):
             heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
         # Queries and keys at once and in place: fewer operations, each of which costs its call.
         turning = heads[:, :, : shape.num_heads + num_kv]
-        swapped = _swapped(turning).mul_(shared.sin)
+        swapped = _swap_halves(turning).mul_(shared.sin)
         turning.mul_(shared.cos).add_(swapped)
         query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
         _write(entries, new, shared.positions)
@@ -198,7 +198,7 @@ class RMSNorm(nn.Module):
         self.register_buffer("floor", floor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) to the same."""
+        """Normalize (..., n) over its last dimension."""
         wide = x.float()
         if x.device.type != "cpu":
             normed = F.rms_norm(wide, self.weight.shape, None, self.eps)
@@ -222,7 +222,7 @@ class Rotary(nn.Module):
         self.scaling = scaling
 
     def forward(self, num_slots: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of the first positions, (slots, head_dim) each."""
+        """Return cosines and signed sines of the first positions, (slots, head_dim) each."""
         positions = torch.arange(num_slots, device=self.inv_freq.device).float()
         angles = positions[:, None] * self.inv_freq
         cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
@@ -261,7 +261,7 @@ class Decoder(nn.Module):
         sees_all: bool = False,
         layers: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """Logits of the tokens at `at`; keys and values of all new tokens go into the cache.
+        """Return logits of the tokens at `at`; keys and values of all new tokens go into the cache.
 
         token_ids: (batch, m) int64
         positions: (batch, m) int64, each token's place in its row
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         return logits
 
     def first_layer(self) -> Decoder:
-        """This model with its first layer alone, on the same weights: a trial of it is short."""
+        """Return this model with its first layer alone, on the same weights, for short trials."""
         short = copy.copy(self)
         short._modules = dict(self._modules)
         short.shape = replace(self.shape, num_layers=1)
@@ -292,7 +292,7 @@ class Decoder(nn.Module):
         return short
 
     def _mask(self, positions: Tensor, num_live: int, dtype: torch.dtype) -> Tensor:
-        """(batch, 1, group * m, num_live): a token sees its own slot and those before it."""
+        """Return (batch, 1, group * m, num_live): a token sees its own slot and those before it."""
         slots = torch.arange(num_live, device=positions.device)
         is_hidden = slots > positions[:, :, None]
         mask = torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device)
@@ -301,7 +301,7 @@ class Decoder(nn.Module):
 
 
 def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
-    """new (batch, m, heads, head_dim) into cache (batch, heads, slots, head_dim)."""
+    """Write new (batch, m, heads, head_dim) into cache (batch, heads, slots, head_dim)."""
     if len(new) == 1:
         cache.index_copy_(2, positions[0], new.transpose(1, 2))
         return
@@ -309,6 +309,6 @@ def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
     cache.transpose(1, 2)[rows, positions] = new
 
 
-def _swapped(x: Tensor) -> Tensor:
+def _swap_halves(x: Tensor) -> Tensor:
     low, high = x.chunk(2, dim=-1)
     return torch.cat((high, low), dim=-1)

@@ -1,4 +1,4 @@
-"""A decoder's passes as lists of C calls, on a CPU: no framework between two products.
+"""Run a decoder's passes on a CPU as lists of C calls, without torch between the products.
 
 The Linears are the decoder's own. One that is an operation itself joins the list; any other is
 called from Python between two lists. It gets its input in the decoder's compute type; all else is
@@ -30,7 +30,7 @@ from quantdraft.engines.kernels.operations import (
     padded_dim,
 )
 from quantdraft.engines.native.decoder import Decoder, KVCache, Layer, RMSNorm
-from quantdraft.engines.native.fusing import SideBySide
+from quantdraft.engines.native.fusing import JoinedLinears
 
 KEPT_BYTES = 64 * 2**20  # of all passes together whose lists and memory are kept
 
@@ -40,7 +40,7 @@ Key = tuple[
 
 
 def fused_fault(model: Decoder) -> str | None:
-    """Why a decoder cannot run this way here, or None where it can."""
+    """Return why a decoder cannot run fused on this machine, or None where it can."""
     if model.embedding.device.type != "cpu":
         return "it is for CPUs"
     if model.shape.head_dim > MAX_HEAD_DIM:
@@ -60,27 +60,27 @@ class FusedDecoder:
         self._passes: dict[Key, _Pass] = {}
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None = None) -> Tensor:
-        """Logits, (batch, n, vocab): as `Decoder.forward`; each token sees the slots up to its own.
+        """Return logits, (batch, n, vocab), as `Decoder.forward` does; a token sees up to its slot.
 
         IndexError where a token id or a position does not exist.
         """
         batch_size, num_tokens = token_ids.shape
         picked = None if at is None else at.shape[1]
         key = batch_size, num_tokens, picked, torch.get_num_threads()
-        found = self._passes.get(key) or self._made(key)
+        found = self._passes.get(key) or self._make_pass(key)
         return found.run(token_ids, positions, at)
 
-    def _made(self, key: Key) -> _Pass:
-        made = _Pass(self, *key)
-        if made.num_bytes + sum(each.num_bytes for each in self._passes.values()) > KEPT_BYTES:
+    def _make_pass(self, key: Key) -> _Pass:
+        created = _Pass(self, *key)
+        if created.num_bytes + sum(each.num_bytes for each in self._passes.values()) > KEPT_BYTES:
             self._passes.clear()
-        if made.num_bytes <= KEPT_BYTES:
-            self._passes[key] = made
-        return made
+        if created.num_bytes <= KEPT_BYTES:
+            self._passes[key] = created
+        return created
 
 
 class _Pass:
-    """What is done for m new tokens of every row: the list of it, and its memory."""
+    """The list of operations for m new tokens of every row, and their memory."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Pass:
         return sum(part.nbytes for part in (*parts, self.active, self.last))
 
     def run(self, token_ids: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
-        """Logits, (batch, n, vocab)."""
+        """Return logits, (batch, n, vocab)."""
         held = token_ids.contiguous(), positions.contiguous()
         self.token_ids = held[0]
         self.given.ids, self.given.positions = held[0].data_ptr(), held[1].data_ptr()
@@ -177,7 +177,7 @@ class _Pass:
     def _attention(self, layer: Layer, entries: Tensor) -> Attention:
         shape, cache, norms = self.model.shape, self.cache, (layer.query_norm, layer.key_norm)
         query, key = (None if norm is None else norm.weight.float() for norm in norms)
-        made = Attention(
+        created = Attention(
             given=self.given, projected=self.projected, cos=cache.cos, sin=cache.sin,
             query_norm=query, key_norm=key, entries=entries, out=self.attended,
             batch=self.batch_size, tokens=self.num_tokens, heads=shape.num_heads,
@@ -185,12 +185,12 @@ class _Pass:
             slots=cache.num_slots, is_bf16=entries.dtype == torch.bfloat16,
             threads=self.num_threads, eps=shape.norm_eps,
         )  # fmt: skip
-        made.hold(scratch=self._room(4 * made.scratch_size))
-        return made
+        created.hold(scratch=self._scratch(4 * created.scratch_size))
+        return created
 
     def _products(self, linear: nn.Module, x: Tensor, out: Tensor) -> list[Step]:
-        """A Linear's product, or those of its parts, each into its own columns of out."""
-        if not isinstance(linear, SideBySide):
+        """Return a Linear's product, or its parts' products into their own columns of out."""
+        if not isinstance(linear, JoinedLinears):
             return [self._product(linear, x, out)]
         columns = torch.split(out, linear.widths, dim=1)
         return [
@@ -198,16 +198,16 @@ class _Pass:
         ]
 
     def _product(self, linear: nn.Module, x: Tensor, out: Tensor) -> Step:
-        """A Linear's product of x into out: as an operation where its kernel is one."""
+        """Return the step that multiplies x into out: an operation where the kernel has one."""
         if isinstance(linear, LinearByRows):
             linear = linear.part_for(len(x))
         if isinstance(linear, FewRowsLinear):
-            return linear.as_operation(x, out, self._room)
+            return linear.as_operation(x, out, self._scratch)
         forward, dtype = linear.forward, self.dtype
         return lambda: out.copy_(forward(x.to(dtype)))
 
-    def _room(self, num_bytes: int) -> Tensor:
-        """Memory that operations use one after the other."""
+    def _scratch(self, num_bytes: int) -> Tensor:
+        """Return memory that operations use one after the other."""
         if num_bytes not in self.scratch:
             self.scratch[num_bytes] = torch.empty(num_bytes, dtype=torch.uint8)
         return self.scratch[num_bytes]

@@ -1,4 +1,4 @@
-"""Projections of one input as one product: fewer, larger reads of memory."""
+"""Join projections of one input into one product: fewer, larger reads of memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from quantdraft.engines.native.weight_sources import Weight
 
 
 def stack_weights(weights: Sequence[Weight]) -> Weight | None:
-    """The weights one above the other, (sum of out, in); None where their scales do not allow it.
+    """Stack the weights, (sum of out, in); None where their scales do not allow it.
 
-    Every row keeps its own integers and scales, so each output is what it was alone.
+    Every row keeps its own integers and scales, so each output stays the same.
     """
     first = weights[0]
     if isinstance(first, Tensor):
@@ -34,7 +34,7 @@ def stack_weights(weights: Sequence[Weight]) -> Weight | None:
 
 
 def stack_biases(biases: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor | None:
-    """The biases joined, zeros in the place of a missing one; None where all are missing."""
+    """Join the biases, with zeros for a missing one; None where all are missing."""
     if all(bias is None for bias in biases):
         return None
     return torch.cat(
@@ -60,8 +60,8 @@ def _are_alike(weights: Sequence[Unpacked]) -> bool:
     return True
 
 
-class SideBySide(nn.Module):
-    """Projections that could not be stacked: each on its own, outputs joined."""
+class JoinedLinears(nn.Module):
+    """Projections that could not be stacked: each is computed alone, and the outputs are joined."""
 
     def __init__(self, parts: Sequence[nn.Module], widths: Sequence[int]) -> None:
         """widths: the outputs of each part."""
@@ -69,5 +69,5 @@ class SideBySide(nn.Module):
         self.parts, self.widths = nn.ModuleList(parts), list(widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., sum of out)."""
+        """Map (..., in) to (..., sum of out)."""
         return torch.cat([part(x) for part in self.parts], dim=-1)

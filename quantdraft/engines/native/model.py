@@ -1,4 +1,4 @@
-"""The engine of this process: a checkpoint's own integers, multiplied by real kernels.
+"""Load a model that computes with the checkpoint's own integers, by real kernels.
 
 transformers unpacks a compressed-tensors checkpoint and would time nothing of it. Here every
 Linear becomes a module that holds the stored integers and scales and calls a kernel for them.
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.checkpoints.checkpoint import end_token_ids, first_token_ids
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.end_tokens import end_token_ids, first_token_ids
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.engines.kernels import NoKernelError, kernels_for
@@ -27,8 +28,8 @@ from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.trials import held_bytes
 from quantdraft.engines.native.borrowed import load_borrowed
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
-from quantdraft.engines.native.fusing import SideBySide, stack_biases, stack_weights
-from quantdraft.engines.native.weight_sources import Weight, WeightSource, kernel_format
+from quantdraft.engines.native.fusing import JoinedLinears, stack_biases, stack_weights
+from quantdraft.engines.native.weight_sources import Weight, WeightSource
 from quantdraft.errors import CheckpointError
 
 EXACT_KERNELS = (
@@ -72,7 +73,7 @@ class NativeModel:
         return isinstance(self.model, Decoder)
 
     def step_bytes(self, batch_size: int, context_length: int) -> int:
-        """Bytes one step reads: weights once, keys and values of every row, by the ledger."""
+        """Return the bytes one step reads by the ledger: weights, keys and values of every row."""
         assert self.source is not None
         ledger = self.source.ledger
         kv_bytes = ledger.kv_bytes_per_context_token * context_length * batch_size
@@ -98,7 +99,7 @@ def load_native(
         if checkpoint.quantization is not None and not source.formats:
             method = checkpoint.quantization.get("quant_method")
             raise NoKernelError(f"no native kernel reads checkpoints of the kind {method!r}")
-    for name in {kernel_format(fmt) for fmt in source.formats.values()}:
+    for name in {fmt.name for fmt in source.formats.values()}:
         kernels_for(device.type, name)  # before anything is loaded
     hush_torchao()  # transformers brings it
     config = _transformers_config(source)
@@ -126,7 +127,7 @@ def load_native(
 
 
 def borrow(model: Any) -> NativeModel:
-    """A loaded transformers model as it is, dequantized where it was quantized: never timed."""
+    """Wrap a loaded transformers model as it is, dequantized; it is never timed."""
     name = str(model.dtype).removeprefix("torch.")
     return NativeModel(
         model=model,
@@ -150,31 +151,31 @@ class Linears:
         self.quantized_bytes = self.promised_bytes = 0
 
     def one(self, module: str, tied_to: Tensor | None = None) -> nn.Module:
-        """The Linear of one module; a tied head takes the embedding table itself."""
+        """Return the Linear of one module; a tied head takes the embedding table itself."""
         weight = self.source.weight(module) if tied_to is None else tied_to
-        return self._made(module, weight, self._bias(module))
+        return self._build(module, weight, self._bias(module))
 
     def fused(self, modules: Sequence[str]) -> nn.Module:
-        """Linears of one input as one, where their formats allow it."""
+        """Return Linears of one input as one Linear where their formats allow it."""
         weights = [self.source.weight(module) for module in modules]
         joined = stack_weights(weights) if len({self._format(m) for m in modules}) == 1 else None
         biases = [self._bias(module) for module in modules]
         rows = [int(_num_rows(weight)) for weight in weights]
         if joined is None:
             parts = zip(modules, weights, biases, strict=True)
-            return SideBySide([self._made(*part) for part in parts], rows)
-        return self._made(modules[0], joined, stack_biases(biases, rows))
+            return JoinedLinears([self._build(*part) for part in parts], rows)
+        return self._build(modules[0], joined, stack_biases(biases, rows))
 
     def tensor(self, name: str) -> Tensor:
-        """An unquantized tensor in the compute type, on the device."""
+        """Return an unquantized tensor in the compute type, on the device."""
         return self.source.tensor(name).to(self.device, self.dtype)
 
     def table(self, name: str) -> Tensor:
-        """An embedding table; in its stored type where that is narrower than the compute type."""
+        """Return an embedding table, in the narrower of its stored type and the compute type."""
         stored = self.source.tensor(name).to(self.device)
         return stored if stored.dtype.itemsize < self.dtype.itemsize else stored.to(self.dtype)
 
-    def _made(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
+    def _build(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
         try:
             linear = fastest_linear(
                 weight, bias, self._format(module), self.dtype, self.device, self.rows
@@ -192,7 +193,7 @@ class Linears:
 
     def _format(self, module: str) -> str:
         fmt = self.source.formats.get(module)
-        return "dense" if fmt is None else kernel_format(fmt)
+        return "dense" if fmt is None else fmt.name
 
     def _bias(self, module: str) -> Tensor | None:
         name = f"{module}.bias"
@@ -266,7 +267,7 @@ def _transformers_config(source: WeightSource) -> Any:
 
 
 def _generation_config(source: WeightSource) -> dict[str, Any]:
-    """What lies beside the weights; empty where nothing does."""
+    """Read the generation config beside the weights; empty where there is none."""
     checkpoint = source.checkpoint
     return {} if checkpoint is None else read_generation_config(checkpoint.path)
 
@@ -277,7 +278,7 @@ def largest_packing(linear: nn.Module) -> int:
 
 
 def promised_bytes(weight: Unpacked | Codebook, fmt: WeightFormat) -> int:
-    """Return what a weight takes in its format: its integers, and 16 bits for each scale."""
+    """Return the bytes of a weight in its format: its integers, and 16 bits for each scale."""
     if isinstance(weight, Codebook):
         nested = 0 if weight.double is None else weight.double.scale.nbytes
         return weight.integers.nbytes + weight.scale.nbytes + nested
@@ -291,7 +292,7 @@ def _num_rows(weight: Weight) -> int:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    """Bytes held by tensors and by what kernels packed; a table shared with the head once."""
+    """Return the bytes of tensors and packed weights; a table shared with the head counts once."""
     seen: set[int] = set()
 
     def held(module: nn.Module) -> int:

@@ -1,7 +1,7 @@
-"""A model decoding a fixed batch: its cache, and its functions in one of four modes.
+"""Decode a fixed batch: a model, its cache, and its functions in one of four modes.
 
-Eager: operation by operation. Fused, on a CPU: as lists of C calls. Compiled, on a CPU: each layer
-by torch's compiler. Graph, on a GPU: replayed as recorded, so inputs live in fixed buffers and
+Eager: operation by operation. Fused (CPU): as lists of C calls. Compiled (CPU): each layer
+by torch's compiler. Graph (GPU): replayed as recorded, so inputs live in fixed buffers and
 attention reads a fixed number of cache slots: graphs are kept per function, shape and number of
 slots, and the slots come in steps.
 """
@@ -64,7 +64,7 @@ class Session:
         return int(self.native.model.config.get_text_config().vocab_size)
 
     def num_live(self, longest: int) -> int:
-        """Slots to attend to when the longest row holds `longest` tokens."""
+        """Return the slots to attend to when the longest row holds `longest` tokens."""
         return -(-longest // self.slot_step) * self.slot_step
 
     def forward(
@@ -75,7 +75,7 @@ class Session:
         at: Tensor | None = None,
         sees_all: bool = False,
     ) -> Tensor:
-        """Logits, (batch, n, vocab): see `Decoder.forward`."""
+        """Return logits, (batch, n, vocab): see `Decoder.forward`."""
         if self.rows is not None:
             return self.rows.forward(token_ids, positions, at)
         if self._fused is not None:
@@ -86,7 +86,7 @@ class Session:
         return logits
 
     def call(self, key: tuple[Any, ...], function: Function, *inputs: Tensor) -> Any:
-        """`function(*inputs)`, recorded on its first call for `key` where the mode is "graph".
+        """Call `function(*inputs)`; in mode "graph" its first call for `key` is recorded.
 
         The function may read nothing but its inputs and what `key` names. What it returns is
         overwritten by the next call with the same key.
@@ -124,7 +124,7 @@ class _Graph:
 
 
 def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
-    """The ways this model can run here; the first is the safe one."""
+    """Return the modes this model can run in here; the first is the safe one."""
     if not native.is_own:
         return ("eager",)
     if device.type == "cuda":
@@ -133,22 +133,22 @@ def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
 
 
 def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
-    """Those of `modes` that are worth a trial.
+    """Return those of `modes` that are worth a trial.
 
-    To compile takes half a minute, and compiled layers are eager ones with less between the
-    products, of which a fused pass has nothing left.
+    Compiling takes half a minute, and saves the work between the products, which a fused pass
+    does not have.
     """
     known = modes(native, device)
     return tuple(mode for mode in known if mode != "compiled" or "fused" not in known)
 
 
 def live_mode(device: torch.device) -> Mode:
-    """How short texts are decoded: to record or to compile would take longer than they do."""
+    """Return the mode for short texts, which end before a recording or compiling would."""
     return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
 
 
 def _layers(native: NativeModel, mode: Mode) -> Sequence[Any]:
-    """The model's layers, compiled one by one (they share one compilation) where asked for."""
+    """Return the model's layers; in mode "compiled" each is compiled, once for all."""
     layers: Sequence[Any] = native.model.layers
     if mode != "compiled":
         return layers

@@ -1,4 +1,4 @@
-"""One step of a model at one operating point, ready to be run as often as a timing asks."""
+"""Run one step of a model at one operating point, as often as a timing needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stepper:
 
     @torch.inference_mode()
     def step(self, num_tokens: int) -> None:
-        """A pass over `num_tokens` new tokens of every row, its argmax, and back to the context."""
+        """Run `num_tokens` new tokens of every row, with argmax, and step back to the context."""
         session = self.session
         num_live = session.num_live(self.context_length + num_tokens)
         # A lone token with nothing padded behind it needs no mask.
@@ -58,7 +58,7 @@ class Stepper:
         session.call(("step", num_tokens), run, *self._new(num_tokens))
 
     def _new(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """The tokens behind the context and their positions, (batch, num_tokens) each."""
+        """Return the tokens behind the context and their positions, (batch, num_tokens) each."""
         if num_tokens not in self._inputs:
             start, end = self.context_length, self.context_length + num_tokens
             positions = self._positions(start, end).contiguous()

@@ -1,4 +1,4 @@
-"""Where an engine's weights come from: a stored checkpoint, or random numbers in a real shape.
+"""Sources of an engine's weights: a stored checkpoint, or random numbers in a real shape.
 
 Random weights serve latency alone: a step's time does not depend on what the numbers are.
 """
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.checkpoints.tensors.unpacking import (
     Codebook,
     Unpacked,
@@ -24,7 +25,7 @@ from quantdraft.checkpoints.tensors.unpacking import (
     read_tensor,
     unpack,
 )
-from quantdraft.engines.kernels.codebook import code_table
+from quantdraft.engines.kernels.bitsandbytes import code_table
 from quantdraft.errors import NoKernelError
 from quantdraft.quantize.ledger import byte_ledger, project, untied_tensors
 from quantdraft.quantize.recipe import Recipe
@@ -36,11 +37,6 @@ Weight = Unpacked | Codebook | Tensor
 POOL_SIZE = 1 << 20
 RANDOM_FORMATS = {"int4", "int8", "int8-weight-only", "fp8", "fp8-block", "llm-int8", "nf4", "fp4"}
 WEIGHT_SPREAD = 0.02  # as models are initialised; activations then stay finite through all layers
-
-
-def kernel_format(fmt: WeightFormat) -> str:
-    """The name under which `quantdraft.engines.kernels` lists a format."""
-    return fmt.name
 
 
 class WeightSource(Protocol):
@@ -67,13 +63,13 @@ class WeightSource(Protocol):
         """What a draft step of this model reads."""
 
     def has(self, name: str) -> bool:
-        """True when there is a tensor of this name."""
+        """Return True when there is a tensor of this name."""
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor that is not quantized, in its stored float type."""
+        """Return a tensor that is not quantized, in its stored float type."""
 
     def weight(self, module: str) -> Weight:
-        """A Linear's weight: integers and scales where it is quantized, else (out, in) float."""
+        """Return a Linear's weight: integers and scales if quantized, else (out, in) float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ class StoredWeights:
         return byte_ledger(self.checkpoint)
 
     def has(self, name: str) -> bool:
-        """True when the files hold the tensor."""
+        """Return True when the files hold the tensor."""
         return name in self.checkpoint.tensors
 
     def tensor(self, name: str) -> Tensor:
@@ -115,7 +111,7 @@ class StoredWeights:
 
 
 def stored_weights(checkpoint: Checkpoint) -> StoredWeights:
-    """The source of a checkpoint on disk."""
+    """Return the source of a checkpoint on disk."""
     return StoredWeights(checkpoint, quantized_modules(checkpoint))
 
 
@@ -157,25 +153,25 @@ class RandomWeights:
         )
 
     def has(self, name: str) -> bool:
-        """True when a model of this shape has the tensor."""
+        """Return True when a model of this shape has the tensor."""
         return name in self._tensors
 
     def tensor(self, name: str) -> Tensor:
-        """Ones for a norm, else numbers as models are initialised, in bf16."""
+        """Return ones for a norm, else numbers as models are initialised, in bf16."""
         shape = self._tensors[name].shape
         if len(shape) == 1 and name.endswith("norm.weight"):
             return torch.ones(shape, dtype=torch.bfloat16)
         pool = torch.randn(POOL_SIZE, generator=self._generator(name)) * WEIGHT_SPREAD
-        return _tiled(pool.to(torch.bfloat16), shape)
+        return _tile(pool.to(torch.bfloat16), shape)
 
     def weight(self, module: str) -> Weight:
-        """Random integers with scales of the size a real weight has, or random floats."""
+        """Return random integers with scales of the size a real weight has, or random floats."""
         fmt = self.formats.get(module)
         if fmt is None:
             return self.tensor(f"{module}.weight")
-        if kernel_format(fmt) not in RANDOM_FORMATS or fmt.is_double:
+        if fmt.name not in RANDOM_FORMATS or fmt.is_double:
             double = " with quantized scales" if fmt.is_double else ""
-            name = f"{kernel_format(fmt)}{double}"
+            name = f"{fmt.name}{double}"
             raise NoKernelError(f"no random weights are made for the format {name}")
         rows, columns = self._tensors[f"{module}.weight"].shape
         if fmt.name in {"nf4", "fp4"}:
@@ -191,12 +187,12 @@ def _random_integers(
 ) -> Unpacked:
     if fmt.kind == "float":
         values = torch.randn(POOL_SIZE, generator=generator) * 100
-        integers = _tiled(values.to(torch.float8_e4m3fn).view(torch.int8), (rows, columns))
+        integers = _tile(values.to(torch.float8_e4m3fn).view(torch.int8), (rows, columns))
         integers, largest = integers.view(torch.float8_e4m3fn), 100.0
     else:
         half = 2 ** (fmt.num_bits - 1)
         pool = torch.randint(-half, half, (POOL_SIZE,), generator=generator, dtype=torch.int8)
-        integers, largest = _tiled(pool, (rows, columns)), half / 3**0.5
+        integers, largest = _tile(pool, (rows, columns)), half / 3**0.5
     scale = torch.full(fmt.scale_shape((rows, columns)), WEIGHT_SPREAD / largest)
     return Unpacked(integers, scale, None, fmt.group_size, fmt.block)
 
@@ -208,10 +204,10 @@ def _random_codebook(
     block_size = fmt.group_size or columns
     scale = torch.full((-(-rows * columns // block_size),), 2 * WEIGHT_SPREAD)
     table = code_table(fmt.name)
-    return Codebook(_tiled(pool, (rows, columns // 2)), table, scale, block_size, None, fmt.name)
+    return Codebook(_tile(pool, (rows, columns // 2)), table, scale, block_size, None, fmt.name)
 
 
-def _tiled(pool: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The pool's numbers, repeated to fill the shape."""
+def _tile(pool: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Repeat the pool's numbers to fill the shape."""
     size = int(torch.Size(shape).numel())
     return pool.repeat(-(-size // len(pool)))[:size].reshape(shape)

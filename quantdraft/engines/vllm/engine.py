@@ -19,6 +19,7 @@ from quantdraft.engines.findings import (
     vocab_size,
 )
 from quantdraft.engines.support import loading
+from quantdraft.engines.vllm.measured import MeasuredVllm
 from quantdraft.engines.vllm.settings import speculative_config
 
 # A draft's path that contains one of these makes vLLM pick another method than the one it is told.
@@ -42,6 +43,7 @@ class Vllm(Engine):
 
     name = "vllm"
     launch_file = "launch.sh"
+    measured = MeasuredVllm()
     notes = (
         "The draft runs in the target's float type whatever its own config says; pin it with "
         "--dtype.",

@@ -1,14 +1,12 @@
-"""One vLLM server of ours: how its log is read, and the environment that it is given."""
+"""A vLLM server that we start: how its log is read, and its environment variables."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from quantdraft.engines.process import LogFormat, Server, running
+from quantdraft.engines.process import LogFormat
 
 LOG = LogFormat(
     engine="vLLM",
@@ -32,22 +30,8 @@ WITHHELD |= {"VLLM_API_KEY"}
 ALONE = {"HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
 
 
-@contextlib.contextmanager
-def started(
-    command: Sequence[str], port: int, log: Path, variables: Mapping[str, str]
-) -> Iterator[Server]:
-    """Start a vLLM server, yield it at once, stop it when the block ends (see `process`)."""
-    with running(command, port, log, variables, LOG) as server:
-        yield server
-
-
-def last_words(log: Path) -> str:
-    """The last line of a vLLM log that says what went wrong, without its prefix."""
-    return LOG.last_words(log)
-
-
-def server_variables(prefix: Path, device_type: str) -> dict[str, str]:
-    """The environment variables of a server; the user's own settings of vLLM are kept.
+def vllm_variables(prefix: Path, device_type: str) -> dict[str, str]:
+    """Return the environment variables of a server; the user's own settings of vLLM are kept.
 
     It is told to stay on this machine whatever those say, and is given no token of the Hub.
     """

@@ -1,4 +1,4 @@
-"""How a server is told what to serve: its arguments, and its speculative config.
+"""How a vLLM server is told what to serve: its arguments, and its speculative config.
 
 The config's keys are those of the installed version; another is refused before anything starts.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantdraft.common.documents import parse_json
+from quantdraft.engines.measured import ServerPlan
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.errors import OptionError, nearest
 from quantdraft.record import AcceptanceRule
@@ -21,23 +21,8 @@ SYNTHETIC = "synthetic"
 OWN_OPTIONS = ("host", "port", "uds", "api-key", "ssl-keyfile", "ssl-certfile", "config")
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What all arms' servers have in common."""
-
-    target: Path
-    dtype: str
-    num_speculative_tokens: int
-    rule: AcceptanceRule
-    max_model_len: int
-    seed: int
-    speculative: Mapping[str, Any]  # the user's own keys of the speculative config
-    arguments: tuple[str, ...] = ()  # the user's own arguments of the server
-    memory_share: float | None = None  # of a GPU; None: vLLM's own default
-
-
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as given on the command line; a value that is JSON is read as such."""
+    """Return `KEY=VALUE` settings as a dict; a value that is JSON is read as such."""
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -84,14 +69,14 @@ def require_possible(speculative: Mapping[str, Any], environment: Environment) -
 
 
 def is_synthetic(speculative: Mapping[str, Any]) -> bool:
-    """True when the engine is told how much to accept, whatever the draft proposes."""
+    """Return True when the engine is told how much to accept, whatever the draft proposes."""
     return speculative.get("rejection_sample_method") == SYNTHETIC
 
 
 def speculative_config(
     draft: Path, num_speculative_tokens: int, acceptance_rule: AcceptanceRule | None = None
 ) -> dict[str, str | int]:
-    """The value of --speculative-config. Only the rule `rejection` needs more than the default."""
+    """Return the value of --speculative-config. Only `rejection` needs more than the default."""
     config: dict[str, str | int] = {
         "method": "draft_model",
         "model": str(draft),
@@ -102,40 +87,44 @@ def speculative_config(
     return config
 
 
-def speculative_settings(serving: Serving, draft: Path) -> dict[str, Any]:
-    """The speculative config of one arm; the user's keys win."""
-    plain = speculative_config(draft, serving.num_speculative_tokens, serving.rule)
-    return {**plain, "max_model_len": serving.max_model_len, **serving.speculative}
-
-
-def server_command(
-    environment: Environment, serving: Serving, draft: Path | None, port: int
+def vllm_command(
+    environment: Environment,
+    plan: ServerPlan,
+    draft: Path | None,
+    port: int,
+    speculative: Mapping[str, Any],
+    arguments: Iterable[str] = (),
 ) -> list[str]:
-    """The command line of one arm's server; `draft` None: the target alone."""
+    """Return the command line of one server.
+
+    draft: None for the target alone
+    speculative, arguments: the user's own keys of the speculative config, which win, and arguments
+    """
     command = [
         *(environment.python, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(serving.target)),
+        *("--model", str(plan.target)),
         *("--served-model-name", SERVED_NAME),
-        *("--dtype", serving.dtype),
-        *("--seed", str(serving.seed)),
-        *("--max-model-len", str(serving.max_model_len)),
+        *("--dtype", plan.dtype),
+        *("--seed", str(plan.seed)),
+        *("--max-model-len", str(plan.max_model_len)),
         *("--generation-config", "vllm"),  # the request alone says how to sample
         "--no-enable-prefix-caching",  # a prompt that comes twice is computed twice
-        *_sizes(environment.device_type, serving),
+        *_sizes(environment.device_type, plan),
     ]
     if draft is not None:
-        config = json.dumps(speculative_settings(serving, draft))
-        command += ["--speculative-config", config]
+        plain = speculative_config(draft, plan.num_speculative_tokens, plan.rule)
+        config = {**plain, "max_model_len": plan.max_model_len, **speculative}
+        command += ["--speculative-config", json.dumps(config)]
     # Last, so that nothing the user added opens it to others.
-    return [*command, *serving.arguments, "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, *arguments, "--host", "127.0.0.1", "--port", str(port)]
 
 
-def _sizes(device_type: str, serving: Serving) -> list[str]:
+def _sizes(device_type: str, plan: ServerPlan) -> list[str]:
     if device_type == "cpu":
         # Compilation needs a C++ compiler and minutes; every arm goes without.
-        tokens = max(1024, serving.max_model_len)
+        tokens = max(1024, plan.max_model_len)
         return ["--max-num-seqs", "8", "--max-num-batched-tokens", str(tokens), "--enforce-eager"]
     sizes = ["--max-num-seqs", "8"]
-    if serving.memory_share is not None:
-        sizes += ["--gpu-memory-utilization", f"{serving.memory_share:.3f}"]
+    if plan.memory_share is not None:
+        sizes += ["--gpu-memory-utilization", f"{plan.memory_share:.3f}"]
     return sizes

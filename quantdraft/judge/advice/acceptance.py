@@ -1,4 +1,4 @@
-"""Is the draft right often enough? Judged per token asked for, which does not depend on k.
+"""Diagnoses of acceptance: whether the draft is right often enough for what it costs.
 
 Accepted / proposed, the acceptance rate, falls with k whatever the draft: at k = 8 a draft that is
 right 80 times in 100 has a rate of 0.42. So the bands of the practitioners' rule are held against
@@ -9,24 +9,24 @@ verdict's checks hold the acceptance rate itself; every line here says which of 
 from __future__ import annotations
 
 from quantdraft.judge.acceptance import alpha_from_length
-from quantdraft.judge.advice.limits import HIGH_ALPHA, MAX_DRAFT_SHARE, MEASURED, PRACTITIONERS
-from quantdraft.judge.advice.sides import more_prompts, side, state_if
-from quantdraft.judge.advice.wording import (
-    evaluate_command,
-    milder_recipe,
-    model,
-    percent_of,
-    times_of,
-    traffic,
+from quantdraft.judge.advice.commands import evaluate_command, milder_recipe, model, traffic
+from quantdraft.judge.advice.limits import (
+    HIGH_ALPHA,
+    MAX_DRAFT_SHARE,
+    MEASURED,
+    PRACTITIONERS,
+    more_prompts,
+    side,
+    state_if,
 )
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import AcceptanceComparison, Evaluation, Interval
 from quantdraft.record.analysis import Diagnosis, State
-from quantdraft.record.wording import counted
+from quantdraft.record.wording import counted, estimated, times
 
 
 def alpha_of(lengths: Interval, k: int) -> Interval:
-    """The acceptance per token that gives each end of a mean acceptance length.
+    """Return the acceptance per token that gives each end of a mean acceptance length.
 
     Lengths are cut to [1, k + 1], where alone there is one: a cut last round may leave them a
     little outside.
@@ -36,13 +36,13 @@ def alpha_of(lengths: Interval, k: int) -> Interval:
 
 
 def measured_acceptance(evaluation: Evaluation) -> AcceptanceComparison | None:
-    """At the candidate's k of the operating point."""
+    """Return both arms' acceptance at the candidate's k of the operating point."""
     k = evaluation.operating_point.candidate_num_speculative_tokens
     return evaluation.acceptance_at(k)
 
 
 def low_acceptance(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """Below one limit divergence, below the other probably the wrong draft; the lower one first."""
+    """Return a diagnosis where acceptance lies below one of the two limits, the lower one first."""
     acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
@@ -87,7 +87,8 @@ def _below(
         state=state,
         finding=finding,
         seen=(
-            f"α = {percent_of(alpha)} at k = {k}, the baseline's {percent_of(baseline)} "
+            f"α = {estimated(alpha, 'rate')} at k = {k}, the baseline's "
+            f"{estimated(baseline, 'rate')} "
             f"({_not_the_rate(acceptance)})"
         ),
         limit=f"α below {100 * limit:.0f} %",
@@ -100,7 +101,7 @@ def _below(
 
 
 def _not_the_rate(acceptance: AcceptanceComparison) -> str:
-    """α and the rate of the verdict's checks are two numbers; a reader sees which is which."""
+    """Return words that tell α from the acceptance rate, which the verdict's checks hold."""
     return (
         "α: acceptance per token asked for; accepted / proposed is "
         f"{100 * acceptance.candidate_rate.value:.1f} %"
@@ -122,7 +123,7 @@ def _another_draft(evaluation: Evaluation, code: str) -> tuple[str, str]:
 
 
 def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """Speculation does not pay: because drafting takes too long, or because it is too often wrong?
+    """Return why speculation does not pay: the draft takes too long, or it is too often wrong.
 
     Too dear: acceptance is high already, or the draft's steps take most of a round. Else the target
     passes are most of it, and more accepted tokens would spread them further.
@@ -181,10 +182,10 @@ def _does_not_pay(
         state=state,
         finding=finding,
         seen=(
-            f"α = {percent_of(alpha)} at k = {k} ({_not_the_rate(acceptance)}), and "
-            f"{times_of(speedup)} the target's own speed{_share(evaluation, k)}"
+            f"α = {estimated(alpha, 'rate')} at k = {k} ({_not_the_rate(acceptance)}), and "
+            f"{estimated(speedup, 'speedup')} the target's own speed{_share(evaluation, k)}"
         ),
-        limit=f"{why} without a speedup over {policy.min_speedup_over_autoregressive:.2f} ×",
+        limit=f"{why} without a speedup over {times(policy.min_speedup_over_autoregressive)}",
         source=PRACTITIONERS,
         action=helps if is_found else "time longer, and replay more prompts",
         command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
@@ -194,7 +195,7 @@ def _does_not_pay(
 
 
 def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
-    """The candidate is surely slower: what acceptance it would need, and which part is to blame."""
+    """Return what acceptance a candidate would need that is surely slower than the baseline."""
     point, acceptance = evaluation.operating_point, measured_acceptance(evaluation)
     speedup, needed = point.speedup_over_baseline, point.break_even_length
     if speedup is None or needed is None or acceptance is None or speedup.high >= 1:
@@ -207,7 +208,7 @@ def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             state="found",
             finding="the candidate is slower than the baseline draft",
             seen=(
-                f"{times_of(speedup)} the baseline's speed; it emits "
+                f"{estimated(speedup, 'speedup')} the baseline's speed; it emits "
                 f"{acceptance.candidate_length.value:.2f} tokens a round at k = {k}"
             ),
             limit=f"to be as fast it must emit {needed:.2f} tokens a round at k = {k}{most}",
@@ -229,13 +230,13 @@ def _what_slows(saving: Interval | None) -> str:
 
 
 def evaluate_k(evaluation: Evaluation, k: int) -> str | None:
-    """The command that tries every lower k, where they were not all tried."""
+    """Return the command that tries every lower k, where they were not all tried."""
     tried = set(evaluation.num_speculative_tokens)
     return None if set(range(1, k + 1)) <= tried else evaluate_command(evaluation, f"-k 1-{k}")
 
 
 def draft_share(evaluation: Evaluation, k: int) -> float | None:
-    """The share of a round that the draft's steps take; None where one was not timed."""
+    """Return the share of a round that the draft's steps take; None where one was not timed."""
     point = evaluation.operating_point
     step_ms, verify_ms = point.candidate_draft_step_ms, point.candidate_verify_step_ms
     if step_ms is None or verify_ms is None:

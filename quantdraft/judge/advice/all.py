@@ -22,7 +22,7 @@ DEFAULT = Policy()
 
 
 def diagnoses(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnosis, ...]:
-    """What was found first, then what cannot be told; within each, the gravest first.
+    """Return what was found first, then what cannot be told; within each, the gravest first.
 
     An alarm that stops the verdict stops nothing here: what is wrong may be what it points to.
     """
@@ -48,14 +48,14 @@ def _causes(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
 
 
 def explaining(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnosis, ...]:
-    """The diagnoses that a verdict other than a go rests on: arithmetic on the record alone."""
+    """Return the diagnoses that a verdict other than a go rests on."""
     if evaluation.verdict.decision == "go":
         return ()
     return tuple(line for line in _causes(evaluation, policy) if line.state == "found")
 
 
 def explained(evaluation: Evaluation, policy: Policy) -> Evaluation:
-    """The same record whose verdict names the diagnoses it rests on."""
+    """Return the same record whose verdict names the diagnoses it rests on."""
     found = explaining(evaluation, policy)
     verdict = replace(
         evaluation.verdict,
@@ -66,6 +66,6 @@ def explained(evaluation: Evaluation, policy: Policy) -> Evaluation:
 
 
 def _seed(evaluation: Evaluation) -> int:
-    """The run's own, so that the same record always gives the same intervals."""
+    """Return the run's own seed, so that the same record always gives the same intervals."""
     seeds = evaluation.provenance.get("seeds")
     return int(seeds.get("bootstrap", 0)) if isinstance(seeds, dict) else 0

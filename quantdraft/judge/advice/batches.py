@@ -1,17 +1,17 @@
-"""When to skip speculation: at which batch even the better draft is no faster than the target."""
+"""Diagnoses of the batch: where even the better draft is no faster than the target alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantdraft.judge.advice.limits import MEASURED, PAYS
-from quantdraft.judge.advice.sides import state_if
-from quantdraft.judge.advice.wording import evaluate_command, times_of
+from quantdraft.judge.advice.commands import evaluate_command
+from quantdraft.judge.advice.limits import MEASURED, PAYS, state_if
 from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import ARMS, Evaluation, GridPoint, Interval
 from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.wording import estimated, times
 
 BATCHES = "--batch-sizes 1,4,16,64"
 SKIP = "speculation does not pay"
@@ -20,7 +20,7 @@ SKIP = "speculation does not pay"
 def skip_speculation(
     evaluation: Evaluation, policy: Policy, bootstrap: Bootstrap
 ) -> tuple[Diagnosis, ...]:
-    """By measurement at every timed batch; where one batch alone was timed, it says so."""
+    """Return at which timed batch speculation stops paying, or that one batch alone was timed."""
     if evaluation.served is not None:
         return _served(evaluation, policy)
     points = [p for p in grid_points(evaluation, bootstrap) if p.better_speedup]
@@ -39,7 +39,7 @@ def skip_speculation(
 def _at_context(
     points: Sequence[GridPoint], stops_at: int | None, policy: Policy
 ) -> Diagnosis | None:
-    """points: of one context, by batch."""
+    """Return the diagnosis of one context. points: of that context, by batch"""
     if stops_at is not None:
         return _stops(points, stops_at, policy)
     last = points[-1]
@@ -66,8 +66,11 @@ def _line(point: GridPoint, ends: Interval, limit: float, state: str, action: st
         code="skip-speculation",
         state="found" if state == "found" else "cannot tell",
         finding=f"{SKIP} {where}",
-        seen=f"the better draft, at its best k, is {times_of(ends)} as fast as the target alone",
-        limit=f"not over {limit:.2f} ×",
+        seen=(
+            f"the better draft, at its best k, is {estimated(ends, 'speedup')} as fast as the "
+            "target alone"
+        ),
+        limit=f"not over {times(limit)}",
         source=PAYS,
         action=action,
         observed=ends,
@@ -89,7 +92,7 @@ def _one_batch(evaluation: Evaluation, batch_size: int) -> Diagnosis:
 
 
 def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """A serving engine's whole requests, one at a time: its own speedups, at batch 1."""
+    """Return the diagnosis of a serving engine's whole requests, one at a time: batch 1."""
     point, limit = evaluation.operating_point, policy.min_speedup_over_autoregressive
     arms = (point.of(arm).speedup_over_autoregressive for arm in ARMS)
     known = [ends for ends in arms if ends is not None]
@@ -104,8 +107,8 @@ def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
             code="skip-speculation",
             state=state,
             finding=f"{SKIP} for one request at a time",
-            seen=f"the better draft is {times_of(ends)} as fast as the target alone",
-            limit=f"not over {limit:.2f} ×",
+            seen=f"the better draft is {estimated(ends, 'speedup')} as fast as the target alone",
+            limit=f"not over {times(limit)}",
             source=PAYS,
             action="serve without speculation" if state == "found" else "serve more prompts",
             observed=ends,

@@ -1,9 +1,15 @@
-"""The limits that diagnoses are held to, each with where it comes from. docs/claims.md tests them.
+"""The limits of diagnoses, where each comes from, and on which side of one an interval lies.
 
-The two bands of acceptance are the verdict's own (`Policy`); they stand there once.
+docs/claims.md tests them. The two bands of acceptance are the verdict's own (`Policy`).
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+from quantdraft.judge.comparison import num_prompts_to_settle
+from quantdraft.record import MIN_PROMPTS, Interval
+from quantdraft.record.analysis import State
 
 PRACTITIONERS = "practitioners' rule, see docs/claims.md"
 MEASURED = "measured in this run"
@@ -18,3 +24,30 @@ MAX_DRAFT_SHARE = 0.50
 K_BY_ALPHA = ((0.90, "8 or more"), (0.85, "6 to 8"), (0.75, "4 to 6"), (0.60, "3 or 4"))
 # A difference of conditional acceptance between two parts of the tokens that is worth a line.
 MIN_CONTRAST = 0.03
+
+Side = Literal["below", "above", "across"]
+
+
+def side(ends: Interval, limit: float) -> Side:
+    """Return where all of the interval lies; touching the limit counts as across."""
+    if ends.high < limit:
+        return "below"
+    return "above" if ends.low > limit else "across"
+
+
+def state_if(ends: Interval, limit: float, wanted: Side) -> State | None:
+    """Return "found" for an interval on the wanted side of the limit, None for one on the other."""
+    found = side(ends, limit)
+    if found == "across":
+        return "cannot tell"
+    return "found" if found == wanted else None
+
+
+def more_prompts(ends: Interval, limit: float, num_prompts: int) -> str:
+    """Return what to do about an interval of prompts that lies across a limit."""
+    needed = num_prompts_to_settle(ends, limit, num_prompts)
+    if needed is None:
+        return "the estimate lies at the limit itself, and no number of prompts will tell"
+    if num_prompts < MIN_PROMPTS:
+        return f"measure at least {MIN_PROMPTS} prompts (now {num_prompts}); fewer have no interval"
+    return f"about {needed} prompts would tell (now {num_prompts})"

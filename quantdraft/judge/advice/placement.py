@@ -1,25 +1,33 @@
-"""Where rejections fall: early or late in the response, at which context, in which domain."""
+"""Diagnoses of where rejections fall: early or late, at which context, in which domain."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
 
-from quantdraft.judge.advice.limits import MIN_CONTRAST, OWN, PRACTITIONERS
-from quantdraft.judge.advice.sides import more_prompts, side, state_if
-from quantdraft.judge.advice.wording import evaluate_command, milder_recipe, model, points_of
-from quantdraft.judge.comparison.contrasts import Term, contrast
+from quantdraft.judge.advice.commands import evaluate_command, milder_recipe, model
+from quantdraft.judge.advice.limits import (
+    MIN_CONTRAST,
+    OWN,
+    PRACTITIONERS,
+    more_prompts,
+    side,
+    state_if,
+)
+from quantdraft.judge.comparison.slices import Term, contrast
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.record import MIN_PROMPTS, Arm, Evaluation, Interval, Slice
 from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.wording import estimated
 
 Owner = Literal["pair", "recipe", "unknown"]
+FALLS = "acceptance falls with context"
 OLD_RECORD = "the record does not say what each prompt kept"
 FEW = f"under {MIN_PROMPTS} prompts have tokens in one of them"
 
 
 def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The first third of a response against the last: early rejections, or late ones."""
+    """Return whether rejections fall early or late: the first third against the last."""
     thirds = evaluation.by_position
     if len(thirds) < 2:
         return ()
@@ -27,7 +35,9 @@ def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tu
     ends = difference(last, first, bootstrap)
     if ends is None:
         return (
-            _untold("early-rejections", "rejections fall early or late", first, last, evaluation),
+            _cannot_tell(
+                "early-rejections", "rejections fall early or late", first, last, evaluation
+            ),
         )
     early = state_if(ends, MIN_CONTRAST, "above")
     late = state_if(ends, -MIN_CONTRAST, "below")
@@ -42,7 +52,7 @@ def rejections_early_or_late(evaluation: Evaluation, bootstrap: Bootstrap) -> tu
 def difference(
     one: Slice, other: Slice, bootstrap: Bootstrap, arm: Arm = "candidate"
 ) -> Interval | None:
-    """One part's conditional acceptance minus the other's, with its interval."""
+    """Return one part's conditional acceptance minus the other's, with its interval."""
     return contrast([Term(1.0, one, arm), Term(-1.0, other, arm)], bootstrap)
 
 
@@ -84,7 +94,10 @@ def _third(
     action: str,
     command: str | None,
 ) -> Diagnosis:
-    """points_to, action, command: of a pair that shows it already in full precision."""
+    """Return the diagnosis of early or late rejections, of the pair or of the recipe.
+
+    points_to, action, command: of a pair that shows it already in full precision
+    """
     first, last = evaluation.by_position[0], evaluation.by_position[-1]
     owner, words = blame(last, first, ends, bootstrap)
     finding = f"rejections fall {when} in the response, {points_to}"
@@ -96,7 +109,8 @@ def _third(
         state="found",
         finding=finding,
         seen=(
-            f"{last.name} minus {first.name}: {points_of(ends)} of the tokens asked for are kept"
+            f"{last.name} minus {first.name}: {estimated(ends, 'difference')} of the tokens "
+            "asked for are kept"
             f"{words}"
         ),
         limit=f"over {100 * MIN_CONTRAST:.0f} points",
@@ -109,7 +123,7 @@ def _third(
 
 
 def blame(one: Slice, other: Slice, ends: Interval, bootstrap: Bootstrap) -> tuple[Owner, str]:
-    """Whose a contrast of the candidate is, and the words that say so.
+    """Return whose a contrast of the candidate is, and the words that say so.
 
     Held against the baseline's own contrast, prompt by prompt: the recipe's is only the part in
     which the two differ. ends: one's conditional acceptance minus the other's, of the candidate
@@ -123,7 +137,10 @@ def blame(one: Slice, other: Slice, ends: Interval, bootstrap: Bootstrap) -> tup
         return "unknown", ""
     limit, beyond = (MIN_CONTRAST, "above") if ends.value > 0 else (-MIN_CONTRAST, "below")
     is_in_both, is_added = side(baseline, limit) == beyond, side(added, 0.0) == beyond
-    of_baseline, more = f"the baseline {points_of(baseline)}", points_of(added)
+    of_baseline, more = (
+        f"the baseline {estimated(baseline, 'difference')}",
+        estimated(added, "difference"),
+    )
     if is_in_both:
         also = f"; the recipe adds {more}" if is_added else ", not the recipe's"
         return "pair", f" ({of_baseline}: it is the pair's or the traffic's{also})"
@@ -138,7 +155,10 @@ def _unsure_third(evaluation: Evaluation, ends: Interval, limit: float) -> Diagn
         code="early-rejections" if ends.value > 0 else "late-rejections",
         state="cannot tell",
         finding=f"rejections fall {'early' if ends.value > 0 else 'late'} in the response",
-        seen=f"{last.name} minus {first.name}: {points_of(ends)} of the tokens asked for are kept",
+        seen=(
+            f"{last.name} minus {first.name}: {estimated(ends, 'difference')} of the tokens "
+            "asked for are kept"
+        ),
         limit=f"over {100 * MIN_CONTRAST:.0f} points",
         source=f"{PRACTITIONERS}; {OWN}",
         action=more_prompts(ends, limit, len(evaluation.prompts)),
@@ -148,14 +168,14 @@ def _unsure_third(evaluation: Evaluation, ends: Interval, limit: float) -> Diagn
 
 
 def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The shortest context against the longest that enough prompts reach."""
+    """Return whether acceptance falls from the shortest context to the longest."""
     parts = [p for p in evaluation.by_context if p.num_prompts >= MIN_PROMPTS]
     if len(parts) < 2:
         return ()
     short, long = parts[0], parts[-1]
     ends = difference(short, long, bootstrap)
     if ends is None:
-        return (_untold("context-falls", "acceptance falls with context", short, long, evaluation),)
+        return (_cannot_tell("context-falls", FALLS, short, long, evaluation),)
     state = state_if(ends, MIN_CONTRAST, "above")
     if state is None:
         return ()
@@ -163,9 +183,10 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
         Diagnosis(
             code="context-falls",
             state=state,
-            finding="acceptance falls with context",
+            finding=FALLS,
             seen=(
-                f"{short.name} minus {long.name}: {points_of(ends)} of the tokens asked for are "
+                f"{short.name} minus {long.name}: {estimated(ends, 'difference')} of the tokens "
+                "asked for are "
                 f"kept{blame(short, long, ends, bootstrap)[1] if state == 'found' else ''}"
             ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
@@ -180,7 +201,7 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
 
 
 def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The longest context at which quantization costs more than at the shortest, or less."""
+    """Return whether quantization costs more at the longest context than at the shortest."""
     parts = [p for p in evaluation.by_context if p.num_prompts >= MIN_PROMPTS]
     if len(parts) < 2:
         return ()
@@ -199,7 +220,10 @@ def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagn
             code="context-costs",
             state="found",
             finding="quantization costs more acceptance at long context",
-            seen=f"the loss at {long.name} minus that at {short.name}: {points_of(ends)}",
+            seen=(
+                f"the loss at {long.name} minus that at {short.name}: "
+                f"{estimated(ends, 'difference')}"
+            ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
             source=OWN,
             action="a milder recipe, or keys and values in more bits, if you serve that context",
@@ -210,7 +234,7 @@ def loss_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagn
 
 
 def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagnosis, ...]:
-    """The domain of least acceptance against the best, where the interval bears it.
+    """Return the domain of least acceptance, where the interval tells it from the best.
 
     Both are picked from many, so the interval is that of all pairs together (Bonferroni). No line
     where it cannot tell: some domain is always last.
@@ -233,7 +257,10 @@ def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagno
             code="weak-domain",
             state="found",
             finding=f"the draft is weakest on '{weak.name}'",
-            seen=f"'{strong.name}' minus '{weak.name}': {points_of(ends)} of the tokens asked for",
+            seen=(
+                f"'{strong.name}' minus '{weak.name}': {estimated(ends, 'difference')} of the "
+                "tokens asked for"
+            ),
             limit=f"over {100 * MIN_CONTRAST:.0f} points",
             source=OWN,
             action="another draft or no speculation there; weigh domains as you serve them",
@@ -243,7 +270,9 @@ def weakest_domain(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple[Diagno
     )
 
 
-def _untold(code: str, finding: str, one: Slice, other: Slice, evaluation: Evaluation) -> Diagnosis:
+def _cannot_tell(
+    code: str, finding: str, one: Slice, other: Slice, evaluation: Evaluation
+) -> Diagnosis:
     is_old = not one.prompts or not other.prompts
     return Diagnosis(
         code=code,

@@ -1,4 +1,4 @@
-"""Is k too high or too low? By the measured curve of ms per token, never by acceptance alone."""
+"""Diagnoses of k, by the measured curve of ms per token and never by acceptance alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from quantdraft.judge.advice.acceptance import alpha_of
-from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS
-from quantdraft.judge.advice.sides import state_if
-from quantdraft.judge.advice.wording import evaluate_command, percent_of, times_of
+from quantdraft.judge.advice.commands import evaluate_command
+from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS, state_if
 from quantdraft.judge.comparison import speed_point
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.statistics.bootstrap import Bootstrap
@@ -16,12 +15,13 @@ from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, Latency
 from quantdraft.record.analysis import Diagnosis
 from quantdraft.record.terms import MAX_K, USUAL_K
+from quantdraft.record.wording import estimated, times
 
 
 def k_too_high_or_low(
     evaluation: Evaluation, policy: Policy, bootstrap: Bootstrap
 ) -> tuple[Diagnosis, ...]:
-    """The candidate's best k against the baseline's best and against the usual one."""
+    """Return whether the candidate's best k differs from the baseline's best and the usual one."""
     curve = _measured_ks(evaluation)
     if evaluation.served is not None:
         return ()
@@ -41,7 +41,7 @@ def k_too_high_or_low(
 
 
 def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
-    """Without timings: what practitioners would try at this acceptance."""
+    """Return what practitioners would try at this acceptance, where nothing was timed."""
     acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
@@ -55,7 +55,8 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             state="cannot tell",
             finding=f"k = {k} is best",
             seen=(
-                f"α = {percent_of(alpha)} at k = {acceptance.num_speculative_tokens}, and the "
+                f"α = {estimated(alpha, 'rate')} at k = {acceptance.num_speculative_tokens}, "
+                "and the "
                 "candidate's speed was not measured"
             ),
             limit=f"a rule of thumb for this α is k = {k}",
@@ -66,7 +67,7 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
 
 
 def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> Interval | None:
-    """ms per token of the candidate at k over those at its best k; None where one was not timed."""
+    """Return ms per token of the candidate at k over those at its best k; None: not timed."""
     if not evaluation.prompts:
         return None
     candidate = replayed_of(evaluation, "candidate")
@@ -78,7 +79,7 @@ def k_cost(evaluation: Evaluation, k: int, best: int, bootstrap: Bootstrap) -> I
 
 
 def _with_candidate_twice(latency: Latency) -> Latency:
-    """The candidate in the baseline's place too, so that two of its k can be compared."""
+    """Return the candidate in the baseline's place too, so that two of its k can be compared."""
     arms = dict(latency.arms)
     if "candidate" in arms:
         arms["baseline"] = arms["candidate"]
@@ -96,7 +97,7 @@ def _measured_ks(evaluation: Evaluation) -> list[int]:
 
 
 def _others(evaluation: Evaluation, best: int) -> Iterator[int]:
-    """What the candidate would be served with if nobody looked: today's k, or the usual one."""
+    """Yield the k that the candidate would have without this advice: today's, or the usual one."""
     todays = evaluation.best_k.get("baseline")
     for k in dict.fromkeys((todays, USUAL_K)):
         if k is not None and k != best and k in _measured_ks(evaluation):
@@ -117,8 +118,8 @@ def _held_against(
         code=f"k-too-{word}",
         state=state,
         finding=f"k = {k}, {whose}, is too {word} for the candidate",
-        seen=f"it takes {times_of(cost)} the time of k = {best} per token",
-        limit=f"over {limit:.2f} ×",
+        seen=f"it takes {estimated(cost, 'speedup')} the time of k = {best} per token",
+        limit=f"over {times(limit)}",
         source=f"{MEASURED}; the limit is what a go must gain",
         action=f"serve with k = {best}" if state == "found" else "replay more, and time longer",
         command=None if state == "found" else evaluate_command(evaluation, "--latency-seconds 60"),

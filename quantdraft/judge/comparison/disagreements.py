@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.record import Disagreement
+from quantdraft.record import Arm, Disagreement
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Traffic
 
@@ -24,11 +24,11 @@ NUM_PROMPT_TOKENS = 64  # of the end of a prompt
 def find_disagreements(
     traffic: Traffic,
     keeps: Mapping[str, Sequence[Floats]],
-    replayed: Mapping[str, Replayed],
+    replayed: Mapping[Arm, Replayed],
     k: int,
     spell: Spell,
 ) -> tuple[Disagreement, ...]:
-    """The prompts that cost the candidate most rounds beyond the baseline's, most first.
+    """Return the prompts that cost the candidate most rounds beyond the baseline's, most first.
 
     keeps: "baseline" and "candidate", per prompt (num_response_tokens,)
     """

@@ -1,4 +1,4 @@
-"""Acceptance of both arms, with what resampling the prompts says of it."""
+"""Acceptance of both arms at one k, with intervals from resampled prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quantdraft.record import MIN_PROMPTS, AcceptanceComparison, Interval
 def compare_acceptance(
     baseline: Replayed, candidate: Replayed, k: int, bootstrap: Bootstrap = DEFAULT
 ) -> AcceptanceComparison:
-    """Both arms at one k, each number with the interval that resampling prompts gives it.
+    """Return both arms' acceptance at one k, each number with its interval.
 
     With fewer than MIN_PROMPTS prompts an interval is everything that is possible: [0, 1] for a
     rate, [1, k + 1] for a length. Raises PairingError when the arms saw different text, and
@@ -57,7 +57,7 @@ def compare_acceptance(
 def _loss_per_pos(
     baseline: Replayed, candidate: Replayed, k: int, bootstrap: Bootstrap
 ) -> tuple[Interval, ...]:
-    """Baseline minus candidate share of rounds that kept each position, (k,)."""
+    """Return the baseline's minus the candidate's share of rounds that kept each position, (k,)."""
     pairs = zip(
         baseline.counts(k).acceptance_rate_per_pos,
         candidate.counts(k).acceptance_rate_per_pos,
@@ -75,7 +75,7 @@ def _loss_per_pos(
 
 
 def _draw_positions(arm: Replayed, k: int, bootstrap: Bootstrap) -> Floats:
-    """(num_resamples, k): share of rounds that kept each position."""
+    """Return the share of rounds that kept each position, (num_resamples, k)."""
     has_rounds = arm.has_rounds
     weights = prompt_weights(int(has_rounds.sum()), bootstrap)
     row = arm.row(k)
@@ -91,7 +91,7 @@ def draw_lengths(
     candidate_k: int,
     bootstrap: Bootstrap,
 ) -> tuple[Draws, Draws]:
-    """Both arms' acceptance in the same resamples of the prompts."""
+    """Return both arms' acceptance in the same resamples of the prompts."""
     check_paired(baseline, candidate)
     if num_prompts_with_rounds(baseline) < MIN_PROMPTS:
         return _everything_possible(baseline_k, candidate_k, bootstrap.num_resamples)
@@ -114,7 +114,7 @@ def check_paired(baseline: Replayed, candidate: Replayed) -> None:
 
 
 def num_prompts_with_rounds(replayed: Replayed) -> int:
-    """Prompts that count: those whose response is long enough to have a round."""
+    """Return the number of prompts whose response is long enough to have a round."""
     return int(replayed.has_rounds.sum())
 
 
@@ -129,7 +129,7 @@ def _draw(arm: Replayed, k: int, bootstrap: Bootstrap) -> Draws:
 def _everything_possible(
     baseline_k: int, candidate_k: int, num_resamples: int
 ) -> tuple[Draws, Draws]:
-    """Draws between one arm that is always right and another that is never."""
+    """Return draws between one arm that is always right and another that is never."""
     rate = np.resize([0.0, 1.0], num_resamples)
     return (
         Draws(1 - rate, 1 + baseline_k * (1 - rate)),

@@ -27,7 +27,7 @@ NUM_RESAMPLES = 10_000
 def all_pairs(
     evaluations: Sequence[Evaluation], k: int | None, seed: int = 0
 ) -> tuple[RecipePair, ...]:
-    """Every pair of runs of one question, in the order given.
+    """Return every pair of runs of one question, in the order given.
 
     k: of the acceptance rates, replayed by every run; None: acceptance is not compared
     """
@@ -74,7 +74,7 @@ def _speed_ratio(
 
 
 def _speed_draws(evaluation: Evaluation, number: int, bootstrap: Bootstrap) -> Floats | None:
-    """Speedup over the baseline in every resample, (num_resamples,); None where it is undefined."""
+    """Return the speedup over the baseline in every resample; None where it is undefined."""
     point, latency = evaluation.operating_point, evaluation.latency
     if point.speedup_over_baseline is None or evaluation.served is not None:
         return None

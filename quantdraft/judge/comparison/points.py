@@ -15,7 +15,7 @@ from quantdraft.record import Arm, Evaluation, GridPoint, Latency
 
 
 def replayed_of(evaluation: Evaluation, arm: Arm) -> Replayed:
-    """The rounds of the record's prompts, as `replay_rounds` found them.
+    """Return one arm's rounds of the record's prompts, as `replay_rounds` found them.
 
     The record keeps a prompt's accepted tokens as one sum: they all stand at the first position.
     """
@@ -34,7 +34,7 @@ def replayed_of(evaluation: Evaluation, arm: Arm) -> Replayed:
 
 
 def grid_points(evaluation: Evaluation, bootstrap: Bootstrap = DEFAULT) -> tuple[GridPoint, ...]:
-    """Every timed point, the operating point's included, by batch and context."""
+    """Return every timed point, the operating point's included, by batch and context."""
     if not evaluation.prompts or not evaluation.latency.arms or evaluation.served is not None:
         return ()
     found = {(p.batch_size, p.context_length): p for p in (*evaluation.grid, evaluation.latency)}
@@ -67,7 +67,7 @@ def _grid_point(
 
 
 def stops_paying_at(points: tuple[GridPoint, ...], limit: float = 1.0) -> dict[int, int | None]:
-    """Per context: the smallest batch at which the best draft is surely no faster than the target.
+    """Return by context the smallest batch at which the best draft surely does not pay.
 
     None where no measured batch is. Sure: the whole interval of the better arm is at `limit`, the
     policy's speedup over the target alone, or below.

@@ -42,12 +42,12 @@ class Pace(NamedTuple):
 
     @property
     def ms_per_token(self) -> float:
-        """Of all prompts together."""
+        """Time per token of all prompts together."""
         return float(1e3 * self.seconds.sum() / self.num_tokens.sum())
 
 
-def pace(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
-    """Decoding time and tokens of each prompt."""
+def pace_of(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
+    """Return the decoding time and the tokens of each prompt."""
     row = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
     seconds, num_tokens = np.zeros(len(row)), np.zeros(len(row))
     for request in arm.requests:
@@ -78,14 +78,14 @@ def load_spread(served: Served) -> LoadSpread | None:
 
 
 def _load_ms(arm: ServedArm, prompt_ids: tuple[str, ...], load: int) -> float | None:
-    """Time per token of one load; None unless it answered every prompt."""
+    """Return the time per token of one load; None unless it answered every prompt."""
     own = ServedArm(arm.name, tuple(r for r in arm.requests if r.load == load))
-    answered = pace(own, prompt_ids)
+    answered = pace_of(own, prompt_ids)
     return answered.ms_per_token if (answered.num_tokens > 0).all() else None
 
 
 def served_speed_undefined(served: Served) -> str | None:
-    """Why the requests give no speedup, or None."""
+    """Return why the requests give no speedup, or None."""
     for arm in ("candidate", "baseline", "autoregressive"):
         if arm in served.undefined:
             return f"{arm}: {served.undefined[arm]}"
@@ -101,13 +101,13 @@ def served_speed_undefined(served: Served) -> str | None:
 
 
 def served_point(served: Served, bootstrap: Bootstrap = DEFAULT) -> SpeedPoint:
-    """The speedups that the engine delivered at its k; step times are None, it shows none.
+    """Return the speedups that the engine delivered at its k; step times are None.
 
     A speedup is None where an arm was not served, or with fewer than MIN_PROMPTS prompts. The
     break-even length is the candidate's own over its speedup: rounds take the time they take.
     """
     prompts = served.common_prompts
-    paces = {name: pace(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
+    paces = {name: pace_of(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
     spread = load_spread(served)
 
     def ratio(over: str, under: str) -> Interval | None:
@@ -139,7 +139,7 @@ def served_point(served: Served, bootstrap: Bootstrap = DEFAULT) -> SpeedPoint:
 def _speedup(
     over: Pace | None, under: Pace | None, spread: LoadSpread | None, bootstrap: Bootstrap
 ) -> Interval | None:
-    """Time per token of `over` through that of `under`: above 1, `under` is faster."""
+    """Return the time per token of `over` through that of `under`: above 1, `under` is faster."""
     if over is None or under is None or len(over.seconds) < MIN_PROMPTS:
         return None
     weights = prompt_weights(len(over.seconds), bootstrap)
@@ -150,7 +150,7 @@ def _speedup(
 
 
 def _load_draws(spread: LoadSpread | None, bootstrap: Bootstrap) -> Floats | float:
-    """Factors by which the loads of two arms put their ratio off, (num_resamples,).
+    """Return factors by which the loads of two arms put their ratio off, (num_resamples,).
 
     Student's t, for the spread is itself an estimate: drawing two loads again from the two that
     there are covers the truth in half of all cases.
@@ -163,7 +163,7 @@ def _load_draws(spread: LoadSpread | None, bootstrap: Bootstrap) -> Floats | flo
 
 
 def _time_per_token(arm: Pace, weights: Weights) -> Floats:
-    """In every resample, (num_resamples,)."""
+    """Return the time per token in every resample, (num_resamples,)."""
     return np.asarray((weights @ arm.seconds) / (weights @ arm.num_tokens))
 
 

@@ -16,7 +16,7 @@ from quantdraft.judge.statistics.bootstrap import (
     interval_of,
     prompt_weights,
 )
-from quantdraft.record import MIN_PROMPTS, Interval, Slice
+from quantdraft.record import MIN_PROMPTS, Arm, Interval, Slice
 from quantdraft.record.terms import compact
 
 
@@ -28,7 +28,7 @@ class Cut(NamedTuple):
 
 
 def by_position() -> Cut:
-    """Each third of the response that a token belongs to, so that long and short ones align."""
+    """Return the cut into thirds of the response, so that long and short ones align."""
 
     def labels(prompt: int, num_tokens: int) -> Ints:
         return 3 * np.arange(num_tokens) // num_tokens
@@ -37,7 +37,7 @@ def by_position() -> Cut:
 
 
 def by_context(num_prompt_tokens: Sequence[int]) -> Cut:
-    """By the number of tokens before a token, prompt included, in doublings."""
+    """Return the cut by the number of tokens before a token, prompt included, in doublings."""
 
     def labels(prompt: int, num_tokens: int) -> Ints:
         num_before = num_prompt_tokens[prompt] + np.arange(num_tokens)
@@ -47,7 +47,7 @@ def by_context(num_prompt_tokens: Sequence[int]) -> Cut:
 
 
 def by_domain(domains: Sequence[str]) -> Cut:
-    """By the domain of the prompt, sorted by name."""
+    """Return the cut by the domain of the prompt, sorted by name."""
     names = sorted(set(domains))
     number = {name: index for index, name in enumerate(names)}
     return Cut(
@@ -62,7 +62,7 @@ def slice_tokens(
     cuts: Sequence[Cut],
     bootstrap: Bootstrap = DEFAULT,
 ) -> tuple[tuple[Slice, ...], ...]:
-    """For each cut a Slice per label that has tokens, in the order of the labels.
+    """Return for each cut a Slice for every label that has tokens, in the order of the labels.
 
     baseline, candidate: keep probabilities as for `replay_rounds`, of the same responses. Memory
     holds sums, a few numbers a prompt and label, not the tokens.
@@ -80,7 +80,7 @@ def slice_tokens(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What prompts have under one label: a number of each for every one of them."""
+    """Sums of the prompts that have tokens under one label, one of each for every prompt."""
 
     prompts: array[int] = field(default_factory=lambda: array("q"))
     num_tokens: array[int] = field(default_factory=lambda: array("q"))
@@ -90,7 +90,7 @@ class _Part:
 def _side_by_side(
     baseline: Sequence[Floats], candidate: Sequence[Floats], k: int
 ) -> Iterator[tuple[int, TokenAcceptance, TokenAcceptance]]:
-    """Responses of one length in both arms come in one order."""
+    """Yield each prompt with both arms: responses of one length come in one order."""
     arms = token_acceptance(baseline, k), token_acceptance(candidate, k)
     for (prompt, before), (_, after) in zip(*arms, strict=True):
         yield prompt, before, after
@@ -139,7 +139,7 @@ def _ratio(kept_and_asked: Floats) -> float | None:
 
 
 def _loss(baseline: Floats, candidate: Floats, bootstrap: Bootstrap) -> Interval | None:
-    """Baseline minus candidate of (prompts, 2) sums; None where too few prompts were asked."""
+    """Return baseline minus candidate of (prompts, 2) sums; None where too few were asked."""
     is_asked = (baseline[:, 1] > 0) & (candidate[:, 1] > 0)
     num_prompts = int(is_asked.sum())
     if num_prompts < MIN_PROMPTS:
@@ -150,3 +150,42 @@ def _loss(baseline: Floats, candidate: Floats, bootstrap: Bootstrap) -> Interval
     totals = baseline[is_asked].sum(axis=0), candidate[is_asked].sum(axis=0)
     value = totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1]
     return interval_of(value, draws, num_prompts, bootstrap)
+
+
+class Term(NamedTuple):
+    """Conditional acceptance (kept / asked) of one arm on one part, times `sign`."""
+
+    sign: float
+    part: Slice
+    arm: Arm
+
+
+def contrast(terms: Sequence[Term], bootstrap: Bootstrap = DEFAULT) -> Interval | None:
+    """Return the sum of the terms, e.g. first third minus last third of the candidate's responses.
+
+    None where the record does not say what each prompt kept, or where some part was asked of fewer
+    than MIN_PROMPTS prompts.
+    """
+    prompts = sorted({prompt for term in terms for prompt in term.part.prompts})
+    counts = [_asked_and_kept(term, prompts) for term in terms]
+    if any((asked > 0).sum() < MIN_PROMPTS for asked, _ in counts):
+        return None
+    weights = prompt_weights(len(prompts), bootstrap)
+    signs = [term.sign for term in terms]
+    pairs = list(zip(signs, counts, strict=True))
+    value = sum(sign * kept.sum() / asked.sum() for sign, (asked, kept) in pairs)
+    with np.errstate(invalid="ignore"):
+        draws = sum(sign * (weights @ kept) / (weights @ asked) for sign, (asked, kept) in pairs)
+    # A part that few prompts reach is missing from some resamples: they say nothing of it.
+    known = np.asarray(draws)[np.isfinite(draws)]
+    smallest = min(int((asked > 0).sum()) for asked, _ in counts)
+    return interval_of(float(value), known, smallest, bootstrap)
+
+
+def _asked_and_kept(term: Term, prompts: Sequence[int]) -> tuple[Floats, Floats]:
+    """Return (prompts,) each, zero where a prompt has no token in the part."""
+    place = {prompt: at for at, prompt in enumerate(prompts)}
+    asked, kept = np.zeros(len(prompts)), np.zeros(len(prompts))
+    rows = [place[prompt] for prompt in term.part.prompts]
+    asked[rows], kept[rows] = term.part.of(term.arm).asked, term.part.of(term.arm).kept
+    return asked, kept

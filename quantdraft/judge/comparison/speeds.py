@@ -40,7 +40,7 @@ def speed_point(
     candidate_k: int,
     bootstrap: Bootstrap = DEFAULT,
 ) -> SpeedPoint:
-    """The speed equation with the measured numbers, at one k per arm.
+    """Return the speed equation with the measured numbers, at one k for each arm.
 
     Ratios of times are `times.time_ratio`'s: paired by block, resampled by load, independently of
     the prompts. They differ a little from the ratios of the medians that stand beside them. A
@@ -97,7 +97,7 @@ def speed_point(
 
 
 def best_k(points: Sequence[SpeedPoint]) -> dict[str, int | None]:
-    """The k of least ms per token of "baseline" and "candidate"; None where none was measured."""
+    """Return the k of least ms per token of "baseline" and "candidate"; None: not measured."""
     baseline = [(p.baseline_ms_per_token, p.baseline_num_speculative_tokens) for p in points]
     candidate = [(p.candidate_ms_per_token, p.candidate_num_speculative_tokens) for p in points]
     return {"baseline": _k_of_least(baseline), "candidate": _k_of_least(candidate)}
@@ -145,7 +145,7 @@ def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:
 def _interval(
     ratio: TimeRatio | None, length: Quotient | None, bootstrap: Bootstrap
 ) -> Interval | None:
-    """A ratio of times, times a ratio of lengths if given."""
+    """Return a ratio of times, times a ratio of lengths if given."""
     if ratio is None:
         return None
     if length is None:

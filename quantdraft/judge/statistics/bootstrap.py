@@ -21,7 +21,7 @@ MAX_UNITS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How intervals are drawn."""
+    """How intervals are drawn: the number of resamples, the seed, the confidence."""
 
     num_resamples: int = 2000
     seed: int = 0
@@ -43,7 +43,7 @@ class Weights:
         self.group = group  # (num_prompts,), the unit that each prompt is of; None: its own
 
     def __matmul__(self, values: Floats | Ints) -> Floats:
-        """Sums of `values`, (num_prompts, ...), over every resample: (num_resamples, ...)."""
+        """Return sums of `values`, (num_prompts, ...), over each resample: (num_resamples, ...)."""
         if self.group is not None:
             sums = np.zeros((self.counts.shape[1], *values.shape[1:]))
             np.add.at(sums, self.group, values)
@@ -56,7 +56,7 @@ class Weights:
 
 @lru_cache(maxsize=4)
 def prompt_weights(num_prompts: int, bootstrap: Bootstrap) -> Weights:
-    """The same for every k, and for both arms."""
+    """Return the resamples of so many prompts, the same for every k and for both arms."""
     rng = np.random.default_rng([bootstrap.seed, 0])
     units = min(num_prompts, MAX_UNITS)
     even = np.full(units, 1 / units)
@@ -71,7 +71,7 @@ def prompt_weights(num_prompts: int, bootstrap: Bootstrap) -> Weights:
 
 @lru_cache(maxsize=4)
 def block_draws(num_blocks: int, bootstrap: Bootstrap) -> Ints:
-    """Indices of the timing blocks of each resample, (num_resamples, num_blocks)."""
+    """Return indices of the timing blocks of each resample, (num_resamples, num_blocks)."""
     rng = np.random.default_rng([bootstrap.seed, 1])
     return rng.integers(0, num_blocks, size=(bootstrap.num_resamples, num_blocks))
 
@@ -79,7 +79,7 @@ def block_draws(num_blocks: int, bootstrap: Bootstrap) -> Ints:
 def interval_of(
     value: float, draws: Floats, sample_size: int | None, bootstrap: Bootstrap
 ) -> Interval:
-    """The estimate with percentiles of its resamples, (num_resamples,).
+    """Return the estimate with percentiles of its resamples, (num_resamples,).
 
     sample_size: None for draws that are as wide as they must be already
     """

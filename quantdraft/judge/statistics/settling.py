@@ -16,7 +16,7 @@ class Needed(NamedTuple):
 
 
 def num_prompts_to_settle(interval: Interval, limit: float, num_prompts: int) -> int | None:
-    """Prompts in all at which the limit would lie outside an interval that comes from prompts.
+    """Return the prompts in all at which the limit would lie outside an interval of prompts.
 
     None when it cannot be told: the estimate lies at the limit itself.
     """
@@ -31,7 +31,7 @@ def num_prompts_to_settle(interval: Interval, limit: float, num_prompts: int) ->
 def what_would_settle(
     speed: Interval, lengths: Interval | None, limit: float, num_prompts: int, num_timings: int
 ) -> Needed | None:
-    """Prompts and timing samples in all at which the limit would lie outside a speedup's interval.
+    """Return the prompts and timing samples in all that would settle a speedup's interval.
 
     speed: a speedup, whose width comes from prompts and timing
     lengths: the factor in it that comes from the prompts alone; None when there is none
@@ -55,7 +55,7 @@ def what_would_settle(
 
 
 def _half_width(interval: Interval, limit: float) -> float:
-    """Width of the side of the interval on which the limit lies."""
+    """Return the width of the side of the interval on which the limit lies."""
     is_below = limit < interval.value
     return interval.value - interval.low if is_below else interval.high - interval.value
 

@@ -26,7 +26,7 @@ class Draws(NamedTuple):
 
 
 def draw_alone(arm: Replayed, k: int, bootstrap: Bootstrap) -> Draws:
-    """For `interval_of` without a sample size: what few prompts do is in the draws.
+    """Return one arm's resamples, for `interval_of` without a sample size.
 
     Under MIN_PROMPTS prompts they are everything that is possible.
     """
@@ -50,7 +50,7 @@ def draw_length_ratio(
     candidate_k: int,
     bootstrap: Bootstrap,
 ) -> Floats:
-    """Of the candidate's length through the baseline's, as above; (num_resamples,).
+    """Return resamples of the candidate's length over the baseline's, (num_resamples,).
 
     Both arms emitted the same tokens: it is the baseline's rounds through the candidate's.
     """
@@ -64,7 +64,7 @@ def draw_length_ratio(
 
 
 def studentized(over: Floats, under: Floats, weights: Weights) -> Floats:
-    """Draws of the sum of `over` through that of `under`, (num_prompts,) each; (num_resamples,).
+    """Return draws of the sum of `over` through that of `under`, (num_resamples,).
 
     Each resample is put at the distance from the estimate that its own error gives it, on the
     logarithm and to the other side (Efron & Tibshirani 1993, chapter 12). The error of a ratio of

@@ -15,8 +15,8 @@ from quantdraft.judge.verdict.alarms import (
     replay_disagrees,
     served_alarms,
 )
+from quantdraft.judge.verdict.checks import Evidence
 from quantdraft.judge.verdict.decision import decide
-from quantdraft.judge.verdict.evidence import Evidence
 from quantdraft.judge.verdict.policy import Policy, load_policy, policy_of
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What stops a verdict, each a function from numbers to an alarm or none.
+"""Alarms, which stop a verdict: each a function from numbers to an alarm or none.
 
 An alarm says that the numbers beside it are not what they seem; its code is stable, its message
 says what to do.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.judge.verdict.wording import times
 from quantdraft.record import (
     MIN_PROMPTS,
     AcceptanceComparison,
@@ -22,6 +21,7 @@ from quantdraft.record import (
     ServedArm,
     ServedRequest,
 )
+from quantdraft.record.wording import valued
 
 ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
 NOT_QUANTIZED = "not_quantized"
@@ -46,7 +46,7 @@ def measured_alarms(
     live: Sequence[LiveCheck],
     policy: Policy,
 ) -> tuple[Alarm, ...]:
-    """The alarms that follow from an evaluation's own numbers."""
+    """Return the alarms that follow from an evaluation's own numbers."""
     raised = (
         acceptance_collapsed(acceptance, policy),
         control_strays(control_speedup, policy),
@@ -57,7 +57,7 @@ def measured_alarms(
 
 
 def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Alarm | None:
-    """The candidate is hardly ever right, or far less often than the baseline."""
+    """Return an alarm where the candidate is hardly ever right, or far less than the baseline."""
     if all(found.value >= limit for found, limit in collapse_limits(acceptance, policy)):
         return None
     length, baseline = acceptance.candidate_length.value, acceptance.baseline_length.value
@@ -80,14 +80,14 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
 
 
 def has_surely_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> bool:
-    """True where the whole interval says so: of too few prompts it never does."""
+    """Return True where the whole interval says so: of too few prompts it never does."""
     return any(found.high < limit for found, limit in collapse_limits(acceptance, policy))
 
 
 def collapse_limits(
     acceptance: AcceptanceComparison, policy: Policy
 ) -> tuple[tuple[Interval, float], ...]:
-    """What was found, and the limit under which acceptance has collapsed, whichever it is."""
+    """Return both limits under which acceptance has collapsed, each after what was found."""
     return (
         (acceptance.candidate_length, policy.min_acceptance_length),
         (acceptance.length_ratio, policy.min_length_ratio),
@@ -102,7 +102,7 @@ def not_quantized(
     has_identical_logits: bool | None = None,
     complaint: str | None = None,
 ) -> Alarm | None:
-    """The checkpoint claims a format that was not loaded. None means: not looked at.
+    """Return an alarm where a checkpoint claims a format that was not loaded. None: not looked at.
 
     resident_bytes: of the candidate's quantized layers where it was timed, in one packing
     promised_bytes: what its scheme makes of these layers
@@ -132,20 +132,21 @@ def not_quantized(
 def control_strays(
     control_speedup: Interval | None, policy: Policy, arm: str = "baseline"
 ) -> Alarm | None:
-    """A model timed against its copy differs from it: no timing here can be trusted."""
+    """Return an alarm where a model timed against its copy differs from it."""
     if control_speedup is None or control_speedup.low <= 1.0 <= control_speedup.high:
         return None
     if abs(control_speedup.value - 1.0) <= policy.max_control_deviation:
         return None
     return Alarm(
         CONTROL_STRAYS,
-        f"the control strays: the {arm} against itself is {times(control_speedup)}, which "
+        f"the control strays: the {arm} against itself is {valued(control_speedup, 'speedup')}, "
+        "which "
         "should be 1. Time again on a quiet machine, with more blocks.",
     )
 
 
 def live_divergent(live: Sequence[LiveCheck]) -> Alarm | None:
-    """The live loop emitted other text than the target alone, and not at a near-tie."""
+    """Return an alarm where the live loop left the target's text, and not at a near-tie."""
     for check in live:
         if check.num_divergent:
             return Alarm(
@@ -159,7 +160,7 @@ def live_divergent(live: Sequence[LiveCheck]) -> Alarm | None:
 
 
 def replay_disagrees(live: Sequence[LiveCheck], policy: Policy) -> Alarm | None:
-    """Rounds counted live differ from rounds replayed.
+    """Return an alarm where rounds counted live differ from rounds replayed.
 
     Where the arithmetic is exact every prompt must agree. Otherwise near-ties of the draft may fall
     either way: each prompt has its fewest and its most rounds, and what lies outside may be
@@ -180,7 +181,7 @@ def replay_disagrees(live: Sequence[LiveCheck], policy: Policy) -> Alarm | None:
 
 
 def dtype_mismatch(draft_dtype: str, target_dtype: str, is_forced: bool) -> Alarm | None:
-    """Draft and target differ in float type where the engine forces the target's on the draft."""
+    """Return an alarm where an engine forces another float type on the draft than was measured."""
     if not is_forced or draft_dtype == target_dtype:
         return None
     return Alarm(
@@ -191,7 +192,7 @@ def dtype_mismatch(draft_dtype: str, target_dtype: str, is_forced: bool) -> Alar
 
 
 def forced_dtype(measured: str | None, served: Served | None) -> Alarm | None:
-    """The engine served in another float type than the draft's acceptance was measured in.
+    """Return an alarm where the engine served in another float type than was measured.
 
     vLLM gives the draft the target's. Servers of the user's own do not tell theirs.
     """
@@ -203,7 +204,7 @@ def forced_dtype(measured: str | None, served: Served | None) -> Alarm | None:
 def served_alarms(
     served: Served | None, policy: Policy, measured_dtype: str | None = None
 ) -> tuple[Alarm, ...]:
-    """The alarms that follow from what a serving engine did.
+    """Return the alarms that follow from what a serving engine did.
 
     measured_dtype: the float type in which acceptance was measured; None: it is not known
     """
@@ -218,7 +219,7 @@ def served_alarms(
 
 
 def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
-    """The engine's counters differ from replay of the text that the engine itself wrote.
+    """Return an alarm where the engine's counters differ from replay of the text that it wrote.
 
     Rules as for `replay_disagrees`: equal prompt by prompt where the arithmetic is exact, else
     within what near-ties of the draft allow, and in the mean under sampling rules.
@@ -243,7 +244,7 @@ def engine_disagrees(served: Served, policy: Policy) -> Alarm | None:
 
 
 def served_divergent(served: Served) -> Alarm | None:
-    """A speculating server wrote other text than the target's, and not at a near-tie."""
+    """Return an alarm where a server wrote other text than the target's, and not at a near-tie."""
     for arm in served.arms.values():
         divergent = {r.prompt_id for r in arm.requests if r.text == "divergent"}
         if divergent:

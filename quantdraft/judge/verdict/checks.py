@@ -1,13 +1,12 @@
-"""One line of the verdict each: what was observed, against its limit."""
+"""The checks of a verdict: what was observed, held to its limit."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from quantdraft.judge.verdict.evidence import Evidence
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.judge.verdict.wording import percent, signed, times
-from quantdraft.record import Check, CheckResult, Interval
+from quantdraft.record import AcceptanceComparison, Alarm, Check, CheckResult, Interval, SpeedPoint
 from quantdraft.record.verdict import (
     IS_OTHER,
     OVER_AUTOREGRESSIVE,
@@ -15,6 +14,7 @@ from quantdraft.record.verdict import (
     RATE,
     RATE_LOSS,
 )
+from quantdraft.record.wording import loss_words, valued
 
 Kind = Literal["decides", "advises"]
 Comparison = Literal[">=", ">", "<="]
@@ -22,8 +22,38 @@ Comparison = Literal[">=", ">", "<="]
 NO_ALARM = "no alarm"
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The numbers of one evaluation, as `decide` reads them."""
+
+    candidate_name: str  # e.g. the recipe's name
+    baseline_name: str  # as in "the bf16 draft"
+    is_identity: bool  # a control: the candidate is the baseline's copy, nothing was quantized
+    acceptance: AcceptanceComparison  # at the candidate's k of the operating point
+    speed: SpeedPoint  # at the operating point
+    num_prompts: int
+    num_timings: int  # blocks, as many samples of each step
+    alarms: tuple[Alarm, ...] = ()
+    timing_seconds: float | None = None  # that the timings took; None in old records
+    speed_undefined: str | None = None  # why speed was not measured, when it was not
+    shown: AcceptanceComparison | None = None  # at the k where rates are shown; None: the same k
+
+    @property
+    def rates(self) -> AcceptanceComparison:
+        """The rates that are shown and held to their limits."""
+        return self.acceptance if self.shown is None else self.shown
+
+    @property
+    def is_speed_measured(self) -> bool:
+        """True when both speedups that decide are defined."""
+        return (
+            self.speed.speedup_over_baseline is not None
+            and self.speed.speedup_over_autoregressive is not None
+        )
+
+
 def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
-    """Every check, in the order they are shown."""
+    """Return every check, in the order they are shown."""
     return (
         *_speed_checks(evidence, policy),
         *_acceptance_checks(evidence, policy),
@@ -33,7 +63,7 @@ def all_checks(evidence: Evidence, policy: Policy) -> tuple[Check, ...]:
 
 
 def result_of(observed: Interval | None, comparison: Comparison, limit: float) -> CheckResult:
-    """Unsure when the interval straddles the limit. Only a pass counts towards a go."""
+    """Return the result of a check; unsure when the interval straddles the limit."""
     if observed is None:
         return "undefined"
     ends = {_allows(observed.low, comparison, limit), _allows(observed.high, comparison, limit)}
@@ -58,7 +88,9 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
             observed=over_draft,
             limit=policy.min_speedup_over_baseline,
             comparison=">=",
-            reason=why if over_draft is None else f"{times(over_draft)} the baseline draft's speed",
+            reason=why
+            if over_draft is None
+            else f"{valued(over_draft, 'speedup')} of the baseline draft's speed",
         ),
         Check(
             name=OVER_AUTOREGRESSIVE,
@@ -67,13 +99,15 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
             observed=over_target,
             limit=policy.min_speedup_over_autoregressive,
             comparison=">",
-            reason=why if over_target is None else f"{times(over_target)} the target alone",
+            reason=why
+            if over_target is None
+            else f"{valued(over_target, 'speedup')} of the target's own speed",
         ),
     )
 
 
 def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
-    """Loss is already inside the speedup: where speed was measured, these explain it only."""
+    """Return the checks of acceptance; where speed was measured they decide nothing."""
     kind: Kind = "advises" if evidence.is_speed_measured else "decides"
     k = evidence.rates.num_speculative_tokens
     loss, rate = evidence.rates.acceptance_rate_loss, evidence.rates.candidate_rate
@@ -85,7 +119,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             observed=loss,
             limit=policy.max_acceptance_rate_loss,
             comparison="<=",
-            reason=f"{signed(loss.value)} points lost ({signed(loss.low)} to {signed(loss.high)})",
+            reason=loss_words(loss),
             num_speculative_tokens=k,
         ),
         Check(
@@ -95,8 +129,7 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
             observed=rate,
             limit=policy.min_acceptance_rate,
             comparison=">=",
-            reason=f"{percent(rate.value)} of the proposed tokens "
-            f"({percent(rate.low)} to {percent(rate.high)})",
+            reason=f"{valued(rate, 'rate')} of the proposed tokens",
             num_speculative_tokens=k,
         ),
     )

@@ -1,4 +1,4 @@
-"""From checks and alarms to go, no-go or inconclusive.
+"""The decision from checks and alarms: go, no-go or inconclusive.
 
 All deciding checks pass: go. Any fails: no-go. Otherwise inconclusive. An alarm stops that: the
 numbers are not what they seem, so it is inconclusive; only acceptance that has surely collapsed is
@@ -17,9 +17,8 @@ from quantdraft.judge.verdict.alarms import (
     REPLAY_DISAGREES,
     has_surely_collapsed,
 )
-from quantdraft.judge.verdict.checks import NO_ALARM, all_checks
+from quantdraft.judge.verdict.checks import NO_ALARM, Evidence, all_checks
 from quantdraft.judge.verdict.doubt import what_to_add
-from quantdraft.judge.verdict.evidence import Evidence
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.judge.verdict.summary import summarize
 from quantdraft.record import Check, Decision, Verdict
@@ -28,7 +27,7 @@ DEFAULT = Policy()
 
 
 def decide(evidence: Evidence, policy: Policy = DEFAULT) -> Verdict:
-    """The verdict, with every check that led there and what would settle a doubt."""
+    """Return the verdict, with every check that led there and what would settle a doubt."""
     checks = all_checks(evidence, policy)
     decision = _decision(evidence, policy, checks)
     return Verdict(
@@ -51,7 +50,7 @@ def _decision(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> De
 
 
 def _is_useless(evidence: Evidence, policy: Policy, has_failed: bool) -> bool:
-    """Acceptance collapsed, and nothing says that acceptance was measured wrongly.
+    """Return True where acceptance collapsed and nothing says that it was measured wrongly.
 
     Where it may have collapsed by chance, what else was measured decides, if that is not in doubt.
     """

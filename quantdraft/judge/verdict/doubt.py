@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from quantdraft.judge.comparison import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
-from quantdraft.judge.verdict.evidence import Evidence
+from quantdraft.judge.verdict.checks import Evidence
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Check
 from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE
@@ -17,7 +17,7 @@ MAX_FACTOR = 1000
 
 
 def what_to_add(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> str:
-    """E.g. "about 130 prompts (now 32)": sample sizes in all, not to be added."""
+    """Return the sample sizes in all that would settle it, e.g. "about 130 prompts (now 32)"."""
     if evidence.alarms:
         if {alarm.code for alarm in evidence.alarms} == {ACCEPTANCE_COLLAPSED}:
             return _in_words(evidence, [_to_be_sure_of_a_collapse(evidence, policy)])
@@ -30,7 +30,7 @@ def what_to_add(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
 
 
 def _needed(evidence: Evidence, check: Check) -> Needed | None:
-    """None where more data of any kind would not settle this check, or it does not decide."""
+    """Return what would settle a check; None where more data would not, or it does not decide."""
     from_prompts = {
         OVER_BASELINE: evidence.acceptance.length_ratio,
         OVER_AUTOREGRESSIVE: evidence.acceptance.candidate_length,
@@ -75,7 +75,7 @@ def _in_words(evidence: Evidence, needed: Sequence[Needed]) -> str:
 
 
 def _more_timing(evidence: Evidence, timings: int) -> str:
-    """Time where it is known: more of it is more loads, which is what the interval comes from."""
+    """Return the seconds of timing in all: more of it is more loads, whence the interval comes."""
     if evidence.timing_seconds is None:
         return f"about {_rounded_up(timings)} timing samples (now {evidence.num_timings})"
     seconds = math.ceil(evidence.timing_seconds * timings / evidence.num_timings)
@@ -86,6 +86,6 @@ def _more_timing(evidence: Evidence, timings: int) -> str:
 
 
 def _rounded_up(num: int) -> int:
-    """To two significant digits: 126 is 130."""
+    """Round up to two significant digits: 126 is 130."""
     step = int(10 ** max(math.floor(math.log10(num)) - 1, 0))
     return math.ceil(num / step) * step

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantdraft.common.documents import all_problems, read_yaml
-from quantdraft.errors import OptionError, nearest_path
+from quantdraft.common.documents import all_problems, read_yaml_mapping
+from quantdraft.errors import OptionError
 from quantdraft.record import MIN_SPEEDUP, Evaluation
 from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE, RATE, RATE_LOSS
 
@@ -46,11 +46,13 @@ class Policy(BaseModel):
 
 
 def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Policy:
-    """The default limits, changed by a YAML file, then by overrides (those not None).
+    """Return the default limits, changed by a YAML file, then by overrides (those not None).
 
     An unknown key or a value out of range is an OptionError that names each of them.
     """
-    changes = {} if path is None else _read(path)
+    changes: dict[str, Any] = {}
+    if path is not None:
+        changes = read_yaml_mapping(path, "policy", OptionError, may_be_empty=True)
     changes |= {key: value for key, value in (overrides or {}).items() if value is not None}
     try:
         return Policy.model_validate(changes)
@@ -63,7 +65,7 @@ def load_policy(path: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def policy_of(evaluation: Evaluation) -> Policy:
-    """The limits that an evaluation was judged by, so that every page shows those.
+    """Return the limits that an evaluation was judged by, so that every page shows those.
 
     An older record has no policy: its checks hold the limits that decided, the rest are defaults.
     """
@@ -75,17 +77,3 @@ def policy_of(evaluation: Evaluation) -> Policy:
     limits = {check.name: check.limit for check in evaluation.verdict.checks}
     found = {name: limits.get(check) for name, check in CHECK_OF_LIMIT.items()}
     return Policy(**{name: limit for name, limit in found.items() if limit is not None})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        plain = read_yaml(path)
-    except FileNotFoundError:
-        raise OptionError(f"no policy file '{path}'.{nearest_path(path)}") from None
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot be read as YAML: {error}") from error
-    if plain is None:
-        return {}
-    if not isinstance(plain, dict):
-        raise OptionError(f"{path}: a policy is a mapping of limits to numbers.")
-    return {str(key): value for key, value in plain.items()}

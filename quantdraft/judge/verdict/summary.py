@@ -1,21 +1,21 @@
-"""The verdict in one sentence: it opens with the decision and holds the number that it turns on."""
+"""The verdict in one sentence, which opens with the decision and holds its number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED
-from quantdraft.judge.verdict.evidence import Evidence
+from quantdraft.judge.verdict.checks import Evidence
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.judge.verdict.wording import faster, percent, signed, times
 from quantdraft.record import Check, Decision
 from quantdraft.record.verdict import OVER_AUTOREGRESSIVE, OVER_BASELINE
+from quantdraft.record.wording import change_percent, faster, loss_words, percent, valued
 
 
 def summarize(
     evidence: Evidence, policy: Policy, checks: Sequence[Check], decision: Decision
 ) -> str:
-    """E.g. "no-go: int4 is 3.1 % slower than the bf16 draft (95 % interval −4.0 to −2.2 %)"."""
+    """Return e.g. "no-go: int4 is 3.1 % slower than the draft (95 % interval −4.0 to −2.2 %)"."""
     if evidence.alarms:
         return f"{decision}: {_alarm(evidence, decision)}"
     if evidence.is_identity:
@@ -47,31 +47,33 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
     assert over_draft is not None
     assert over_target is not None
     result = {check.name: check.result for check in checks}
-    asked = f"{signed(policy.min_speedup_over_baseline - 1)} %"
+    asked = change_percent(policy.min_speedup_over_baseline - 1)
     gain = f"{evidence.candidate_name} is {faster(over_draft, f'the {evidence.baseline_name}')}"
     if result[OVER_BASELINE] == "fail":
         return gain if over_draft.value < 1 else f"{gain}, less than the {asked} asked for"
     if result[OVER_AUTOREGRESSIVE] == "fail":
-        return f"speculation with {gain}, but only {times(over_target)} as fast as the target alone"
+        return (
+            f"speculation with {gain}, but only {valued(over_target, 'speedup')} as fast as "
+            "the target alone"
+        )
     if result[OVER_BASELINE] == "unsure":
         return f"{gain}, and the limit of {asked} lies inside that interval"
     if result[OVER_AUTOREGRESSIVE] == "unsure":
         return (
-            f"{gain}, but whether it beats the target alone is open: it is {times(over_target)} as "
+            f"{gain}, but whether it beats the target alone is open: it is "
+            f"{valued(over_target, 'speedup')} as "
             "fast"
         )
     k = evidence.speed.candidate_num_speculative_tokens
-    return f"{gain} and {times(over_target)} as fast as the target alone, at k = {k}"
+    return f"{gain} and {valued(over_target, 'speedup')} as fast as the target alone, at k = {k}"
 
 
 def _acceptance(evidence: Evidence) -> str:
-    """Both rates and their difference, all at one k."""
+    """Return both rates and their difference, all at one k."""
     acceptance = evidence.rates
-    loss = acceptance.acceptance_rate_loss
     return (
         f"At k = {acceptance.num_speculative_tokens} {evidence.candidate_name} has an acceptance "
         "rate of "
         f"{percent(acceptance.candidate_rate.value)} where the {evidence.baseline_name} has "
-        f"{percent(acceptance.baseline_rate.value)}, a loss of {signed(loss.value)} points "
-        f"(95 % interval {signed(loss.low)} to {signed(loss.high)})"
+        f"{percent(acceptance.baseline_rate.value)}, {loss_words(acceptance.acceptance_rate_loss)}"
     )

@@ -1,4 +1,4 @@
-"""What the step times contradict: each a function from a Latency to an alarm or none.
+"""Contradictions in the step times: each a function from a Latency to an alarm or none.
 
 A contradiction is a fault of the timing and not of the draft: a kernel that was chosen while
 another process ran, a load that met other memory. It stops the verdict.
@@ -20,8 +20,8 @@ from quantdraft.judge.comparison.times import (
     timed_steps,
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
-from quantdraft.judge.verdict.wording import times
 from quantdraft.record import ARMS, Alarm, Interval, Latency
+from quantdraft.record.wording import times, valued
 
 ABOVE_BYTE_LIMIT = "above_byte_limit"
 BASELINE_FAR_FROM_BANDWIDTH = "baseline_far_from_bandwidth"
@@ -53,7 +53,7 @@ def suspicions(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> tuple[Alarm,
 
 
 def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
-    """The candidate's step is faster, against the baseline's, than its bytes allow."""
+    """Return an alarm where the candidate's step is faster than its bytes allow."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
     limit = latency.byte_ratio("candidate")
@@ -68,13 +68,14 @@ def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm 
     return _alarm(
         latency,
         ABOVE_BYTE_LIMIT,
-        f"the candidate's step is {times(ratio)} as fast as the baseline's, and its bytes allow "
-        f"{limit:.2f} ×: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
+        f"the candidate's step is {valued(ratio, 'speedup')} as fast as the baseline's, and its "
+        "bytes allow "
+        f"{times(limit)}: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
     )
 
 
 def baseline_far_from_bandwidth(latency: Latency) -> Alarm | None:
-    """The baseline uses much less of the memory's bandwidth than its candidate does."""
+    """Return an alarm where the baseline uses much less of the bandwidth than its candidate."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
     baseline, candidate = (latency.bandwidth_fraction(arm) for arm in ARMS)
@@ -90,7 +91,7 @@ def baseline_far_from_bandwidth(latency: Latency) -> Alarm | None:
 
 
 def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
-    """A pass of the target over more tokens is faster than one over fewer."""
+    """Return an alarm where a pass of the target over more tokens is faster than one over fewer."""
     target = latency.arms.get("target")
     for few, many in pairwise(sorted(target.steps)) if target is not None else ():
         ratio = _ratio(
@@ -103,14 +104,15 @@ def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Al
             return _alarm(
                 latency,
                 VERIFICATION_CHEAPER,
-                f"the target takes {times(ratio)} as long for {many} new tokens as for {few}: the "
+                f"the target takes {valued(ratio, 'speedup')} as long for {many} new tokens as "
+                f"for {few}: the "
                 f"kernels of {few} are poor ({_kernels(latency, 'target')}).",
             )
     return None
 
 
 def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
-    """Draft and target have one shape and one format, and steps of different length."""
+    """Return an alarm where draft and target have one shape and format, and different steps."""
     arms = latency.arms
     for draft in ("baseline", "candidate"):
         if not {draft, "target"} <= set(arms):
@@ -127,7 +129,8 @@ def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | No
         return _alarm(
             latency,
             TWINS_DIFFER,
-            f"the {draft} has the target's shape and format, and its step takes {times(ratio)} as "
+            f"the {draft} has the target's shape and format, and its step takes "
+            f"{valued(ratio, 'speedup')} as "
             f"long: they run on different kernels ({_kernels(latency, draft)}; target: "
             f"{_kernels(latency, 'target')}).",
         )
@@ -135,7 +138,7 @@ def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | No
 
 
 def loads_disagree(latency: Latency) -> Alarm | None:
-    """One load's ratio lies far from the others', and its own blocks agree on it."""
+    """Return an alarm where one load's ratio lies far from the others' and its blocks agree."""
     ks = sorted(m - 1 for m in (latency.arms["target"].steps if "target" in latency.arms else ()))
     k = next((k for k in ks if k > 0), None)
     if k is None or not latency.loads:
@@ -159,7 +162,7 @@ def loads_disagree(latency: Latency) -> Alarm | None:
 
 
 def _stray(over: Timed, under: Timed, latency: Latency) -> tuple[int, float, float] | None:
-    """The load that strays most, its ratio and the middle one; None where none strays surely."""
+    """Return the load that strays most, its ratio and the middle one; None: none surely does."""
     by_load = log_ratios(over, under, latency)
     loads = list(by_load)
     middles = np.array([np.median(logs) for logs in by_load.values()])
@@ -172,7 +175,7 @@ def _stray(over: Timed, under: Timed, latency: Latency) -> tuple[int, float, flo
 
 
 def _error(values: Floats) -> float:
-    """The standard error of a median of few values, by their mean absolute deviation from it."""
+    """Return the standard error of a median of few values, by their mean absolute deviation."""
     spread = float(np.abs(values - np.median(values)).mean()) * math.sqrt(math.pi / 2)
     return 1.25 * spread / math.sqrt(max(len(values) - 1, 1))
 

@@ -1,4 +1,4 @@
-"""What would change the answer: the numbers at which the verdict's speed check turns over."""
+"""What would change the answer, and what keeps a candidate from a go, in sentences."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MEMORY_BOUND = 0.70
 
 
 def speed_limit(evaluation: Evaluation) -> float:
-    """The least speedup over the baseline that the verdict asked for."""
+    """Return the least speedup over the baseline that the verdict asked for."""
     return policy_of(evaluation).min_speedup_over_baseline
 
 
 def turning_points(evaluation: Evaluation) -> tuple[str, ...]:
-    """One line each for draft step and acceptance; none where the speed is undefined."""
+    """Return a sentence each for draft step and acceptance; none where the speed is undefined."""
     lines = (_other_draft_step(evaluation), _other_acceptance(evaluation))
     return tuple(line for line in lines if line is not None)
 
 
 def _other_draft_step(evaluation: Evaluation) -> str | None:
-    """The draft step at which the estimate meets the limit, at the measured acceptance."""
+    """Return the draft step at which the estimate meets the limit, at the measured acceptance."""
     plane, limit = evaluation.plane, speed_limit(evaluation)
     k = evaluation.operating_point.candidate_num_speculative_tokens
     acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
@@ -54,7 +54,7 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
 
 
 def _other_acceptance(evaluation: Evaluation) -> str | None:
-    """The acceptance loss at which the estimate meets the limit, at the measured draft step."""
+    """Return the acceptance at which the estimate meets the limit, at the measured draft step."""
     plane, limit = evaluation.plane, speed_limit(evaluation)
     k = evaluation.operating_point.candidate_num_speculative_tokens
     acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
@@ -91,7 +91,7 @@ def obstacle(evaluation: Evaluation) -> str | None:
 
 
 def _doubt(evaluation: Evaluation) -> str:
-    """The speed check whose limit lies inside the interval, and what would settle it."""
+    """Return the speed check whose limit lies inside the interval, and what would settle it."""
     unsure = [
         check
         for check in evaluation.verdict.checks
@@ -107,7 +107,7 @@ def _doubt(evaluation: Evaluation) -> str:
 
 
 def _step(evaluation: Evaluation) -> str:
-    """How long the candidate's step is, beside what its bytes would allow."""
+    """Return how long the candidate's step is, beside what its bytes would allow."""
     saving, latency = evaluation.operating_point.draft_latency_saving, evaluation.latency
     if saving is None or "candidate" not in latency.arms:
         return ""
@@ -120,7 +120,7 @@ def _step(evaluation: Evaluation) -> str:
 
 
 def _not_bound_by_memory(evaluation: Evaluation) -> str:
-    """Where the baseline's step is far from the memory's limit already."""
+    """Return that the baseline's step is far from the memory's limit, where it is."""
     latency = evaluation.latency
     if "baseline" not in latency.arms:
         return ""
@@ -134,7 +134,7 @@ def _not_bound_by_memory(evaluation: Evaluation) -> str:
 
 
 def _needed(evaluation: Evaluation) -> str:
-    """The step that the speedup asked for would need, at the measured acceptance and one k."""
+    """Return the step that the speedup asked for would need, at the measured acceptance."""
     plane, limit = evaluation.plane, speed_limit(evaluation)
     now = evaluation.operating_point.draft_speedup
     k = evaluation.operating_point.candidate_num_speculative_tokens
@@ -151,7 +151,7 @@ def _needed(evaluation: Evaluation) -> str:
 
 def _over_target(evaluation: Evaluation) -> str:
     ends = evaluation.operating_point.speedup_over_autoregressive
-    if ends is None or ends.low > 1:
+    if ends is None or ends.low > policy_of(evaluation).min_speedup_over_autoregressive:
         return ""
     return (
         f"with it speculation runs at {significant(ends.value)} times the target's own speed "

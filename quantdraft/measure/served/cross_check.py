@@ -16,16 +16,15 @@ from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.tensors.loading import DTYPES, load_model
-from quantdraft.checkpoints.tensors.unpacking import quantized_modules, rounds_activations
+from quantdraft.engines.counters import Counters
 from quantdraft.engines.findings import float_type
 from quantdraft.engines.kernels.dense import type_name
-from quantdraft.engines.vllm.run import Answer
-from quantdraft.engines.vllm.settings import is_synthetic
 from quantdraft.errors import EngineError
 from quantdraft.judge.acceptance import replay_rounds, rounds_between
 from quantdraft.measure.live import known_status, target_logprobs
-from quantdraft.measure.near_ties import TextStatus, coarsest, input_step, text_keeps, text_status
+from quantdraft.measure.near_ties import TextStatus, coarsest, text_keeps, text_status, widest_step
 from quantdraft.measure.replay import keep_probabilities, response_logits
+from quantdraft.measure.served.fleet import ArmAnswer
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.record import AcceptanceRule, Served, ServedArm, ServedRequest
 from quantdraft.traffic.responses import Response
@@ -46,7 +45,7 @@ NO_ROUNDS = Rounds(None)  # of the target alone
 
 
 def crosschecked(
-    run: Serve, served: Served, answers: Mapping[str, Sequence[Answer]]
+    run: Serve, served: Served, answers: Mapping[str, Sequence[ArmAnswer]]
 ) -> dict[str, ServedArm]:
     """Every arm's answers as records, with replayed rounds and the text's status.
 
@@ -73,7 +72,7 @@ def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
     return DTYPES.get(served, given)
 
 
-def _texts(run: Serve, served: Served, answers: Sequence[Answer]) -> Texts:
+def _texts(run: Serve, served: Served, answers: Sequence[ArmAnswer]) -> Texts:
     """What each text is against the traffic's; the target is in memory once."""
     asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
     if not run.sampling.is_greedy:
@@ -111,15 +110,14 @@ def _compared_in(run: Serve, served: Served) -> str:
 
 
 def _arm(
-    run: Serve, served: Served, arm: str, answers: Sequence[Answer], texts: Texts
+    run: Serve, served: Served, arm: str, answers: Sequence[ArmAnswer], texts: Texts
 ) -> ServedArm:
     checkpoint = run.checkpoint(arm)
-    is_exact = _compared_in(run, served) == "float32" and (
-        checkpoint is None or not rounds_activations(checkpoint)
-    )
+    step = 0.0 if checkpoint is None else widest_step(run.measured.input_types(checkpoint))
+    is_exact = _compared_in(run, served) == "float32" and step == 0
     rounds = [NO_ROUNDS] * len(answers)
-    if checkpoint is not None and not is_synthetic(served.speculative):
-        rounds = _replayed(run, served, checkpoint, is_exact, answers)
+    if checkpoint is not None and not served.is_synthetic:
+        rounds = _replayed(run, served, checkpoint, step, answers)
     requests = tuple(
         _record(run, answer, texts[answer.prompt, answer.completion.token_ids], expected)
         for answer, expected in zip(answers, rounds, strict=True)
@@ -127,7 +125,7 @@ def _arm(
     return ServedArm(arm, requests, is_exact)
 
 
-def _require_counted(run: Serve, arm: str, answers: Sequence[Answer]) -> None:
+def _require_counted(run: Serve, arm: str, answers: Sequence[ArmAnswer]) -> None:
     """The server does what its arm says: proposes k tokens a round, or nothing at all."""
     num_drafts = sum(answer.counters.num_drafts for answer in answers)
     num_proposed = sum(answer.counters.num_draft_tokens for answer in answers)
@@ -137,7 +135,7 @@ def _require_counted(run: Serve, arm: str, answers: Sequence[Answer]) -> None:
         return
     if not num_drafts:
         raise EngineError(f"the server of {arm} counted no round: it serves without a draft.")
-    width = len(answers[0].counters.num_accepted_tokens_per_pos)
+    width = max(len(answer.counters.num_accepted_tokens_per_pos) for answer in answers)
     if width != run.num_speculative_tokens:
         raise EngineError(
             f"the server of {arm} proposes {num_proposed / num_drafts:.3g} tokens a round. "
@@ -146,26 +144,32 @@ def _require_counted(run: Serve, arm: str, answers: Sequence[Answer]) -> None:
 
 
 def _replayed(
-    run: Serve, served: Served, checkpoint: Checkpoint, is_exact: bool, answers: Sequence[Answer]
+    run: Serve, served: Served, checkpoint: Checkpoint, step: float, answers: Sequence[ArmAnswer]
 ) -> list[Rounds]:
     """Rounds of each answer's own text under the draft; equal texts are replayed once."""
     texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
-    responses = [
-        replace(run.traffic.responses[prompt], response_token_ids=ids, logprobs=None)
-        for prompt, ids in texts
-    ]
+    responses = [_round_text(run, prompt, ids) for prompt, ids in texts]
     k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)
     if served.is_expectation:
         responses = _with_logprobs(run, responses, on)
-    draft = load_model(checkpoint.path, on, run.device)
+    draft_type = run.measured.replay_type(checkpoint, type_name(on))
+    draft = load_model(checkpoint.path, DTYPES[draft_type], run.device)
+    is_exact = _compared_in(run, served) == "float32" and step == 0
     if is_exact or served.is_expectation:
         found = rounds_replayed(draft, responses, run.rule, run.sampling, k)
         rounds = [Rounds(number) for number in found]
     else:
-        step = input_step(quantized_modules(checkpoint).values())
         rounds = uncertain_rounds(draft, responses, k, _compared_in(run, served), step)
     by_text = dict(zip(texts, rounds, strict=True))
     return [by_text[answer.prompt, answer.completion.token_ids] for answer in answers]
+
+
+def _round_text(run: Serve, prompt: int, ids: tuple[int, ...]) -> Response:
+    """Return an answer as a response, without the tokens that come from no round."""
+    asked = run.traffic.responses[prompt]
+    is_cut = len(ids) >= len(asked.response_token_ids)
+    num_tokens = run.measured.num_round_tokens(len(ids), is_cut)
+    return replace(asked, response_token_ids=ids[:num_tokens], logprobs=None)
 
 
 def uncertain_rounds(
@@ -190,7 +194,7 @@ def _with_logprobs(run: Serve, responses: Sequence[Response], on: torch.dtype) -
     ]
 
 
-def _record(run: Serve, answer: Answer, status: TextStatus, rounds: Rounds) -> ServedRequest:
+def _record(run: Serve, answer: ArmAnswer, status: TextStatus, rounds: Rounds) -> ServedRequest:
     completion, counters = answer.completion, answer.counters
     return ServedRequest(
         prompt_id=run.traffic.responses[answer.prompt].prompt_id,
@@ -200,10 +204,16 @@ def _record(run: Serve, answer: Answer, status: TextStatus, rounds: Rounds) -> S
         first_token_seconds=completion.first_token_seconds,
         num_drafts=counters.num_drafts,
         num_draft_tokens=counters.num_draft_tokens,
-        num_accepted_tokens_per_pos=counters.num_accepted_tokens_per_pos,
+        num_accepted_tokens_per_pos=_padded(run, counters),
         num_drafts_replayed=rounds.replayed,
         text=status,
         num_drafts_low=rounds.low,
         num_drafts_high=rounds.high,
         load=answer.load,
     )
+
+
+def _padded(run: Serve, counters: Counters) -> tuple[int, ...]:
+    """Return accepted tokens by position; a server may list positions from its first round on."""
+    found = counters.num_accepted_tokens_per_pos
+    return found + (0,) * (run.num_speculative_tokens - len(found)) * bool(counters.num_drafts)

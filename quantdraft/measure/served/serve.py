@@ -1,4 +1,4 @@
-"""What vLLM does with the traffic: three arms and a control, each a server, and replay beside them.
+"""What an engine does with the traffic: three arms and a control, each a server, beside replay.
 
 The engine writes its own text. Replaying that text through the draft in transformers says what the
 engine's counters must be; they are kept side by side, prompt by prompt.
@@ -13,28 +13,29 @@ from typing import Any
 
 import torch
 
-from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.checkpoint import Checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.end_tokens import stored_end_token_ids
 from quantdraft.common.progress import bar, say
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.measured import Installation, Request, ServerPlan
 from quantdraft.engines.serving_settings import ServingSettings
-from quantdraft.engines.vllm import environment, settings
-from quantdraft.engines.vllm.client import Client, Request
-from quantdraft.engines.vllm.run import ARMS, Answers, Fleet, ask_in_turns, num_visits, warm_up
-from quantdraft.engines.vllm.settings import Serving
 from quantdraft.errors import OptionError
 from quantdraft.measure.latency.memory import available_bytes
 from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
+from quantdraft.measure.served.fleet import (
+    ARMS,
+    ArmAnswers,
+    Fleet,
+    ask_in_turns,
+    num_visits,
+    warm_up,
+)
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.record import Served
 from quantdraft.record.provenance import load_around, load_average
 from quantdraft.record.terms import nearest_to_usual
 
-# Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
-CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
 # Of a server of ours, where the user does not say: the fewest in which a difference shows.
 NUM_LOADS = 2
 ONE_LOAD = (
@@ -44,55 +45,49 @@ ONE_LOAD = (
 
 
 def served_k(serving: ServingSettings, ks: Sequence[int]) -> int:
-    """Return the one k that vLLM serves: the user's, or the usual one of those replayed."""
+    """Return the one k that is served: the user's, or the usual one of those replayed."""
     return serving.k or nearest_to_usual(ks)
 
 
 def serve(run: Serve) -> Served:
-    """Serve the traffic's prompts in all arms, and replay what came of it.
+    """Serve the traffic's prompts in all arms, and replay the texts that come of it.
 
-    Raises OptionError for what vLLM would refuse or misread, EngineError when a server dies while
-    it is asked. A server that does not come up makes its arm undefined, with its own reason.
+    Raises OptionError for what the engine would refuse or misread, EngineError when a server dies
+    while it is asked. A server that does not come up makes its arm undefined, with its own reason.
     """
-    if run.rule == "exact_match":
-        raise OptionError("vLLM has no acceptance rule 'exact_match'. Use greedy_draft.")
+    refusal = run.measured.refusal(run.rule, run.sampling)
+    if refusal is not None:
+        raise OptionError(refusal)
     if len(run.settings.ks) > 1 and run.settings.serving.k is None:
         k = run.num_speculative_tokens
-        say(f"vLLM serves one k: {k}, of -k the nearest to 4. Another: --vllm-k N.")
+        say(f"{run.title} serves one k: {k}, of -k the nearest to 4. Another: --engine-k N.")
     requests = [_request(run, index) for index in range(len(run.traffic.responses))]
     before = load_average()
     served, answers = (
-        _from_urls(run, requests) if run.settings.serving.urls else _own(run, requests)
+        _ask_running(run, requests) if run.settings.serving.urls else _ask_own(run, requests)
     )
     load = load_around(before, load_average())
     arms = crosschecked(run, served, answers.by_arm)
     return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
 
 
-def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
-    """Servers of ours, in the first float type that the candidate runs in."""
-    found = environment.find_vllm(run.settings.serving.python)
-    extra = settings.parse_pairs(run.settings.serving.spec)
-    settings.require_known_keys(extra, found)
-    settings.require_possible(extra, found)
-    settings.require_loopback(run.settings.serving.args)
+def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswers]:
+    """Ask servers of ours, in the first float type that the candidate runs in."""
+    found = run.measured.open(run.settings.serving)
     for checkpoint in (run.models.baseline, run.models.candidate):
-        _require_served(checkpoint, run.target)
-    answers = Answers({}, {})
-    for dtype in _dtypes(run.settings.models.dtype, found.device_type):
-        serving = _serving(run, extra, dtype)
-        drafts = {arm: _path(run.checkpoint(arm)) for arm in ARMS}
-        share = _memory_share(run, found.device_type, dtype)
+        _require_servable(run, checkpoint)
+    answers = ArmAnswers({}, {})
+    num_loads = run.settings.serving.num_loads or NUM_LOADS
+    for dtype in found.float_types(run.settings.models.dtype, run.target):
+        share = _memory_share(run, found, dtype)
         is_interleaved = share is not None
-        if is_interleaved and found.device_type != "cpu":
-            serving = replace(serving, memory_share=share)
-        fleet = Fleet(found, serving, drafts, run.run_dir)
+        plan = _server_plan(run, found, dtype, share)
+        fleet = Fleet(run.measured, found, plan, _drafts(run, found, dtype), run.run_dir)
         how = "all at once" if is_interleaved else "one after another"
-        num_loads = run.settings.serving.num_loads or NUM_LOADS
         times = f"started {num_loads} times" if num_loads > 1 else "started once"
-        say(f"vLLM {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
+        say(f"{run.title} {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
         total = len(requests) * len(ARMS) * num_visits(num_loads)
-        with bar(total, f"vLLM {dtype}", "request") as progress:
+        with bar(total, f"{run.title} {dtype}", "request") as progress:
             ask = fleet.ask_together if is_interleaved else fleet.ask_one_by_one
             answers = ask(requests, num_loads, progress)
         if "candidate" not in answers.undefined:
@@ -100,22 +95,27 @@ def _own(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
         say(f"{dtype}: {answers.undefined['candidate']}")
     if num_loads == 1:
         say(ONE_LOAD)
-    return _empty(run, found.version, found.device_type, dtype, extra, is_interleaved), answers
+    speculative = dict(found.speculative)
+    served = _without_arms(
+        run, found.version, found.device_type, dtype, speculative, is_interleaved
+    )
+    return replace(served, is_synthetic=found.is_synthetic), answers
 
 
-def _from_urls(run: Serve, requests: Sequence[Request]) -> tuple[Served, Answers]:
-    """Servers that the user runs: `ARM=URL`, or a bare URL for the candidate's."""
-    clients = {arm: Client(url) for arm, url in parse_urls(run.settings.serving.urls).items()}
+def _ask_running(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswers]:
+    """Ask servers that the user runs: `ARM=URL`, or a bare URL for the candidate's."""
+    urls = parse_urls(run.settings.serving.urls)
+    clients = {arm: run.measured.client(url) for arm, url in urls.items()}
     for client in clients.values():
         warm_up(client, requests)
     say(ONE_LOAD)
     total = len(requests) * len(clients) * num_visits(1)
-    with bar(total, "vLLM", "request") as progress:
+    with bar(total, run.title, "request") as progress:
         answers = ask_in_turns(clients, requests, progress)
     undefined = {arm: "no server was given for it" for arm in ARMS if arm not in clients}
     version = next(iter(clients.values())).version()
-    served = _empty(run, version, "the servers' own", "unknown", {}, True)
-    return served, Answers(answers, undefined)
+    served = _without_arms(run, version, "the servers' own", "unknown", {}, True)
+    return served, ArmAnswers(answers, undefined)
 
 
 def parse_urls(given: Sequence[str]) -> dict[str, str]:
@@ -127,14 +127,14 @@ def parse_urls(given: Sequence[str]) -> dict[str, str]:
             arm, url = "candidate", text
         if arm in found:
             raise OptionError(
-                f"--vllm-url {text!r}: a second server for {arm}. Write ARM=URL with one of "
+                f"--engine-url {text!r}: a second server for {arm}. Write ARM=URL with one of "
                 f"{', '.join(ARMS)}."
             )
         found[arm] = url
     return found
 
 
-def _empty(
+def _without_arms(
     run: Serve,
     version: str,
     device: str,
@@ -143,7 +143,7 @@ def _empty(
     is_interleaved: bool,
 ) -> Served:
     return Served(
-        engine="vllm",
+        engine=run.settings.serving.engine,
         version=version,
         device=device,
         dtype=dtype,
@@ -156,17 +156,25 @@ def _empty(
     )
 
 
-def _serving(run: Serve, extra: Mapping[str, Any], dtype: str) -> Serving:
-    return Serving(
-        target=run.target.path.absolute(),
+def _server_plan(run: Serve, found: Installation, dtype: str, share: float | None) -> ServerPlan:
+    return ServerPlan(
+        target=found.model_file(run.target, dtype),
         dtype=dtype,
         num_speculative_tokens=run.num_speculative_tokens,
-        rule=run.rule,
         max_model_len=_max_model_len(run),
+        rule=run.rule,
         seed=run.settings.seed,
-        speculative=extra,
-        arguments=run.settings.serving.args,
+        memory_share=None if found.device_type == "cpu" else share,
     )
+
+
+def _drafts(run: Serve, found: Installation, dtype: str) -> dict[str, Path | None]:
+    """Return what the engine loads as the draft of each arm."""
+    drafts = {arm: run.checkpoint(arm) for arm in ARMS}
+    return {
+        arm: None if draft is None else found.model_file(draft, dtype)
+        for arm, draft in drafts.items()
+    }
 
 
 def _max_model_len(run: Serve) -> int:
@@ -193,37 +201,24 @@ def _request(run: Serve, index: int) -> Request:
     )
 
 
-def _require_served(draft: Checkpoint, target: Checkpoint) -> None:
-    found = ENGINES["vllm"].check(Draft(draft.path.absolute(), draft.config, target.config))
+def _require_servable(run: Serve, draft: Checkpoint) -> None:
+    """Raise OptionError for a draft that the engine refuses."""
+    found = run.engine.check(Draft(draft.path.absolute(), draft.config, run.target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
-        raise OptionError(f"vLLM cannot serve '{draft.path}': {refused[0]}")
+        raise OptionError(f"{run.title} cannot serve '{draft.path}': {refused[0]}")
 
 
-def _path(checkpoint: Checkpoint | None) -> Path | None:
-    return None if checkpoint is None else checkpoint.path.absolute()
-
-
-def _dtypes(given: str, device_type: str) -> tuple[str, ...]:
-    """Float types to try: on a CPU float32, in which counters are exact, before bfloat16."""
-    if given != "auto":
-        return (given,)
-    return ("float32", "bfloat16") if device_type == "cpu" else ("bfloat16",)
-
-
-def _memory_share(run: Serve, device_type: str, dtype: str) -> float | None:
+def _memory_share(run: Serve, found: Installation, dtype: str) -> float | None:
     """The share of memory that each of the servers may take, or None where not all of them fit."""
     item_bytes = 4 if dtype == "float32" else 2
     models = [run.target, run.models.baseline]
     elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
-    needed = elements * item_bytes * 1.2
-    if device_type == "cpu":
-        free = available_bytes(torch.device("cpu"))
-        needed += CPU_SERVER_BYTES
-        total = free
-    elif device_type == "cuda" and run.device.type == "cuda":
+    needed = elements * item_bytes * 1.2 + found.server_bytes
+    if found.device_type == "cpu":
+        free = total = available_bytes(torch.device("cpu"))
+    elif found.device_type == "cuda" and run.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(run.device)
-        needed += CUDA_SERVER_BYTES
     else:
         return None
     if free is None or total is None or len(ARMS) * needed > 0.9 * free:

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.engines.engine import Engine
+from quantdraft.engines.measured import MeasuredEngine
+from quantdraft.engines.registry import engine_named, measured_engine
 from quantdraft.errors import OptionError
 from quantdraft.measure.models import Models
 from quantdraft.measure.settings import EvaluateSettings
@@ -29,6 +32,21 @@ class Serve:
     num_speculative_tokens: int
 
     @property
+    def engine(self) -> Engine:
+        """The engine that serves."""
+        return engine_named(self.settings.serving.engine)
+
+    @property
+    def measured(self) -> MeasuredEngine:
+        """How it is served and counted."""
+        return measured_engine(self.settings.serving.engine)
+
+    @property
+    def title(self) -> str:
+        """The engine's name in sentences."""
+        return self.measured.title
+
+    @property
     def sampling(self) -> Sampling:
         """As the traffic was sampled; a log that does not say is answered greedily."""
         return self.traffic.sampling or Sampling()
@@ -37,7 +55,8 @@ class Serve:
     def target(self) -> Checkpoint:
         """The target, without which nothing is served."""
         if self.models.target is None:
-            raise OptionError("--engine vllm needs --target: it is what the engine serves.")
+            engine = self.settings.serving.engine
+            raise OptionError(f"--engine {engine} needs --target: it is what the engine serves.")
         return self.models.target
 
     def checkpoint(self, arm: str) -> Checkpoint | None:

@@ -1,20 +1,22 @@
 """The bitsandbytes backend, through transformers: NF4, FP4 and LLM.int8(), none of which need data.
 
-transformers quantizes while it loads, and saves what bitsandbytes made. bitsandbytes works on the
+transformers quantizes while it loads, and saves the result. bitsandbytes works on the
 CPU as well; the file is the same.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
 from typing import Any
 
 from quantdraft.checkpoints.formats import LLM_INT8_THRESHOLD
 from quantdraft.checkpoints.stored_formats import linear_modules
-from quantdraft.common.files import write_json
 from quantdraft.common.quiet import disk_errors, quiet
 from quantdraft.quantize.backends.job import QuantizationJob
+from quantdraft.quantize.backends.loaded_model import (
+    edit_config,
+    load_and_quantize,
+    save_model,
+)
 from quantdraft.quantize.backends.packages import require_packages
 from quantdraft.quantize.recipe_formats import formats_by_module, weight_format
 
@@ -26,25 +28,14 @@ def quantize(job: QuantizationJob) -> None:
     """
     with quiet(job.progress) as progress, disk_errors():
         require_packages(job.recipe)
+        import torch
+
         progress("quantizing while loading the draft")
-        model = _loaded(job)
-        with warnings.catch_warnings(action="ignore"):
-            model.save_pretrained(job.output)
-        _tidy(job)
-
-
-def _loaded(job: QuantizationJob) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        job.source.path,
-        dtype=getattr(torch, job.source_dtype),
-        quantization_config=_config(job),
-        device_map=job.device,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+        model = load_and_quantize(job, getattr(torch, job.source_dtype), _config(job))
+        save_model(job, model)
+        with edit_config(job) as config:  # fields that only mirror others
+            for key in [k for k in config["quantization_config"] if k.startswith("_load_in")]:
+                del config["quantization_config"][key]
 
 
 def _config(job: QuantizationJob) -> Any:
@@ -57,30 +48,19 @@ def _config(job: QuantizationJob) -> Any:
         return BitsAndBytesConfig(
             load_in_8bit=True,
             llm_int8_threshold=LLM_INT8_THRESHOLD,
-            llm_int8_skip_modules=_kept(job),
+            llm_int8_skip_modules=_skipped_modules(job),
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=fmt.kind,
         bnb_4bit_use_double_quant=fmt.is_double,
         bnb_4bit_compute_dtype=getattr(torch, job.source_dtype),
-        llm_int8_skip_modules=_kept(job),
+        llm_int8_skip_modules=_skipped_modules(job),
     )
 
 
-def _kept(job: QuantizationJob) -> list[str]:
-    """Names of the Linears that the recipe leaves alone; the head is one, tied or not."""
+def _skipped_modules(job: QuantizationJob) -> list[str]:
+    """Return the Linears that the recipe leaves as they are; the head is one, tied or not."""
     quantized = formats_by_module(job.recipe, job.source.tensors)
     left = [name for name in linear_modules(job.source.tensors) if name not in quantized]
     return sorted({"lm_head", *left})
-
-
-def _tidy(job: QuantizationJob) -> None:
-    """Drop what the caller copies itself, and fields that only mirror others."""
-    (job.output / "generation_config.json").unlink(missing_ok=True)
-    path = job.output / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    mirrored = [key for key in config["quantization_config"] if key.startswith("_load_in")]
-    for key in mirrored:
-        del config["quantization_config"][key]
-    write_json(path, config)

@@ -1,10 +1,11 @@
-"""A recipe's formats in compressed-tensors' own words: config groups, schemes, arguments."""
+"""Translate a recipe's formats into compressed-tensors' config groups, schemes and arguments."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.checkpoints.stored_formats import HEAD, WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import head_format, ignored_names, weight_format
 
@@ -19,7 +20,7 @@ KV_CACHE_FP8 = {
 
 
 def quantization_config(recipe: Recipe) -> Any:
-    """The QuantizationConfig of a recipe: a group for the body, and one for a head apart."""
+    """Return the QuantizationConfig of a recipe: a group for the body, and one for a head apart."""
     from compressed_tensors.quantization import QuantizationConfig
 
     body, head = weight_format(recipe), head_format(recipe)
@@ -35,7 +36,7 @@ def quantization_config(recipe: Recipe) -> Any:
 
 
 def scheme(fmt: WeightFormat, *targets: str) -> Any:
-    """One format for the modules that `targets` name, as a QuantizationScheme."""
+    """Return one format for the modules that `targets` name, as a QuantizationScheme."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     strategy = "block" if fmt.block else "group" if fmt.group_size else "channel"

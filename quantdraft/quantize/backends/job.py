@@ -1,4 +1,4 @@
-"""What a backend is asked to do. Plain data."""
+"""The input of a backend. Plain data."""
 
 from __future__ import annotations
 

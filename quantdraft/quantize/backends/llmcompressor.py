@@ -6,12 +6,10 @@ import contextlib
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from quantdraft.checkpoints.stored_formats import HEAD
-from quantdraft.common.files import write_json
 from quantdraft.common.progress import bar
 from quantdraft.common.quiet import Progress, disk_errors, quiet
 from quantdraft.errors import CheckpointError, RecipeError
@@ -22,6 +20,7 @@ from quantdraft.quantize.backends.config_groups import (
     scheme,
 )
 from quantdraft.quantize.backends.job import QuantizationJob
+from quantdraft.quantize.backends.loaded_model import edit_config, save_model
 from quantdraft.quantize.backends.packages import require_packages
 from quantdraft.quantize.backends.rewriting import rewrite_weights
 from quantdraft.quantize.recipe_formats import formats_by_module, head_format
@@ -38,14 +37,14 @@ def quantize(job: QuantizationJob) -> None:
     """
     with quiet(job.progress) as progress, disk_errors():
         require_packages(job.recipe)
-        _silence()
+        _silence_loggers()
         if job.recipe.needs_calibration or job.recipe.modifiers is not None:
-            _calibrated(job, progress)
+            _quantize_in_memory(job, progress)
         else:
-            _data_free(job, progress)
+            _quantize_files(job, progress)
 
 
-def _silence() -> None:
+def _silence_loggers() -> None:
     """Switch off the libraries' loggers, which write to whatever stdout was when they started."""
     import logging
 
@@ -62,10 +61,10 @@ def _silence() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def _data_free(job: QuantizationJob, progress: Progress) -> None:
+def _quantize_files(job: QuantizationJob, progress: Progress) -> None:
     """Round to nearest, as the library's `model_free_ptq` does, but a few tensors at a time.
 
-    It reads and holds a whole file, and starts every weight with random numbers; what is written is
+    The library holds a whole file, and starts every weight with random numbers. The result is
     the same to the byte.
     """
     from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
@@ -79,12 +78,12 @@ def _data_free(job: QuantizationJob, progress: Progress) -> None:
         with no_init_weights():
             rewrite_weights(job.source, job.output, ModelFreePtqConverter(config), job.device)
     except (ValueError, NotImplementedError) as error:
-        raise RecipeError(_refusal(job, error)) from error
+        raise RecipeError(_refusal_text(job, error)) from error
     update_config(job.output, config)
 
 
-def _calibrated(job: QuantizationJob, progress: Progress) -> None:
-    """A forward pass over the samples; the model is in memory, float32 where bfloat16 is slow."""
+def _quantize_in_memory(job: QuantizationJob, progress: Progress) -> None:
+    """Calibrate by forward passes over the samples, in float32 where bfloat16 is slow."""
     import torch
     from llmcompressor import oneshot
 
@@ -97,7 +96,7 @@ def _calibrated(job: QuantizationJob, progress: Progress) -> None:
     num_tokens = sum(len(sample) for sample in job.samples)
     progress(f"calibrating on {len(job.samples)} samples, {num_tokens} tokens")
     data = {"dataset": _batches(job), "pipeline": "sequential"} if job.samples else {}
-    with _without_pinning(), _counted(job):
+    with _disable_pinning(), _show_progress(job):
         try:
             oneshot(
                 model=model,
@@ -106,17 +105,17 @@ def _calibrated(job: QuantizationJob, progress: Progress) -> None:
                 **data,
             )
         except (ValueError, NotImplementedError, KeyError, TypeError) as error:
-            raise RecipeError(_refusal(job, error)) from error
-    _save(model, job)
+            raise RecipeError(_refusal_text(job, error)) from error
+    _save_model(model, job)
 
 
 def _modifiers(job: QuantizationJob, progress: Progress) -> Any:
-    """What llm-compressor calls a recipe: its modifiers in order, or the verbatim text."""
+    """Return llm-compressor's own recipe: its modifiers in order, or the verbatim text."""
     if job.recipe.modifiers is not None:
         # The library takes text, or objects; this is the text its own files have.
         return json.dumps({"quantdraft_stage": {"verbatim_modifiers": job.recipe.modifiers}})
     if job.recipe.method == "gptq":
-        # The head's modifier takes scales of every layer anew; GPTQ has the last word on its own.
+        # The head's modifier computes scales of every layer again, so GPTQ's own come last.
         return [*_head_modifiers(job), _gptq_modifier(job, progress)]
     if job.recipe.method == "autoround":
         return [_autoround_modifier(job)]
@@ -151,7 +150,7 @@ def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     class ReportingGPTQModifier(GPTQModifier):  # type: ignore[misc]
-        """GPTQ that says how far it is."""
+        """GPTQ that reports its progress."""
 
         def compress_module_list(self, module_list: list[Any]) -> None:
             super().compress_module_list(module_list)
@@ -189,7 +188,7 @@ def _autoround_modifier(job: QuantizationJob) -> Any:
 
 
 def _head_modifiers(job: QuantizationJob) -> list[Any]:
-    """The head rounds to nearest: calibration runs the decoder layers, not the head."""
+    """Return the modifier that rounds the head to nearest: calibration does not run the head."""
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     head = head_format(job.recipe)
@@ -199,7 +198,7 @@ def _head_modifiers(job: QuantizationJob) -> list[Any]:
 
 
 def _batches(job: QuantizationJob) -> Any:
-    """One sample a batch, so that no padding enters the statistics."""
+    """Return batches of one sample, so that no padding enters the statistics."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -209,20 +208,20 @@ def _batches(job: QuantizationJob) -> Any:
 
 
 @contextlib.contextmanager
-def _counted(job: QuantizationJob) -> Iterator[None]:
-    """A bar over the decoder layers, and what follows them, that the library calibrates in turn."""
+def _show_progress(job: QuantizationJob) -> Iterator[None]:
+    """Show a bar over the decoder layers, and what follows them, as they are calibrated."""
     from llmcompressor.core import LifecycleCallbacks
 
     original = LifecycleCallbacks.__dict__["sequential_epoch_end"]
     num_layers = int(job.source.text_config.get("num_hidden_layers", 0))
-    with bar(num_layers + 1, "calibrate", "layer") as told:
+    with bar(num_layers + 1, "calibrate", "layer") as advance:
 
-        def ended(cls: Any, /, modules: list[Any], **options: Any) -> Any:
+        def end_epoch(cls: Any, /, modules: list[Any], **options: Any) -> Any:
             result = original.__func__(cls, modules, **options)
-            told(1)
+            advance(1)
             return result
 
-        LifecycleCallbacks.sequential_epoch_end = classmethod(ended)
+        LifecycleCallbacks.sequential_epoch_end = classmethod(end_epoch)
         try:
             yield
         finally:
@@ -230,8 +229,8 @@ def _counted(job: QuantizationJob) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_pinning() -> Iterator[None]:
-    """AWQ pins the memory of what it caches, which fails where there is no accelerator."""
+def _disable_pinning() -> Iterator[None]:
+    """Keep AWQ from pinning the memory of its cache, which fails where there is no accelerator."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache
 
@@ -246,7 +245,7 @@ def _without_pinning() -> Iterator[None]:
         IntermediatesCache._pin_intermediate = original
 
 
-def _save(model: Any, job: QuantizationJob) -> None:
+def _save_model(model: Any, job: QuantizationJob) -> None:
     """Write the model in the source's float type.
 
     The untouched weights came from that type and return to it exactly; the scales are rounded to
@@ -262,21 +261,17 @@ def _save(model: Any, job: QuantizationJob) -> None:
         if name in whole:
             parameter.data = whole[name]
     model.config.dtype = dtype
-    with warnings.catch_warnings(action="ignore"):  # of offloaded modules, where there are none
-        model.save_pretrained(job.output, save_compressed=True)
-    _release_names(job)
-    for leftover in ("recipe.yaml", "generation_config.json"):
-        (job.output / leftover).unlink(missing_ok=True)
+    save_model(job, model, ("recipe.yaml",), save_compressed=True)
+    with edit_config(job) as config:
+        _release_names(job, config)
 
 
-def _release_names(job: QuantizationJob) -> None:
-    """Write our own config groups: the library resolves patterns to this model's exact names.
+def _release_names(job: QuantizationJob, config: dict[str, Any]) -> None:
+    """Put our own config groups in: the library resolves patterns to this model's exact names.
 
     It also keeps a head that was rounded apart in a group of its own, needed or not. Of a verbatim
-    recipe the groups are kept, and its names freed to match under any prefix.
+    recipe the groups are kept, and its names become patterns that match under any prefix.
     """
-    path = job.output / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
     quantization = config.get("quantization_config")
     if quantization is None:
         raise RecipeError(f"recipe {job.recipe.name!r} left a model that is not quantized.")
@@ -288,10 +283,9 @@ def _release_names(job: QuantizationJob) -> None:
     elif job.recipe.scheme != "none":
         ours = quantization_config(job.recipe).model_dump(mode="json")
         quantization |= {key: ours[key] for key in ("config_groups", "ignore")}
-    write_json(path, config)
 
 
-def _refusal(job: QuantizationJob, error: Exception) -> str:
+def _refusal_text(job: QuantizationJob, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # pydantic says in its first line how many errors there are, then which.
     num_said = 3 if "validation error" in lines[0] else 1

@@ -1,4 +1,4 @@
-"""Which packages a backend needs, and which extra brings them. Nothing is imported to know."""
+"""The packages that a backend needs, and the extra that installs them. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def missing_packages(backend: str) -> tuple[str, ...]:
-    """The packages of a backend that are not installed."""
+    """Return the packages of a backend that are not installed."""
     return tuple(name for name in PACKAGES[backend] if importlib.util.find_spec(name) is None)
 
 
 def install_command(backend: str) -> str:
-    """What brings a backend's packages."""
+    """Return what brings a backend's packages."""
     return f"pip install 'quantdraft[{backend}]'"
 
 

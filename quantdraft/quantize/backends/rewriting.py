@@ -1,6 +1,6 @@
-"""Weight files rewritten a few tensors at a time, under their own names.
+"""Rewrite weight files a few tensors at a time, under their own names.
 
-What is written of one file is in memory until it is whole; what is read is not.
+The new tensors of one file stay in memory until it is whole; those that are read do not.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class TensorConverter(Protocol):
-    """What becomes of tensors; compressed-tensors' converters are of this kind."""
+    """Converts tensors; compressed-tensors' converters have this interface."""
 
     def get_dependencies(self, weight_name: str) -> Set[str]:
-        """Names of the tensors that must be converted together with this one."""
+        """Return the names of the tensors that must be converted together with this one."""
 
     def process(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors to write in place of these."""
+        """Return the tensors to write in place of these."""
 
 
 def rewrite_weights(
@@ -33,18 +33,18 @@ def rewrite_weights(
 ) -> None:
     """Write every weight file of `source`, converted, and their index into `output`.
 
-    Tensors that depend on one another land in the file of the one that names the others.
+    Tensors that depend on one another go into the file of the one that names the others.
     """
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
     total_size = 0
-    with bar(len(source.tensors), "quantize", "tensor") as told:
+    with bar(len(source.tensors), "quantize", "tensor") as advance:
         for file, groups in _groups_by_file(source, conversion).items():
             tensors: dict[str, Tensor] = {}
             for names in groups:
-                tensors |= _converted(source, names, conversion, device)
-                told(len(names))
+                tensors |= _convert(source, names, conversion, device)
+                advance(len(names))
             save_file(tensors, output / file)
             weight_map |= dict.fromkeys(tensors, file)
             total_size += sum(tensor.nbytes for tensor in tensors.values())
@@ -52,7 +52,7 @@ def rewrite_weights(
     write_json(output / INDEX_FILE, index)
 
 
-def _converted(
+def _convert(
     source: Checkpoint, names: list[str], conversion: TensorConverter, device: str
 ) -> Iterator[tuple[str, Tensor]]:
     from quantdraft.checkpoints.tensors.unpacking import read_tensor
@@ -62,7 +62,7 @@ def _converted(
 
 
 def _groups_by_file(source: Checkpoint, conversion: TensorConverter) -> dict[str, list[list[str]]]:
-    """Names of each file, those together that are to be converted together."""
+    """Return the names of each file, those together that are to be converted together."""
     partners = {
         name: sorted(conversion.get_dependencies(name) & source.tensors.keys())
         for name in source.tensors

@@ -1,1 +1,1 @@
-"""Whether a written checkpoint is the model that its recipe promised."""
+"""Prove that a written checkpoint is what its recipe promised; `proof.prove` is the door."""

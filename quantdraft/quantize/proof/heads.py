@@ -1,4 +1,4 @@
-"""The proof of a quantized draft head: everything that can be shown without running it.
+"""The proof of a quantized draft head, which is not run.
 
 Tensors, bytes and weights are compared with the source's. Logits are not: a head computes from its
 target's hidden states, and has no forward pass of its own.
@@ -37,7 +37,7 @@ def require_identical(source: Checkpoint, candidate: Checkpoint) -> None:
         same = before.dtype == after.dtype and before.shape == after.shape
         if not same or not torch.equal(_bytes(before), _bytes(after)):
             raise CheckpointError(
-                f"{name!r} was to stay as it was, and the written one differs from the draft's."
+                f"{name!r} should be unchanged, and the written one differs from the draft's."
             )
 
 
@@ -63,11 +63,11 @@ def require_finite_scales(candidate: Checkpoint) -> None:
         if name.endswith(SCALE_SUFFIXES):
             scale = read_tensor(candidate, name).float()
             if not bool(((scale >= 0) & scale.isfinite()).all()):
-                raise CheckpointError(f"{name!r} holds a value that is no scale (NaN, inf or < 0).")
+                raise CheckpointError(f"{name!r} holds a value that is no scale (NaN, inf, < 0).")
 
 
 def widest_deviation(source: Checkpoint, candidate: Checkpoint) -> tuple[int, float, float]:
-    """Quantized layers, the largest relative error among them, and its limit.
+    """Return the number of quantized layers, the largest relative error among them, and its limit.
 
     Raises CheckpointError for a layer that is further away than rounding explains, or for none.
     """
@@ -76,14 +76,14 @@ def widest_deviation(source: Checkpoint, candidate: Checkpoint) -> tuple[int, fl
     formats = quantized_modules(candidate)
     errors: dict[str, Deviation] = weight_errors(source, candidate)
     if not errors:
-        raise CheckpointError(f"'{candidate.path}' holds no quantized layer at all.")
+        raise CheckpointError(f"'{candidate.path}' holds no quantized layer.")
     require_small(errors, formats)
     widest = max(errors, key=lambda module: errors[module].error)
     return len(formats), errors[widest].error, error_limit(formats[widest])
 
 
 def reason_without_logits(head: DraftHead) -> str:
-    """Why a head's logits are not part of its proof."""
+    """Return why a head's logits are not part of its proof."""
     return (
         f"logits were not compared: a draft head ({head.family.title}) has no forward pass "
         "without its target"

@@ -1,7 +1,7 @@
-"""The re-open checks: what was written is quantized, is not corrupt, and is what was promised.
+"""Prove a written checkpoint: it is quantized, not corrupt, and what the recipe promised.
 
 Every check reads the finished files. The weights are dequantized here, from the stored integers and
-scales, so a fault of the library that wrote or loads them shows.
+scales, so a fault of the library that wrote or loads them is found.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads import DraftHead, draft_head
-from quantdraft.checkpoints.stored_formats import KV_SCALES, WeightFormat
+from quantdraft.checkpoints.stored_formats import KV_SCALES
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.proof import heads as head_proof
@@ -59,7 +60,7 @@ MAX_FUNCTION_DISTANCE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the re-open checks measured. Distances are relative to the reference's spread."""
+    """The figures of a proof. Distances are relative to the reference's spread."""
 
     num_quantized_modules: int
     largest_weight_error: float
@@ -71,7 +72,7 @@ class Proof:
     without_logits: str | None = None  # why they were not compared, where they were not
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
+        """Return plain values, for the manifest."""
         return asdict(self)
 
 
@@ -100,7 +101,7 @@ def _require_untouched(recipe: Recipe, source: Checkpoint, candidate: Checkpoint
     changed = changed_tensor(source, candidate)
     if changed is not None:
         raise CheckpointError(
-            f"{changed!r} was to stay as it was, and the written one differs from the draft's."
+            f"{changed!r} should be unchanged, and the written one differs from the draft's."
         )
 
 
@@ -127,8 +128,8 @@ def _quantized_proof(
 
     formats = quantized_modules(candidate)
     _require_usable_scales(candidate)
-    with bar(len(formats), "check against the draft", "layer") as told:
-        stored = ComparedWeights(source, candidate, formats, recipe.moves_scales, told=told)
+    with bar(len(formats), "check against the draft", "layer") as advance:
+        stored = ComparedWeights(source, candidate, formats, recipe.moves_scales, advance=advance)
         baseline, reference = _reference_logits(stored, device)
         errors = stored.all_errors()
     require_small(errors, formats)
@@ -163,14 +164,14 @@ def _quantized_proof(
 
 
 def logit_limit(fmt: WeightFormat) -> float:
-    """How far the loaded model's logits may be from those of our own dequantized weights."""
+    """Return how far the loaded model's logits may be from those of our own dequantized weights."""
     if fmt.activations is None and (fmt.library == "gptq" or fmt.scale_type != "float"):
         return SIXTEEN_BIT_LOGIT_LIMIT
     return LOGIT_DISTANCE_LIMITS[fmt.activations]
 
 
 def _require_usable_scales(candidate: Checkpoint) -> None:
-    """Scales of inputs and of the cache enter no weight: they must at least be numbers above 0."""
+    """Require numbers above 0 as scales of inputs and of the cache, which no weight shows."""
     from quantdraft.checkpoints.tensors.unpacking import read_tensor
 
     for name in candidate.tensors:
@@ -183,27 +184,27 @@ def _require_usable_scales(candidate: Checkpoint) -> None:
 def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
     distance = logit_distance(probe_logits(candidate, device), probe_logits(source, device))
     if distance != 0.0:
-        raise CheckpointError(f"'{candidate.path}' is not the copy of the draft that it should be.")
+        raise CheckpointError(f"'{candidate.path}' is not an exact copy of the draft.")
     weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
     return Proof(0, 0.0, 0.0, 0.0, 0.0, 0.0, weights_bytes)
 
 
 def probe_logits(checkpoint: Checkpoint, device: torch.device) -> Tensor:
-    """Logits of the fixed probe, (probes, length, vocab) float32 on the CPU."""
+    """Return logits of the fixed probe, (probes, length, vocab) float32 on the CPU."""
     from quantdraft.quantize.proof.streamed_model import load_on_demand
 
     return _logits(load_on_demand(checkpoint, device), checkpoint)
 
 
 def logit_distance(logits: Tensor, reference: Tensor) -> float:
-    """‖logits − reference‖ / ‖reference‖, each position's mean removed: a shift changes nothing."""
+    """Return ‖logits − reference‖ / ‖reference‖, after removing each position's mean."""
     logits = logits - logits.mean(-1, keepdim=True)
     reference = reference - reference.mean(-1, keepdim=True)
     return float((logits - reference).norm() / reference.norm())
 
 
 def _reference_logits(stored: ComparedWeights, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits of the draft as it is, and with every stored weight in place of its own.
+    """Return logits of the draft as it is, and with every stored weight in place of its own.
 
     Quantized weights are dequantized here, from the stored numbers.
     """
@@ -242,7 +243,7 @@ def _static_scale(candidate: Checkpoint, module: str) -> Tensor | None:
 def _input_rounding(
     fmt: WeightFormat, static_scale: Tensor | None
 ) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
+    """Return a forward pre-hook that rounds a Linear's inputs as the scheme's kernels would."""
     from quantdraft.checkpoints.tensors.rounding import round_inputs
 
     return lambda _module, inputs: (round_inputs(inputs[0], fmt, static_scale), *inputs[1:])

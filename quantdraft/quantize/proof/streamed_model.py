@@ -1,7 +1,7 @@
-"""A model in its stored types that computes in float32, with one weight in memory at a time.
+"""Run a model in float32 with one weight in memory at a time.
 
-For the proof's few passes: every pass reads the weights anew, from the files' own pages. Leaves out
-whatever makes a model fast. What is neither a plain Linear nor a plain Embedding is simply float32.
+It serves the proof's few passes: each reads the weights again from the files. It leaves out
+what makes a model fast. A module that is no plain Linear or Embedding is held in float32.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Read = Callable[[], Iterable[Tensor]]  # a weight's rows in pieces; of an Embedd
 
 
 def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """The checkpoint as transformers loads it, its weights read when they are needed.
+    """Return the checkpoint as transformers loads it, its weights read when they are needed.
 
-    What compressed-tensors packed is unpacked by compressed-tensors, layer by layer; of the other
-    quantization libraries the model is loaded as ever, in float32.
+    compressed-tensors unpacks its own layers one by one; a checkpoint of another
+    quantization library is loaded whole, in float32.
     """
     gc.collect()  # hooks and what they refer to are cycles: an earlier model is still there
     if (checkpoint.quantization or {}).get("quant_method") not in (None, "compressed-tensors"):
@@ -39,7 +39,7 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
         if _is_packed(module):
             _unpack_when_reached(module)
         elif _is_plain(module):
-            provide(module, _reader(checkpoint, stored.get(id(module.weight)), module))
+            provide(module, _make_reader(checkpoint, stored.get(id(module.weight)), module))
         else:
             _to_float32(module)
     return model
@@ -48,7 +48,7 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
 def take_tensors(model: Any, checkpoint: Checkpoint, names: Iterable[str]) -> None:
     """Put the checkpoint's tensors in place of a loaded model's own, also where they are shared.
 
-    A name that the model does not know is passed over.
+    Names that the model does not have are ignored.
     """
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     users: dict[int, list[Any]] = {}
@@ -56,7 +56,7 @@ def take_tensors(model: Any, checkpoint: Checkpoint, names: Iterable[str]) -> No
         users.setdefault(id(module.weight), []).append(module)
     for name in own.keys() & set(names):
         for module in users.get(id(own[name]), ()):
-            provide(module, _from_file(checkpoint, name, module))
+            provide(module, _read_from_file(checkpoint, name, module))
         if id(own[name]) not in users:
             own[name].data.copy_(read_tensor(checkpoint, name))
 
@@ -67,25 +67,25 @@ def provide(module: Any, read: Read) -> None:
     read: gives the weight, (out, in) or (tokens, width), in any float type
     """
     if type(module) is nn.Embedding:
-        module.forward = lambda ids: _looked_up(ids, *read())  # type: ignore[assignment,method-assign]
+        module.forward = lambda ids: _look_up(ids, *read())  # type: ignore[assignment,method-assign]
         return
     if module.bias is not None:
         module.bias.data = module.bias.data.float()
-    module.forward = lambda inputs: _product(inputs.float(), read(), module.bias)
+    module.forward = lambda inputs: _multiply(inputs.float(), read(), module.bias)
 
 
-def _looked_up(ids: Tensor, table: Tensor) -> Tensor:
+def _look_up(ids: Tensor, table: Tensor) -> Tensor:
     return functional.embedding(ids, table.to(ids.device)).float()
 
 
-def _product(inputs: Tensor, weight: Iterable[Tensor], bias: Tensor | None) -> Tensor:
+def _multiply(inputs: Tensor, weight: Iterable[Tensor], bias: Tensor | None) -> Tensor:
     parts = [functional.linear(inputs, rows.to(inputs.device).float()) for rows in weight]
     outputs = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
     return outputs if bias is None else outputs + bias
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The one float type of its tensors; float32 where there are several, which loses nothing."""
+    """Return the one float type of its tensors; float32, which loses nothing, for several."""
     found = {info.dtype for info in checkpoint.tensors.values()} & FLOAT_DTYPES
     name = FLOAT_NAMES[found.pop()] if len(found) == 1 else "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -93,23 +93,23 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _is_plain(module: Any) -> bool:
-    """True for a layer that does what its class says and that no library has taken over."""
+    """Return True for a Linear or Embedding of torch that no library has changed."""
     is_one = type(module) in (nn.Linear, nn.Embedding) and isinstance(module.weight, nn.Parameter)
     return is_one and not hasattr(module, "quantization_scheme")
 
 
-def _reader(checkpoint: Checkpoint, name: str | None, module: Any) -> Read:
-    """Reads a weight from its file: pages of a map that is closed again count for nobody.
+def _make_reader(checkpoint: Checkpoint, name: str | None, module: Any) -> Read:
+    """Return what reads a weight from its file; pages of a closed map use no memory.
 
     Where the loader gave the weight another name or shape, the loaded one is taken.
     """
     if name is None or not _is_as_stored(checkpoint, name, module.weight):
         loaded = module.weight
         return lambda: [loaded]
-    return _from_file(checkpoint, name, module)
+    return _read_from_file(checkpoint, name, module)
 
 
-def _from_file(checkpoint: Checkpoint, name: str, module: Any) -> Read:
+def _read_from_file(checkpoint: Checkpoint, name: str, module: Any) -> Read:
     if type(module) is nn.Embedding:  # of the whole table only the pages looked up are read
         return lambda: [read_tensor(checkpoint, name)]
     return lambda: read_rows(checkpoint, name)
@@ -124,7 +124,7 @@ def _is_as_stored(checkpoint: Checkpoint, name: str, loaded: Tensor) -> bool:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """True for a layer that compressed-tensors holds compressed."""
+    """Return True for a layer that compressed-tensors holds compressed."""
     status = getattr(module, "quantization_status", None)
     return getattr(status, "value", None) == "compressed" and isinstance(module, nn.Linear)
 

@@ -1,4 +1,4 @@
-"""How far stored weights are from the draft's own, read without the library that stored them."""
+"""Measure how far stored weights are from the draft's own, without the library that stored them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.stored_formats import WeightFormat
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import CheckpointError
 
@@ -43,7 +43,7 @@ NUM_FITS = 4  # of rows and columns in turn; each leaves a tenth of what was lef
 
 
 class Deviation(NamedTuple):
-    """How one layer's stored weight differs from the draft's own."""
+    """The difference between one layer's stored weight and the draft's own."""
 
     error: float  # ‖W − Ŵ‖ / ‖W‖
     offset: float  # |mean| / root mean square of the differences, in [0, 1]
@@ -56,7 +56,7 @@ class Deviation(NamedTuple):
 
 
 def error_limit(fmt: WeightFormat) -> float:
-    """The largest error that rounding in the format explains."""
+    """Return the largest error that rounding in the format explains."""
     limit = WEIGHT_ERROR_LIMITS.get((fmt.num_bits, fmt.kind))
     if limit is None:
         raise CheckpointError(f"weights of {fmt.num_bits} bits ({fmt.kind}) are not checked here.")
@@ -89,9 +89,9 @@ def require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightF
 def weight_errors(
     source: Checkpoint, candidate: Checkpoint, moves_scales: bool = False
 ) -> dict[str, Deviation]:
-    """How far each quantized module is from its own weight, Ŵ from the stored numbers.
+    """Return how far each quantized module is from its own weight, Ŵ from the stored numbers.
 
-    moves_scales: layers have traded scale with their neighbours, as in AWQ: W is then the draft's
+    moves_scales: layers exchanged scale with their neighbours, as in AWQ: W is then the draft's
     own weight times the factor of each row and column that brings it closest to Ŵ
     """
     from quantdraft.checkpoints.tensors.unpacking import quantized_modules
@@ -113,10 +113,10 @@ class ComparedWeights:
     formats: Mapping[str, WeightFormat]
     moves_scales: bool
     errors: dict[str, Deviation] = field(default_factory=dict)
-    told: Callable[[float], None] = lambda num_modules: None  # as each is measured
+    advance: Callable[[float], None] = lambda num_modules: None  # as each is measured
 
     def weight(self, module: str) -> Tensor:
-        """(out, in) float32."""
+        """Return a module's weight, (out, in) float32."""
         from quantdraft.checkpoints.tensors.unpacking import dequantize, stored_weight
 
         fmt = self.formats[module]
@@ -125,11 +125,11 @@ class ComparedWeights:
             own = source_weight(self.source, module)
             reference = rescale_to(own, found) if self.moves_scales else own
             self.errors[module] = measure_deviation(found, reference, _weights_a_scale(fmt, found))
-            self.told(1)
+            self.advance(1)
         return found
 
     def all_errors(self) -> dict[str, Deviation]:
-        """Of every module, also of those that no pass has reached, in the checkpoint's order."""
+        """Return the errors of all modules, in the checkpoint's order; measure those that lack."""
         for module in self.formats:
             if module not in self.errors:
                 self.weight(module)
@@ -137,7 +137,7 @@ class ComparedWeights:
 
 
 def _weights_a_scale(fmt: WeightFormat, weight: Tensor) -> int:
-    """How many neighbours along a row share a scale; of a block, those of one row."""
+    """Return how many neighbours along a row share a scale; of a block, those of one row."""
     columns = weight.shape[1]
     length = fmt.block[1] if fmt.block else fmt.group_size or columns
     return length if weight.numel() % length == 0 else columns
@@ -146,7 +146,7 @@ def _weights_a_scale(fmt: WeightFormat, weight: Tensor) -> int:
 def measure_deviation(
     found: Tensor, reference: Tensor, weights_a_scale: int | None = None
 ) -> Deviation:
-    """The relative error, how one-sided it is, how ill its scales fit; an exact copy has none."""
+    """Measure error, offset and misfit of a weight; all are 0 for an exact copy."""
     difference = found - reference
     distance = float(difference.norm())
     spread = distance / math.sqrt(difference.numel())
@@ -157,7 +157,7 @@ def measure_deviation(
 
 
 def scale_misfit(found: Tensor, reference: Tensor) -> float:
-    """Root mean square of factor − 1, of the factors that bring each row closest to its reference.
+    """Return the root mean square of factor − 1 for the factors that fit each row to its reference.
 
     found, reference: (runs, weights that share a scale); a run of zeros has no factor
     """
@@ -169,7 +169,7 @@ def scale_misfit(found: Tensor, reference: Tensor) -> float:
 
 
 def rescale_to(weight: Tensor, like: Tensor) -> Tensor:
-    """The weight with a factor for each row and column, chosen to come closest to `like`."""
+    """Return the weight with a factor for each row and column, chosen to come closest to `like`."""
     import torch
 
     rows = torch.ones(len(weight), 1)
@@ -187,16 +187,15 @@ def rescale_to(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def source_weight(source: Checkpoint, module: str) -> Tensor:
-    """A module's full-precision weight, (out, in) float32; a tied head is the embedding table."""
+    """Read a module's own weight, (out, in) float32; a tied head's is the embedding table."""
     from quantdraft.checkpoints.tensors.unpacking import read_tensor
-    from quantdraft.quantize.ledger import embedding_name
 
     name = f"{module}.weight"
-    return read_tensor(source, name if name in source.tensors else embedding_name(source)).float()
+    return read_tensor(source, name if name in source.tensors else source.embedding_name).float()
 
 
 def unquantized_names(checkpoint: Checkpoint) -> list[str]:
-    """Tensors that the checkpoint keeps in floats and that belong to no quantized module."""
+    """Return the float tensors that belong to no quantized module."""
     from quantdraft.checkpoints.tensors.unpacking import quantized_modules
 
     owners = tuple(f"{module}." for module in quantized_modules(checkpoint))
@@ -208,7 +207,7 @@ def unquantized_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def changed_tensor(source: Checkpoint, candidate: Checkpoint) -> str | None:
-    """The first tensor that was to stay as it was and did not, or None."""
+    """Return the first tensor that should be unchanged and is not, or None."""
     for name in unquantized_names(candidate):
         if name in source.tensors and not _is_same(source, candidate, name):
             return name

@@ -1,1 +1,1 @@
-"""The sections of a report, each with the data of its charts."""
+"""The sections of a report: from the record to text, tables and charts."""

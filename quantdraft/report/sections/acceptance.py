@@ -26,7 +26,7 @@ BOTH_RATES = (
 
 
 def acceptance_section(evaluation: Evaluation) -> Section:
-    """Per position, and the loss as a paired difference: by position, response, context, domain."""
+    """Return acceptance at each position, and its loss by part of the traffic."""
     k = evaluation.shown_k
     acceptance = evaluation.acceptance_at(k)
     if acceptance is None:
@@ -112,7 +112,7 @@ def _per_position(counts: AcceptanceCounts) -> tuple[float, ...]:
 
 
 def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> Table:
-    """The chart's numbers, and the share kept among the rounds that came that far."""
+    """Return the chart's numbers, and the share kept among the rounds that reached a position."""
     before, after = _per_position(baseline), _per_position(candidate)
     reached_before, reached_after = baseline.if_reached, candidate.if_reached
     rows = tuple(
@@ -142,7 +142,7 @@ def position_table(baseline: AcceptanceCounts, candidate: AcceptanceCounts) -> T
 
 
 def early_or_late(slices: tuple[Slice, ...]) -> str:
-    """Whether the candidate is rejected more at the start of the responses or at their end."""
+    """Return whether the candidate is rejected more at the start of responses or at their end."""
     if len(slices) < 2:
         return "Early or late: undefined, the response was not cut into parts."
     first, last = slices[0], slices[-1]
@@ -163,7 +163,7 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
 
 
 def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
-    """What the full-precision draft shows in the same places: that much is not the recipe's."""
+    """Return what the full-precision draft shows in the same places, which is not the recipe's."""
     before, after = first.baseline_conditional_acceptance, last.baseline_conditional_acceptance
     if before is None or after is None:
         return ""
@@ -173,7 +173,7 @@ def _of_the_baseline(first: Slice, last: Slice, when: str) -> str:
 
 
 def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Chart | None:
-    """The paired loss of every part, kept / asked for; None where no part has an interval."""
+    """Return the paired loss of every part, kept / asked for; None where none has an interval."""
     parts = [
         PartLoss(
             part.name,
@@ -193,7 +193,7 @@ def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Cha
 
 
 def slice_table(title: str, slices: tuple[Slice, ...], k: int) -> Table:
-    """One row a part. Conditional acceptance: kept / asked for."""
+    """Return one row for every part. Conditional acceptance: kept / asked for."""
     return Table(
         columns=(
             title,

@@ -1,4 +1,4 @@
-"""Step times over batch, context and new tokens as sections. Every view shows these rows.
+"""Step times over batch, context and new tokens, as sections of a page.
 
 The roofline's table and the condition's line are the evaluation report's too.
 """
@@ -59,7 +59,7 @@ LIMITS = (
 
 
 def bench_document(bench: Bench) -> Document:
-    """The whole table, first screen first."""
+    """Return the whole page of a bench."""
     lead: list[Block] = [Paragraph(RANDOM_WEIGHTS)] if bench.has_random_weights else []
     sections = [
         Section(
@@ -101,7 +101,7 @@ def _draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 
 def draft_blocks(points: Sequence[Latency], caption: str = LIMITS) -> tuple[Block, ...]:
-    """One row a draft and point; empty where no draft was timed."""
+    """Return one row for every draft and point; empty where no draft was timed."""
     rows = [row for point in points for row in _draft_rows(point)]
     if not rows:
         return ()
@@ -118,7 +118,7 @@ def draft_blocks(points: Sequence[Latency], caption: str = LIMITS) -> tuple[Bloc
 
 
 def memory_alone(points: Sequence[Latency]) -> list[str]:
-    """A sentence for each draft and point where fewer bytes made a slower step."""
+    """Return a sentence for each draft and point where fewer bytes made a slower step."""
     said = []
     for point in points:
         where = "" if len(points) == 1 else f" at {place(point)}"
@@ -168,7 +168,7 @@ def _target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 
 def target_blocks(points: Sequence[Latency]) -> tuple[Block, ...]:
-    """Median ms of the target by its number of new tokens m, one row a point."""
+    """Return the target's median ms by its number of new tokens m, one row for every point."""
     timed = [point for point in points if TARGET in point.arms]
     widths = sorted({width for point in timed for width in point.arms[TARGET].steps})
     if not widths:
@@ -190,7 +190,7 @@ def _target_row(point: Latency, widths: Sequence[int]) -> tuple[str, ...]:
 
 
 def arms_table(points: Sequence[Latency]) -> Table:
-    """Kernels, float type and mode of every arm; a line more where a batch changed them."""
+    """Return kernels, float type and mode of every arm; another line where a batch changed them."""
     rows = dict.fromkeys(_arm_row(arm) for point in points for arm in point.arms.values())
     return Table(
         columns=("Arm", "Kernels", "Computes in", "Mode", "Runtime", "Resident weights"),
@@ -211,13 +211,13 @@ def _arm_row(arm: ArmLatency) -> tuple[str, ...]:
 
 
 def roofline_sections(points: Iterable[Latency]) -> tuple[Section, ...]:
-    """What the machine reached at best in the same run; nothing where it was not measured."""
+    """Return what the machine reached at best in the same run; nothing where not measured."""
     found = next((point.roofline for point in points if point.roofline), None)
     return () if found is None else (Section("What this machine can do", (roofline_table(found),)),)
 
 
 def roofline_table(roofline: Roofline) -> Table:
-    """Bandwidths and matrix rates."""
+    """Return the measured bandwidths and matrix rates."""
     rows = [
         ("Copy, bytes read and written", _rate(roofline.copy_bytes_per_s)),
         ("Read alone", _rate(roofline.read_bytes_per_s)),
@@ -230,7 +230,7 @@ def roofline_table(roofline: Roofline) -> Table:
 
 
 def spread(samples: Sequence[float]) -> str:
-    """The middle 80 % of the samples."""
+    """Return the middle 80 % of the samples."""
     if len(samples) < 10:
         return undefined("under 10 samples")
     tenths = quantiles(samples, n=10)

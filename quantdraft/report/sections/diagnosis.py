@@ -1,4 +1,4 @@
-"""What the numbers point to and what to do next, each with what it rests on."""
+"""Diagnoses: what the numbers point to, what each rests on, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantdraft.report.blocks import Notice, Section
 
 
 def diagnosis_sections(evaluation: Evaluation) -> tuple[Section, ...]:
-    """One section, or none where nothing was found."""
+    """Return one section, or none where nothing was found."""
     found = evaluation.known_analysis.diagnoses
     return (Section("Diagnosis", tuple(_notice(each) for each in found)),) if found else ()
 

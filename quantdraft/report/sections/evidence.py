@@ -1,4 +1,4 @@
-"""What the numbers rest on, on one screen: samples, controls, machine, hashes, the command."""
+"""Evidence on one screen: samples, controls, machine, hashes, the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS = ("target", "baseline", "candidate")
 
 
 def evidence_section(evaluation: Evaluation) -> Section:
-    """One row a question that a sceptic asks first; the sections below have the details."""
+    """Return one row for every question that a critical reader asks first."""
     rows = (
         ("Traffic", _traffic(evaluation)),
         ("Domains", _domains(evaluation)),
@@ -112,7 +112,7 @@ def _machine(evaluation: Evaluation) -> str:
 
 
 def _baseline_step(evaluation: Evaluation) -> str:
-    """Whether the baseline is one: far from the memory's limit every recipe looks good."""
+    """Return the baseline's share of the bandwidth: far from it every recipe looks good."""
     latency = evaluation.latency
     if latency.roofline is None or "baseline" not in latency.arms:
         return UNDEFINED

@@ -16,7 +16,7 @@ HOW = (
 
 
 def grid_section(evaluation: Evaluation) -> Section:
-    """The map where several points were timed; else what is missing and how to measure it."""
+    """Return the map where several points were timed; else how to measure it."""
     if evaluation.served is not None:
         text = "the engine was asked one request at a time. The native engine times batches"
         return Section(TITLE, (Paragraph(f"The verdict by batch: {undefined(text)}."),))
@@ -34,7 +34,7 @@ def grid_section(evaluation: Evaluation) -> Section:
 
 
 def place_of(evaluation: Evaluation) -> tuple[int, int]:
-    """Batch and context of the verdict's own operating point."""
+    """Return batch and context of the verdict's own operating point."""
     return evaluation.latency.batch_size, evaluation.latency.context_length
 
 
@@ -44,7 +44,7 @@ def _cell(evaluation: Evaluation, point: GridPoint) -> VerdictCell:
 
 
 def _stopping(points: tuple[GridPoint, ...], found: dict[int, int | None]) -> list[str]:
-    """One line a context; one for all of them where they say the same."""
+    """Return a line for each context; one line for all of them where they say the same."""
     largest: dict[int, int] = {}
     for point in points:
         if point.speed is not None:

@@ -41,7 +41,7 @@ TONES: dict[str, Tone] = {
 
 
 def banner(evaluation: Evaluation) -> Banner:
-    """The decision in capitals, the speedup with its interval, and the sentence that explains."""
+    """Return the decision in capitals, the speedup with its interval, and the reason."""
     verdict, speedup = evaluation.verdict, evaluation.operating_point.speedup_over_baseline
     number = measure = ""  # where it is undefined the sentence says so, and why
     if speedup is not None:
@@ -54,7 +54,7 @@ def banner(evaluation: Evaluation) -> Banner:
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict's summary to stand beside the decision: without it, and with a full stop.
+    """Return the verdict's summary without the decision, which stands beside it.
 
     A name at its start stays as it is written: `int8 is 9.9 % slower …`.
     """
@@ -66,7 +66,7 @@ def sentence(verdict: Verdict) -> str:
 
 
 def lead(evaluation: Evaluation) -> tuple[Block, ...]:
-    """What must be seen without scrolling."""
+    """Return the blocks that must be seen without scrolling."""
     verdict = evaluation.verdict
     blocks: list[Block] = []
     if verdict.alarms:
@@ -84,7 +84,7 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
 
 
 def checks_table(evaluation: Evaluation, said: str = "") -> Table:
-    """Every check, those that decide first. said: what stands above; no reason is given twice."""
+    """Return every check, those that decide first. said: the words above, which are not repeated"""
     ordered = sorted(evaluation.verdict.checks, key=lambda check: check.kind != "decides")
     return Table(
         columns=("Check", "Result", "Observed (95 % interval)", "Limit", "Role"),
@@ -109,7 +109,7 @@ def _check_row(evaluation: Evaluation, check: Check, said: str) -> tuple[str, ..
 
 
 def _at(evaluation: Evaluation, check: Check) -> str:
-    """A check of acceptance says at which k it was made: of an older record, the candidate's."""
+    """Return the k of a check of acceptance; of an older record, the candidate's."""
     if check.name not in (RATE, RATE_LOSS):
         return ""
     k = check.num_speculative_tokens
@@ -119,14 +119,14 @@ def _at(evaluation: Evaluation, check: Check) -> str:
 
 
 def _absent(check: Check, said: str) -> str:
-    """Undefined where a number was wanted; what was found where the check has none."""
+    """Return that a number is undefined, or what was found where the check has no number."""
     if check.result != "undefined":
         return check.reason
     return undefined("" if check.reason in said else check.reason)
 
 
 def _strip(evaluation: Evaluation) -> Figures:
-    """The first screen's: the banner has the speedup already, so the noise stands in its place."""
+    """Return the numbers of the first screen; the banner has the speedup already."""
     _, *others = figures(evaluation).items
     control = evaluation.operating_point.control_speedup
     noise = "it was not timed"
@@ -137,7 +137,7 @@ def _strip(evaluation: Evaluation) -> Figures:
 
 
 def figures(evaluation: Evaluation) -> Figures:
-    """The five numbers that sum the evaluation up, baseline first."""
+    """Return the five numbers that sum the evaluation up, baseline first."""
     point = evaluation.operating_point
     speedup, over_target = point.speedup_over_baseline, point.speedup_over_autoregressive
     name = "speedup"
@@ -160,7 +160,7 @@ def figures(evaluation: Evaluation) -> Figures:
 
 
 def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
-    """Both drafts at one k, whatever each one's best k is: rates at two k do not compare."""
+    """Return both drafts' acceptance at one k: rates at two k cannot be compared."""
     k = evaluation.shown_k
     found = evaluation.acceptance_at(k)
     if found is None:
@@ -181,7 +181,7 @@ def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
 
 
 def _best_ks(evaluation: Evaluation) -> str:
-    """Where each draft is fastest, as far as it was timed."""
+    """Return the k at which each draft is fastest, as far as it was timed."""
     known = [
         f"{arm} {evaluation.best_k[arm]}"
         for arm in ("baseline", "candidate")
@@ -204,7 +204,7 @@ def _draft_step_figure(evaluation: Evaluation) -> Figure:
 
 
 def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
-    """What the engine delivered: it shows no draft steps."""
+    """Return the engine's tokens per second, in place of draft steps that it does not show."""
     if before_ms is None or after_ms is None:
         return Figure("Tokens per second", UNDEFINED, "not every arm was served")
     speeds = f"{significant(1e3 / before_ms)} → {significant(1e3 / after_ms)}"
@@ -212,7 +212,7 @@ def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
 
 
 def at_ks(evaluation: Evaluation) -> str:
-    """The k of both drafts at the operating point, where their speeds are compared."""
+    """Return the k of both drafts at the operating point, where their speeds are compared."""
     point = evaluation.operating_point
     baseline, candidate = (
         point.baseline_num_speculative_tokens,
@@ -224,7 +224,7 @@ def at_ks(evaluation: Evaluation) -> str:
 
 
 def missing_speed(evaluation: Evaluation) -> str:
-    """Why a latency, and all that follows from it, is undefined."""
+    """Return why a latency, and all that follows from it, is undefined."""
     by_reason: dict[str, list[str]] = {}
     for arm, why in evaluation.latency.undefined.items():
         by_reason.setdefault(why, []).append(arm)
@@ -233,7 +233,7 @@ def missing_speed(evaluation: Evaluation) -> str:
 
 
 def subtitle(evaluation: Evaluation) -> str:
-    """What was compared, on which traffic, at which operating point."""
+    """Return what was compared, on which traffic, at which operating point."""
     latency, record = evaluation.latency, evaluation.provenance
     return " · ".join(
         (
@@ -250,6 +250,6 @@ def subtitle(evaluation: Evaluation) -> str:
 
 
 def model_name(provenance: dict[str, Any], role: str) -> str:
-    """The name that the record gives to a model, or 'unknown'."""
+    """Return the name that the record gives to a model, or 'unknown'."""
     model = provenance.get(role)
     return str(model.get("name", "unknown")) if isinstance(model, dict) else "unknown"

@@ -27,7 +27,7 @@ from quantdraft.report.sections.bench import (
 
 
 def latency_section(evaluation: Evaluation) -> Section:
-    """What was timed, with which kernels, and what was not and why."""
+    """Return what was timed, with which kernels, and what was not and why."""
     latency = evaluation.latency
     blocks: list[Block] = [Paragraph(_conditions(evaluation))]
     rows = [row for arm in latency.arms.values() for row in _arm_rows(arm)]
@@ -41,7 +41,7 @@ def latency_section(evaluation: Evaluation) -> Section:
 
 
 def _against_limits(evaluation: Evaluation) -> list[Block]:
-    """Steps beside the machine's limits, and every further point that was timed."""
+    """Return the steps beside the machine's limits, and every further point that was timed."""
     latency = evaluation.latency
     blocks: list[Block] = []
     if latency.roofline is not None and latency.arms:
@@ -62,7 +62,7 @@ def _against_limits(evaluation: Evaluation) -> list[Block]:
 
 
 def _saving_and_limit(evaluation: Evaluation) -> str:
-    """The measured saving of a draft step, and the one its bytes allow."""
+    """Return the measured saving of a draft step, and the one its bytes allow."""
     latency, saving = evaluation.latency, evaluation.operating_point.draft_latency_saving
     if "candidate" not in latency.arms or saving is None:
         return "The candidate's draft step was not timed; these are the other arms'."

@@ -14,7 +14,7 @@ OWN_TEXTS = (
 
 
 def live_section(evaluation: Evaluation) -> Section:
-    """The proof: the real loop's rounds against the replayed ones."""
+    """Return the live loop's rounds and texts against the replayed ones."""
     if not evaluation.live:
         text = "The live loop was not run: the replayed counts are unproven in this record."
         return Section("Live loop", (Paragraph(text),))

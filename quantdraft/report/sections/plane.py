@@ -13,7 +13,7 @@ from quantdraft.report.sections.headline import missing_speed
 
 
 def plane_section(evaluation: Evaluation) -> Section:
-    """The plane, or why there is none and how to get it."""
+    """Return the plane, or why there is none and how to get it."""
     chart = plane_chart([evaluation])
     if chart is not None:
         return Section("What acceptance may be lost for what speed", (chart,))
@@ -26,7 +26,7 @@ def plane_section(evaluation: Evaluation) -> Section:
 
 
 def _allowed_table(plane: Plane, limit: float) -> Table:
-    """The frontier as numbers, where the candidate's own place on the plane is unknown."""
+    """Return the frontier as numbers, where the candidate's own place is unknown."""
     rows = tuple(
         (times(speed), change_points(-plane.allowed_loss(speed, limit)))
         for speed in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -41,7 +41,7 @@ def _allowed_table(plane: Plane, limit: float) -> Table:
 
 
 def plane_chart(evaluations: Sequence[Evaluation]) -> Chart | None:
-    """The frontier of the first evaluation that has one, and every recipe that was timed."""
+    """Return the frontier of the first evaluation that has one, and every recipe that was timed."""
     timed = [e for e in evaluations if e.plane and e.operating_point.draft_speedup]
     plane = timed[0].plane if timed else None
     if plane is None:

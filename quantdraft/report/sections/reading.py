@@ -1,4 +1,4 @@
-"""Disagreements worth reading: where the candidate loses most, prompt by prompt, token by token."""
+"""Disagreements: the prompts and tokens on which the candidate loses most."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEGEND = (
 
 
 def reading_section(evaluation: Evaluation) -> Section:
-    """Prompts as points, the worst ones as rows, and their text."""
+    """Return prompts as points, the worst ones as rows, and their text."""
     k = evaluation.known_slices_k
     if k not in evaluation.num_speculative_tokens or not evaluation.prompts:
         return Section("Disagreements", (Paragraph("No prompt was replayed at this k."),))

@@ -19,7 +19,7 @@ from quantdraft.report.sections.headline import TONES
 
 
 def speed_table(ordered: Sequence[Evaluation]) -> Table:
-    """What each recipe gains, and the decision."""
+    """Return what each recipe gains, and the decision."""
     columns = (
         "Recipe",
         "Decision",
@@ -56,7 +56,7 @@ def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _best_ks(evaluation: Evaluation) -> str:
-    """`5`, or `5 (baseline 4)` where the speed is held to a baseline at another k."""
+    """Return `5`, or `5 (baseline 4)` where the baseline has another k."""
     best, point = evaluation.best_k.get("candidate"), evaluation.operating_point
     if best is None:
         return UNDEFINED
@@ -65,7 +65,7 @@ def _best_ks(evaluation: Evaluation) -> str:
 
 
 def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:
-    """What each recipe costs in acceptance, at one k for all, and what it reads."""
+    """Return what each recipe costs in acceptance, at one k for all, and what it reads."""
     columns = ("Recipe", "Acceptance rate", "Loss", "τ", "Bytes per step", "Ceiling")
     return Table(
         columns=columns,
@@ -101,7 +101,7 @@ def _acceptance_cells(evaluation: Evaluation, k: int | None) -> tuple[str, str, 
 
 
 def length_table(ordered: Sequence[Evaluation]) -> Table:
-    """The chart's numbers: one row a k, one column a recipe."""
+    """Return the chart's numbers: one row for every k, one column for every recipe."""
     ks = sorted({k for evaluation in ordered for k in evaluation.num_speculative_tokens})
     return Table(
         columns=("k", "baseline", *(evaluation.name for evaluation in ordered)),

@@ -26,7 +26,7 @@ KV = "kv_bytes_per_context_token"
 
 
 def ledger_section(evaluation: Evaluation) -> Section:
-    """Bytes read per draft step, by part, before and after, and the ceiling they set."""
+    """Return the bytes read per draft step, by part, before and after, and their ceiling."""
     ledger = evaluation.ledger
     if not ledger:
         return Section("Byte ledger", (Paragraph(f"Bytes per draft step: {UNDEFINED}."),))
@@ -55,7 +55,7 @@ def _parts(draft: str, sizes: dict[str, Any], context_length: int) -> list[Bytes
 
 
 def parts_table(ledger: dict[str, Any]) -> Table | None:
-    """One row a part: bytes of the baseline, of the candidate, and their ratio."""
+    """Return a row for every part: bytes of the baseline, of the candidate, and their ratio."""
     before, after = ledger.get("baseline"), ledger.get("candidate")
     if not isinstance(before, dict) or not isinstance(after, dict):
         return None
@@ -70,7 +70,7 @@ def parts_table(ledger: dict[str, Any]) -> Table | None:
 def _part_row(name: str, before: Any, after: Any) -> tuple[str, ...]:
     both_numbers = isinstance(before, int | float) and isinstance(after, int | float)
     ratio = times(before / after) if both_numbers and after else "—"
-    return key_words(name), shown(name, before), shown(name, after), ratio
+    return key_words(name), shown_value(name, before), shown_value(name, after), ratio
 
 
 def _sums_table(ledger: dict[str, Any]) -> Table | None:
@@ -79,7 +79,7 @@ def _sums_table(ledger: dict[str, Any]) -> Table | None:
         for key, value in ledger.items()
         if not isinstance(value, dict | list) and key not in SENTENCES
     }
-    rows = tuple((key_words(key), shown(key, value)) for key, value in plain.items())
+    rows = tuple((key_words(key), shown_value(key, value)) for key, value in plain.items())
     return Table(("Bound", "Value"), rows, frozenset({1})) if rows else None
 
 
@@ -88,20 +88,20 @@ def _options_table(ledger: dict[str, Any]) -> Table | None:
     if not options:
         return None
     columns = tuple(options[0])
-    rows = tuple(tuple(shown(key, option.get(key)) for key in columns) for option in options)
+    rows = tuple(tuple(shown_value(key, option.get(key)) for key in columns) for option in options)
     numeric = frozenset(at for at, key in enumerate(columns) if "bytes" in key)
     return Table(tuple(key_words(key) for key in columns), rows, numeric)
 
 
 def provenance_section(evaluation: Evaluation) -> Section:
-    """What it takes to run this again."""
+    """Return what it takes to run this again."""
     plain = {"created": evaluation.created, **evaluation.provenance}
     rows = tuple(leaves(plain))
     return Section("Provenance", (Table(("Key", "Value"), rows),), is_detail=True)
 
 
-def shown(key: str, value: Any) -> str:
-    """One value, in the unit its key names; None is undefined."""
+def shown_value(key: str, value: Any) -> str:
+    """Return one value, in the unit its key names; None is undefined."""
     if value is None:
         return UNDEFINED
     if isinstance(value, bool):
@@ -120,7 +120,7 @@ def _number(key: str, value: float) -> str:
 
 
 def key_words(key: str) -> str:
-    """A key as a row's title; the unit is in the value."""
+    """Return a key as a row's title; the unit is in the value."""
     if key in WORDS:
         return WORDS[key]
     words = title_of(key.removesuffix("_bytes").replace("kv_bytes", "KV"))
@@ -128,7 +128,7 @@ def key_words(key: str) -> str:
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Every leaf of a nested record with its dotted path."""
+    """Return every leaf of a nested record with its dotted path."""
     if isinstance(value, dict):
         inner = (leaves(v, f"{path}.{k}" if path else str(k)) for k, v in value.items())
         return [leaf for found in inner for leaf in found]

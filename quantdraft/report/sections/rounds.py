@@ -1,4 +1,4 @@
-"""Where the time of a round goes, for each arm, beside what its bytes would take at best."""
+"""The time of a round for each arm, beside what its bytes would take at best."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVED = (
 
 
 def time_section(evaluation: Evaluation) -> Section:
-    """The stacked bars, the equation they come from, and where both drafts break even."""
+    """Return the stacked bars, the equation they come from, and where both drafts break even."""
     parts = _served_parts(evaluation) if evaluation.served else _step_parts(evaluation)
     blocks: list[Block] = []
     if not parts:
@@ -81,7 +81,7 @@ def _arm_name(evaluation: Evaluation, arm: Arm) -> str:
 
 
 def _limits(evaluation: Evaluation) -> list[RoundLimit]:
-    """k draft steps and one pass of the target over its weights, at the copy bandwidth."""
+    """Return k draft steps and one pass of the target over its weights, at the copy bandwidth."""
     latency, point = evaluation.latency, evaluation.operating_point
     if "target" not in latency.arms:
         return []

@@ -1,4 +1,4 @@
-"""What a serving engine delivered: tokens per second of every arm, its counters beside replay's."""
+"""What a serving engine delivered: tokens per second of every arm, and its counters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORDER = ("autoregressive", "baseline", "candidate", "control")
 
 
 def served_sections(evaluation: Evaluation) -> tuple[Section, ...]:
-    """One section, or none where no engine was asked."""
+    """Return one section, or none where no engine was asked."""
     served = evaluation.served
     if served is None:
         return ()
@@ -37,7 +37,7 @@ def served_sections(evaluation: Evaluation) -> tuple[Section, ...]:
 
 
 def pace_table(served: Served) -> Table:
-    """Measured speeds; the first token's time is the prefill's and in none of the others."""
+    """Return the measured speeds; the time to the first token is in none of the others."""
     return Table(
         columns=("Arm", "Tokens/s", "ms per token", "ms per round", "First token, ms", "Requests"),
         rows=tuple(_pace_row(served, arm) for arm in _arms(served)),
@@ -63,7 +63,7 @@ def _pace_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
 
 
 def counters_table(served: Served) -> Table:
-    """The engine's own counters, and what replay of the text it wrote says they should be."""
+    """Return the engine's own counters beside those that replay of its text gives."""
     return Table(
         columns=(
             "Arm",
@@ -106,13 +106,13 @@ def _counter_row(served: Served, arm: ServedArm) -> tuple[str, ...]:
 
 
 def _visits(served: Served) -> int:
-    """How often an arm answered a prompt, at most."""
+    """Return how often an arm answered a prompt, at most."""
     prompts = Counter(r.prompt_id for arm in served.arms.values() for r in arm.requests)
     return -(-max(prompts.values(), default=0) // max(len(served.arms), 1))
 
 
 def _loads_words(served: Served, load_error: float | None) -> str:
-    """How often the servers were started, and what of it no interval holds."""
+    """Return how often the servers were started, and whether intervals hold what that changes."""
     num_loads = max((len(arm.loads) for arm in served.arms.values()), default=0)
     if num_loads > 1 and load_error is not None:
         return (

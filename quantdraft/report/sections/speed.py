@@ -24,7 +24,7 @@ DIGITS = 4
 
 
 def speed_section(evaluation: Evaluation) -> Section:
-    """Speedup and tokens a round against k, each arm's best k marked, and both arms' numbers."""
+    """Return speedup and tokens a round against k, each arm's best k marked, and the numbers."""
     blocks: list[Block] = [Paragraph(_best_k(evaluation))]
     chart = speed_chart(evaluation)
     if chart is None:
@@ -38,7 +38,7 @@ def speed_section(evaluation: Evaluation) -> Section:
 
 
 def equations(evaluation: Evaluation) -> Equations:
-    """Autoregressive, baseline and candidate: time of a round over tokens of a round."""
+    """Return the time of a round over its tokens: autoregressive, baseline and candidate."""
     alone = evaluation.operating_point.autoregressive_step_ms
     return Equations(
         Equation("ms per token", "k · t_d + t_v(k+1)", "τ(k)", ""),
@@ -68,7 +68,7 @@ def _per_token(value: float | None) -> str:
 
 
 def break_even(evaluation: Evaluation) -> str:
-    """What the candidate would have to reach, and what it reached."""
+    """Return what the candidate would have to reach, and what it reached."""
     point = evaluation.operating_point
     observed = evaluation.acceptance_at(point.candidate_num_speculative_tokens)
     if point.break_even_length is None or observed is None:
@@ -89,13 +89,13 @@ def break_even(evaluation: Evaluation) -> str:
 
 
 def _of_its_k(point: SpeedPoint) -> str:
-    """The baseline's k, where it is another than the candidate's."""
+    """Return the baseline's k, where it is another than the candidate's."""
     k = point.baseline_num_speculative_tokens
     return "" if k == point.candidate_num_speculative_tokens else f" at its k = {k}"
 
 
 def projection(projected: Projection) -> str:
-    """The label first: a reader who stops early must not take it for a measurement."""
+    """Return the projected speed, labelled first: it must not be taken for a measurement."""
     return (
         "Projection, not a measurement, and no part of the verdict: if a draft step shrank as its "
         f"bytes do ({times(projected.ceiling)} fewer), it would take "
@@ -116,7 +116,7 @@ def _best_k(evaluation: Evaluation) -> str:
 
 
 def k_table(evaluation: Evaluation) -> Table:
-    """Both arms at the same k, for every k that was replayed."""
+    """Return both arms at the same k, for every k that was replayed."""
     points = {point.candidate_num_speculative_tokens: point for point in evaluation.equal_k}
     return Table(
         columns=(
@@ -200,7 +200,7 @@ def length_chart(evaluation: Evaluation) -> Chart:
 
 
 def noise_section(evaluation: Evaluation) -> Section:
-    """The control arm: the baseline timed against itself."""
+    """Return the control arm: the baseline timed against itself."""
     point = evaluation.operating_point
     if point.control_speedup is None:
         why = evaluation.latency.undefined.get("control", "the control arm was not timed")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from quantdraft.checkpoints.reference import embedded_prompts
 from quantdraft.engines.llamacpp.gguf import GgufConversion, convert
-from quantdraft.engines.llamacpp.proof import MAX_TOKENS, Speculation, load_and_speculate
 from quantdraft.engines.llamacpp.server import DIRECTORY_VARIABLE, PROGRAM, find_server
+from quantdraft.engines.llamacpp.trial import MAX_TOKENS, Speculation, load_and_speculate
 from quantdraft.errors import CheckpointError, EngineError
 from quantdraft.workflows.export.target import Target
 

@@ -21,7 +21,6 @@ from quantdraft.checkpoints.weights import INDEX_FILE, TensorInfo
 from quantdraft.common.files import file_sha256, write_json
 from quantdraft.engines.findings import vocab_size
 from quantdraft.errors import CheckpointError
-from quantdraft.quantize.ledger import embedding_name
 
 CHUNK_BYTES = 1 << 24
 
@@ -60,7 +59,7 @@ def plan_padding(checkpoint: Checkpoint, vocabulary: int) -> Padding | None:
             f"the draft has {before} rows and the target {vocabulary}: a draft is not cut, for it "
             "may propose any of its tokens. Pad the target's embedding and head instead."
         )
-    embedding = embedding_name(checkpoint)
+    embedding = checkpoint.embedding_name
     rows = {embedding: vocabulary} | _head_rows(checkpoint, before, vocabulary)
     _require_rows(checkpoint, embedding, before)
     return Padding(before, vocabulary, rows)

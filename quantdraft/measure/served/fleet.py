@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantdraft.engines.process import Server, free_port
-from quantdraft.engines.vllm.client import Client, Completion, Request
-from quantdraft.engines.vllm.environment import Environment
-from quantdraft.engines.vllm.replies import Counters
-from quantdraft.engines.vllm.server import server_variables, started
-from quantdraft.engines.vllm.settings import Serving, server_command
+from quantdraft.engines.counters import Counters
+from quantdraft.engines.measured import (
+    Client,
+    Completion,
+    Installation,
+    MeasuredEngine,
+    Request,
+    ServerPlan,
+    ask,
+)
+from quantdraft.engines.process import Server
 from quantdraft.errors import EngineError
 
 ARMS = ("autoregressive", "baseline", "candidate", "control")
@@ -29,8 +35,8 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one server said to one prompt, and what it counted."""
+class ArmAnswer:
+    """What one arm's server answered to one prompt, and what it counted."""
 
     prompt: int  # position among the requests
     completion: Completion
@@ -39,10 +45,10 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ArmAnswers:
     """Every answer by arm, in the order of asking; or by arm why its server could not answer."""
 
-    by_arm: dict[str, list[Answer]]
+    by_arm: dict[str, list[ArmAnswer]]
     undefined: dict[str, str]
 
 
@@ -52,24 +58,23 @@ def ask_in_turns(
     progress: Progress,
     load: int = 0,
     num_loads: int = 1,
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[ArmAnswer]]:
     """Ask servers that are all up, prompt by prompt; see `turn` for the order of the arms."""
-    answers: dict[str, list[Answer]] = {arm: [] for arm in clients}
+    answers: dict[str, list[ArmAnswer]] = {arm: [] for arm in clients}
     for index, request in enumerate(requests):
         for arm in turn(list(clients), index, load, num_loads):
-            answers[arm].append(Answer(index, *clients[arm].ask(request), load))
+            answers[arm].append(ArmAnswer(index, *ask(clients[arm], request), load))
             progress(1)
     return answers
 
 
-def warm_up(client: Client, requests: Sequence[Request]) -> None:
-    """Answers that count for nothing; EngineError where the server cannot give them."""
-    for request in requests[:NUM_WARM_UP]:
-        client.complete(request)
+def warm_up(client: Client, requests: Sequence[Request]) -> list[Completion]:
+    """Return answers that count for nothing. Raises EngineError where the server has none."""
+    return [client.complete(request) for request in requests[:NUM_WARM_UP]]
 
 
 def visits(arms: Sequence[str], prompt: int) -> list[str]:
-    """The order of the arms on one prompt: forward from another one each time, then back."""
+    """Return the order of the arms on one prompt: from another first one each time, and back."""
     if not arms:
         return []
     first = prompt % len(arms)
@@ -94,77 +99,81 @@ def num_visits(num_loads: int) -> int:
 class Fleet:
     """The servers of one evaluation: how each arm's is started, and where its log goes."""
 
-    environment: Environment
-    serving: Serving
-    drafts: Mapping[str, Path | None]  # arm -> its draft; None: the target alone
+    engine: MeasuredEngine
+    installation: Installation
+    plan: ServerPlan
+    drafts: Mapping[str, Path | None]  # arm -> what the engine loads; None: the target alone
     run_dir: Path
 
-    @contextlib.contextmanager
-    def start(self, arm: str) -> Iterator[Server]:
-        """One arm's server, started and not yet healthy."""
-        port = free_port()
-        command = server_command(self.environment, self.serving, self.drafts[arm], port)
-        variables = server_variables(self.environment.prefix, self.environment.device_type)
-        log = self.run_dir / f"vllm-{arm}.log"
-        with started(command, port, log, variables) as server:
-            yield server
+    def start(self, arm: str) -> AbstractContextManager[Server]:
+        """Start one arm's server, not yet healthy."""
+        name = self.engine.title.lower().replace(".", "")
+        log = self.run_dir / f"{name}-{arm}.log"
+        return self.installation.start(self.plan, self.drafts[arm], log)
 
     def ask_together(
         self, requests: Sequence[Request], num_loads: int, progress: Progress
-    ) -> Answers:
-        """All servers up at once, asked in turns; nobody is asked where one does not come up."""
-        answers: dict[str, list[Answer]] = {arm: [] for arm in self.drafts}
+    ) -> ArmAnswers:
+        """Ask all servers in turns; none is asked where one does not come up."""
+        answers: dict[str, list[ArmAnswer]] = {arm: [] for arm in self.drafts}
         for load in range(num_loads):
             with contextlib.ExitStack() as stack:
                 servers = {arm: stack.enter_context(self.start(arm)) for arm in self.drafts}
-                failed = {arm: why for arm, s in servers.items() if (why := not_ready(s, requests))}
+                checked = {arm: self.failure(arm, s, requests) for arm, s in servers.items()}
+                failed = {arm: why for arm, why in checked.items() if why is not None}
                 if failed:
-                    return Answers({}, failed)
-                clients = {arm: Client(server.url) for arm, server in servers.items()}
+                    return ArmAnswers({}, failed)
+                clients = {arm: self.engine.client(s.url) for arm, s in servers.items()}
                 with blamed_on(servers):
                     found = ask_in_turns(clients, requests, progress, load, num_loads)
                 for arm, new in found.items():
                     answers[arm] += new
-        return Answers(answers, {})
+        return ArmAnswers(answers, {})
 
     def ask_one_by_one(
         self, requests: Sequence[Request], num_loads: int, progress: Progress
-    ) -> Answers:
-        """One server at a time, in one order of the arms in one load and in reverse in the next."""
-        answers: dict[str, list[Answer]] = {arm: [] for arm in self.drafts}
+    ) -> ArmAnswers:
+        """Ask one server after the other; the next load has the arms in the reverse order."""
+        answers: dict[str, list[ArmAnswer]] = {arm: [] for arm in self.drafts}
         times_asked = num_visits(num_loads) // num_loads
         for load in range(num_loads):
             for arm in [*self.drafts][:: -1 if load % 2 else 1]:
                 with self.start(arm) as server:
-                    reason = not_ready(server, requests)
+                    reason = self.failure(arm, server, requests)
                     if reason is not None:
-                        return Answers({}, {arm: reason})
-                    client = Client(server.url)
+                        return ArmAnswers({}, {arm: reason})
+                    client = self.engine.client(server.url)
                     with blamed_on({arm: server}):
                         for index, request in [*enumerate(requests)] * times_asked:
-                            answers[arm].append(Answer(index, *client.ask(request), load))
+                            answers[arm].append(ArmAnswer(index, *ask(client, request), load))
                             progress(1)
-        return Answers(answers, {})
+        return ArmAnswers(answers, {})
 
-
-def not_ready(server: Server, requests: Sequence[Request]) -> str | None:
-    """Why a server cannot answer, in its own words; None once it has answered the warm-up."""
-    try:
-        server.wait_until_healthy()
-        with blamed_on({"its first request": server}):
-            warm_up(Client(server.url), requests)
-    except EngineError as error:
-        return str(error)
-    return None
+    def failure(self, arm: str, server: Server, requests: Sequence[Request]) -> str | None:
+        """Wait for a server and warm it up; return why it cannot answer, or None."""
+        try:
+            server.wait_until_healthy()
+            client = self.engine.client(server.url)
+            with blamed_on({"its first request": server}):
+                answers = warm_up(client, requests)
+                has_round = any(answer.num_decoded > 1 for answer in answers)
+                if self.drafts[arm] is not None and has_round and not client.counters().num_drafts:
+                    raise EngineError(
+                        f"{self.engine.title} serves without the draft: {server.reason()}"
+                    )
+        except EngineError as error:
+            return str(error)
+        return None
 
 
 @contextlib.contextmanager
 def blamed_on(servers: Mapping[str, Server]) -> Iterator[None]:
-    """An error while asking is told with the last words of the server that died of it."""
+    """Raise an error while asking with the last words of the server that died of it."""
     try:
         yield
     except EngineError as error:
         for arm, server in servers.items():
             if server.has_failed():
-                raise EngineError(f"vLLM failed while serving {arm}: {server.reason()}") from error
+                engine, reason = server.format.engine, server.reason()
+                raise EngineError(f"{engine} failed while serving {arm}: {reason}") from error
         raise

@@ -1,0 +1,101 @@
+"""vLLM as it is measured: an installation, its servers, and what counts as one of its rounds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.engines.measured import ServerPlan
+from quantdraft.engines.process import Server, free_port, running
+from quantdraft.engines.serving_settings import ServingSettings
+from quantdraft.engines.vllm import settings as own
+from quantdraft.engines.vllm.client import VllmClient
+from quantdraft.engines.vllm.environment import Environment, find_vllm
+from quantdraft.engines.vllm.server import LOG, vllm_variables
+from quantdraft.record import AcceptanceRule
+from quantdraft.traffic.traffic import Sampling
+
+# Of one server without its weights: three processes with torch in each, and 1 GB of KV cache.
+CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
+
+
+class VllmInstallation:
+    """One installed vLLM, with the user's settings of its servers."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        speculative: Mapping[str, Any] | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self.environment, self.arguments = environment, arguments
+        self.speculative: Mapping[str, Any] = dict(speculative or {})
+        self.version, self.device_type = environment.version, environment.device_type
+        self.server_bytes = CPU_SERVER_BYTES if self.device_type == "cpu" else CUDA_SERVER_BYTES
+        self.is_synthetic = own.is_synthetic(self.speculative)
+
+    def float_types(self, asked: str, target: Checkpoint) -> tuple[str, ...]:
+        """On a CPU float32, in which counters are exact, before bfloat16."""
+        if asked != "auto":
+            return (asked,)
+        return ("float32", "bfloat16") if self.device_type == "cpu" else ("bfloat16",)
+
+    def model_file(self, checkpoint: Checkpoint, dtype: str) -> Path:
+        """Return the checkpoint's directory."""
+        return checkpoint.path.absolute()
+
+    @contextlib.contextmanager
+    def start(self, plan: ServerPlan, draft: Path | None, log: Path) -> Iterator[Server]:
+        """Start one server, not yet healthy; `draft` None: the target alone."""
+        port, environment = free_port(), self.environment
+        command = own.vllm_command(environment, plan, draft, port, self.speculative, self.arguments)
+        variables = vllm_variables(environment.prefix, self.device_type)
+        with running(command, port, log, variables, LOG) as server:
+            yield server
+
+
+class MeasuredVllm:
+    """How vLLM is served and counted on this machine."""
+
+    title = "vLLM"
+
+    def open(self, settings: ServingSettings) -> VllmInstallation:
+        """Return the installed vLLM. Raises EngineError without one, OptionError for settings."""
+        found = find_vllm(settings.path)
+        speculative = own.parse_pairs(settings.spec)
+        own.require_known_keys(speculative, found)
+        own.require_possible(speculative, found)
+        own.require_loopback(settings.args)
+        return VllmInstallation(found, speculative, settings.args)
+
+    def client(self, url: str) -> VllmClient:
+        """Return a client of a running server."""
+        return VllmClient(url)
+
+    def refusal(self, rule: AcceptanceRule, sampling: Sampling) -> str | None:
+        """Return why vLLM does not decode by this rule, or None."""
+        if rule == "exact_match":
+            return "vLLM has no acceptance rule 'exact_match'. Use greedy_draft."
+        return None
+
+    def candidate(self, name: str, baseline: str | None, settings: ServingSettings) -> str:
+        """Return the name: vLLM loads what is evaluated."""
+        return name
+
+    def input_types(self, checkpoint: Checkpoint) -> frozenset[str]:
+        """Return the types of the inputs that the checkpoint's formats round."""
+        from quantdraft.checkpoints.tensors.unpacking import quantized_modules  # imports torch
+
+        formats = quantized_modules(checkpoint).values()
+        return frozenset(fmt.activations for fmt in formats if fmt.activations)
+
+    def replay_type(self, checkpoint: Checkpoint, dtype: str) -> str:
+        """Return the servers' float type: the draft runs in the target's."""
+        return dtype
+
+    def num_round_tokens(self, num_tokens: int, is_cut: bool) -> int:
+        """Return all of them: every token after the first comes from a round."""
+        return num_tokens

@@ -1,0 +1,137 @@
+"""Fit a recipe to a draft: refuse what it cannot quantize, and leave out modules of a draft head.
+
+Nothing is skipped silently: what a recipe cannot quantize is an error.
+
+Modules that engines stack (q, k and v; gate and up) need no common scale: a scale of a row or of a
+group is stacked with its rows. NVFP4 has one scale a matrix, which llm-compressor makes equal.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.stored_formats import HEAD
+from quantdraft.checkpoints.weights import FLOAT_DTYPES
+from quantdraft.errors import RecipeError
+from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.quantize.recipe_formats import formats_by_module
+
+# Their projections are Conv1D modules, stored transposed: no format here describes them.
+TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
+
+# llm-compressor knows a norm by the end of its name; these are pre_fc_norm_hidden, fc_norm.0, …
+NORMS = r"re:(.*\.)?\w*norm\w*(\.\d+)?$"
+
+
+def fit_recipe(recipe: Recipe, source: Checkpoint, head: DraftHead | None) -> Recipe:
+    """Return the recipe as it is applied to this draft; of a draft head, see `recipe_for_head`.
+
+    Raises RecipeError where it does not fit.
+    """
+    fitted = recipe if head is None else recipe_for_head(recipe, head)
+    _require_applicable(fitted, source)
+    return fitted
+
+
+def recipe_for_head(recipe: Recipe, head: DraftHead) -> Recipe:
+    """Add the exclusions of the head's family to the recipe's `ignore`.
+
+    Raises RecipeError for one that has to run the draft, or quantizes a head it does not own.
+    """
+    if recipe.is_identity:
+        return recipe
+    _require_data_free(recipe, head)
+    if recipe.lm_head != "keep" and not head.can_quantize_head:
+        raise RecipeError(
+            f"recipe {recipe.name!r} quantizes the output head, and this draft head "
+            f"({head.family.title}) shares the target's. Use one that keeps it: "
+            + f"{', '.join(_data_free_names(head))}."
+        )
+    _require_flat_experts(recipe, head)
+    patterns = [pattern for each in head.family.excluded for pattern in each.patterns]
+    return recipe.model_copy(update={"ignore": (*recipe.ignore, *patterns, NORMS)})
+
+
+def _require_data_free(recipe: Recipe, head: DraftHead) -> None:
+    """Raise RecipeError for a recipe that needs a forward pass; name the others."""
+    if not _is_data_free(recipe):
+        raise RecipeError(
+            f"recipe {recipe.name!r} loads or runs the draft, and a draft head "
+            f"({head.family.title}) does not run without its target. Data-free recipes: "
+            + f"{', '.join(_data_free_names(head))}."
+        )
+
+
+def _is_data_free(recipe: Recipe) -> bool:
+    is_ours = recipe.backend == "llmcompressor" and recipe.modifiers is None
+    return recipe.is_identity or (is_ours and not recipe.needs_calibration)
+
+
+def _data_free_names(head: DraftHead) -> list[str]:
+    recipes = [load_recipe(name) for name in bundled_recipe_names()]
+    can_take_head = head.can_quantize_head
+    return [
+        recipe.name
+        for recipe in recipes
+        if _is_data_free(recipe)
+        and not recipe.is_identity
+        and (recipe.lm_head == "keep" or can_take_head)
+    ]
+
+
+def _require_flat_experts(recipe: Recipe, head: DraftHead) -> None:
+    """Refuse stacked experts: llm-compressor splits them under names that engines do not know."""
+    for name, info in head.tensors.items():
+        if len(info.shape) == 3 and ("gate_up_proj" in name or "down_proj" in name):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {name!r} holds {info.shape[0]} experts in one tensor. "
+                "Store them one by one, as the target's own checkpoint does."
+            )
+
+
+def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
+    """Raise RecipeError where the recipe does not fit the draft."""
+    if recipe.is_identity:
+        return
+    if source.quantization is not None:
+        method = source.quantization.get("quant_method", "an unknown method")
+        raise RecipeError(
+            f"'{source.path}' is quantized already ({method}). Give the full-precision draft."
+        )
+    if source.config.get("model_type") in TRANSPOSED_MODEL_TYPES:
+        raise RecipeError(
+            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
+            f"{source.config['model_type']!r}, whose weights are stored transposed. "
+            "Use a draft of another architecture."
+        )
+    if recipe.modifiers is None and recipe.scheme != "none":
+        _require_whole_groups(recipe, source)
+
+
+def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
+    formats = formats_by_module(recipe, source.tensors)
+    widths = {module: source.tensors[f"{module}.weight"] for module in formats}
+    if source.has_tied_head and recipe.lm_head != "keep":
+        widths[HEAD] = source.tensors[source.embedding_name]
+        formats |= formats_by_module(recipe, {f"{HEAD}.weight": widths[HEAD]})
+    if not formats:
+        raise RecipeError(f"recipe {recipe.name!r} ignores every layer of '{source.path}'.")
+    for module, info in widths.items():
+        fmt, columns = formats[module], info.shape[1]
+        group_size = fmt.block[1] if fmt.block else fmt.group_size
+        if fmt.library == "bitsandbytes":  # its blocks run on from row to row
+            group_size = None
+        if info.dtype not in FLOAT_DTYPES - {"F64"}:
+            raise RecipeError(
+                f"recipe {recipe.name!r}: '{module}' holds {info.dtype}, not 16- or 32-bit floats."
+            )
+        if group_size is not None and columns % group_size:
+            smaller = f"copy the recipe and set group_size: {math.gcd(columns, 128)}, or "
+            is_fixed = fmt.block is not None or fmt.kind != "int"
+            raise RecipeError(
+                f"recipe {recipe.name!r}: '{module}' has {columns} inputs, which groups of "
+                f"{group_size} do not divide. To go on, {'' if is_fixed else smaller}"
+                "use a recipe with one scale per row (int8, fp8)."
+            )
