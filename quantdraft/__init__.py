@@ -3,7 +3,7 @@
 The functions are those of the commands, with the same defaults, and return the record that the
 command prints. Each is imported when it is first used, so `import quantdraft` loads nothing heavy.
 They raise `QuantDraftError` for what a user can mend, print nothing, and draw progress only inside
-`with quantdraft.progress():`. `__init__.pyi` beside this file gives the types.
+`with quantdraft.show_progress():`. `__init__.pyi` beside this file gives the types.
 """
 
 from importlib import import_module
@@ -29,10 +29,10 @@ _NAMES = {  # module -> what is taken from it
     "workflows.select.select": ("SelectSettings", "select"),
     "workflows.sweep.grid": ("SweepSettings",),
     "workflows.sweep.sweep": ("sweep",),
-    "record": ("Bench", "Evaluation", "Interval", "SideBySide", "Verdict"),
+    "record": ("Bench", "Evaluation", "Interval", "ComparedRuns", "Verdict"),
     "checkpoints.checkpoint": ("Checkpoint",),
     "traffic.traffic": ("Sampling", "Traffic"),
-    "common.progress": ("progress",),
+    "common.progress": ("show_progress",),
     "errors": ("QuantDraftError",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -75,11 +75,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The directory's name, or owner/name's last part for a Hub snapshot."""
-        parts = self.path.resolve().parts
-        if "snapshots" in parts:  # …/models--owner--name/snapshots/<revision>
-            return parts[parts.index("snapshots") - 1].split("--")[-1]
-        return parts[-1]
+        """The model's name: see `name_of`."""
+        return name_of(self.path)
 
     @property
     def revision(self) -> str | None:
@@ -88,6 +85,14 @@ class Checkpoint:
         if "snapshots" not in parts[:-1]:
             return None
         return parts[parts.index("snapshots") + 1]
+
+
+def name_of(path: Path) -> str:
+    """Return a model's name: its directory's, or the last part of owner/name for a Hub model."""
+    parts = path.resolve().parts
+    if "snapshots" in parts:  # …/models--owner--name/snapshots/<revision>
+        return parts[parts.index("snapshots") - 1].split("--")[-1]
+    return parts[-1]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

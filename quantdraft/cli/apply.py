@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, tell_aside
 from quantdraft.cli.values import A_PATH, ModelName
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.errors import OptionError
 
 
@@ -56,7 +56,7 @@ def apply(
     its bytes are what the scheme promises. A killed run leaves nothing and starts from the
     beginning; the same inputs and seed give the same bytes.
     """
-    with step("apply") as now:
+    with show_progress("apply") as now:
         from quantdraft.judge.verdict.policy import load_policy
         from quantdraft.quantize.apply import applied_lines
         from quantdraft.quantize.apply import apply as apply_recipe

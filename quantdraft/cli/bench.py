@@ -18,7 +18,7 @@ from quantdraft.cli.values import (
     parse_numbers,
     recipe_names,
 )
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record.choices import ModeChoice
 
 SHAPE = Name("shape", known_shapes, is_open=True)
@@ -93,7 +93,7 @@ def bench(
     Baseline, control and candidates take turns in shuffled blocks. A point that does not fit into
     memory or time is left out, and the table says so. Writes bench.json and bench.md.
     """
-    with step("bench"):
+    with show_progress("bench"):
         from quantdraft.report import render_bench
         from quantdraft.workflows.bench import BenchSettings
         from quantdraft.workflows.bench import bench as run_bench
@@ -115,7 +115,8 @@ def bench(
             output=output,
             force=force,
         )
-        measured, output = run_bench(settings)
+        measured = run_bench(settings)
+        output = settings.directory(measured.name)
     if as_json:
         print_record(output / "bench.json")
     else:

@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, tell_aside
 from quantdraft.cli.values import A_PATH
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record.choices import DtypeChoice
 
 
@@ -91,7 +91,7 @@ def capture(
 
     A killed run goes on where it stopped when the same command is given again.
     """
-    with step("capture"):
+    with show_progress("capture"):
         from quantdraft.measure.capture import capture as capture_traffic
         from quantdraft.measure.settings import CaptureSettings
         from quantdraft.record.wording import counted

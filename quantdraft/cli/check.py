@@ -12,7 +12,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines
 from quantdraft.cli.values import ModelName
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record.terms import USUAL_K
 
 
@@ -39,7 +39,7 @@ def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -
 
     Exit code 0: they are compatible; 1: they are not. Every finding is one line with what to do.
     """
-    with step("check"):
+    with show_progress("check"):
         from quantdraft.workflows.check import check as check_pair
 
         result = check_pair(target, draft, k, policy)

@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_lines, print_record
 from quantdraft.cli.values import A_PATH
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 
 @click.command(
@@ -24,7 +24,7 @@ from quantdraft.common.progress import step
 @options.json_output("Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Compare recipes side by side: one report of several run directories."""
-    with step("compare"):
+    with show_progress("compare"):
         from quantdraft.report import COMPARISON_FILE, render_comparison
         from quantdraft.workflows.compare import compare as compare_runs
 

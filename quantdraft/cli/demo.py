@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, tell, tell_aside
 from quantdraft.cli.values import AT_LEAST_1, RecipeName, recipe_names
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 
 @click.command(
@@ -51,7 +51,7 @@ def demo(
     as_json: bool,
 ) -> None:
     """Do the whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
-    with step("demo"):
+    with show_progress("demo"):
         from quantdraft.workflows.demo import demo as run_demo
         from quantdraft.workflows.demo import write_inputs
 

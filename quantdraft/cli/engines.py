@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Commands
 from quantdraft.cli.printing import print_json
 from quantdraft.cli.values import A_PATH, Name
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 
 @click.group(
@@ -54,7 +54,7 @@ def list_engines(as_json: bool) -> None:
 @options.json_output()
 def install(name: str, directory: Path | None, force: bool, as_json: bool) -> None:
     """Make an engine's own environment: the CUDA build where there is a GPU, else the CPU build."""
-    with step(f"install {name}") as now:
+    with show_progress(f"install {name}") as now:
         from quantdraft.engines.vllm.environment import as_record, install_vllm
 
         found = install_vllm(directory, force=force, say=now)
@@ -67,7 +67,7 @@ def install(name: str, directory: Path | None, force: bool, as_json: bool) -> No
 
 
 def _print_engines(as_json: bool) -> None:
-    with step("engines"):
+    with show_progress("engines"):
         from quantdraft.engines.vllm.environment import as_record, installed_vllm
 
         found = installed_vllm()

@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_lines, print_record
 from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, EngineChoice, ModeChoice
 
@@ -165,7 +165,7 @@ def evaluate(
     few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
     report.md and report.html. A killed run resumes.
     """
-    with step("evaluate"):
+    with show_progress("evaluate"):
         from quantdraft.engines.serving_settings import ServingSettings
         from quantdraft.measure.settings import (
             EvaluateSettings,
@@ -221,7 +221,7 @@ def evaluate(
             output=output,
             force=force,
         )
-        evaluation, run_dir = evaluate_candidate(settings)
+        evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
     if as_json:
         print_record(run_dir / RECORD_FILE)
     else:

@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, print_lines
 from quantdraft.cli.values import A_PATH, Name, serving_names
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 WARNING = "WARNING: "
 ENGINE = Name("engine", serving_names, is_open=True)
@@ -85,7 +85,7 @@ def export(
     is built there too (or on PATH), it loads the file and speculates with it, and the card says
     what it counted.
     """
-    with step("export"):
+    with show_progress("export"):
         from quantdraft.workflows.export.export import ExportSettings
         from quantdraft.workflows.export.export import export as export_checkpoint
 

@@ -8,7 +8,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines
 from quantdraft.cli.values import AT_LEAST_1, Name, gpu_names, known_shapes, parse_ks
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 A_CONFIG = Name("shape", known_shapes, is_open=True)
 
@@ -91,7 +91,7 @@ def plan(
 
     Everything it prints is a prediction; `quantdraft evaluate` measures.
     """
-    with step("plan"):
+    with show_progress("plan"):
         from quantdraft.workflows.plan import PlanSettings, plan_lines
         from quantdraft.workflows.plan import plan as make_plan
 

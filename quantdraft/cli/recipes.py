@@ -7,7 +7,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.values import Name, RecipeName, recipe_and_sweep_names
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.errors import OptionError
 
 
@@ -27,7 +27,7 @@ def recipes(action: str | None, name: str | None, as_json: bool) -> None:
     The list says what each needs, on which devices a kernel computes in it, and which engines load
     the result.
     """
-    with step("recipes"):
+    with show_progress("recipes"):
         from quantdraft.workflows import list_recipes
 
         if action != "show" and name is not None:

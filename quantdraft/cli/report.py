@@ -11,7 +11,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines
 from quantdraft.cli.values import A_PATH
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 
 
 @click.command(
@@ -25,7 +25,7 @@ from quantdraft.common.progress import step
 def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent
-    with step("report"):
+    with show_progress("report"):
         from quantdraft.report import render_terminal, write_report
         from quantdraft.workflows.report import read_run
 

@@ -10,7 +10,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_lines, print_record, tell_aside
 from quantdraft.cli.values import A_PATH, RecipeName, parse_ks, recipe_names
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice
 
@@ -86,7 +86,7 @@ def select(
     tokens and timed, and ordered by speed over the target alone, with the reasons. A killed run
     goes on where it stopped when the same command is given again.
     """
-    with step("select"):
+    with show_progress("select"):
         from quantdraft.measure.settings import (
             EvaluateSettings,
             ModelSettings,

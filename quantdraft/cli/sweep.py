@@ -12,7 +12,7 @@ from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_record, tell, tell_aside
 from quantdraft.cli.values import Name, Positive, parse_ks, parse_names, recipe_and_sweep_names
-from quantdraft.common.progress import step
+from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 
@@ -101,7 +101,7 @@ def sweep(
     here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; time
     steps there only with a whole node for a job (the default).
     """
-    with step("sweep"):
+    with show_progress("sweep"):
         from quantdraft.measure.settings import (
             EvaluateSettings,
             ModelSettings,

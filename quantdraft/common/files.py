@@ -29,6 +29,7 @@ from quantdraft.errors import (
 )
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from pydantic import TypeAdapter
 
 Record = TypeVar("Record")
@@ -163,6 +164,14 @@ def require_outside(output: Path, given: Path, what: str) -> None:
         raise OptionError(f"--output '{output}' is {what} itself. Give another place.")
     if written.is_relative_to(read):
         raise OptionError(f"--output '{output}' lies inside {what}, '{given}'. Give another place.")
+
+
+def coerce_paths(settings: DataclassInstance) -> None:
+    """Turn the texts that a frozen settings object has for paths into paths, in place."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if "Path" in str(field.type) and isinstance(value, str):
+            object.__setattr__(settings, field.name, Path(value))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Lines lie within one another: the stage of a job under the job. All of them are 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -111,6 +112,20 @@ def share_bar(name: str) -> Iterator[Callable[[float], None]]:
 
 
 @contextmanager
+def show_progress(name: str = "quantdraft") -> Iterator[Callable[[str], None]]:
+    """Draw progress and print notes on stderr while the block runs; outside of one all is silent.
+
+    Yields a function that says what is done now.
+    """
+    _DISPLAY.num_viewers += 1
+    try:
+        with step(name) as rename:
+            yield rename
+    finally:
+        _DISPLAY.num_viewers -= 1
+
+
+@contextmanager
 def step(name: str) -> Iterator[Callable[[str], None]]:
     """Something whose length nobody knows; yield a function that says what it is doing now."""
     line = Line(name)
@@ -139,7 +154,10 @@ def aside() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Print a line on stderr: something that the user should know and that no record holds."""
+    """Print a line on stderr, or log it where progress is not shown: what no record holds."""
+    if not _DISPLAY.num_viewers:
+        logging.getLogger("quantdraft").info(message)
+        return
     with aside():
         print(message, file=sys.stderr)
 
@@ -160,6 +178,7 @@ class _Display:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.num_viewers = 0  # blocks of `show_progress`
         self._lines: list[Line] = []
         self._stream: TextIO = sys.stderr
         self._live: Live | None = None
@@ -170,7 +189,7 @@ class _Display:
         """False where nobody looks. Inner lines are shown where the outermost is."""
         with self.lock:
             if not self._lines:
-                if not _is_for_people(sys.stderr):
+                if not self.num_viewers or not _is_for_people(sys.stderr):
                     return False
                 self._stream = sys.stderr
                 self._has_ended = threading.Event()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantdraft.common.files import coerce_paths
 from quantdraft.record.choices import EngineChoice
 
 # What only an engine with servers reads, as the command line spells it.
@@ -32,6 +33,9 @@ class ServingSettings:
     num_prompts: int | None = None  # None: all of the traffic
     k: int | None = None  # the one k that is served; None: the nearest to 4 of those replayed
     num_loads: int | None = None  # starts of each arm's server; None: 2
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
     @property
     def is_native(self) -> bool:

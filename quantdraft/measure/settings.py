@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quantdraft.checkpoints.checkpoint import name_of
+from quantdraft.common.files import coerce_paths
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
@@ -42,6 +44,9 @@ class TrafficSettings:
     top_p: float | None = None
     top_k: int | None = None
     acceptance_rule: AcceptanceRule | None = None  # None: by the traffic's sampling
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
     def sampling(self, seed: int) -> Sampling:
         """Return the sampling that is given; greedy, without limits, where nothing is."""
@@ -100,6 +105,14 @@ class EvaluateSettings:
     force: bool = False
     shared_stages: Path | None = None  # where runs of one sweep share the baseline's replay
 
+    def __post_init__(self) -> None:
+        coerce_paths(self)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run: the output, or runs/ and the candidate's name."""
+        return self.output or Path("runs") / name_of(Path(self.models.candidate))
+
     def check(self) -> None:
         """Raise OptionError with every problem of the settings, and of those that do not fit."""
         problems = [
@@ -145,6 +158,9 @@ class CaptureSettings:
     force: bool = False  # replace an output, and discard an unfinished one of other settings
     trust_remote_code: bool = False
     target_url: str | None = None  # of a vLLM server; `target` then gives the tokenizer alone
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
     def check(self) -> None:
         """Raise OptionError with every problem of the settings."""

@@ -23,7 +23,7 @@ from quantdraft.quantize.calibration import CalibrationData, calibration_data
 from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import Proof, prove
-from quantdraft.quantize.recipe import Recipe
+from quantdraft.quantize.recipe import Recipe, load_recipe
 from quantdraft.quantize.staging import copy_unchanged_files, stage_source
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
@@ -33,7 +33,7 @@ _EQUAL_LOGITS = "logits equal the draft's"
 
 
 def apply(
-    recipe: Recipe,
+    recipe: Recipe | str,
     draft: str,
     output: Path | None = None,
     *,
@@ -47,9 +47,10 @@ def apply(
 ) -> Checkpoint:
     """Quantize a draft into `output`, re-open it, prove it, and return it.
 
+    recipe: a recipe, the name of a bundled one, or a path to a YAML file
     draft: a directory or a Hub id
     output: `<draft>-<recipe>` in the current directory by default
-    calibration: a traffic file, for a recipe that is calibrated
+    calibration: a traffic file, for a recipe that is calibrated; others do not read it
     min_speedup: the speedup that the policy asks of a go; the byte ledger is compared with it
     progress: called with each step
     announce: called, before anything is done, with what a draft head could gain by its bytes alone
@@ -57,6 +58,8 @@ def apply(
     """
     from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
 
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe)
     report = progress or (lambda message: None)
     torch_device = pick_device(device)
     source, head = _open_draft(resolve_model(draft, revision))

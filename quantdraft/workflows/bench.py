@@ -19,7 +19,7 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.shapes import shape_checkpoint
 from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
-from quantdraft.common.files import file_sha256, whole_directory
+from quantdraft.common.files import coerce_paths, file_sha256, whole_directory
 from quantdraft.common.progress import share_bar
 from quantdraft.common.resume import stage
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
@@ -61,6 +61,13 @@ class BenchSettings:
     output: Path | None = None
     force: bool = False
 
+    def __post_init__(self) -> None:
+        coerce_paths(self)
+
+    def directory(self, name: str) -> Path:
+        """Return the directory of a bench of that name: the output, or ./bench-<name>."""
+        return self.output or Path(f"bench-{name}")
+
     def check(self) -> None:
         """Raise OptionError with every problem of the settings."""
         problems = list(self._problems())
@@ -93,13 +100,13 @@ class Contenders:
         return tuple(name for name in self.sources if name not in {BASELINE, CONTROL, TARGET})
 
 
-def bench(settings: BenchSettings) -> tuple[Bench, Path]:
-    """Time every point, and write bench.json and bench.md; return the record and the directory."""
+def bench(settings: BenchSettings) -> Bench:
+    """Time every point, write bench.json and its pages, and return the record."""
     settings.check()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     contenders = contenders_of(settings)
-    output = settings.output or Path(f"bench-{contenders.name}")
+    output = settings.directory(contenders.name)
     partial = output.with_name(f"{output.name}.partial")
     keep = _keep_in(partial, settings, contenders, output)
     try:
@@ -110,7 +117,7 @@ def bench(settings: BenchSettings) -> tuple[Bench, Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(partial, ignore_errors=True)
-    return measured, output
+    return measured
 
 
 def measure_bench(

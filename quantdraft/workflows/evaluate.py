@@ -44,8 +44,8 @@ from quantdraft.report import write_report
 from quantdraft.traffic.traffic import Traffic
 
 
-def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
-    """Measure, decide, and write the run directory; return the record and where it lies.
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Measure, decide, write the record and its pages to `settings.run_dir`, return the record.
 
     Parts that a killed run with the same settings had finished are not computed again. Raises
     OutputExistsError for a finished run, OutputBusyError where another process writes this one.
@@ -55,7 +55,7 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
         torch.set_num_threads(settings.models.threads)
     models = open_models(_as_engine_loads(settings), settings.timing.longest_context)
     policy = load_policy(settings.policy)
-    run_dir = settings.output or Path("runs") / models.candidate.name
+    run_dir = settings.run_dir
     for model in (models.candidate, models.baseline, models.target):
         if model is not None:
             require_outside(run_dir, model.path, "a model")
@@ -69,7 +69,7 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
         with step("write the report"):
             write_report(evaluation, run_dir)
         write_evaluation(evaluation, run_dir / RECORD_FILE)
-    return evaluation, run_dir
+    return evaluation
 
 
 def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Measurements:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantdraft.judge.analysis import analysed
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record import Evaluation, read_evaluation
+from quantdraft.workflows.compare import record_file
 
 
-def read_run(run: Path) -> Evaluation:
+def read_run(run: str | Path) -> Evaluation:
     """Return the record of a run directory or file; the judge fills in what an older one lacks."""
-    return analysed(read_evaluation(run / RECORD_FILE if run.is_dir() else run))
+    return analysed(read_evaluation(record_file(run)))

@@ -116,7 +116,7 @@ def test_identity_is_never_a_go_in_twenty_runs(tmp_path):
             live_prompts=0,
             seed=seed,
         )
-        evaluation, _ = evaluate(settings)
+        evaluation = evaluate(settings)
         speedup = evaluation.operating_point.speedup_over_baseline
         decisions.append(evaluation.verdict.decision)
         print(f"run {seed}: {decisions[-1]}, speedup {speedup}")

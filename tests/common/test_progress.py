@@ -9,13 +9,13 @@ import time
 import pytest
 
 from quantdraft.common import progress
-from quantdraft.common.progress import Line, bar, clock, share_bar, step, watched
+from quantdraft.common.progress import Line, bar, clock, say, share_bar, show_progress, watched
 from tests.pty_child import COLOUR, in_terminal
 
 WORK = """
 import time
-from quantdraft.common.progress import aside, bar, step
-with step("apply") as now:
+from quantdraft.common.progress import aside, bar, show_progress
+with show_progress("apply") as now:
     now("calibrating")
     with bar(8, "calibrate", "layer") as told:
         for _ in range(8):
@@ -89,7 +89,7 @@ def test_nothing_is_drawn_during_a_timing_but_where_it_reports(monkeypatch):
     drawings = []
     monkeypatch.setattr(progress, "_is_for_people", lambda stream: True)
     monkeypatch.setattr(progress._Display, "_draw", lambda self: drawings.append(time.monotonic()))
-    with step("evaluate"), share_bar("latency") as reach:
+    with show_progress("evaluate"), share_bar("latency") as reach:
         reach(0.5)
         begun = len(drawings)
         time.sleep(3 * progress.SECONDS_BETWEEN)
@@ -112,10 +112,23 @@ def test_a_measurement_takes_its_pace_from_its_first_report():
 
 def test_an_error_inside_leaves_no_line_behind(monkeypatch):
     monkeypatch.setattr(progress, "_is_for_people", lambda stream: True)
-    with pytest.raises(KeyError), step("a"), bar(3, "b", "c"):
+    with pytest.raises(KeyError), show_progress("a"), bar(3, "b", "c"):
         raise KeyError
     assert progress._DISPLAY._lines == []
 
 
 def test_watched_items_come_as_they_are():
     assert list(watched([3, 1, 2], "read", "file")) == [3, 1, 2]
+
+
+def test_nothing_is_drawn_and_nothing_printed_where_progress_is_not_asked_for(monkeypatch, capfd):
+    drawings = []
+    monkeypatch.setattr(progress, "_is_for_people", lambda stream: True)
+    monkeypatch.setattr(progress._Display, "_draw", lambda self: drawings.append(1))
+    with bar(3, "b", "c", is_timed=True) as advance:
+        advance(1)
+        say("a note")
+    assert (drawings, capfd.readouterr().err) == ([], "")
+    with show_progress():
+        say("a note")
+    assert capfd.readouterr().err == "a note\n"

@@ -93,7 +93,7 @@ def write_plan(path: Path, pair: Pair, traffic: Traffic, more_rounds: int = 0) -
 
 def served(pair: Pair, traffic: Path, llamacpp: Path, run: Path, **given: Any) -> Evaluation:
     settings = {"candidate": str(pair.draft), "dtype": "float32", "num_loads": 1} | given
-    evaluation, _ = evaluate(
+    return evaluate(
         evaluation_settings(
             baseline=str(pair.draft),
             target=str(pair.target),
@@ -105,7 +105,6 @@ def served(pair: Pair, traffic: Path, llamacpp: Path, run: Path, **given: Any) -
             **settings,
         )
     )
-    return evaluation
 
 
 def test_counters_are_replays_by_llamacpps_convention(tiny_pair, traffic, llamacpp, tmp_path):

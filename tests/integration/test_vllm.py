@@ -45,7 +45,7 @@ def evaluated(tmp_path: Path, sampling: Sampling, **options: object) -> Evaluati
         )
     )
     settings = {"candidate": str(DRAFT)} | options
-    evaluation, _ = evaluate(
+    return evaluate(
         evaluation_settings(
             baseline=str(DRAFT),
             target=str(TARGET),
@@ -56,7 +56,6 @@ def evaluated(tmp_path: Path, sampling: Sampling, **options: object) -> Evaluati
             **settings,
         )
     )
-    return evaluation
 
 
 def codes(evaluation: Evaluation) -> set[str]:

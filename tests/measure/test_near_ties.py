@@ -204,7 +204,7 @@ def evaluated(tied: Tied, tmp_path: Path, given: Traffic, **settings: object) ->
         dtype="float32",
         no_latency=True,
     )
-    return evaluate(changed(plain, **settings))[0]
+    return evaluate(changed(plain, **settings))
 
 
 def codes(evaluation: Evaluation) -> set[str]:

@@ -76,7 +76,7 @@ def test_bytes_of_a_step_are_the_ledgers_with_the_keys_of_every_row(
         seconds=0.05,
         output=tmp_path / "out",
     )
-    measured, _ = bench(settings)
+    measured = bench(settings)
     one, four = (point.arms["baseline"].step_bytes for point in measured.points)
     # 2 layers, keys and values of 2 heads of 64 numbers, float32, 32 tokens: per further row
     assert four - one == 3 * 2 * 2 * 2 * 64 * 4 * 32
@@ -163,7 +163,7 @@ def test_a_killed_bench_goes_on_at_the_next_point(
         return parts[-1]
 
     monkeypatch.setattr(PointTiming, "time_arms", only_the_rest)
-    measured, _ = bench(settings)
+    measured = bench(settings)
     num_parts = 2 * MIN_LOADS  # of two points
     assert len(parts) == num_parts
     assert measured.points == (merge_loads(parts[::2]), merge_loads(parts[1::2]))

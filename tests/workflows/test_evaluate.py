@@ -79,7 +79,7 @@ def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> Eval
 
 
 def test_a_run_leaves_a_whole_record_and_its_views(settings):
-    evaluation, run_dir = evaluate(settings)
+    evaluation, run_dir = evaluate(settings), settings.run_dir
     assert read_evaluation(run_dir / "evaluation.json") == evaluation
     assert {"report.md", "report.html"} <= {path.name for path in run_dir.iterdir()}
     assert evaluation.verdict.decision in {"go", "no-go", "inconclusive"}
@@ -94,7 +94,7 @@ def test_a_run_leaves_a_whole_record_and_its_views(settings):
 
 
 def test_without_a_target_there_is_acceptance_but_no_go(settings):
-    evaluation, _ = evaluate(changed(settings, target=None))
+    evaluation = evaluate(changed(settings, target=None))
     assert evaluation.verdict.decision != "go"
     assert evaluation.operating_point.speedup_over_baseline is None
     assert "give --target" in evaluation.latency.undefined["candidate"]
@@ -103,7 +103,8 @@ def test_without_a_target_there_is_acceptance_but_no_go(settings):
 
 def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_path):
     apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
-    evaluation, run_dir = evaluate(changed(settings, candidate=str(tmp_path / "fp8")))
+    given = changed(settings, candidate=str(tmp_path / "fp8"))
+    evaluation, run_dir = evaluate(given), given.run_dir
     assert "candidate" not in evaluation.latency.arms
     assert "no cpu kernel" in evaluation.latency.undefined["candidate"]
     projected = evaluation.projection
@@ -118,7 +119,7 @@ def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_pat
 
 def test_identity_is_never_a_go(settings, tiny_pair, tmp_path):
     apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "identity")
-    evaluation, _ = evaluate(changed(settings, candidate=str(tmp_path / "identity")))
+    evaluation = evaluate(changed(settings, candidate=str(tmp_path / "identity")))
     assert evaluation.verdict.decision != "go"  # inconclusive where a timing raised an alarm
     results = {check.name: check.result for check in evaluation.verdict.checks}
     assert results["another than the baseline"] == "fail"
@@ -136,7 +137,7 @@ def test_another_draft_in_floats_is_judged_and_a_copy_is_a_control(settings, tin
             live_prompts=0,
             no_latency=True,
         )
-        evaluation, _ = evaluate(quick)
+        evaluation = evaluate(quick)
         verdicts[name] = evaluation.verdict
         assert not [a for a in evaluation.verdict.alarms if a.code == "not_quantized"]
     assert "control: nothing was quantized" in verdicts["copy"].summary
@@ -150,7 +151,7 @@ def test_damaged_group_scales_are_a_no_go(settings, int4, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(int4, damaged)
     damage_scales(damaged)
-    evaluation, _ = evaluate(changed(settings, candidate=str(damaged)))
+    evaluation = evaluate(changed(settings, candidate=str(damaged)))
     assert evaluation.verdict.decision == "no-go"
     assert evaluation.acceptance[-1].acceptance_rate_loss.low > 0
 
@@ -162,7 +163,7 @@ def test_int4_claimed_over_bf16_weights_raises_the_alarm(settings, int4, tiny_pa
     claimed = json.loads((int4 / "config.json").read_text())
     config["quantization_config"] = claimed["quantization_config"]
     (false / "config.json").write_text(json.dumps(config))
-    evaluation, _ = evaluate(changed(settings, candidate=str(false)))
+    evaluation = evaluate(changed(settings, candidate=str(false)))
     assert "not_quantized" in {alarm.code for alarm in evaluation.verdict.alarms}
     assert evaluation.verdict.decision != "go"
 
@@ -195,7 +196,7 @@ def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
         raise AssertionError("replayed again")
 
     monkeypatch.setattr(measuring, "keep_probabilities", no_replay)
-    evaluation, _ = evaluate(settings)
+    evaluation = evaluate(settings)
     assert evaluation.acceptance
 
 
@@ -245,7 +246,7 @@ def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny
     for change in ({"prompts": others}, {"max_new_tokens": 9}, {"temperature": 0.5}):
         with pytest.raises(OutputExistsError, match="captured from other prompts"):
             evaluate(changed(run, **change))
-    evaluation, _ = evaluate(changed(run, prompts=others, force=True))
+    evaluation = evaluate(changed(run, prompts=others, force=True))
     assert len(evaluation.prompts) == 13
 
 
@@ -253,7 +254,7 @@ def test_layers_held_in_floats_where_they_were_timed_raise_the_alarm(settings, m
     monkeypatch.setitem(KERNELS, ("cpu", "int4"), (UnpackedLinear,))
     book = Book(None)
     monkeypatch.setattr(choice, "book_of", lambda device, num_threads: book)
-    evaluation, _ = evaluate(settings)
+    evaluation = evaluate(settings)
     (alarm,) = [a for a in evaluation.verdict.alarms if a.code == "not_quantized"]
     assert "its quantized layers take" in alarm.message
     assert evaluation.verdict.decision != "go"
@@ -286,7 +287,7 @@ def of_log(settings, logs) -> Callable[..., Evaluation]:
 
     def run(sampled_at: float, **told: object) -> Evaluation:
         given = changed(settings, traffic_path=logs[sampled_at], no_latency=True)
-        return evaluate(changed(given, **told))[0]
+        return evaluate(changed(given, **told))
 
     return run
 
@@ -352,7 +353,7 @@ def test_what_a_header_contradicts_is_refused(settings, told, message):
 
 def test_what_a_header_confirms_is_taken(settings):
     given = changed(settings, temperature=0.0, no_latency=True, live_prompts=0)
-    evaluation, _ = evaluate(given)
+    evaluation = evaluate(given)
     assert evaluation.acceptance_rule == "greedy"
 
 
@@ -390,7 +391,8 @@ def test_prompts_are_captured_into_the_run(settings, tiny_pair):
     run = changed(
         settings, traffic_path=None, prompts=tiny_pair.prompts, max_new_tokens=8, no_latency=True
     )
-    _, run_dir = evaluate(run)
+    evaluate(run)
+    run_dir = run.run_dir
     assert (run_dir / "traffic.jsonl").is_file()
 
 
@@ -404,7 +406,7 @@ def test_prompts_that_a_recipe_was_calibrated_on_are_left_out(
     recipe = load_recipe(str(tmp_path / "int4-gptq.yaml"))
     apply(recipe, str(tiny_pair.draft), tmp_path / "gptq", calibration=traffic)
     run = changed(settings, candidate=str(tmp_path / "gptq"), no_latency=True, live_prompts=0)
-    evaluation, _ = evaluate(run)
+    evaluation = evaluate(run)
     assert len(evaluation.prompts) == 12 - recipe.calibration.num_samples
 
 

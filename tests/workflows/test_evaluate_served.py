@@ -200,7 +200,8 @@ def test_our_servers_answer_in_turns_or_one_after_another(
     own, fake_vllm, monkeypatch, is_interleaved
 ):
     monkeypatch.setattr(served_module, "_memory_share", lambda *_: 0.2 if is_interleaved else None)
-    evaluation, run_dir = evaluate(changed(own, path=fake_vllm()))
+    given = changed(own, path=fake_vllm())
+    evaluation, run_dir = evaluate(given), given.run_dir
     found = evaluation.served
     assert (found.is_interleaved, found.dtype, found.undefined) == (is_interleaved, "float32", {})
     assert list(found.arms) == ["autoregressive", "baseline", "candidate", "control"]
@@ -215,7 +216,7 @@ def test_our_servers_answer_in_turns_or_one_after_another(
 
 
 def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
-    evaluation, _ = evaluate(changed(own, path=fake_vllm("float32")))
+    evaluation = evaluate(changed(own, path=fake_vllm("float32")))
     assert (evaluation.served.dtype, evaluation.served.replay_dtype) == ("bfloat16", "bfloat16")
     assert not evaluation.served.arms["candidate"].is_exact
     for request in evaluation.served.arms["candidate"].requests:
@@ -224,15 +225,14 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
     assert "Measure with --dtype bfloat16" in alarms["dtype_mismatch"]
     assert "engine_disagrees" not in alarms
     measured = changed(own, path=own.output.parent / "env" / "bin" / "python")
-    again, _ = evaluate(changed(measured, dtype="bfloat16", output=own.output.parent / "again"))
+    again = evaluate(changed(measured, dtype="bfloat16", output=own.output.parent / "again"))
     assert "dtype_mismatch" not in {alarm.code for alarm in again.verdict.alarms}
 
 
 @pytest.mark.parametrize("num_loads", [1, 3])
 def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_loads):
-    evaluation, run_dir = evaluate(
-        changed(own, path=fake_vllm(), num_loads=num_loads, num_prompts=2)
-    )
+    given = changed(own, path=fake_vllm(), num_loads=num_loads, num_prompts=2)
+    evaluation, run_dir = evaluate(given), given.run_dir
     for arm in evaluation.served.arms.values():
         assert Counter(r.load for r in arm.requests) == dict.fromkeys(
             range(num_loads), 4 if num_loads == 1 else 2
@@ -249,7 +249,7 @@ def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_l
 )
 def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, ks, asked, k):
     given = changed(own, path=fake_vllm(), ks=ks, k=asked, num_prompts=1)
-    evaluation, _ = evaluate(given)
+    evaluation = evaluate(given)
     assert evaluation.served.num_speculative_tokens == k
     assert evaluation.operating_point.candidate_num_speculative_tokens == k
     started = (tmp_path / "plan.json.started").read_text().splitlines()
@@ -261,7 +261,7 @@ def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, k
 
 
 def test_a_format_that_vllm_cannot_run_leaves_the_speed_undefined_with_its_reason(own, fake_vllm):
-    evaluation, _ = evaluate(changed(own, path=fake_vllm("float32", "bfloat16")))
+    evaluation = evaluate(changed(own, path=fake_vllm("float32", "bfloat16")))
     assert evaluation.served.arms == {}
     assert "no kernel for this format in bfloat16" in evaluation.served.undefined["candidate"]
     assert evaluation.operating_point.speedup_over_baseline is None

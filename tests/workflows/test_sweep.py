@@ -99,7 +99,7 @@ def test_a_sweep_is_what_apply_and_evaluate_find_one_by_one(settings, tiny_pair,
     result = sweep.sweep(settings)
     assert not result.failed
     apply(load_recipe("int4"), str(tiny_pair.draft), tmp_path / "int4")
-    own, _ = evaluate(
+    own = evaluate(
         replace(
             settings.evaluation,
             candidate=str(tmp_path / "int4"),

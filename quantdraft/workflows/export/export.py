@@ -16,7 +16,7 @@ from quantdraft.checkpoints.checkpoint import (
     require_tokenizer,
 )
 from quantdraft.checkpoints.heads import draft_head
-from quantdraft.common.files import require_apart, whole_directory, write_text
+from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
 from quantdraft.engines.llamacpp.gguf import (
@@ -66,6 +66,9 @@ class ExportSettings:
     proof: bool = True  # let llama.cpp's own server, where it is built, load the GGUF
     require_go: bool = False
     force: bool = False
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
 
 @dataclass(frozen=True, slots=True)

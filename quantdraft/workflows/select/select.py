@@ -10,7 +10,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.common.files import write_json
+from quantdraft.common.files import coerce_paths, write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError, OptionError, PairingError
@@ -51,6 +51,9 @@ class SelectSettings:
     calibration: Path | None = None
     runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
     force: bool = False
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
 
 @dataclass(frozen=True, slots=True)

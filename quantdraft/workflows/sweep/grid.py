@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.common.files import write_text
+from quantdraft.common.files import coerce_paths, write_text
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
@@ -36,6 +36,9 @@ class SweepSettings:
     memory_gb: float | None = None
     is_shared: bool = False
     force: bool = False
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
 
 @dataclass(frozen=True, slots=True)
