@@ -1,4 +1,4 @@
-"""What the fault campaign kills: commands on a tiny pair, and how their outputs are judged."""
+"""The commands that the fault campaign kills, on a tiny pair, and the checks of their outputs."""
 
 from __future__ import annotations
 
