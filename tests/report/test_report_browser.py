@@ -139,6 +139,29 @@ def test_dark_and_light_differ_in_paper_and_in_pictures(
     assert seen[0][1] != seen[1][1]
 
 
+@pytest.mark.parametrize("name", ["go", "compare", "select"])
+def test_a_phone_shows_every_cell_of_a_table_with_intervals(
+    browser: Any, pages: dict[str, Path], name: str
+) -> None:
+    page = opened(browser, pages[name], width=NARROW)
+    tables = page.locator("main > section table.cards:visible, header table.cards")
+    assert tables.count() > 0
+    outside = """tables => tables.flatMap(table => [...table.querySelectorAll("td, tbody th")])
+        .filter(cell => cell.textContent && (cell.getBoundingClientRect().right > innerWidth
+            || cell.scrollWidth > cell.clientWidth + 1)).map(cell => cell.textContent)"""
+    assert tables.evaluate_all(outside) == []
+    if name == "compare":
+        pair = page.locator("section tr", has_text="one and two").first
+        assert re.search(r"Speed.*×.*to.*Acceptance rate.*to.*(different|apart)", _flat(pair))
+
+
+def _flat(row: Any) -> str:
+    return " ".join(" ".join(row.locator("td").evaluate_all(TITLED)).split())
+
+
+TITLED = "cells => cells.map(each => `${each.dataset.title} ${each.innerText}`)"
+
+
 def test_hovering_a_point_tells_its_value(browser: Any, pages: dict[str, Path]) -> None:
     page = opened(browser, pages["go"])
     figure = page.locator("#chart-speedup-by-k")

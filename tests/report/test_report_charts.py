@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quantdraft.judge.comparison import grid_points
-from quantdraft.record import Evaluation
+from quantdraft.record import Evaluation, Interval
 from quantdraft.report.blocks import Chart
 from quantdraft.report.charts import drawing
-from quantdraft.report.charts.style import DARK, HUES, LIGHT
+from quantdraft.report.charts.style import DARK, HUES, LIGHT, near_range
 from quantdraft.report.safety import shown_text
 from quantdraft.report.views.html import render
 from quantdraft.report.views.markdown import FIGURES_DIR
@@ -250,3 +252,39 @@ def test_a_comparison_draws_every_recipe(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_told_apart() -> None:
     rows = comparison([evaluation("int4"), evaluation("int4")]).lead
     assert "int4 (2)" in str(rows)
+
+
+def at_speed(name: str, speedup: float, saving: float) -> Evaluation:
+    """One recipe, as fast and with a draft step as short as that."""
+    made = evaluation(name)
+    ends = Interval(speedup, 0.98 * speedup, 1.02 * speedup)
+    step = Interval(saving, saving - 0.02, saving + 0.02)
+    point = replace(made.operating_point, speedup_over_baseline=ends, draft_latency_saving=step)
+    return replace(made, operating_point=point)
+
+
+def test_one_far_recipe_does_not_rule_the_scale() -> None:
+    near = [at_speed(name, 1 + at / 20, 0.2 + at / 20) for at, name in enumerate("abc")]
+    drawn = {c.name: c for c in comparison([*near, at_speed("slow", 0.2, -9.0)]).charts}
+    places = {r["name"]: r["value"] for r in values(drawn["speedups"].spec) if "name" in r}
+    assert set(places) == {"a", "b", "c", "slow"}
+    assert [name for name, value in places.items() if value is None] == ["slow"]
+    assert "◂ 0.200×" in drawing.svg(drawn["speedups"].spec)
+    for name in ("pareto", "break-even"):
+        assert "slow" not in {r.get("name") for r in values(drawn[name].spec)}
+        assert drawn[name].description.endswith("see the numbers: slow.")
+        assert "slow" in {row[0] for row in drawn[name].data.rows}
+
+
+def test_where_most_recipes_are_far_all_are_drawn() -> None:
+    drawn = {c.name: c for c in comparison([at_speed("slow", 0.2, -9.0)]).charts}
+    assert {r["value"] for r in values(drawn["speedups"].spec) if "value" in r} == {0.2}
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
+def test_the_scale_holds_its_levels_and_at_least_half_of_the_values(speeds: list[float]) -> None:
+    low, high = near_range(speeds, 1.0, 1.02)
+    assert low <= 1.0
+    assert high >= 1.02
+    inside = sum(low <= speed <= high for speed in speeds)
+    assert 2 * inside >= len(speeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import read_evaluation
@@ -26,7 +28,7 @@ from quantdraft.traffic.domains import split_by_domain
 from quantdraft.traffic.traffic import Sampling, read_traffic
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.sweep import jobs, sweep
-from quantdraft.workflows.sweep.grid import SweepSettings, expanded, grid, with_absolute_paths
+from quantdraft.workflows.sweep.grid import SweepSettings, expand_sweeps, grid, with_absolute_paths
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, is_done
 from quantdraft.workflows.sweep.local import run_local
 from tests.conftest import Pair
@@ -41,7 +43,11 @@ def here(path: Path) -> Path:
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve responses, every third of another domain."""
     path = tmp_path_factory.mktemp("sweep") / "traffic.jsonl"
-    capture(str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12)
+    capture(
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12
+        )
+    )
     header, *lines = path.read_text().splitlines()
     named = [
         json.dumps(json.loads(line) | {"domain": "C & C++" if i % 3 == 0 else "prose"})
@@ -66,7 +72,7 @@ def settings(tiny_pair: Pair, traffic: Path, tmp_path: Path) -> SweepSettings:
 
 
 def test_the_ladder_stands_for_its_rungs_and_nothing_comes_twice():
-    assert expanded(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
+    assert expand_sweeps(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
 
 
 def test_a_candidate_comes_before_the_evaluations_that_need_it(settings, tiny_pair):
@@ -193,8 +199,9 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
         tmp_path / "out" / "candidates" / "draft-int4-gptq",
     )
     assert made.calibration == Path("owner/texts")
-    assert judged.settings.traffic_path == tmp_path / "t.jsonl"
-    assert (judged.settings.target, judged.settings.baseline) == ("owner/model", made.draft)
+    assert judged.settings.traffic.traffic_path == tmp_path / "t.jsonl"
+    models = judged.settings.models
+    assert (models.target, models.baseline) == ("owner/model", made.draft)
 
 
 def test_recipes_that_leave_prompts_out_share_a_replay_of_their_own(settings):
@@ -340,7 +347,7 @@ def test_a_sweep_that_was_killed_at_its_first_write_goes_on(settings, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", die)
+        patch.setattr(os, "fsync", die)
         with pytest.raises(MemoryError):
             sweep.sweep(settings)
     assert [path.name[0] for path in settings.output.iterdir()] == ["."]

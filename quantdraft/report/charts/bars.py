@@ -40,7 +40,9 @@ def round_chart(parts: Sequence[RoundPart], limits: Sequence[RoundLimit]) -> Cha
     import altair as alt
 
     names = list(dict.fromkeys(part.part for part in parts))
-    arms = alt.Y("arm:N", sort=None, title=None, axis=alt.Axis(ticks=False, labelFontSize=13))
+    # What stands after the colon goes to a line of its own: a phone has no room for both.
+    labels = alt.Axis(ticks=False, labelFontSize=13, labelExpr="split(datum.label, ': ')")
+    arms = alt.Y("arm:N", sort=None, title=None, axis=labels)
     drawn = (
         alt.Chart(inline({**asdict(part), "shown": milliseconds(part.ms)} for part in parts))
         .mark_bar(height=26)

@@ -19,6 +19,7 @@ from quantdraft.report.charts.style import (
     inline,
     level,
     name_scale,
+    near_range,
 )
 
 LOST = "acceptance lost, points (right: worse)"
@@ -49,7 +50,11 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
     """
     import altair as alt
 
-    domain = _domain(places)
+    speedups = [place.draft_speedup.value for place in places]
+    low, high = near_range(speedups, 1.0, 1.0)
+    near = [place for place in places if low <= place.draft_speedup.value <= high]
+    far = ", ".join(place.name for place in places if place not in near)
+    domain = _domain(near)
     regions = _regions(plane, limit, domain)
     points = [
         {
@@ -59,11 +64,11 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
             "lost": valued(place.loss, "loss"),
             "faster": valued(place.draft_speedup, "speedup"),
         }
-        for place in places
+        for place in near
     ]
     ellipses = [
         {"name": place.name, "order": at, "x": 100 * x, "y": y}
-        for place in places
+        for place in near
         for at, (x, y) in enumerate(ellipse(place.loss, place.draft_speedup))
     ]
 
@@ -97,7 +102,7 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
         .mark_line(clip=True, color=LIGHT["ink"], strokeWidth=1.6)
         .encode(x=x, y=y, order="y:Q")
     )
-    recipes = list(dict.fromkeys(place.name for place in places))
+    recipes = list(dict.fromkeys(place.name for place in near))
     named = alt.Color(
         "name:N", scale=name_scale(recipes), legend=alt.Legend(title=None, symbolOpacity=1)
     )
@@ -129,6 +134,7 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
             f"The line is where both drafts are equally fast, at k = "
             f"{plane.num_speculative_tokens} and the baseline's step times; green begins at "
             f"{times(limit)}. Ellipses hold a recipe with 95 % confidence."
+            + (f" Too far up or down to be drawn, see the numbers: {far}." if far else "")
         ),
         spec=finish(drawn, height=340, width=WIDE),
         data=_plane_table(places, plane, limit),

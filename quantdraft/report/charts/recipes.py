@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from quantdraft.record import Comparison, Evaluation
-from quantdraft.record.wording import milliseconds, times, valued
+from quantdraft.record.wording import UNDEFINED, milliseconds, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
 from quantdraft.report.charts.style import (
@@ -19,6 +20,7 @@ from quantdraft.report.charts.style import (
     inline,
     level,
     name_scale,
+    near_range,
     whiskers,
 )
 from quantdraft.report.safety import shown_text
@@ -27,17 +29,23 @@ STEP = "draft step, ms (left: faster)"
 
 
 def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
-    """Return speedups over the baseline draft, one interval a recipe, against 1 and the limit."""
+    """Return speedups over the baseline draft, one interval a recipe, against 1 and the limit.
+
+    A recipe that lies far from the others does not rule the scale: it is named at the edge.
+    """
     import altair as alt
 
+    limit = ordered[0].known_analysis.min_speedup_over_baseline
+    speeds = [each.operating_point.speedup_over_baseline for each in ordered]
+    low, high = near_range([speed.value for speed in speeds if speed], 1.0, limit)
     rows = [
         {
             "name": each.name,
-            **ends(each.operating_point.speedup_over_baseline),
+            **ends(speed if speed and low <= speed.value <= high else None),
             "decision": each.verdict.decision,
-            "shown": valued(each.operating_point.speedup_over_baseline, "speedup"),
+            "shown": valued(speed, "speedup"),
         }
-        for each in ordered
+        for each, speed in zip(ordered, speeds, strict=True)
     ]
     names = alt.Y(
         "name:N",
@@ -64,14 +72,22 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     )
     whisker, dot = whiskers(base, "speedup over the baseline draft", size=90)
     missing = (
-        alt.Chart(inline(row for row in rows if row["value"] is None))
-        .mark_text(align="left", dx=6, color=LIGHT["quiet"], text="undefined")
+        alt.Chart(inline(row for row in rows if row["shown"] == UNDEFINED))
+        .mark_text(align="left", dx=6, color=LIGHT["quiet"], text=UNDEFINED)
         .encode(y=names, x=alt.value(0))
     )
-    limit = ordered[0].known_analysis.min_speedup_over_baseline
+    below = [f"◂ {times(speed.value)}" if speed and speed.value < low else "" for speed in speeds]
+    above = [f"{times(speed.value)} ▸" if speed and speed.value > high else "" for speed in speeds]
+    far = [
+        alt.Chart(inline({**row, "far": text} for row, text in zip(rows, texts, strict=True)))
+        .mark_text(align="left" if is_below else "right", dx=6 if is_below else -6)
+        .encode(y=names, x=alt.value(0 if is_below else "width"), text="far:N")
+        for texts, is_below in ((below, True), (above, False))
+        if any(texts)
+    ]
     no_gain = level(1.0, "no gain", axis="x", is_before=True)
     go = level(limit, f"go from {times(limit)}", axis="x", dash=False)
-    drawn = alt.layer(no_gain, go, whisker, dot, missing)
+    drawn = alt.layer(no_gain, go, whisker, dot, missing, *far)
     return Chart(
         name="speedups",
         title="Speedup over the baseline draft",
@@ -93,12 +109,14 @@ def pareto_chart(compared: Comparison) -> Chart | None:
     places = compared.pareto
     if not places:
         return None
+    steps = [each.draft_step_ms.value for each in places]
+    low, high = near_range(steps, steps[0], steps[0])
+    near = [each for each in places if low <= each.draft_step_ms.value <= high]
+    far = ", ".join(each.name for each in places if each not in near)
     front = sorted(
-        (each.draft_step_ms.value, each.acceptance_rate.value)
-        for each in places
-        if each.is_on_front
+        (each.draft_step_ms.value, each.acceptance_rate.value) for each in near if each.is_on_front
     )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": each.name,
             **cross(each.draft_step_ms, each.acceptance_rate),
@@ -107,10 +125,10 @@ def pareto_chart(compared: Comparison) -> Chart | None:
         }
         for each in places
     ]
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(inline(row for row in rows if low <= row["x"] <= high)).encode(
         color=alt.Color(
             "name:N",
-            scale=name_scale([each.name for each in places], "baseline"),
+            scale=name_scale([each.name for each in near], "baseline"),
             legend=alt.Legend(title=None, symbolOpacity=1),
         ),
     )
@@ -137,6 +155,7 @@ def pareto_chart(compared: Comparison) -> Chart | None:
             "Left and up is better; the dashed line joins recipes that no other beats in both. The "
             "intervals are each recipe's own; differences are paired and narrower, see the "
             "pairs below."
+            + (f" Too far left or right to be drawn, see the numbers: {far}." if far else "")
         ),
         spec=finish(alt.layer(line, *rules, dots), height=320, width=WIDE),
         data=Table(

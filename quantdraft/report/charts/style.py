@@ -147,6 +147,22 @@ def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:
     return alt.Scale(domain=others, range=colours)
 
 
+def near_range(values: Iterable[float], low: float, high: float) -> tuple[float, float]:
+    """Return `low` to `high` (above 0) with every value that does not lie far from the others.
+
+    Far: more than twice as far away as the others span, in ratios, and more than a factor of two.
+    Where most values are far, all of them count as near: one chart must hold them.
+    """
+    near = low, high
+    known = sorted(values, key=lambda value: max(low / value, value / high))
+    for value in known:
+        reach = max((near[1] / near[0]) ** 2, 2.0)
+        if max(near[0] / value, value / near[1]) <= reach:
+            near = min(near[0], value), max(near[1], value)
+    num_far = sum(not near[0] <= value <= near[1] for value in known)
+    return near if 2 * num_far <= len(known) else (min(low, *known), max(high, *known))
+
+
 def level(
     value: float, text: str, *, axis: str = "y", dash: bool = True, is_before: bool = False
 ) -> Any:

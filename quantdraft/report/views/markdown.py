@@ -1,8 +1,9 @@
-"""A report as Markdown: what a pull request can show, with the pictures as files beside it."""
+"""A report as Markdown: what a pull request can show, with the charts as files beside it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from quantdraft.record.analysis import TokenFate
 from quantdraft.report.blocks import (
@@ -21,6 +22,7 @@ from quantdraft.report.blocks import (
     Table,
 )
 from quantdraft.report.safety import shown_text
+from quantdraft.report.views.view import draw
 
 FIGURES_DIR = "figures"
 # In code nothing is escaped, so what would need it is no code: a bar ends a cell of a table.
@@ -29,7 +31,7 @@ FATE_MARKS: dict[TokenFate, str] = {"accepted": "█", "rejected": "×", "not pr
 
 
 def render(document: Document) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = [f"# {escape(document.title)}"]
     if document.banner:
         banner = document.banner
@@ -45,7 +47,7 @@ def render(document: Document) -> str:
 
 
 def render_section(section: Section) -> list[str]:
-    """A section's heading and blocks, each a paragraph of its own."""
+    """Return a section's heading and blocks, each a paragraph of its own."""
     blocks = [text for block in section.blocks if (text := render_block(block))]
     if section.is_detail:
         summary = f"<details><summary>{escape(section.title)}</summary>"
@@ -54,39 +56,59 @@ def render_section(section: Section) -> list[str]:
 
 
 def render_block(block: Block) -> str:
-    """One block; a picture is a link to its file, its numbers folded below."""
-    match block:
-        case Paragraph():
-            text = escape(block.text)
-        case Bullets():
-            text = _bullets(block.items)
-        case Notice():
-            text = f"> **{block.title}**\n>\n" + "\n".join(f"> {escape(i)}" for i in block.items)
-        case Figures():
-            rows = tuple((figure.label, figure.value, figure.note) for figure in block.items)
-            text = table(Table(("Measure", "Value", "In words"), rows, frozenset({1})))
-        case Table():
-            text = table(block)
-        case Equations():
-            text = _equations(block)
-        case Chart():
-            text = _chart(block)
-        case Passages():
-            text = "\n\n".join((escape(block.legend), *(_passage(item) for item in block.items)))
-    return text
+    """Return one block; a chart is a link to its file, with its numbers folded below."""
+    return draw(block, _MARKDOWN)
 
 
-def _chart(chart: Chart) -> str:
-    shown = escape(f"{chart.title}. {chart.description}").replace("]", "\\]")
-    return (
-        f"**{escape(chart.title)}.** {escape(chart.description)}\n\n"
-        f"![{shown}]({FIGURES_DIR}/{chart.name}.svg)\n\n"
-        f"<details><summary>Numbers</summary>\n\n{table(chart.data)}\n\n</details>"
-    )
+class _Markdown:
+    """The blocks as Markdown."""
+
+    def paragraph(self, block: Paragraph) -> str:
+        return escape(block.text)
+
+    def bullets(self, block: Bullets) -> str:
+        return "\n".join(f"- {escape(item)}" for item in block.items)
+
+    def notice(self, block: Notice) -> str:
+        return f"> **{block.title}**\n>\n" + "\n".join(f"> {escape(i)}" for i in block.items)
+
+    def figures(self, block: Figures) -> str:
+        rows = tuple((figure.label, figure.value, figure.note) for figure in block.items)
+        return self.table(Table(("Measure", "Value", "In words"), rows, frozenset({1})))
+
+    def table(self, block: Table) -> str:
+        """Return a pipe table; numeric columns are aligned right."""
+        columns = range(len(block.columns))
+        rules = (" ---: " if column in block.numeric else " --- " for column in columns)
+        lines = [_row(block.columns), f"|{'|'.join(rules)}|", *map(_row, block.rows)]
+        caption = [f"\n*{escape(block.caption)}*"] if block.caption else []
+        return "\n".join(lines + caption)
+
+    def equations(self, block: Equations) -> str:
+        lines = map(equation_line, (block.formula, *block.lines))
+        return "```text\n" + "\n".join(lines) + "\n```"
+
+    def chart(self, block: Chart) -> str:
+        shown = escape(f"{block.title}. {block.description}").replace("]", "\\]")
+        return (
+            f"**{escape(block.title)}.** {escape(block.description)}\n\n"
+            f"![{shown}]({FIGURES_DIR}/{block.name}.svg)\n\n"
+            f"<details><summary>Numbers</summary>\n\n{self.table(block.data)}\n\n</details>"
+        )
+
+    def passages(self, block: Passages) -> str:
+        return "\n\n".join((escape(block.legend), *map(_passage, block.items)))
+
+
+_MARKDOWN = _Markdown()
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(escape, cells)) + " |"
 
 
 def _passage(passage: Passage) -> str:
-    """Tokens as they stand, and under a heading of each arm one mark a token."""
+    """Return the tokens as they stand, and under a heading of each arm one mark a token."""
     fates = "\n".join(
         f"{name:<10} " + "".join(FATE_MARKS[fate] for fate in marks) for name, marks in passage.arms
     )
@@ -98,37 +120,14 @@ def _passage(passage: Passage) -> str:
     )
 
 
-def _bullets(items: tuple[str, ...]) -> str:
-    return "\n".join(f"- {escape(item)}" for item in items)
-
-
-def _equations(block: Equations) -> str:
-    lines = [equation_line(block.formula), *(equation_line(line) for line in block.lines)]
-    return "```text\n" + "\n".join(lines) + "\n```"
-
-
 def equation_line(equation: Equation) -> str:
-    """`candidate       (4 · 0.8123 + 5.83) / 2.312 = 3.927 ms per token`."""
+    """Return `candidate       (4 · 0.8123 + 5.83) / 2.312 = 3.927 ms per token`."""
     result = f" = {equation.result}" if equation.result else ""
     return f"{equation.label:<15} ({equation.numerator}) / {equation.denominator}{result}"
 
 
-def table(block: Table) -> str:
-    """A pipe table; numeric columns are aligned right."""
-    columns = range(len(block.columns))
-    lines = [
-        "| " + " | ".join(escape(title) for title in block.columns) + " |",
-        "|"
-        + "|".join(" ---: " if column in block.numeric else " --- " for column in columns)
-        + "|",
-        *("| " + " | ".join(escape(cell) for cell in row) + " |" for row in block.rows),
-    ]
-    caption = [f"\n*{escape(block.caption)}*"] if block.caption else []
-    return "\n".join(lines + caption)
-
-
 def escape(text: str) -> str:
-    """Keep a text on its line and its marks from being read as Markdown; `code` stays code."""
+    """Return a text on one line, none of its marks read as Markdown; `code` stays code."""
     flat = " ".join(shown_text(text).split())
     parts = CODE.split(flat)  # every second one is the inside of a pair of backticks
     return "".join(f"`{part}`" if at % 2 else _plain(part) for at, part in enumerate(parts))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from quantdraft.record.wording import UNDEFINED
 from quantdraft.report.blocks import (
     Banner,
-    Block,
     Bullets,
     Chart,
     Document,
@@ -20,6 +21,7 @@ from quantdraft.report.blocks import (
 from quantdraft.report.views import tables
 from quantdraft.report.views.markdown import equation_line
 from quantdraft.report.views.screen import STYLES, Screen, here
+from quantdraft.report.views.view import draw
 
 BRIEF_LINES = 14  # of a verdict; with the line that names the report, 15
 REASON_LINES, NOTICE_LINES = 4, 3
@@ -27,18 +29,18 @@ MIN_NOTE = 24  # columns
 
 
 def render(document: Document, screen: Screen | None = None) -> str:
-    """The whole report. screen: where it is shown; without it, what stdout is now"""
+    """Return the whole report. screen: where it is shown; without it, what stdout is now"""
     screen = screen or here()
     parts = [*_banner(document.banner, screen)]
     parts.append(screen.wrapped(f"{document.title} · {document.subtitle}"))
-    parts += [text for block in document.lead if (text := _block(block, screen))]
+    parts += [text for block in document.lead if (text := draw(block, _Terminal(screen)))]
     shown = [each for each in document.sections if not each.is_detail]
     parts += [text for section in shown if (text := _section(section, screen))]
     return "\n\n".join(parts) + "\n"
 
 
 def brief(document: Document, screen: Screen | None = None) -> str:
-    """The verdict, why, and the numbers under it, in at most `BRIEF_LINES` lines."""
+    """Return the verdict, why, and the numbers under it, in at most `BRIEF_LINES` lines."""
     screen = screen or here()
     banner = document.banner
     lines: list[str] = []
@@ -58,7 +60,7 @@ def brief(document: Document, screen: Screen | None = None) -> str:
 
 
 def table(block: Table, screen: Screen | None = None) -> str:
-    """A table alone, with its caption."""
+    """Return a table alone, with its caption."""
     return tables.table(block, screen or here())
 
 
@@ -75,7 +77,7 @@ def _loud(banner: Banner) -> str:
 
 
 def _section(section: Section, screen: Screen) -> str:
-    blocks = [text for block in section.blocks if (text := _block(block, screen))]
+    blocks = [text for block in section.blocks if (text := draw(block, _Terminal(screen)))]
     if not blocks:  # charts alone
         return ""
     title = screen.styled(section.title, "bold")
@@ -83,31 +85,43 @@ def _section(section: Section, screen: Screen) -> str:
     return "\n\n".join([f"── {title} {rule}", *blocks])
 
 
-def _block(block: Block, screen: Screen) -> str:
-    match block:
-        case Paragraph():
-            text = screen.wrapped(block.text)
-        case Bullets():
-            text = "\n".join(screen.wrapped(item, "• ") for item in block.items)
-        case Notice():
-            title = screen.wrapped(block.title, "!! ")
-            title = screen.styled(title, f"bold {STYLES[block.tone]}".strip())
-            text = "\n".join([title, *(screen.wrapped(item, "   ") for item in block.items)])
-        case Figures():
-            text = "\n".join(_figures(block, screen))
-        case Table():
-            text = tables.table(block, screen)
-        case Equations():
-            lines = (block.formula, *block.lines)
-            said = [equation_line(line) for line in lines]
-            text = "\n".join(t if len(t) <= screen.width else screen.wrapped(t) for t in said)
-        case Chart() | Passages():
-            text = ""
-    return text
+@dataclass(frozen=True, slots=True)
+class _Terminal:
+    """The blocks as lines of text."""
+
+    screen: Screen
+
+    def paragraph(self, block: Paragraph) -> str:
+        return self.screen.wrapped(block.text)
+
+    def bullets(self, block: Bullets) -> str:
+        return "\n".join(self.screen.wrapped(item, "• ") for item in block.items)
+
+    def notice(self, block: Notice) -> str:
+        title = self.screen.wrapped(block.title, "!! ")
+        title = self.screen.styled(title, f"bold {STYLES[block.tone]}".strip())
+        return "\n".join([title, *(self.screen.wrapped(item, "   ") for item in block.items)])
+
+    def figures(self, block: Figures) -> str:
+        return "\n".join(_figures(block, self.screen))
+
+    def table(self, block: Table) -> str:
+        return tables.table(block, self.screen)
+
+    def equations(self, block: Equations) -> str:
+        lines = map(equation_line, (block.formula, *block.lines))
+        width = self.screen.width
+        return "\n".join(t if len(t) <= width else self.screen.wrapped(t) for t in lines)
+
+    def chart(self, block: Chart) -> str:
+        return ""
+
+    def passages(self, block: Passages) -> str:
+        return ""
 
 
 def _figures(block: Figures, screen: Screen) -> list[str]:
-    """Each figure with its note beside it; below it where the terminal is narrow."""
+    """Return each figure with its note beside it; below it where the terminal is narrow."""
     widest = max((len(item.label) for item in block.items), default=0)
     number = max((len(item.value) for item in block.items), default=0)
     leads = [f"{item.label:<{widest}}  {item.value:>{number}}" for item in block.items]
@@ -124,7 +138,7 @@ def _noted(lead: str, note: str, screen: Screen) -> str:
 
 
 def _noticed(notice: Notice, item: str, room: int, screen: Screen) -> list[str]:
-    """An alarm or a doubt, cut where it is long; anything else whole or not at all."""
+    """Return an alarm or a doubt, cut where it is long; anything else whole or not at all."""
     said = screen.wrapped(f"{notice.title}: {item}", "! ")
     if notice.tone == "plain" and len(said.splitlines()) > room:
         return []
@@ -133,7 +147,7 @@ def _noticed(notice: Notice, item: str, room: int, screen: Screen) -> list[str]:
 
 
 def _cut(text: str, room: int, screen: Screen, style: str = "") -> list[str]:
-    """The first lines of a text, each within the width; … where something is left out."""
+    """Return the first lines of a text, each within the width; … where something is left out."""
     lines = text.splitlines()
     kept = lines[: max(0, room)]
     if kept and (len(kept) < len(lines) or len(kept[-1]) > screen.width):

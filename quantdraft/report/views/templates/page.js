@@ -10,9 +10,10 @@
     const drawn = figure.querySelector(".picture");
     const spec = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
     spec.width = "container";
-    // A legend is one row where there is room for it, else two columns.
+    // A legend is one row where there is room for it, else two columns; labels keep apart.
     if (drawn.clientWidth < NARROW) {
       const layout = { top: { direction: "vertical", anchor: "start", margin: 6 } };
+      spec.config.axis = { ...spec.config.axis, labelSeparation: 8 };
       spec.config.legend = { ...spec.config.legend, columns: 2, layout };
     }
     spec.autosize = { type: "fit-x", contains: "padding" };
