@@ -161,9 +161,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 def require_own_files(directory: Path) -> None:
     """Raise CheckpointError for a link that leads out of a directory whose files are copied.
 
-    Its tokenizer could be somebody's private key, and would be copied and published. The Hub's
-    cache links into its own `blobs`; weights may lie on another disk, and are safetensors or
-    nothing.
+    A link named tokenizer.json could lead to a private key, which would be copied and published.
+    Allowed are the links of the Hub's cache into its own `blobs`, and links to safetensors, which
+    may lie on another disk.
     """
     own = directory.resolve()
     inside = [own, *([own.parent.parent] if own.parent.name == "snapshots" else [])]

@@ -8,7 +8,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.stored_formats import KV_SCALES, linear_modules, stored_format
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 
-# Methods whose files are read here, and what the scales' names end with.
+# Methods whose files this package reads, and the endings of their scales' names.
 READ_METHODS: Mapping[str, tuple[str, ...]] = {
     "compressed-tensors": (".weight_scale",),
     "gptq": (".scales",),

@@ -1,7 +1,7 @@
 """The fields that this package reads from a model directory's JSON files, with their types.
 
 The author of a directory is unknown: a size that is a text, or a list for a section, is one line
-here and no traceback later. Fields that nothing reads are left alone.
+here and no traceback later. Fields that nothing reads are not checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Bits = Annotated[int, Field(ge=1, le=64)]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 TokenIds = Annotated[int, Field(ge=-1, le=1 << 40)] | list[Annotated[int, Field(ge=-1, le=1 << 40)]]
-# It becomes a part of launch lines and of one Python script.
+# The name is copied into launch lines and a Python script.
 TypeName = Annotated[str, Field(pattern=r"^(torch\.)?[A-Za-z]\w{0,31}$")]
 Pattern = Annotated[str, AfterValidator(_require_pattern)]
 
@@ -189,8 +189,8 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
 def num_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest sequence, in tokens, that a config allows; None where it does not say.
 
-    What stretches the rotary embedding (transformers' `rope_parameters`, `rope_scaling` before 5)
-    adds to `max_position_embeddings` or is in it already, by its kind; where publishers do it
+    A scaled rotary embedding (transformers' `rope_parameters`, `rope_scaling` before 5)
+    multiplies `max_position_embeddings` or is in it already, by its kind; where publishers do it
     either way, the larger is taken.
     """
     positions = config.get("max_position_embeddings")

@@ -26,7 +26,7 @@ QUANTIZED_SUFFIXES = (
     "input_scale",
     "input_global_scale",
 )
-# What describes a weight to its loader, and is read once and not in every step.
+# Tensors that describe a weight to its loader; they are read once, not in every step.
 BOOKKEEPING_SUFFIXES = (
     ".weight_shape",
     ".g_idx",
@@ -36,7 +36,7 @@ BOOKKEEPING_SUFFIXES = (
     ".quant_state.bitsandbytes__nf4",
     ".quant_state.bitsandbytes__fp4",
 )
-# Of these the length is that of a text which holds numbers: not known before they are.
+# Tensors that hold a text with numbers: their length is not known before the numbers are.
 FREE_LENGTH = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 
 

@@ -1,8 +1,8 @@
 """Check from the files of a target and a draft whether they fit; no model is loaded.
 
-Tokens are compared by id: two vocabularies of one size may still mean different things. What
-files cannot show is a draft whose embedding rows were permuted under an unchanged tokenizer; its
-acceptance collapses, and the evaluation raises an alarm.
+Tokens are compared by id: two vocabularies of one size may still mean different things. One fault
+does not show in files: embedding rows that were permuted under an unchanged tokenizer. The
+acceptance then collapses, and the evaluation raises an alarm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHAPES = {
     "head_dim": "head size",
     "intermediate_size": "MLP size",
 }
-# Short, and with the things tokenizers split differently: digits, capitals, spaces, other scripts.
+# A short text with what tokenizers split differently: digits, capitals, spaces, other scripts.
 _PROBE = "def f(x1):\n    return 1234567 + HTTPServer2  # naïve “quotes”, 日本語\n\n\t\tend"
 
 
@@ -139,7 +139,7 @@ def _tokens_finding(target: _Side, draft: _Side, ids: list[int], num_shared: int
         f"{draft.tokens[ids[0]]!r} in draft '{draft.path}'"
     )
     if set(ids) <= target.vocabulary.added_ids & draft.vocabulary.added_ids:
-        # Later generations of a family name what earlier ones held in reserve.
+        # Later generations of a family give names to tokens that earlier ones reserved.
         return _warning(
             "special-tokens-renamed",
             f"{len(ids)} special tokens have other names: {example}. Text is not affected; check "
@@ -213,7 +213,7 @@ def _compare_special_tokens(target: _Side, draft: _Side) -> Iterator[PairingFind
         ours, theirs = target.special_token_ids[key], draft.special_token_ids[key]
         if ours == theirs:
             continue
-        # Only the end decides which tokens exist; padding is never part of the text.
+        # Only the end token decides which tokens exist; padding is never part of the text.
         level: Level = "info" if key == "pad_token_id" else "warning"
         yield PairingFinding(
             key.replace("_token_id", "-token"),

@@ -78,7 +78,7 @@ def weight_files(directory: Path) -> list[str]:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the tensors of one file, and check that it is as long as its header says.
 
-    Every byte of the data belongs to one tensor, as the format wants it: none overlaps another.
+    Every byte of the data must belong to exactly one tensor, as the format requires.
     """
     found = path.stat().st_size
     with path.open("rb") as file:

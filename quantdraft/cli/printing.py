@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,6 @@ from typing import Any
 import click
 
 from quantdraft.common.progress import aside
-
-MAX_COLUMNS = 100  # wider lines are not read with ease
-
-
-def columns() -> int:
-    """How wide lines may be: the terminal's width, up to `MAX_COLUMNS`."""
-    return min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
 
 
 def tell(text: str) -> None:

@@ -6,7 +6,6 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import columns
 from quantdraft.cli.values import Name, RecipeName, recipe_and_sweep_names
 from quantdraft.common.progress import step
 from quantdraft.errors import OptionError
@@ -29,14 +28,14 @@ def recipes(action: str | None, name: str | None, as_json: bool) -> None:
     the result.
     """
     with step("recipes"):
-        from quantdraft.workflows import list_recipes as catalogue
+        from quantdraft.workflows import list_recipes
 
         if action != "show" and name is not None:
             raise OptionError(f"`list` takes no name. `quantdraft recipes show {name}`.")
         if action != "show":
-            shown = catalogue.as_json() if as_json else "\n".join(catalogue.listing(columns()))
+            shown = list_recipes.recipes_json() if as_json else "\n".join(list_recipes.listing())
         elif name is None:
             raise OptionError("which one? `quantdraft recipes show NAME`.")
         else:
-            shown = catalogue.as_json(name) if as_json else catalogue.shown(name)
+            shown = list_recipes.recipes_json(name) if as_json else list_recipes.recipe_text(name)
     click.echo(shown)

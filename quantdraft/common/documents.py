@@ -1,8 +1,8 @@
 """Read JSON and YAML from unknown authors within bounds of size and depth; nothing in it is run.
 
-What a parser raises on a hostile text (recursion, numbers of a million digits, half a surrogate
-pair, an alias that stands for a billion others) is a ValueError of one line here. What the values
-mean is for the reader of each format to check.
+Hostile texts (recursion, numbers of a million digits, half of a surrogate
+pair, an alias that stands for a billion others) give a ValueError of one line. The reader of each
+format checks what the values mean.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _write(path: Path, parts: Iterable[str]) -> None:
     except (OSError, ValueError, TypeError) as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):  # what JSON has not: a bug
+        if not isinstance(error, OSError):  # a value that JSON has no form for: a bug
             raise
         raise OutputError(
             f"cannot write '{path}': {disk_reason(error)}. Nothing was left behind."
@@ -146,10 +146,10 @@ def _writer(plain: Any) -> str:
 
 
 def require_apart(output: Path, given: Path, what: str) -> None:
-    """Raise OptionError where what is to be written and what is read lie in one another.
+    """Raise OptionError where the output lies in the input, or the input in the output.
 
-    The output is replaced as a whole, with `--force` also one that is there: never what it is
-    made from, nor a directory with that in it.
+    The output is replaced as a whole (with `--force` also one that exists), so it must not be, nor
+    contain, what it is made from.
     """
     require_outside(output, given, what)
     if given.resolve().is_relative_to(output.resolve()):
@@ -157,7 +157,7 @@ def require_apart(output: Path, given: Path, what: str) -> None:
 
 
 def require_outside(output: Path, given: Path, what: str) -> None:
-    """Raise OptionError where something is to be written into what is read."""
+    """Raise OptionError where the output lies in the input."""
     written, read = output.resolve(), given.resolve()
     if written == read:
         raise OptionError(f"--output '{output}' is {what} itself. Give another place.")
@@ -247,7 +247,7 @@ def file_sha256(path: Path) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the rest only tells changes
+def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the rest detects changes
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

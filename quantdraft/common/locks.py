@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantdraft.errors import OutputBusyError, OutputError, disk_reason
 
-MAX_ATTEMPTS = 1000  # to make a directory that others remove: no more where none can be made
+MAX_ATTEMPTS = 1000  # to make a directory that other processes remove meanwhile
 
 
 @contextlib.contextmanager
@@ -36,8 +36,8 @@ def sole_writer(output: Path, *, is_inside: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: whoever waits for this file finds that it is gone, and makes
-        # another (`_acquired`).
+        # Removed while it is held: a process that waits for it sees that it is gone, and makes
+        # another one (`_acquire`).
         with contextlib.suppress(OSError):
             lock.unlink()
         for directory in made:

@@ -16,7 +16,7 @@ from quantdraft.errors import CheckpointError
 Progress = Callable[[str], None]
 
 # What torchao logs when transformers imports it: that a library of its kernels, none of
-# which is used here, does not fit this machine, and that a call of its own is deprecated.
+# which is used here, does not fit this machine, and that one of its own calls is deprecated.
 TORCHAO_CHATTER = {
     "torchao": re.compile(r"Failed to load .*_C\S*\.so\b"),
     "torch.utils._pytree": re.compile(r"is an Enum subclass .* register_constant\(\)"),
@@ -24,7 +24,7 @@ TORCHAO_CHATTER = {
 
 
 def hush_torchao() -> None:
-    """Drop these two messages, and nothing else of either logger. Call before transformers."""
+    """Drop these two messages and no others; call it before importing transformers."""
     for name, chatter in TORCHAO_CHATTER.items():
         logger = logging.getLogger(name)
         if not any(isinstance(found, _DropMatching) for found in logger.filters):

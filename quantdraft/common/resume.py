@@ -33,7 +33,7 @@ def stage(
     if path.is_file():
         kept = read_kept(path)
         if kept.get("key") == key:
-            # What cannot be read is not ours, and will be replaced.
+            # A file that cannot be read is not ours, and is replaced.
             with contextlib.suppress(ValidationError, KeyError):
                 return adapter.validate_python(kept["part"])
     part = compute()

@@ -1,1 +1,1 @@
-"""Where a draft is run and timed: this process (native), later a server."""
+"""Programs that run a target with a draft: our own, and engines with servers (see README.md)."""

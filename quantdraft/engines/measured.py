@@ -108,7 +108,7 @@ class Installation(Protocol):
 class MeasuredEngine(Protocol):
     """How an engine is served and counted on this machine."""
 
-    title: str  # its name in sentences, and in lower case of its logs
+    title: str  # its name in sentences
 
     def open(self, settings: ServingSettings) -> Installation:
         """Return the engine as installed. Raises EngineError, or OptionError for its settings."""

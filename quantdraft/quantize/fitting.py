@@ -1,9 +1,9 @@
 """Fit a recipe to a draft: refuse what it cannot quantize, and leave out modules of a draft head.
 
 Nothing is skipped silently: what a recipe cannot quantize is an error.
-Fused names need no common scale here: engines stack q, k and v (or gate and up) into one matrix,
-and a scale a row or a group of a row is stacked with its rows. NVFP4 has one scale for a matrix;
-llm-compressor gives the parts that are stacked the same one.
+
+Modules that engines stack (q, k and v; gate and up) need no common scale: a scale of a row or of a
+group is stacked with its rows. NVFP4 has one scale a matrix, which llm-compressor makes equal.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ UNNAMED = "no-domain"
 def split_by_domain(path: Path, directory: Path) -> dict[str, Path]:
     """Write a file for every domain of a capture or log, and return them by domain, in order.
 
-    Raises TrafficError where no line names a domain, or where two names come to one file name.
+    Raises TrafficError where no line names a domain, or where two domains give one file name.
     """
     entries = [found.entry for found in located_entries(path)]
     header = entries.pop(0) if "quantdraft_traffic" in entries[0] else None

@@ -30,7 +30,7 @@ class Identified(Protocol):
 
 
 Item = TypeVar("Item", bound=Identified)
-# What a line is: from its place ("line 3") and its object; None for a line that is left out.
+# Makes an item from a line's place ("line 3") and its object; None leaves the line out.
 Parse = Callable[[str, dict[str, Any]], Item | None]
 
 

@@ -1,6 +1,6 @@
 """Prompts: plain text or chat turns, read from JSON lines or ShareGPT files. No model is loaded.
 
-A tokenizer is only ever passed in. It is whatever `transformers` calls one: callable on a text,
+The tokenizer is an argument, of the kind that `transformers` has: callable on a text,
 with `apply_chat_template` for chats.
 """
 
@@ -90,7 +90,7 @@ def chat_text(messages: Iterable[dict[str, str]], tokenizer: Any) -> str:
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # templates raise what they like: jinja2, ValueError, TypeError
+    except Exception as error:  # templates raise many types: jinja2, ValueError, TypeError
         raise TrafficError(f"the tokenizer's chat template refuses a chat: {error}") from error
     return str(text)
 

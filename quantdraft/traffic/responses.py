@@ -1,6 +1,6 @@
 """Read one response, a prompt's token ids and the target's answer, from a line of traffic or a log.
 
-Here is what a line may look like, and why one is left out; `traffic` reads the files.
+This module knows the forms of a line, and why one is left out; `traffic` reads the files.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _tokenize(
 
     Both are tokenized as one text where the prompt's own tokens are a prefix of it, so that
     tokenizers which mark the start of a text do not mark the response's. Where a token would
-    span the border, they are tokenized apart, as the target saw them.
+    span the border, they are tokenized separately, as the target saw them.
     """
 
     def encode(text: str, special: bool) -> tuple[int, ...]:

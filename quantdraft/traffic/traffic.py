@@ -1,6 +1,6 @@
 """Traffic: prompts with the target's own responses, as token ids. Plain data, JSON lines.
 
-A traffic file made by `capture` opens with one header line; a production log has none and each of
+A traffic file made by `capture` begins with one header line; a production log has none, and each of
 its lines is a prompt and a response.
 """
 
@@ -81,8 +81,8 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
 
     A line holds `prompt_token_ids` and `response_token_ids`, taken as they are; or `prompt` and
     `response` text; or chat `messages` that end with the assistant's turn. Text needs the
-    target's tokenizer: it is tokenized, and left out where the tokens do not spell it again.
-    Lines with a response under 2 tokens, or with ids or log-probabilities that are none, are left
+    target's tokenizer: it is tokenized, and left out where decoding does not give it back.
+    Lines with a response under 2 tokens, or with invalid ids or log-probabilities, are left
     out too; `Traffic.skipped` says which and why. Raises TrafficError, with the line number, on
     broken JSON and on lines of no known kind, on truncated captures, and when nothing is left.
     """
@@ -149,7 +149,7 @@ def header_line(
 ) -> str:
     """Return the first line of a traffic file: how the responses after it were made.
 
-    skipped: a reason for each prompt that was not put to the target
+    skipped: a reason for each prompt that the target was not asked
     settings: anything else that decides the content, kept for `capture` to compare
     """
     header = {

@@ -1,9 +1,8 @@
-"""The bundled recipes and what this machine can do with each: make it, compute in it, serve it."""
+"""The bundled recipes, and whether this machine can apply, time and serve each."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from quantdraft.quantize.recipe import (
     load_sweep,
 )
 from quantdraft.quantize.recipe_formats import weight_format
+from quantdraft.report.views.screen import Screen, here
 
 LEGEND = (
     "`quantdraft apply` makes a draft by a recipe. Its speed is measured with a kernel of the "
@@ -30,7 +30,7 @@ LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One recipe, what it needs, where it computes and what loads it."""
+    """One recipe: what it needs, on which devices it computes, and which engines load it."""
 
     recipe: Recipe
     missing_packages: tuple[str, ...]  # of its back end, not installed here
@@ -40,7 +40,7 @@ class Entry:
     engines: dict[str, Support]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the recipe's own keys among them."""
+        """Return plain values, the recipe's own keys among them."""
         return {"kind": "recipe", **self.recipe.model_dump(mode="json")} | {
             "can_apply_here": not self.missing_packages,
             "missing_packages": list(self.missing_packages),
@@ -52,32 +52,32 @@ class Entry:
         }
 
     def sentences(self) -> list[str]:
-        """What the terminal shows of it: what it is, can be made and timed here, who loads it."""
+        """Return what it is, what can be done with it here, and which engines load it."""
         return [
             self.recipe.summary,
-            f"{self._making()} {self._timing()}",
-            self._loading(),
+            f"{self._apply_words()} {self._timing_words()}",
+            self._engine_words(),
             *([self.recipe.notes] if self.recipe.notes else []),
         ]
 
     def engine_sentences(self) -> list[str]:
-        """A line for each engine: whether it loads the result, and what to know about it."""
+        """Return a line for each engine: whether it loads the result, and what to know about it."""
         width = max(len(name) for name in self.engines)
-        told = {"yes": "loads it", "part": "in part", "no": "does not load it"}
+        words = {"yes": "loads it", "part": "in part", "no": "does not load it"}
         return [
-            f"{name:<{width}}  {told.get(each.level, 'not known')}"
+            f"{name:<{width}}  {words.get(each.level, 'not known')}"
             + (f": {each.note}" if each.note else "")
             for name, each in self.engines.items()
         ]
 
-    def _making(self) -> str:
+    def _apply_words(self) -> str:
         if self.install is not None:
             missing = ", ".join(self.missing_packages)
-            return f"It cannot be made here: {missing} is missing ({self.install})."
+            return f"It cannot be applied here: {missing} is missing ({self.install})."
         data = "from calibration data" if self.recipe.needs_calibration else "without data"
-        return f"It can be made here, {data}."
+        return f"It can be applied here, {data}."
 
-    def _timing(self) -> str:
+    def _timing_words(self) -> str:
         needed = self.recipe.requires
         gpu = "cuda" if needed is None else f"cuda from capability {needed.compute_capability}"
         devices = [gpu if device == "cuda" else device for device in self.kernels]
@@ -88,65 +88,51 @@ class Entry:
             return f"Its speed can be measured by a serving engine alone{where}."
         return f"Its speed cannot be measured here; it can on {', '.join(devices)}."
 
-    def _loading(self) -> str:
+    def _engine_words(self) -> str:
         by_level: dict[str, list[str]] = {}
         for name, each in self.engines.items():
             by_level.setdefault(each.level, []).append(name)
-        told = {
+        words = {
             "yes": "Engines that load it as a draft",
             "part": "In part",
             "unknown": "Not known",
         }
         parts = [
-            f"{words}: {', '.join(by_level[level])}."
-            for level, words in told.items()
+            f"{title}: {', '.join(by_level[level])}."
+            for level, title in words.items()
             if level in by_level
         ]
         return " ".join(parts) or "No engine loads it as a draft."
 
 
-def listing(columns: int) -> list[str]:
-    """Every bundled recipe and sweep, wrapped to the terminal's width."""
-    entries, sweeps = catalogue(), [load_sweep(name) for name in bundled_sweep_names()]
-    width = 2 + max(len(entry.recipe.name) for entry in entries)
+def listing(screen: Screen | None = None) -> list[str]:
+    """Return every bundled recipe and sweep as lines. screen: None: what stdout is now"""
+    screen = screen or here()
+    found = {entry.recipe.name: entry.sentences() for entry in catalogue()}
+    for name in bundled_sweep_names():
+        sweep = load_sweep(name)
+        how = f"a sweep over {', '.join(sweep.recipes)}: quantdraft sweep --recipes {name}"
+        found[name] = [sweep.summary, how]
+    width = 2 + max(map(len, found))
     lines = []
-    for entry in entries:
-        lines += _block(entry.recipe.name, entry.sentences(), width, columns)
-    for sweep in sweeps:
-        how = f"a sweep over {', '.join(sweep.recipes)}: quantdraft sweep --recipes {sweep.name}"
-        lines += _block(sweep.name, [sweep.summary, how], width, columns)
-    return [*lines, *_wrapped(LEGEND, "", columns)]
-
-
-def _block(name: str, sentences: list[str], width: int, columns: int) -> list[str]:
-    indent = " " * width
-    lines = [line for each in sentences for line in _wrapped(each, indent, columns)]
-    return [f"{name:<{width}}{lines[0][width:]}", *lines[1:]]
-
-
-def _wrapped(text: str, indent: str, columns: int) -> list[str]:
-    return textwrap.wrap(
-        text,
-        max(columns, len(indent) + 40),
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    for name, (first, *rest) in found.items():
+        lines.append(screen.wrapped(first, f"{name:<{width}}"))
+        lines += [screen.wrapped(each, " " * width) for each in rest]
+    return [*lines, screen.wrapped(LEGEND)]
 
 
 def catalogue() -> tuple[Entry, ...]:
-    """Every bundled recipe, by name."""
+    """Return every bundled recipe, by name."""
     return tuple(entry_of(load_recipe(name)) for name in bundled_recipe_names())
 
 
 def entry_of(recipe: Recipe) -> Entry:
-    """What this machine can do with a recipe. A verbatim one's format is not known beforehand."""
+    """Return what this machine can do with a recipe; the format of a verbatim one is not known."""
     return _entry(recipe, *_device())
 
 
-def as_json(name: str | None = None) -> str:
-    """Every recipe and sweep as a list, or the one of that name or path."""
+def recipes_json(name: str | None = None) -> str:
+    """Return every recipe and sweep as a JSON list, or the one of that name or path."""
     if name in bundled_sweep_names():
         return json.dumps(_plain_sweep(name), indent=1)
     if name is not None:
@@ -161,10 +147,10 @@ def _plain_sweep(name: str) -> dict[str, Any]:
     return {"kind": "sweep", **load_sweep(name).model_dump(mode="json")}
 
 
-def shown(name: str) -> str:
-    """The file of a recipe or sweep, and under a recipe what this machine and engines do with it.
+def recipe_text(name: str) -> str:
+    """Return the file of a recipe or sweep, with comments on what machine and engines do with it.
 
-    name: a bundled one's, or a path. What is added is comments: the whole is a recipe file still.
+    name: a bundled one's, or a path. The text is a valid recipe file.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else bundled_path(name)
     if path.stem in bundled_sweep_names() and path == bundled_path(path.stem):
@@ -211,7 +197,7 @@ def _device_problem(
 
 
 def _device() -> tuple[str, float | None]:
-    """The device that would be timed here, and a GPU's compute capability."""
+    """Return the device that would be timed here, and a GPU's compute capability."""
     import torch
 
     if not torch.cuda.is_available():

@@ -10,8 +10,13 @@ import pytest
 from quantdraft.engines.process import free_port
 from quantdraft.errors import CheckpointError, OptionError, OutputError
 from quantdraft.workflows.sweep import parcels, ray_session
-from quantdraft.workflows.sweep.own_directory import own_directory
-from quantdraft.workflows.sweep.parcels import Parcel, packed, unpacked_once, unpacked_parcel
+from quantdraft.workflows.sweep.parcels import (
+    Parcel,
+    pack,
+    require_own_directory,
+    unpack,
+    unpack_once,
+)
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -30,13 +35,13 @@ def test_a_directory_arrives_as_it_was_and_replaces_what_was_there(directory, tm
     place = tmp_path / "there" / "d"
     place.mkdir(parents=True)
     (place / "old").write_text("old")
-    unpacked_parcel(packed(directory), place)
+    unpack(pack(directory), place)
     assert tree(place) == tree(directory)
     assert [p.name for p in place.parent.iterdir()] == ["d"], "nothing is left beside it"
 
 
 def test_a_file_arrives_as_it_was(directory, tmp_path):
-    unpacked_parcel(packed(directory / "a.bin"), tmp_path / "there" / "a.bin")
+    unpack(pack(directory / "a.bin"), tmp_path / "there" / "a.bin")
     assert (tmp_path / "there" / "a.bin").read_bytes() == bytes(range(256))
 
 
@@ -53,27 +58,27 @@ def test_a_digest_tells_names_and_content_apart():
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out"])
 def test_a_parcel_stays_inside_its_place(name, tmp_path):
     with pytest.raises(OptionError, match="outside its directory"):
-        unpacked_parcel(Parcel({name: b""}), tmp_path / "in" / "d")
+        unpack(Parcel({name: b""}), tmp_path / "in" / "d")
     assert not list((tmp_path / "in").iterdir())
 
 
 def test_what_is_too_large_to_send_belongs_on_a_shared_disk(directory, monkeypatch):
     monkeypatch.setattr(parcels, "MAX_BYTES", 200)
     with pytest.raises(OptionError, match="--shared"):
-        packed(directory)
+        pack(directory)
 
 
 def test_a_link_out_of_a_directory_is_not_sent(directory, tmp_path):
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (directory / "inner" / "LICENSE").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(CheckpointError, match="outside the model's directory"):
-        packed(directory)
+        pack(directory)
 
 
 def test_an_own_directory_is_entered_by_its_user_alone(tmp_path):
-    place = own_directory(tmp_path / "cache")
+    place = require_own_directory(tmp_path / "cache")
     assert place.stat().st_mode & 0o777 == 0o700
-    assert own_directory(place) == place
+    assert require_own_directory(place) == place
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "open", "another's"])
@@ -89,7 +94,7 @@ def test_a_directory_that_others_could_fill_is_refused(tmp_path, kind, monkeypat
     if kind == "another's":
         monkeypatch.setattr(os, "getuid", lambda: place.stat().st_uid + 1)
     with pytest.raises(OutputError, match="this user alone can enter"):
-        own_directory(place)
+        require_own_directory(place)
 
 
 def test_what_another_worker_brought_meanwhile_stays(tmp_path):
@@ -100,9 +105,9 @@ def test_what_another_worker_brought_meanwhile_stays(tmp_path):
         (place / "a").write_bytes(b"first")
         return Parcel({"a": b"second"})
 
-    assert unpacked_once(overtaken, place) == place
+    assert unpack_once(overtaken, place) == place
     assert (place / "a").read_bytes() == b"first"
-    assert unpacked_once(lambda: pytest.fail("it is there already"), place) == place
+    assert unpack_once(lambda: pytest.fail("it is there already"), place) == place
     assert [p.name for p in place.parent.iterdir()] == ["d"]
 
 

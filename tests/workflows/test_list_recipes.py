@@ -14,7 +14,14 @@ pytest.importorskip("torch")
 from quantdraft.cli import main
 from quantdraft.engines.support import ENGINES, SUPPORT
 from quantdraft.quantize.recipe import bundled_path, bundled_recipe_names
-from quantdraft.workflows.list_recipes import Entry, as_json, catalogue, listing, shown
+from quantdraft.report.views.screen import Screen
+from quantdraft.workflows.list_recipes import (
+    Entry,
+    catalogue,
+    listing,
+    recipe_text,
+    recipes_json,
+)
 
 
 def entries() -> dict[str, Entry]:
@@ -52,10 +59,8 @@ def test_missing_package_is_shown_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     entry = entries()["nf4"]
     assert entry.missing_packages == ("bitsandbytes",)
-    command = "pip install 'quantdraft[bitsandbytes]'"
-    assert any(
-        f"cannot be made here: bitsandbytes is missing ({command})" in s for s in entry.sentences()
-    )
+    missing = "bitsandbytes is missing (pip install 'quantdraft[bitsandbytes]')"
+    assert any(f"cannot be applied here: {missing}" in s for s in entry.sentences())
     assert entry.as_dict()["can_apply_here"] is False
 
 
@@ -72,22 +77,22 @@ def test_the_command_prints_the_same_as_text_and_json():
 
 def test_no_line_is_wider_than_the_terminal():
     for columns in (72, 100):
-        assert max(map(len, listing(columns))) <= columns
+        assert max(map(len, "\n".join(listing(Screen(columns))).split("\n"))) <= columns
 
 
 def test_one_recipe_is_shown_with_what_each_engine_does_and_is_a_recipe_file_still():
-    text = shown("w4afp8")
+    text = recipe_text("w4afp8")
     assert yaml.safe_load(text) == yaml.safe_load(bundled_path("w4afp8").read_text())
     assert "# vllm          in part: compute capability 9.0 and no other" in text
-    assert shown("ladder") == bundled_path("ladder").read_text().rstrip()
+    assert recipe_text("ladder") == bundled_path("ladder").read_text().rstrip()
 
 
 def test_a_verbatim_recipe_is_shown_as_it_is(tmp_path):
     path = tmp_path / "mine.yaml"
     plain = {"name": "mine", "summary": "x", "backend": "llmcompressor"}
     path.write_text(yaml.safe_dump(plain | {"modifiers": {"QuantizationModifier": {}}}))
-    assert shown(str(path)) == path.read_text().rstrip()
-    assert json.loads(as_json(str(path)))["modifiers"] == {"QuantizationModifier": {}}
+    assert recipe_text(str(path)) == path.read_text().rstrip()
+    assert json.loads(recipes_json(str(path)))["modifiers"] == {"QuantizationModifier": {}}
 
 
 def test_no_engine_is_misspelt_in_the_table():

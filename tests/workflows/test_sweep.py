@@ -26,7 +26,7 @@ from quantdraft.traffic.domains import split_by_domain
 from quantdraft.traffic.traffic import Sampling, read_traffic
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.sweep import jobs, sweep
-from quantdraft.workflows.sweep.grid import SweepSettings, expanded, grid, with_absolute_paths
+from quantdraft.workflows.sweep.grid import SweepSettings, expand_sweeps, grid, with_absolute_paths
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, is_done
 from quantdraft.workflows.sweep.local import run_local
 from tests.conftest import Pair
@@ -66,7 +66,7 @@ def settings(tiny_pair: Pair, traffic: Path, tmp_path: Path) -> SweepSettings:
 
 
 def test_the_ladder_stands_for_its_rungs_and_nothing_comes_twice():
-    assert expanded(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
+    assert expand_sweeps(["int4", "ladder", "nf4"]) == ("int4", "fp8", "int8", "nf4")
 
 
 def test_a_candidate_comes_before_the_evaluations_that_need_it(settings, tiny_pair):
@@ -193,8 +193,9 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
         tmp_path / "out" / "candidates" / "draft-int4-gptq",
     )
     assert made.calibration == Path("owner/texts")
-    assert judged.settings.traffic_path == tmp_path / "t.jsonl"
-    assert (judged.settings.target, judged.settings.baseline) == ("owner/model", made.draft)
+    assert judged.settings.traffic.traffic_path == tmp_path / "t.jsonl"
+    models = judged.settings.models
+    assert (models.target, models.baseline) == ("owner/model", made.draft)
 
 
 def test_recipes_that_leave_prompts_out_share_a_replay_of_their_own(settings):

@@ -13,7 +13,7 @@ import yaml
 from quantdraft.errors import OptionError
 
 FAMILIES_FILE = Path(__file__).with_name("families.yaml")
-# What stands before a head's own names: nothing, the model, or the layers of its MTP modules.
+# Prefixes of a head's names: none, the model's, or those of the layers of MTP modules.
 PREFIX = r"(.*\.)?"
 
 

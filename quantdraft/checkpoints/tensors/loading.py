@@ -122,7 +122,7 @@ def load_model(
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # whatever a library makes of a config and tensors of strangers
+    except Exception as error:  # libraries raise many types for configs and tensors they cannot use
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
 
@@ -141,7 +141,7 @@ def _load_quantized(
         name = str(dtype).removeprefix("torch.")
         _set_entry(config, "bnb_4bit_compute_dtype", name)
     if method == "compressed-tensors":
-        # At loading: what its first forward would do, it does in types that do not multiply (FP4).
+        # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
     model = _load_by_transformers(path, config, dtype, trust_remote_code)
     if method == "compressed-tensors" and not is_unpacked:
@@ -236,7 +236,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # the library raises what it likes, and its tokenizers too
+    except Exception as error:  # the library and its tokenizers raise errors of many types
         raise CheckpointError(
             f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
             "the model it was made from into it."

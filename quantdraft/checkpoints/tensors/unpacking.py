@@ -285,7 +285,7 @@ def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
     """Read a module's weight tensors as the file stores them, by full name.
 
     Except GPTQ's zero points, which older files store one too low (`checkpoint_format` "gptq"; not
-    "gptq_v2"): they come as they are meant.
+    "gptq_v2"): those are corrected.
     """
     suffixes = ("weight", *QUANTIZED_SUFFIXES, *GPTQ_SUFFIXES, *BITSANDBYTES_SUFFIXES)
     names = [f"{module}.{suffix}" for suffix in suffixes]
@@ -329,7 +329,7 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
 def read_rows(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:
     """Yield one tensor in pieces of at most ROWS_AT_ONCE rows.
 
-    The file is mapped anew for each: what was read of the last one no longer counts as memory.
+    Each piece maps the file again, so that the pages of the last piece no longer count as memory.
     """
     from safetensors import safe_open
 

@@ -66,7 +66,7 @@ def fastest_linear(
 ) -> nn.Module:
     """Return the weight as the fastest of its format's kernels, or as one for each number of rows.
 
-    A question that was never put is tried once, now; `settle` asks for the other votes.
+    A question without votes gets one trial now; `settle` holds the others.
 
     rows: the numbers of rows (batch x new tokens) that it will be run with
     Raises NoKernelError or ValueError, with every kernel's reason, where none takes the weight.
@@ -116,7 +116,7 @@ def settle(
 ) -> None:
     """Hold the trials that questions still lack, in rounds over all of them, and keep the answers.
 
-    In rounds, so that the votes of one question lie apart in time.
+    Rounds spread the votes of one question over time.
     """
     order = random.Random(0)
     for number in range(NUM_VOTES):
@@ -131,7 +131,7 @@ def settle(
 
 
 def forget_choices() -> int:
-    """Drop the votes of every question in use, so that the next load asks anew; their number."""
+    """Drop the votes of every question in use, for new trials, and return how many there were."""
     for device in {name.split(" ", 1)[0] for name in _in_use}:
         names = [name for name in _in_use if name.split(" ", 1)[0] == device]
         book_of(device, torch.get_num_threads()).forget(names)
@@ -143,7 +143,7 @@ def forget_choices() -> int:
 class LinearByRows(nn.Module):
     """Several kernels of one weight, each for the row counts at which it is the fastest.
 
-    `parts` are kernels themselves; count bytes here or there, not both.
+    Its `parts` are kernels too: count the bytes of this one or of the parts, not both.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from quantdraft.engines.kernels.packed_products import packed_product, register_
 
 # The C file's kinds of products, in its order; a kernel's name begins with its kind.
 KINDS = ("int4", "int8", "int8_dynamic", "bf16", "f32")
-VECTOR_WORDS = {"avx512": 32}  # 16-bit integers of a vector; 16 where nothing is said
+VECTOR_WORDS = {"avx512": 32}  # 16-bit integers of a vector; 16 on other sets
 INPUT_GROUPS = (128, 64, 32)  # inputs that share a step; the sums of more would leave 32 bits
 BF16_MULTIPLE = 16
 INT8_MULTIPLE = 32

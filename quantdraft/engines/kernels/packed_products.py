@@ -27,7 +27,7 @@ def register_product(owner: nn.Module, product: PackedProduct) -> None:
     """Keep a product, (rows, in) to (rows, out) float, for as long as its owner lives.
 
     Its number is a tensor, the owner's buffer `number`: a compiler takes an int for part of the
-    code, and would compile every layer anew.
+    code, and would compile every layer again.
     """
     number = next(_numbers)
     _products[number] = product

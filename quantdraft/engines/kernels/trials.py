@@ -140,7 +140,7 @@ def _find_fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | Non
 def _least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Return the least seconds of each timer, run in turns so that a disturbance affects all.
 
-    What is left far behind is not run again: a trial must not take longer than what it is for.
+    A kernel that is far behind is not run again: trials must take less time than they save.
     """
     least = dict.fromkeys(timers, math.inf)
     for number in range(NUM_ROUNDS):

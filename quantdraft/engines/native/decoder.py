@@ -1,6 +1,6 @@
 """A decoder of the Llama family on a static KV cache: Llama, Mistral, Qwen2, Qwen3.
 
-Made for small batches: fused projections, no Python between the tensor operations that a graph or
+It is made for small batches: fused projections, no Python between operations that a graph or
 a compiler could not see, and a cache that every row fills at its own speed. Positions alone say
 what is valid: to step back is to feed smaller positions. Sliding windows, experts and rotary
 embeddings that change with the length are left to the transformers library's own modules.

@@ -14,7 +14,7 @@ from quantdraft.engines.native.weight_sources import Weight
 def stack_weights(weights: Sequence[Weight]) -> Weight | None:
     """Stack the weights, (sum of out, in); None where their scales do not allow it.
 
-    Every row keeps its own integers and scales, so each output is what it was alone.
+    Every row keeps its own integers and scales, so each output stays the same.
     """
     first = weights[0]
     if isinstance(first, Tensor):

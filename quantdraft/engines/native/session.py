@@ -135,8 +135,8 @@ def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
 def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
     """Return those of `modes` that are worth a trial.
 
-    To compile takes half a minute, and compiled layers are eager ones with less between the
-    products, of which a fused pass has nothing left.
+    Compiling takes half a minute, and saves the work between the products, which a fused pass
+    does not have.
     """
     known = modes(native, device)
     return tuple(mode for mode in known if mode != "compiled" or "fused" not in known)

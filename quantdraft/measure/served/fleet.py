@@ -107,7 +107,8 @@ class Fleet:
 
     def start(self, arm: str) -> AbstractContextManager[Server]:
         """Start one arm's server, not yet healthy."""
-        log = self.run_dir / f"{self.engine.title.lower()}-{arm}.log"
+        name = self.engine.title.lower().replace(".", "")
+        log = self.run_dir / f"{name}-{arm}.log"
         return self.installation.start(self.plan, self.drafts[arm], log)
 
     def ask_together(

@@ -1,7 +1,7 @@
 """The gptqmodel backend, through transformers' GPTQConfig: GPTQ in AutoGPTQ's checkpoint format.
 
-What it writes is format v1, which every engine of that line reads. transformers saves it: optimum's
-own `save` labels v1 weights as v2, and such a checkpoint answers garbage.
+It writes format v1, which every engine that reads GPTQ knows. transformers saves it: optimum's
+own `save` labels v1 weights as v2, and such a checkpoint computes nonsense.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _silence_loggers() -> None:
 def _quantize_files(job: QuantizationJob, progress: Progress) -> None:
     """Round to nearest, as the library's `model_free_ptq` does, but a few tensors at a time.
 
-    It reads and holds a whole file, and starts every weight with random numbers; what is written is
+    The library holds a whole file, and starts every weight with random numbers. The result is
     the same to the byte.
     """
     from llmcompressor.entrypoints.model_free.converter import ModelFreePtqConverter
@@ -115,7 +115,7 @@ def _modifiers(job: QuantizationJob, progress: Progress) -> Any:
         # The library takes text, or objects; this is the text its own files have.
         return json.dumps({"quantdraft_stage": {"verbatim_modifiers": job.recipe.modifiers}})
     if job.recipe.method == "gptq":
-        # The head's modifier takes scales of every layer anew; GPTQ has the last word on its own.
+        # The head's modifier computes scales of every layer again, so GPTQ's own come last.
         return [*_head_modifiers(job), _gptq_modifier(job, progress)]
     if job.recipe.method == "autoround":
         return [_autoround_modifier(job)]
@@ -270,7 +270,7 @@ def _release_names(job: QuantizationJob, config: dict[str, Any]) -> None:
     """Put our own config groups in: the library resolves patterns to this model's exact names.
 
     It also keeps a head that was rounded apart in a group of its own, needed or not. Of a verbatim
-    recipe the groups are kept, and its names freed to match under any prefix.
+    recipe the groups are kept, and its names become patterns that match under any prefix.
     """
     quantization = config.get("quantization_config")
     if quantization is None:

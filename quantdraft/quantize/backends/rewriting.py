@@ -33,7 +33,7 @@ def rewrite_weights(
 ) -> None:
     """Write every weight file of `source`, converted, and their index into `output`.
 
-    Tensors that depend on one another land in the file of the one that names the others.
+    Tensors that depend on one another go into the file of the one that names the others.
     """
     from safetensors.torch import save_file
 

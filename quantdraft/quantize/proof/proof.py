@@ -1,7 +1,7 @@
 """Prove a written checkpoint: it is quantized, not corrupt, and what the recipe promised.
 
 Every check reads the finished files. The weights are dequantized here, from the stored integers and
-scales, so a fault of the library that wrote or loads them shows.
+scales, so a fault of the library that wrote or loads them is found.
 """
 
 from __future__ import annotations

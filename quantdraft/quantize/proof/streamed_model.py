@@ -25,8 +25,8 @@ Read = Callable[[], Iterable[Tensor]]  # a weight's rows in pieces; of an Embedd
 def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
     """Return the checkpoint as transformers loads it, its weights read when they are needed.
 
-    What compressed-tensors packed is unpacked by compressed-tensors, layer by layer; of the other
-    quantization libraries the model is loaded as ever, in float32.
+    compressed-tensors unpacks its own layers one by one; a checkpoint of another
+    quantization library is loaded whole, in float32.
     """
     gc.collect()  # hooks and what they refer to are cycles: an earlier model is still there
     if (checkpoint.quantization or {}).get("quant_method") not in (None, "compressed-tensors"):
@@ -48,7 +48,7 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
 def take_tensors(model: Any, checkpoint: Checkpoint, names: Iterable[str]) -> None:
     """Put the checkpoint's tensors in place of a loaded model's own, also where they are shared.
 
-    A name that the model does not know is passed over.
+    Names that the model does not have are ignored.
     """
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     users: dict[int, list[Any]] = {}

@@ -33,8 +33,8 @@ def promised_tensors(
 ) -> dict[str, TensorInfo]:
     """Return the tensors that the recipe stores; for a verbatim recipe, by the candidate's config.
 
-    llm-compressor's own recipe says which schemes it uses in terms of its modifiers: the config it
-    leaves behind is the promise that engines read.
+    A verbatim recipe names its schemes in terms of llm-compressor's modifiers: the config that it
+    writes is the promise that engines read.
     """
     if recipe.modifiers is None:
         return projected_tensors(source, recipe)

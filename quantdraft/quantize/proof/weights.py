@@ -91,7 +91,7 @@ def weight_errors(
 ) -> dict[str, Deviation]:
     """Return how far each quantized module is from its own weight, Ŵ from the stored numbers.
 
-    moves_scales: layers have traded scale with their neighbours, as in AWQ: W is then the draft's
+    moves_scales: layers exchanged scale with their neighbours, as in AWQ: W is then the draft's
     own weight times the factor of each row and column that brings it closest to Ŵ
     """
     from quantdraft.checkpoints.tensors.unpacking import quantized_modules

@@ -1,9 +1,10 @@
-"""A plan as lines: as wide as the terminal, or at most 100 columns."""
+"""A plan as lines of text: the pair's prediction, the table by k, and the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from quantdraft.record.wording import length, metric, milliseconds, num_bytes, percent, times
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import terminal
 from quantdraft.report.views.screen import here
@@ -11,7 +12,6 @@ from quantdraft.workflows.plan.curve import Curve, CurvePoint
 from quantdraft.workflows.plan.plan import CountedRate, Plan
 from quantdraft.workflows.plan.prediction import Prediction, RecipePrediction
 
-UNDEFINED = "none"
 MIN_LOSS = 0.0005  # under it the points round to nothing
 CURVE_COLUMNS = (
     "k",
@@ -23,54 +23,60 @@ CURVE_COLUMNS = (
     "pays from α",
     "",
 )
+CURVE_LEGEND = (
+    "speedup: over the target alone, Leviathan et al. (arXiv 2211.17192, theorem 3.8), if "
+    "verifying costs one step of the target. rule of thumb: the draft charged once a round, too "
+    "high for every k above 1. arithmetic: computing over the target's alone (theorem 3.11), what "
+    "a batch bound by arithmetic pays. pays from α: the acceptance per token asked for at which "
+    "the speedup is 1. accepted / proposed: the rate that engines print, which falls with k."
+)
 PAIR_COLUMNS = ("recipe", "step", "at least", "c", "best k", "× target", "× draft", "may lose")
+PAIR_LEGEND = (
+    "at least: a draft step if memory ran at its peak. c: draft bytes over target bytes. "
+    "× target, × draft: speedup over the target alone and over the full-precision draft, each at "
+    "its best k, at equal acceptance. may lose: the points of α that would eat the gain. No engine "
+    "reaches these; measure with `quantdraft evaluate` before you decide."
+)
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """What the terminal shows: the table by k, the answer, and the pair's prediction."""
-    lines = [*_curve(plan.curve, plan.counted)]
+    """Return the text for the terminal, as wide as it is, or at most 100 columns."""
+    parts: list[str | Table] = []
     if plan.prediction is not None:
-        lines = [*_pair(plan.prediction), "", "The full-precision draft by k:", *lines]
-    return lines
+        parts += [*_pair_parts(plan.prediction), "", "The full-precision draft by k:"]
+    parts += _curve_parts(plan.curve, plan.counted)
+    screen = here()
+    shown = (terminal.table(p) if isinstance(p, Table) else screen.wrapped(p) for p in parts)
+    return "\n".join(shown).split("\n")
 
 
-def _curve(curve: Curve, counted: CountedRate | None) -> Iterator[str]:
-    yield from _wrapped(
-        f"Prediction for α = {100 * curve.alpha:.1f} %, accepted per token asked for"
-        f"{_counted(counted)}, and a draft step at {curve.draft_cost:.4g} of the target's"
+def _curve_parts(curve: Curve, counted: CountedRate | None) -> Iterator[str | Table]:
+    origin = ""
+    if counted is not None:
+        rate, k = percent(counted.acceptance_rate), counted.num_speculative_tokens
+        origin = f" (from {rate} accepted / proposed at k = {k})"
+    yield (
+        f"Prediction for α = {percent(curve.alpha)}, accepted per token asked for{origin}, and a "
+        f"draft step at {curve.draft_cost:.4g} of the target's"
     )
     yield ""
-    best = curve.best
-    yield from _table(CURVE_COLUMNS, [_cells(point, best) for point in curve.points])
+    rows = tuple(_curve_cells(point, curve.best) for point in curve.points)
+    yield Table(CURVE_COLUMNS, rows, frozenset(range(7)))
     yield ""
-    yield from _wrapped(_answer(curve))
-    yield from _wrapped(
-        "speedup: over the target alone, Leviathan et al. (arXiv 2211.17192, theorem 3.8), if "
-        "verifying costs one step of the target. rule of thumb: the draft charged once a round, "
-        "too high for every k above 1. arithmetic: computing over the target's alone (theorem "
-        "3.11), what a batch bound by arithmetic pays. pays from α: the acceptance per token asked "
-        "for at which the speedup is 1. accepted / proposed: the rate that engines print, which "
-        "falls with k."
-    )
+    yield _answer(curve)
+    yield CURVE_LEGEND
 
 
-def _counted(counted: CountedRate | None) -> str:
-    if counted is None:
-        return ""
-    rate, k = counted.acceptance_rate, counted.num_speculative_tokens
-    return f" (from {100 * rate:.1f} % accepted / proposed at k = {k})"
-
-
-def _cells(point: CurvePoint, best: CurvePoint) -> tuple[str, ...]:
+def _curve_cells(point: CurvePoint, best: CurvePoint) -> tuple[str, ...]:
     pays_from = point.break_even_alpha
     return (
         str(point.num_speculative_tokens),
-        f"{point.mean_acceptance_length:.2f}",
-        f"{100 * point.acceptance_rate:.1f} %",
-        f"{point.leviathan:.3f}×",
-        f"{point.rule_of_thumb:.3f}×",
-        f"{point.operations:.2f}×",
-        "never" if pays_from is None else f"{100 * pays_from:.1f} %",
+        length(point.mean_acceptance_length),
+        percent(point.acceptance_rate),
+        times(point.leviathan),
+        times(point.rule_of_thumb),
+        times(point.operations),
+        "never" if pays_from is None else percent(pays_from),
         "← best" if point is best else "",
     )
 
@@ -80,14 +86,14 @@ def _answer(curve: Curve) -> str:
     k = best.num_speculative_tokens
     if best.leviathan <= 1:
         return (
-            f"No k of these pays: the best, {k}, gives {best.leviathan:.3f}×. Serve without "
+            f"No k of these pays: the best, {k}, gives {times(best.leviathan)}. Serve without "
             "speculation, or find a cheaper or better draft."
         )
-    text = f"Best: k = {k}, {best.leviathan:.2f}× the target alone."
+    text = f"Best: k = {k}, {times(best.leviathan)} the target alone."
     if thumb is not best:
         text += (
             f" The rule of thumb would say k = {thumb.num_speculative_tokens} and "
-            f"{thumb.rule_of_thumb:.2f}×, which would give {thumb.leviathan:.2f}×."
+            f"{times(thumb.rule_of_thumb)}, which would give {times(thumb.leviathan)}."
         )
     if curve.draft_cost == 0:
         return f"{text} A proposal costs nothing here, so more of them never cost time either."
@@ -96,82 +102,48 @@ def _answer(curve: Curve) -> str:
     return text
 
 
-def _pair(prediction: Prediction) -> Iterator[str]:
+def _pair_parts(prediction: Prediction) -> Iterator[str | Table]:
     yield f"Prediction for draft {prediction.draft} and target {prediction.target}"
-    yield from _wrapped(_conditions(prediction))
+    at_least = prediction.target_step_ms
+    yield (
+        f"{prediction.device or 'no device named: bytes alone'}; batch 1, "
+        f"context {prediction.context_length}; "
+        f"a step of the target reads {num_bytes(prediction.target_step_bytes)}"
+        f"{'' if at_least is None else f', at least {milliseconds(at_least)}'}"
+    )
     if prediction.warning is not None:
-        yield from _wrapped(f"Warning: {prediction.warning}.")
+        yield f"Warning: {prediction.warning}."
     yield ""
-    groups = _same_bytes([row for row in prediction.recipes if row.reason is None])
-    rows = [group[0] for group in groups]
-    yield from _table(
-        PAIR_COLUMNS, [_row(row) for row in (prediction.baseline, *rows)], names=frozenset({0})
-    )
-    yield from _wrapped("".join(_also(group) for group in groups).strip())
-    yield ""
-    yield from _wrapped(
-        "at least: a draft step if memory ran at its peak. c: draft bytes over target bytes. "
-        "× target, × draft: speedup over the target alone and over the full-precision draft, each "
-        "at its best k, at equal acceptance. may lose: the points of α that would eat the gain. "
-        " No engine reaches these; measure with `quantdraft evaluate` before you decide."
-    )
+    # Recipes that differ in how they round, and not in what a step reads, share a row.
+    by_bytes: dict[int | None, list[RecipePrediction]] = {}
     by_reason: dict[str, list[str]] = {}
     for row in prediction.recipes:
-        if row.reason is not None:
+        if row.reason is None:
+            by_bytes.setdefault(row.step_bytes, []).append(row)
+        else:
             by_reason.setdefault(row.reason, []).append(row.recipe)
-    for reason, names in by_reason.items():
-        yield from _wrapped(f"No prediction for {', '.join(names)}: {reason}.")
-
-
-def _same_bytes(rows: Sequence[RecipePrediction]) -> list[list[RecipePrediction]]:
-    """Recipes that differ in how they round, and not in what a step reads, share a line."""
-    groups: dict[int | None, list[RecipePrediction]] = {}
-    for row in rows:
-        groups.setdefault(row.step_bytes, []).append(row)
-    return [
-        sorted(group, key=lambda row: (len(row.recipe), row.recipe)) for group in groups.values()
+    groups = [
+        sorted(group, key=lambda row: (len(row.recipe), row.recipe)) for group in by_bytes.values()
     ]
+    rows = (prediction.baseline, *(group[0] for group in groups))
+    yield Table(PAIR_COLUMNS, tuple(map(_pair_cells, rows)), frozenset(range(1, 8)))
+    same = [[row.recipe for row in group] for group in groups if len(group) > 1]
+    yield " ".join(f"{names[0]} stands for {', '.join(names[1:])} too." for names in same)
+    yield ""
+    yield PAIR_LEGEND
+    for reason, names in by_reason.items():
+        yield f"No prediction for {', '.join(names)}: {reason}."
 
 
-def _also(group: Sequence[RecipePrediction]) -> str:
-    """`int4 stands for int4-awq and int4-gptq too.`, nothing for a recipe alone."""
-    names = [row.recipe for row in group]
-    return f" {names[0]} stands for {', '.join(names[1:])} too." if len(names) > 1 else ""
-
-
-def _conditions(prediction: Prediction) -> str:
-    device = prediction.device or "no device named: bytes alone"
-    step = f"a step of the target reads {_bytes(prediction.target_step_bytes)}"
-    if prediction.target_step_ms is not None:
-        step += f", at least {prediction.target_step_ms:.3g} ms"
-    return f"{device}; batch 1, context {prediction.context_length}; {step}"
-
-
-def _row(row: RecipePrediction) -> tuple[str, ...]:
+def _pair_cells(row: RecipePrediction) -> tuple[str, ...]:
     loss = row.break_even_loss
     return (
         row.recipe,
-        "" if row.step_bytes is None else _bytes(row.step_bytes),
-        "" if row.draft_step_ms is None else f"{row.draft_step_ms:.3g} ms",
+        num_bytes(row.step_bytes),
+        "" if row.draft_step_ms is None else milliseconds(row.draft_step_ms),
         "" if row.draft_cost is None else f"{row.draft_cost:.4f}",
         str(row.best_k),
-        f"{row.speedup_over_autoregressive:.3f}×",
-        f"{row.speedup_over_baseline:.3f}×",
-        UNDEFINED if loss is None or loss < MIN_LOSS else f"{100 * loss:.1f} points",
+        times(row.speedup_over_autoregressive),
+        times(row.speedup_over_baseline),
+        "none" if loss is None or loss < MIN_LOSS else metric(loss, "loss"),
     )
-
-
-def _table(
-    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], names: frozenset[int] = frozenset()
-) -> Iterator[str]:
-    """names: columns of words; all others are numbers, but for what has no heading"""
-    numbers = frozenset(at for at, column in enumerate(columns) if at not in names and column != "")
-    yield from terminal.table(Table(columns, tuple(rows), numbers)).splitlines()
-
-
-def _wrapped(text: str) -> list[str]:
-    return here().wrapped(text).splitlines()
-
-
-def _bytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"

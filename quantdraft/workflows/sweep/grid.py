@@ -20,7 +20,7 @@ from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, Job
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """What the user asked for; names and defaults are the command line's."""
+    """The settings of `quantdraft sweep`; names and defaults are the command line's."""
 
     drafts: tuple[str, ...]
     recipes: tuple[str, ...]
@@ -51,8 +51,8 @@ class Cell:
 
 
 def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
-    """The cells, and their jobs: a candidate's comes before the evaluations that need it."""
-    recipes = [load_recipe(name) for name in expanded(settings.recipes)]
+    """Return the cells and their jobs: a candidate's comes before the evaluations that need it."""
+    recipes = [load_recipe(name) for name in expand_sweeps(settings.recipes)]
     parts = _parts(settings)
     cells: list[Cell] = []
     jobs: list[Job] = []
@@ -69,13 +69,13 @@ def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
 
 
 def _local(settings: SweepSettings, draft: str) -> str:
-    """Where a draft lies; in the record of a sweep in this process it is named as it was given."""
+    """Return where a draft lies; a sweep in this process names it as it was given."""
     path = resolve_model(draft)
     return str(path if settings.executor == "local" else path.absolute())
 
 
-def expanded(names: Sequence[str]) -> tuple[str, ...]:
-    """Recipes by name, each once; the name of a bundled sweep, `ladder`, stands for its recipes."""
+def expand_sweeps(names: Sequence[str]) -> tuple[str, ...]:
+    """Return recipes by name, each once; a bundled sweep, `ladder`, stands for its recipes."""
     sweeps = bundled_sweep_names()
     found = [
         each for name in names for each in (load_sweep(name).recipes if name in sweeps else [name])
@@ -84,7 +84,7 @@ def expanded(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
-    """Paths that mean the same to a worker, whatever directory it was started in."""
+    """Return the settings with paths that hold in any directory that a worker starts in."""
 
     def whole(path: Path | None) -> Path | None:  # an id of the Hub is no path
         return path.absolute() if path is not None and path.exists() else path
@@ -103,7 +103,7 @@ def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
 
 
 def _parts(settings: SweepSettings) -> dict[str | None, Path]:
-    """The traffic, whole or by domain: one file each."""
+    """Return the traffic, whole or by domain: one file each."""
     if not settings.by_domain:
         return {None: settings.traffic_path}
     parts = split_by_domain(settings.traffic_path, settings.output / "traffic")
@@ -111,7 +111,7 @@ def _parts(settings: SweepSettings) -> dict[str | None, Path]:
 
 
 def _names(drafts: Sequence[str]) -> list[str]:
-    """A short name for each draft, no two alike."""
+    """Return a short name for each draft, no two alike."""
     names = [Path(draft).name for draft in drafts]
     return [
         name if names.count(name) == 1 else f"{name}-{number}"
@@ -154,7 +154,7 @@ def _evaluate_job(
 
 
 def _without(settings: SweepSettings, recipe: Recipe) -> str:
-    """What tells one baseline's replay from another: the prompts left out as calibrated on."""
+    """Return the name of the prompts that a baseline is not replayed on, as calibrated on."""
     own = recipe.calibration
     if own is None or not calibrates_on_traffic(settings):
         return ""
@@ -162,7 +162,7 @@ def _without(settings: SweepSettings, recipe: Recipe) -> str:
 
 
 def calibrates_on_traffic(settings: SweepSettings) -> bool:
-    """True where recipes see responses that they would be judged on: those are left out."""
+    """Return True when recipes calibrate on responses that they would be judged on."""
     given = settings.calibration
     return given is not None and given.resolve() == settings.traffic_path.resolve()
 

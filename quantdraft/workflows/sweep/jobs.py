@@ -1,4 +1,4 @@
-"""One cell of a sweep as work that any machine can do: quantize a draft, or evaluate a candidate.
+"""Jobs of a sweep that any machine can do: quantize a draft, or evaluate a candidate.
 
 A job reads files and directories and writes one directory. Beside it stands a key of everything it
 depends on, from before the work begins: what a killed job has finished is gone on with, nothing is
@@ -25,7 +25,7 @@ from quantdraft.quantize.recipe import Recipe
 from quantdraft.record import RECORD_FILE
 from quantdraft.record.provenance import directory_sha256, package_versions
 
-Places = Callable[[Path], Path]  # where a path of the one who asks lies on the machine that works
+Places = Callable[[Path], Path]  # where a path of the sweep's machine lies on the worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,16 @@ class ApplyJob:
         return {"recipe": self.recipe.model_dump(mode="json"), "draft": _if_hub(self.draft)}
 
     def is_whole(self, at: Places) -> bool:
-        """True when its output is there; a candidate appears at once."""
+        """Return True when its output is there; a candidate is written whole or not at all."""
         return at(self.output).is_dir()
 
     def work(self, at: Places) -> None:
-        """Make the candidate; raises a QuantDraftError and leaves nothing where that fails."""
+        """Quantize the draft; raises a QuantDraftError and leaves nothing where that fails."""
         from quantdraft.quantize.apply import apply
 
         given = self.calibration  # a file, or an id of the Hub
-        calibration = None if given is None else Path(_placed(str(given), at))
-        output, draft = at(self.output), _placed(self.draft, at)
+        calibration = None if given is None else Path(_place_model(str(given), at))
+        output, draft = at(self.output), _place_model(self.draft, at)
         apply(self.recipe, draft, output, calibration=calibration, device=self.device, force=True)
 
 
@@ -69,7 +69,7 @@ class EvaluateJob:
     """A candidate's evaluation; its output is the run directory."""
 
     name: str
-    settings: EvaluateSettings  # every path as the one who asks sees it
+    settings: EvaluateSettings  # every path as the sweep's machine sees it
     output: Path
     needs: str | None
 
@@ -101,7 +101,7 @@ class EvaluateJob:
         }
 
     def is_whole(self, at: Places) -> bool:
-        """True when its output is there; of a run the record comes last."""
+        """Return True when its output is there; a run writes its record last."""
         return (at(self.output) / RECORD_FILE).is_file()
 
     def work(self, at: Places) -> None:
@@ -115,9 +115,9 @@ class EvaluateJob:
         )
         there = replace(
             models,
-            candidate=_placed(models.candidate, at),
-            target=None if models.target is None else _placed(models.target, at),
-            baseline=None if models.baseline is None else _placed(models.baseline, at),
+            candidate=_place_model(models.candidate, at),
+            target=None if models.target is None else _place_model(models.target, at),
+            baseline=None if models.baseline is None else _place_model(models.baseline, at),
         )
         settings = replace(
             asked,
@@ -143,8 +143,11 @@ class Outcome:
     was_done: bool = False  # before, by an earlier sweep
 
 
+OnOutcome = Callable[[Outcome], None]
+
+
 def perform(job: Job, at: Places, log: Path) -> Outcome:
-    """Do a job unless its output is there already; an error of ours becomes its outcome.
+    """Do a job unless its output is there already; a QuantDraftError becomes its outcome.
 
     log: what the job says on the way goes there, not to the terminal
     Raises OutputError where the disk refuses: that is no fault of this job, and others would meet
@@ -154,7 +157,7 @@ def perform(job: Job, at: Places, log: Path) -> Outcome:
         return before
     begin(job, at)
     try:
-        with _talking_to(log):
+        with _log_stderr(log):
             job.work(at)
     except OutputError:
         raise
@@ -164,7 +167,7 @@ def perform(job: Job, at: Places, log: Path) -> Outcome:
 
 
 def done_before(job: Job, at: Places) -> Outcome | None:
-    """The outcome of a job whose output is there; None where there is something to do."""
+    """Return the outcome of a job whose output is there; None where there is something to do."""
     if not is_done(job, at):
         return None
     _clear_lock(job, at)
@@ -172,14 +175,14 @@ def done_before(job: Job, at: Places) -> Outcome | None:
 
 
 def is_done(job: Job, at: Places) -> bool:
-    """True when the output is there, made from what the inputs hold now."""
-    return job.is_whole(at) and _kept_key(at(job.output)) == job_key(job, at)
+    """Return True when the output is there, made from what the inputs hold now."""
+    return job.is_whole(at) and _read_key(at(job.output)) == job_key(job, at)
 
 
 def begin(job: Job, at: Places) -> None:
-    """Say beside the output what it is made from; what stands there of something else goes."""
+    """Write beside the output what it is made from; remove an output of something else."""
     output, key = at(job.output), job_key(job, at)
-    if _kept_key(output) == key:  # begun before, and killed
+    if _read_key(output) == key:  # begun before, and killed
         return
     if output.exists():
         shutil.rmtree(output)
@@ -187,7 +190,7 @@ def begin(job: Job, at: Places) -> None:
 
 
 def _clear_lock(job: Job, at: Places) -> None:
-    """Of one that was killed after its last act: whoever holds the lock removes it at the end."""
+    """Remove the lock of a job that was killed after it finished."""
     is_inside = isinstance(job, EvaluateJob)
     if lock_path(at(job.output), is_inside=is_inside).exists():
         with contextlib.suppress(OutputError), sole_writer(at(job.output), is_inside=is_inside):
@@ -195,8 +198,8 @@ def _clear_lock(job: Job, at: Places) -> None:
 
 
 @contextlib.contextmanager
-def _talking_to(log: Path) -> Iterator[None]:
-    """What is said on stderr goes to the end of a file."""
+def _log_stderr(log: Path) -> Iterator[None]:
+    """Append what is written to stderr to a file."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
@@ -208,14 +211,14 @@ def _talking_to(log: Path) -> Iterator[None]:
 
 
 def job_key(job: Job, at: Places) -> str:
-    """A hash of all that decides the job's output: its facts, its inputs' content, the versions."""
+    """Return a hash of all that decides the output: facts, the inputs' content, versions."""
     content = [_content(at(path)) for path in job.inputs]
     facts = {"facts": job.facts, "inputs": content, "versions": package_versions()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def require_same_version(version: str) -> None:
-    """Raise QuantDraftError on a worker that has another version than the one who asks."""
+    """Raise QuantDraftError on a worker whose version is not that of the sweep."""
     if version != __version__:
         raise QuantDraftError(
             f"this worker has quantdraft {__version__}, the sweep was started by {version}. "
@@ -230,7 +233,7 @@ def _content(path: Path) -> Any:
     return directory_sha256(path, exclude=frozenset({"quantdraft.json"}))
 
 
-def _kept_key(output: Path) -> str | None:
+def _read_key(output: Path) -> str | None:
     try:
         kept = json.loads(_key_file(output).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -243,7 +246,7 @@ def _key_file(output: Path) -> Path:
 
 
 def _local(*given: str | Path | None) -> tuple[Path, ...]:
-    """Those that are files or directories; a Hub id is none."""
+    """Return those that are files or directories; a Hub id is none."""
     paths = [Path(name) for name in given if name is not None]
     return tuple(path for path in paths if path.exists())
 
@@ -252,8 +255,8 @@ def _if_hub(model: str | None) -> str | None:
     return None if model is None or Path(model).exists() else model
 
 
-def _placed(model: str, at: Places) -> str:
-    """A Hub id stays as it is; a directory is where it lies."""
+def _place_model(model: str, at: Places) -> str:
+    """Return where a model's directory lies; a Hub id stays as it is."""
     path = Path(model)
     there = at(path)
     return str(there) if there.exists() else model

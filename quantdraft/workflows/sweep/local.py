@@ -1,18 +1,16 @@
-"""Jobs in this process, one after another: what a timing needs, and what one machine can do."""
+"""Run jobs in this process, one after another, so that no two are timed side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantdraft.common.progress import step
-from quantdraft.workflows.sweep.jobs import Job, Outcome, perform
-
-Told = Callable[[Outcome], None]
+from quantdraft.workflows.sweep.jobs import Job, OnOutcome, Outcome, perform
 
 
-def run_local(jobs: Sequence[Job], logs: Path, told: Told) -> dict[str, Outcome]:
-    """Every job after the one it needs; `told` hears of each as it ends."""
+def run_local(jobs: Sequence[Job], logs: Path, on_outcome: OnOutcome) -> dict[str, Outcome]:
+    """Run every job after the one it needs. on_outcome: called as each ends."""
     outcomes: dict[str, Outcome] = {}
     for job in jobs:
         failed = outcomes.get(job.needs or "")
@@ -22,5 +20,5 @@ def run_local(jobs: Sequence[Job], logs: Path, told: Told) -> dict[str, Outcome]
             with step(job.name):
                 outcome = perform(job, lambda path: path, logs / f"{job.name}.log")
         outcomes[job.name] = outcome
-        told(outcome)
+        on_outcome(outcome)
     return outcomes

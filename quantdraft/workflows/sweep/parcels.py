@@ -1,18 +1,19 @@
-"""Files and directories as bytes, and back: how they travel where there is no shared disk."""
+"""Pack files and directories as bytes and unpack them, for nodes without a shared disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from quantdraft.checkpoints.checkpoint import require_own_files
-from quantdraft.errors import OptionError
+from quantdraft.errors import OptionError, OutputError
 
 MAX_BYTES = 32 * 2**30  # of one parcel: more than that belongs on a shared disk
 
@@ -25,7 +26,7 @@ class Parcel:
 
     @property
     def digest(self) -> str:
-        """A hash of the names and the content."""
+        """The hash of the names and the content."""
         total = hashlib.sha256()
         for name, content in sorted(self.files.items()):
             total.update(f"{len(name)} {name} {len(content)}\n".encode())
@@ -33,7 +34,7 @@ class Parcel:
         return total.hexdigest()
 
 
-def packed(path: Path) -> Parcel:
+def pack(path: Path) -> Parcel:
     """Read a file or a whole directory; OptionError where that is too large to send.
 
     Raises CheckpointError for a link that leads out of the directory: sent, it would be a file like
@@ -51,21 +52,22 @@ def packed(path: Path) -> Parcel:
     return Parcel({_name(file, path): file.read_bytes() for file in found})
 
 
-def unpacked_parcel(parcel: Parcel, place: Path) -> None:
+def unpack(parcel: Parcel, place: Path) -> None:
     """Write a parcel to `place`, whole or not at all; what is there already is replaced."""
-    with _staged(parcel, place) as content:
+    with _stage(parcel, place) as content:
         if place.is_dir():
             shutil.rmtree(place)
         os.replace(content, place)
 
 
-def unpacked_once(parcel: Callable[[], Parcel], place: Path) -> Path:
-    """A place that holds a parcel; it is fetched only where nobody has brought it there before.
+def unpack_once(parcel: Callable[[], Parcel], place: Path) -> Path:
+    """Unpack a parcel to `place` unless it is there already, and return the place.
 
-    Of several workers who bring it at once the first one's stays: others may be reading it.
+    parcel: fetches it. Of several workers that unpack at once the first one's copy stays, as
+    others may be reading it.
     """
     if not place.exists():
-        with _staged(parcel(), place) as content:
+        with _stage(parcel(), place) as content:
             try:
                 content.rename(place)
             except OSError:
@@ -75,8 +77,8 @@ def unpacked_once(parcel: Callable[[], Parcel], place: Path) -> Path:
 
 
 @contextmanager
-def _staged(parcel: Parcel, place: Path) -> Iterator[Path]:
-    """The parcel's files beside `place`; what is not moved away is removed again."""
+def _stage(parcel: Parcel, place: Path) -> Iterator[Path]:
+    """Write the parcel's files beside `place`, and remove those that are not moved away."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as staging:
         content = Path(staging) / "content"
@@ -95,4 +97,25 @@ def _inside(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise OptionError(f"a parcel's file {name!r} lies outside its directory.")
+    return path
+
+
+def require_own_directory(path: Path) -> Path:
+    """Make a directory of mode 0700 where there is none, and return it.
+
+    Raises OutputError where what stands there is a link, or somebody else's, or open to others:
+    whoever put it there could read what is written to it, or choose what is read from it.
+    """
+    try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}.") from error
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_own or stat.S_IMODE(found.st_mode) & 0o077:
+        raise OutputError(
+            f"'{path}' is not a directory that this user alone can enter. Remove it, or set TMPDIR "
+            "to another place."
+        )
     return path

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: every node's processors and GPUs, with lost workers' jobs done again.
+"""Run jobs on a Ray cluster, on every node's processors and GPUs; those of lost workers again.
 
 Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
 come back as results. With one, jobs read and write where the one who asks does: so they do in a
@@ -22,6 +22,7 @@ from quantdraft.common.files import write_text
 from quantdraft.errors import OptionError, OutputError
 from quantdraft.workflows.sweep.jobs import (
     Job,
+    OnOutcome,
     Outcome,
     Places,
     begin,
@@ -29,14 +30,17 @@ from quantdraft.workflows.sweep.jobs import (
     perform,
     require_same_version,
 )
-from quantdraft.workflows.sweep.own_directory import own_directory
-from quantdraft.workflows.sweep.parcels import Parcel, packed, unpacked_once, unpacked_parcel
+from quantdraft.workflows.sweep.parcels import (
+    Parcel,
+    pack,
+    require_own_directory,
+    unpack,
+    unpack_once,
+)
 from quantdraft.workflows.sweep.ray_session import ray_session
 
 MAX_RETRIES = 3  # of a job whose worker or node was lost
 CACHE_FILE = "ray-cache"  # in the sweep's directory: the name of its directory on every node
-
-Told = Callable[[Outcome], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An input on its way: where the one who asks has it, and what tells it from another."""
+    """An input that is sent: where it lies on this machine, and the hash of its content."""
 
     path: Path
     digest: str
@@ -59,13 +63,13 @@ class Sent:
 def run_on_ray(
     jobs: Sequence[Job],
     logs: Path,
-    told: Told,
+    on_outcome: OnOutcome,
     *,
     address: str | None,
     resources: Resources,
     is_shared: bool,
 ) -> dict[str, Outcome]:
-    """Every job as a Ray task, after the one it needs; `told` hears of each as it ends.
+    """Run every job as a Ray task, after the one it needs. on_outcome: called as each ends.
 
     address: of a running cluster, "auto" for the one this machine belongs to; None: a cluster of
         this machine alone, for as long as the sweep takes
@@ -77,14 +81,14 @@ def run_on_ray(
         crew = _Crew(ray, resources, logs, is_shared or address is None)
         for job in jobs:
             crew.send(job)
-        outcomes = crew.gathered(told)
+        outcomes = crew.gather(on_outcome)
         if all(outcome.error is None for outcome in outcomes.values()):
             crew.clear_nodes()
         return outcomes
 
 
 class _Crew:
-    """The tasks that were sent, and how each ended."""
+    """The tasks that were submitted, and how each ended."""
 
     def __init__(self, ray: Any, resources: Resources, logs: Path, is_shared: bool) -> None:
         self.ray, self.logs, self.is_shared = ray, logs, is_shared
@@ -96,7 +100,7 @@ class _Crew:
         }
         if resources.memory_bytes is not None:
             options["memory"] = resources.memory_bytes
-        self.task = ray.remote(**options)(_worked)
+        self.task = ray.remote(**options)(_work)
         self.cache = "" if is_shared else _cache_name(logs.parent / CACHE_FILE)
         self.inputs: dict[Path, tuple[Sent, Any]] = {}
         self.jobs: dict[str, Job] = {}
@@ -117,16 +121,16 @@ class _Crew:
         self.jobs[job.name] = job
         self.results[job.name] = tuple(self.task.remote(order, after, output))
 
-    def gathered(self, told: Told) -> dict[str, Outcome]:
+    def gather(self, on_outcome: OnOutcome) -> dict[str, Outcome]:
         """Wait for all; write what they made where the one who asked wants it."""
         for outcome in self.outcomes.values():
-            told(outcome)
+            on_outcome(outcome)
         waiting = {result[0]: name for name, result in self.results.items()}
         while waiting:
             ended, _ = self.ray.wait(list(waiting), num_returns=1)
             name = waiting.pop(ended[0])
             self.outcomes[name] = self._outcome(name)
-            told(self.outcomes[name])
+            on_outcome(self.outcomes[name])
         return self.outcomes
 
     def clear_nodes(self) -> None:
@@ -135,7 +139,7 @@ class _Crew:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        task = self.ray.remote(num_cpus=0, max_retries=0)(_cleared)
+        task = self.ray.remote(num_cpus=0, max_retries=0)(_clear)
         nodes = [node["NodeID"] for node in self.ray.nodes() if node["Alive"]]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         sent = [task.options(scheduling_strategy=place).remote(self.cache) for place in places]
@@ -143,12 +147,12 @@ class _Crew:
         (self.logs.parent / CACHE_FILE).unlink(missing_ok=True)
 
     def _outcome(self, name: str) -> Outcome:
-        told, output = self.results[name]
+        result, output = self.results[name]
         try:
-            outcome: Outcome = self.ray.get(told)
+            outcome: Outcome = self.ray.get(result)
             if outcome.error is None and not self.is_shared:
                 begin(self.jobs[name], _here)
-                unpacked_parcel(self.ray.get(output), self.jobs[name].output)
+                unpack(self.ray.get(output), self.jobs[name].output)
         except self.ray.exceptions.RayError as error:
             return Outcome(name, f"its worker failed: {self._reason(error)}")
         return outcome
@@ -163,14 +167,14 @@ class _Crew:
         if self.is_shared:
             return Sent(path, ""), None
         if path not in self.inputs:
-            parcel = packed(path)
+            parcel = pack(path)
             self.inputs[path] = Sent(path, parcel.digest), self.ray.put(parcel)
         return self.inputs[path]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a worker is told: the job, its inputs, and where they belong."""
+    """What a worker needs to know: the job, its inputs, and where they belong."""
 
     job: Job
     inputs: tuple[tuple[Sent, Any], ...]
@@ -180,7 +184,7 @@ class Order:
     version: str
 
 
-def _worked(
+def _work(
     order: Order, after: Outcome | None, output: Parcel | None
 ) -> tuple[Outcome, Parcel | None]:
     """What runs on a worker: place the inputs, do the job, give back what it made."""
@@ -189,32 +193,32 @@ def _worked(
     if after is not None and after.error is not None:
         return Outcome(job.name, after.error), None
     if not order.cache:
-        return _performed(job, _here, Path(order.logs) / f"{job.name}.log"), None
+        return _perform_here(job, _here, Path(order.logs) / f"{job.name}.log"), None
     try:
-        cache = own_directory(Path(tempfile.gettempdir()) / order.cache)
+        cache = require_own_directory(Path(tempfile.gettempdir()) / order.cache)
     except OutputError as error:
         return Outcome(job.name, str(error)), None
     places = {
-        sent.path: _placed(cache, sent.digest, sent.path, partial(_fetched, ref))
+        sent.path: _unpack_input(cache, sent.digest, sent.path, partial(_fetch, ref))
         for sent, ref in order.inputs
     }
     if order.made is not None and output is not None:
-        places[order.made] = _placed(cache, output.digest, order.made, lambda: output)
+        places[order.made] = _unpack_input(cache, output.digest, order.made, lambda: output)
 
     def at(path: Path) -> Path:
         # What is no input stays on the node: stages, and the output until it is whole.
         kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
         return places.get(path) or cache / kept / path.name
 
-    outcome = _performed(job, at, at(Path(order.logs)) / f"{job.name}.log")
+    outcome = _perform_here(job, at, at(Path(order.logs)) / f"{job.name}.log")
     if outcome.error is not None:
         return outcome, None
-    made = packed(at(job.output))
+    made = pack(at(job.output))
     shutil.rmtree(at(job.output).parent)
     return outcome, made
 
 
-def _performed(job: Job, at: Places, log: Path) -> Outcome:
+def _perform_here(job: Job, at: Places, log: Path) -> Outcome:
     """A worker's disk is not the others': what it refuses is this job's outcome alone."""
     try:
         return perform(job, at, log)
@@ -222,12 +226,12 @@ def _performed(job: Job, at: Places, log: Path) -> Outcome:
         return Outcome(job.name, str(error))
 
 
-def _placed(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
+def _unpack_input(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
     """What lies at `path` for the one who asks, on this node."""
-    return unpacked_once(parcel, cache / digest[:32] / path.name)
+    return unpack_once(parcel, cache / digest[:32] / path.name)
 
 
-def _fetched(ref: Any) -> Parcel:
+def _fetch(ref: Any) -> Parcel:
     import ray
 
     parcel: Parcel = ray.get(ref)
@@ -245,7 +249,7 @@ def _cache_name(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _cleared(cache: str) -> None:
+def _clear(cache: str) -> None:
     shutil.rmtree(Path(tempfile.gettempdir()) / cache, ignore_errors=True)
 
 

@@ -1,6 +1,6 @@
-"""Ray itself: a cluster that answers at an address, or one of this machine alone for one sweep.
+"""Connect to a Ray cluster at an address, or start one on this machine for one sweep.
 
-One of our own listens on the loopback, asks for a token that nobody else knows, has no dashboard,
+A cluster that is started here listens on the loopback, asks for a secret token, has no dashboard,
 and keeps its files in a directory that only its user can enter.
 """
 
@@ -33,7 +33,7 @@ _OWN = {
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[Any]:
-    """The module `ray`, connected for the length of the block.
+    """Yield the module `ray`, connected for the length of the block.
 
     address: of a running cluster, "auto" for the one this machine belongs to; None: a new one
     Ray keeps to a process's first token: after a new one, no cluster of several nodes that asks for
@@ -50,7 +50,7 @@ def ray_session(address: str | None) -> Iterator[Any]:
 def _join(address: str) -> Any:
     try:
         _require_answer(address)
-        ray = _imported()
+        ray = _import_ray()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise OptionError(
@@ -71,7 +71,7 @@ def _require_answer(address: str) -> None:
 def _start(stack: contextlib.ExitStack) -> Any:
     stack.callback(_read_settings_again)  # once the variables are what they were
     stack.enter_context(_variables(_OWN | {"RAY_AUTH_TOKEN": _token()}))
-    ray = _imported()
+    ray = _import_ray()
     stack.enter_context(_loopback_alone())
     place = _private_directory()
     stack.callback(shutil.rmtree, place, ignore_errors=True)
@@ -92,7 +92,7 @@ def _start(stack: contextlib.ExitStack) -> Any:
     return ray
 
 
-def _imported() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
@@ -104,7 +104,7 @@ def _imported() -> Any:
 
 @contextlib.contextmanager
 def _loopback_alone() -> Iterator[None]:
-    """The switch again, for a process in which Ray was imported before it was set."""
+    """Set the loopback switch where Ray was imported before the variable was set."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -116,7 +116,7 @@ def _loopback_alone() -> Iterator[None]:
 
 
 def _read_settings_again() -> None:
-    """Else this process would ask the workers of another cluster for a token that they have not."""
+    """Let Ray read its settings again: else it asks another cluster for a token that it has not."""
     import ray
 
     config: Any = getattr(ray._raylet, "Config", None)  # type: ignore[attr-defined,unused-ignore]
@@ -125,14 +125,14 @@ def _read_settings_again() -> None:
 
 
 def _private_directory() -> str:
-    """New, with mode 0700; in /tmp where the temporary directory's own path is too long."""
+    """Make a directory of mode 0700; in /tmp where the temporary directory's path is too long."""
     is_short = len(tempfile.gettempdir()) <= _LONGEST_PLACE
     return tempfile.mkdtemp(prefix="quantdraft-ray-", dir=None if is_short else "/tmp")
 
 
 @contextlib.contextmanager
 def _variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables for the length of the block: Ray's processes inherit them."""
+    """Set environment variables for the length of the block: Ray's processes inherit them."""
     before = {name: os.environ.get(name) for name in wanted}
     _set(wanted)
     try:
@@ -151,5 +151,5 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 @cache
 def _token() -> str:
-    """One a process: Ray reads it once, whatever clusters come later."""
+    """Return one token for the process: Ray reads it once, whatever clusters come later."""
     return secrets.token_hex(32)

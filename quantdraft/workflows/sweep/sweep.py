@@ -1,4 +1,4 @@
-"""sweep: drafts x recipes x domains as jobs, done anywhere, kept by content, then compared."""
+"""Quantize and evaluate drafts x recipes x domains as jobs, and compare the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from quantdraft.workflows.sweep.grid import (
     SweepSettings,
     calibrates_on_traffic,
     claim_output,
-    expanded,
+    expand_sweeps,
     grid,
     with_absolute_paths,
 )
@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What came of a sweep; a cell that failed has its reason in `failed`, by the job's name."""
+    """The cells of a sweep; one that failed has its reason in `failed`, by the job's name."""
 
     cells: tuple[Cell, ...]
     failed: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def _run_grid(settings: SweepSettings, say: Say) -> SweepResult:
     failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
     result = SweepResult(tuple(cells), failed)
     write_json(settings.output / SWEEP_FILE, record(result))
-    for line in _ending(outcomes, jobs):
+    for line in _summarize(outcomes, jobs):
         say(line)
     for directory, runs in _comparisons(settings, result):
         say(render_comparison(compare(runs, directory, force=True)))
@@ -75,7 +75,7 @@ def _run_grid(settings: SweepSettings, say: Say) -> SweepResult:
 
 
 def record(result: SweepResult) -> dict[str, Any]:
-    """What was found, without times of day and places: equal sweeps have equal records."""
+    """Return the results without times of day and places: equal sweeps have equal records."""
     rows = []
     for cell in result.cells:
         row: dict[str, Any] = {"draft": cell.draft, "recipe": cell.recipe, "domain": cell.domain}
@@ -110,8 +110,8 @@ def _check(settings: SweepSettings) -> None:
 
 
 def _check_inputs(settings: SweepSettings) -> None:
-    """What a wrong name would make of every cell is one error, before anything is written."""
-    for recipe in expanded(settings.recipes):
+    """Raise one error for a wrong name, before any cell is computed."""
+    for recipe in expand_sweeps(settings.recipes):
         load_recipe(recipe)
     for draft in settings.drafts:
         resolve_model(draft)
@@ -143,8 +143,8 @@ def _resources(settings: SweepSettings) -> Resources:
     return Resources(cpus, settings.gpus, memory)
 
 
-def _ending(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
-    """What was not computed, and why."""
+def _summarize(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
+    """Say what was not computed, and why."""
     num_kept = sum(outcome.was_done for outcome in outcomes.values())
     if num_kept:
         yield f"{num_kept} of {len(jobs)} jobs were done before."
@@ -157,7 +157,7 @@ def _ending(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def _comparisons(settings: SweepSettings, result: SweepResult) -> Iterator[tuple[Path, list[Path]]]:
-    """Where each comparison goes, and its runs: one, or one a domain."""
+    """Return the directory of each comparison and its runs: one, or one for each domain."""
     done = [cell for cell in result.cells if cell.job not in result.failed]
     place = settings.output / "comparison"
     for traffic in dict.fromkeys(cell.traffic for cell in done):
