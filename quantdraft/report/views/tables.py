@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantdraft.report.blocks import Table
-from quantdraft.report.views.screen import STYLES, Screen
+from quantdraft.report.views.screen import STYLES, Screen, here
 
 GAP = 2  # between columns
 LONG = 50  # characters
@@ -19,8 +19,9 @@ WORDY = 2  # words in a cell that may be broken between them
 MAX_NAMES = 3  # columns that stand in every part of a table
 
 
-def table(block: Table, screen: Screen) -> str:
-    """Return the table and its caption."""
+def table(block: Table, screen: Screen | None = None) -> str:
+    """Return the table and its caption. screen: where it is shown; else what stdout is now"""
+    screen = screen or here()
     if _is_prose(block):
         return _paragraphs(block, screen)
     drawn = _aligned(block) if screen.columns is None else _fit(block, screen.columns, screen)
