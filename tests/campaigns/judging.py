@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quantdraft.measure.latency.grid import MIN_LOADS
+from quantdraft.measure.latency.timing_plan import MIN_LOADS
 from quantdraft.report.blocks import Document
 from tests.campaigns.warm import import_what_was_imported, run
 
@@ -25,7 +25,7 @@ SMALL = {
     "quantdraft.measure.latency.roofline.BUFFER_BYTES": {"cpu": 8 << 20},
     "quantdraft.measure.latency.roofline.LAST_SIZE": {"cpu": 128},
     "quantdraft.measure.latency.loaded.TRIAL_SECONDS": 0.0,
-    "quantdraft.measure.latency.grid.MAX_OVERRUN": float("inf"),
+    "quantdraft.measure.latency.point.MAX_OVERRUN": float("inf"),
     # Which kernel is the fastest differs from run to run, and with it what falls at a near-tie.
     "quantdraft.engines.kernels.trials._fastest_of": lambda timers: {
         name: 1.0 + place for place, name in enumerate(timers)
@@ -158,7 +158,7 @@ def count_units(log: Path) -> None:
     """In a child: write a line for every piece of work that is computed."""
     from quantdraft.measure import answerers as answering
     from quantdraft.measure import replay
-    from quantdraft.measure.latency import grid as benchmark
+    from quantdraft.measure.latency.point import PointTiming
     from quantdraft.quantize import apply as quantization
 
     def counting(real: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
@@ -173,7 +173,7 @@ def count_units(log: Path) -> None:
     own = answering.OwnTarget
     own.answers = counting(own.answers, lambda target, prompts, seeds: len(prompts))
     replay._pieces = counting(replay._pieces, lambda *rest: 1)
-    benchmark._Run._time = counting(benchmark._Run._time, lambda *rest: 1)
+    PointTiming.time_arms = counting(PointTiming.time_arms, lambda *rest: 1)
     quantization.apply = counting(quantization.apply, lambda *rest: 1)
 
 
