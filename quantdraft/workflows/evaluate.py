@@ -174,7 +174,7 @@ def _name(candidate: Checkpoint) -> str:
 
 
 def _begin_run(run_dir: Path, settings: EvaluateSettings) -> None:
-    """Refuse a finished run; with --force drop its parts, once.
+    """Refuse a finished run; with --force drop its finished parts, once.
 
     A forced run that was killed goes on with its own parts: beside them stands which record they
     are to replace.

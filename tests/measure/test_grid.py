@@ -18,7 +18,7 @@ from quantdraft.measure.latency import point as point_timing
 from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import Arms, row_counts
 from quantdraft.measure.latency.memory import weight_bytes
-from quantdraft.measure.latency.point import (
+from quantdraft.measure.latency.opened import (
     BLOCKS_PER_LOAD,
     CACHED_BYTES,
     NUM_IN_A_ROW,
