@@ -19,7 +19,7 @@ from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
 from quantdraft.record.terms import MAX_K, USUAL_K
 from quantdraft.record.wording import UNDEFINED, num_bytes, times
 from quantdraft.report.blocks import Table
-from quantdraft.report.views import terminal
+from quantdraft.report.views import tables
 from quantdraft.report.views.screen import here
 
 
@@ -47,7 +47,7 @@ class Preflight:
         shown = [screen.listed(f.message, f"{f.level:<7} ") for f in self.findings]
         if self.outlooks:
             shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
-            shown += [terminal.table(_outlook_table(self.outlooks))]
+            shown += [tables.table(_outlook_table(self.outlooks))]
             shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
         answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
         return [*shown, "", f"Target and draft are {answer}."]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from quantdraft.common import progress
-from quantdraft.common.progress import Line, bar, clock, say, share_bar, show_progress, watched
+from quantdraft.common.progress import Line, bar, clock, say, share_bar, show_progress
 from tests.pty_child import COLOUR, in_terminal
 
 WORK = """
@@ -115,10 +115,6 @@ def test_an_error_inside_leaves_no_line_behind(monkeypatch):
     with pytest.raises(KeyError), show_progress("a"), bar(3, "b", "c"):
         raise KeyError
     assert progress._DISPLAY._lines == []
-
-
-def test_watched_items_come_as_they_are():
-    assert list(watched([3, 1, 2], "read", "file")) == [3, 1, 2]
 
 
 def test_nothing_is_drawn_and_nothing_printed_where_progress_is_not_asked_for(monkeypatch, capfd):

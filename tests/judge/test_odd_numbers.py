@@ -181,7 +181,7 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
         open_file_store(tmp_path, "keep", {}, lengths) as keeps,
         pytest.raises(KeyboardInterrupt),
     ):
-        keep_probabilities(first, traffic, "greedy", keeps=keeps)
+        keep_probabilities(first, traffic, "greedy", store=keeps)
     done: list[int] = []
     with open_file_store(tmp_path, "keep", {}, lengths) as keeps:
         found = keep_probabilities(second, traffic, "greedy", done.append, keeps)
