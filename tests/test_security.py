@@ -1,8 +1,8 @@
 """What SECURITY.md promises: files of strangers run nothing, reach nothing and stay where they lie.
 
 Fuzzing of every reader is `tests/tools/test_fuzz.py`; that servers of ours listen on the loopback
-and end with their owner is in `tests/engines/test_vllm.py`; that a recipe alone downloads no data
-set, in `tests/quantize/test_calibration.py`.
+and end with their owner is in `tests/engines/test_vllm_server.py`; that a recipe alone downloads no
+data set, in `tests/quantize/test_calibration.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from click.testing import CliRunner
 
@@ -402,7 +403,7 @@ def test_names_that_look_like_paths_reach_no_hub(monkeypatch):
     def unasked(*_args: object, **_options: object) -> None:
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unasked)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unasked)
     for name in ("./a/b", "/a/b", "../b", "~/b", "a", "a/b/c"):
         with pytest.raises(CheckpointError, match="no model directory"):
             resolve_model(name)

@@ -38,7 +38,7 @@ from quantdraft.errors import OptionError
 @options.DEVICE
 @options.POLICY
 @options.force()
-@options.as_json("Print the manifest as JSON.")
+@options.json_output("Print the manifest as JSON.")
 def apply(
     recipe: str,
     draft: str,

@@ -69,7 +69,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 @options.DEVICE
 @options.output("The directory of the record. Default: ./bench-<draft>.")
 @options.force()
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def bench(
     candidates: tuple[str, ...],
     target: str | None,

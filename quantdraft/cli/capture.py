@@ -68,7 +68,7 @@ from quantdraft.record.choices import DtypeChoice
     help="Run Python code that comes with the target. The traffic records that it was run.",
 )
 @options.force()
-@options.as_json()
+@options.json_output()
 def capture(
     target: str,
     prompts: Path,
@@ -93,10 +93,11 @@ def capture(
     """
     with step("capture"):
         from quantdraft.measure.capture import capture as capture_traffic
+        from quantdraft.measure.settings import CaptureSettings
         from quantdraft.record.wording import counted
         from quantdraft.traffic.traffic import Sampling
 
-        traffic = capture_traffic(
+        settings = CaptureSettings(
             target,
             prompts,
             output,
@@ -110,6 +111,7 @@ def capture(
             trust_remote_code=trust_remote_code,
             target_url=target_url,
         )
+        traffic = capture_traffic(settings)
     num_responses, num_tokens = len(traffic.responses), traffic.num_tokens
     if as_json:
         print_json(

@@ -33,7 +33,7 @@ from quantdraft.record.terms import USUAL_K
     help="Tokens proposed a round.",
 )
 @options.POLICY
-@options.as_json()
+@options.json_output()
 def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -> None:
     """Check whether target and draft fit, and how much quantizing the draft could gain at most.
 

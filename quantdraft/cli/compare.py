@@ -21,7 +21,7 @@ from quantdraft.common.progress import step
 @click.argument("runs", nargs=-1, required=True, type=A_PATH)
 @options.output("The directory of the report.", "comparison")
 @options.force()
-@options.as_json("Print the comparison as JSON.")
+@options.json_output("Print the comparison as JSON.")
 def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Compare recipes side by side: one report of several run directories."""
     with step("compare"):

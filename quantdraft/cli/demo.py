@@ -36,7 +36,7 @@ from quantdraft.common.progress import step
     help="How many of the embedded prompts are used.",
 )
 @options.force()
-@options.as_json("Print each recipe's verdict as JSON.")
+@options.json_output("Print each recipe's verdict as JSON.")
 def demo(
     output: Path, names: tuple[str, ...], num_prompts: int, force: bool, as_json: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""Serving engines that `evaluate` can use: which are here, and how they come here."""
+"""engines: list and install the serving engines that `evaluate` can use."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from quantdraft.common.progress import step
     short_help="Serving engines: what is installed, and install one.",
     example="quantdraft engines install vllm",
 )
-@options.as_json()
+@options.json_output()
 @click.pass_context
 def engines(ctx: click.Context, as_json: bool) -> None:
-    """Serving engines that `evaluate` can use: list them, or `quantdraft engines install vllm`."""
+    """List the serving engines that `evaluate` can use.
+
+    `quantdraft engines install vllm` installs one.
+    """
     if ctx.invoked_subcommand is None:
         _print_engines(as_json)
 
 
 @engines.command(name="list", example="quantdraft engines list")
-@options.as_json()
+@options.json_output()
 def list_engines(as_json: bool) -> None:
     """List what is installed, in which version."""
     _print_engines(as_json)
@@ -48,7 +51,7 @@ def list_engines(as_json: bool) -> None:
     help="The directory of the environment. Default: in the user's data directory.",
 )
 @options.force("Replace an installed one.")
-@options.as_json()
+@options.json_output()
 def install(name: str, directory: Path | None, force: bool, as_json: bool) -> None:
     """Make an engine's own environment: the CUDA build where there is a GPU, else the CPU build."""
     with step(f"install {name}") as now:

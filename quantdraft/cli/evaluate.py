@@ -121,7 +121,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     help="How often the server of each arm is started. Default: 2.",
 )
 @options.force("Replace a finished run.")
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def evaluate(
     candidate: str,
     target: str | None,

@@ -61,7 +61,7 @@ ENGINE = Name("engine", serving_names, is_open=True)
 )
 @click.option("--require-go", is_flag=True, help="Refuse a candidate whose verdict is not a go.")
 @options.force()
-@options.as_json()
+@options.json_output()
 def export(
     checkpoint: Path,
     engine: str,

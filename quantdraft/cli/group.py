@@ -1,4 +1,4 @@
-"""What every command has: an example, errors of one line, and what stays when it is stopped.
+"""Commands with an example, errors of one line, and a word on what stays after Ctrl-C.
 
 Errors become one line here and nowhere else; a bug keeps its traceback.
 """
@@ -62,12 +62,12 @@ class Command(click.Command):
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The example comes last, where the eye is."""
+        """Write the example at the end of the help."""
         _write_example(self.example, formatter)
 
 
 class Commands(click.Group):
-    """A group whose commands stand in the order of the path, and whose usage errors are a line."""
+    """A group of commands in the order of the path; its usage errors are one line."""
 
     command_class = Command
 
@@ -76,11 +76,11 @@ class Commands(click.Group):
         self.example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The example comes last here too."""
+        """Write the example at the end of the help."""
         _write_example(self.example, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they were added."""
+        """Return the commands in the order in which they were added."""
         return list(self.commands)
 
     def main(  # type: ignore[override]
@@ -106,7 +106,7 @@ def _write_example(example: str, formatter: click.HelpFormatter) -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """One line on stderr, and leave."""
+    """Print one line on stderr, and exit."""
     click.echo(f"Error: {one_line(message)}", err=True)
     sys.exit(code)
 
@@ -117,7 +117,7 @@ def _of_a_file(error: OSError) -> str:
 
 
 def _usage(error: click.ClickException) -> str:
-    """What click says of a command line, with the nearest name and where to look."""
+    """Return what is wrong with a command line, with the nearest name and where to look."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     message = error.format_message()
     message = f"{message[:1].lower()}{message[1:].rstrip('.')}."

@@ -1,4 +1,4 @@
-"""Options that several commands have, each written once. A command puts them on in its order."""
+"""Options that several commands have, each written once."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def threads(help_text: str = THREADS) -> Decorator[Any]:
     return click.option("--threads", type=AT_LEAST_1, help=help_text)
 
 
-def as_json(help_text: str = "Print the result as JSON.") -> Decorator[Any]:
+def json_output(help_text: str = "Print the result as JSON.") -> Decorator[Any]:
     """Return --json: one document on stdout, and nothing else."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 

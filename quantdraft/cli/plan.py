@@ -65,7 +65,7 @@ A_CONFIG = Name("shape", known_shapes, is_open=True)
     show_default=True,
     help="Cached tokens that a step reads.",
 )
-@options.as_json()
+@options.json_output()
 def plan(
     alpha: float | None,
     acceptance_rate: float | None,

@@ -20,7 +20,7 @@ from quantdraft.errors import OptionError
 @click.argument(
     "name", required=False, type=RecipeName("recipe", recipe_and_sweep_names, is_open=True)
 )
-@options.as_json()
+@options.json_output()
 def recipes(action: str | None, name: str | None, as_json: bool) -> None:
     """List the bundled recipes, or show one: `quantdraft recipes show int4`.
 

@@ -21,7 +21,7 @@ from quantdraft.common.progress import step
 )
 @click.argument("run", type=A_PATH)
 @click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def report(run: Path, is_opened: bool, as_json: bool) -> None:
     """Print a run's verdict, and write its report anew from the record."""
     run_dir = run if run.is_dir() else run.parent

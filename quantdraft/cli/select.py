@@ -56,7 +56,7 @@ from quantdraft.record.choices import DtypeChoice
 )
 @options.output("The directory of candidates, runs and report.", "selection")
 @options.force(options.ADDS)
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def select(
     target: str,
     drafts: tuple[str, ...],

@@ -66,7 +66,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 @click.option("--shared", "is_shared", is_flag=True, help="ray: all nodes see the same files.")
 @options.output("The directory of candidates, runs and comparison.", "sweep")
 @options.force(options.ADDS)
-@options.as_json("Print the record as JSON.")
+@options.json_output("Print the record as JSON.")
 def sweep(
     drafts: tuple[str, ...],
     recipes: str,

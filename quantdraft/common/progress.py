@@ -1,6 +1,6 @@
-"""What takes long says so on stderr, with the time left: for people, silent without a terminal.
+"""Progress on stderr, with the time left. Nothing is written where stderr is no terminal.
 
-Lines lie within one another: the stage of a job under the job. All of them are gone when they end.
+Lines are nested: the stage of a job stands under the job. A line is erased when its work ends.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
-
-Item = TypeVar("Item")
 
 SECONDS_BEFORE = 1.0  # what ends sooner is never shown
 SECONDS_BETWEEN = 0.5  # drawings
@@ -28,7 +26,7 @@ BAR_COLUMNS, GAP = 20, 2
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """One thing that is being done; `total` is None where nobody knows how much it is."""
+    """One piece of work in progress; `total` is None where its size is unknown."""
 
     name: str
     total: float | None = None
@@ -41,7 +39,7 @@ class Line:
     has_begun: bool = False  # of a measurement: it has reported
 
     def advance(self, by: float) -> None:
-        """So much more is done. What a measurement does before its first report is preparation."""
+        """Add to what is done. A measurement's time before its first report is preparation."""
         now = time.monotonic()
         self.done += by
         self.marked = now
@@ -49,7 +47,7 @@ class Line:
             self.has_begun, self.first, self.started = True, self.done, now
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace so far; None before there is any."""
+        """Return the seconds left at the pace so far; None before there is a pace."""
         new = self.done - self.first
         if self.total is None or new <= 0:
             return None
@@ -57,7 +55,7 @@ class Line:
         return max(0.0, pace * (self.total - self.done) - (now - self.marked))
 
     def count(self) -> str:
-        """`12/64 prompts`, `37 %`, or nothing."""
+        """Return `12/64 prompts`, `37 %`, or an empty text."""
         if self.total is None:
             return ""
         if self.unit == "%":
@@ -66,13 +64,13 @@ class Line:
         return f"{self.done:.0f}/{self.total:.0f} {self.unit}{plural}"
 
     def clock(self, now: float) -> str:
-        """The time left, or the time taken where that is not known."""
+        """Return the time left, or the time taken where that is not known."""
         left = self.seconds_left(now)
         return clock(now - self.started) if left is None else f"{clock(left)} left"
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03`."""
+    """Return seconds as `0:07`, `12:34`, `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -82,12 +80,12 @@ def clock(seconds: float) -> str:
 def bar(
     total: float, name: str, unit: str, done: float = 0, *, is_timed: bool = False
 ) -> Iterator[Callable[[float], None]]:
-    """Yield a function that says how much more is done.
+    """Show a bar; yield a function to call with the amount that was done since its last call.
 
-    unit: of one, e.g. `prompt`; done: what an earlier run did; is_timed: draw between calls alone
+    unit: of one, e.g. `prompt`; done: what an earlier run did; is_timed: draw only in these calls
     """
     line = Line(name, total, unit, is_timed, done=done, first=done)
-    with _shown(line) as redraw:
+    with _show(line) as redraw:
 
         def advance(by: float) -> None:
             line.advance(by)
@@ -98,7 +96,7 @@ def bar(
 
 @contextmanager
 def share_bar(name: str) -> Iterator[Callable[[float], None]]:
-    """Yield a function that says which share of a measurement, in [0, 1], is done by now."""
+    """Show a measurement's bar; yield a function to call with the share done so far, in [0, 1]."""
     done = 0.0
     with bar(100, name, "%", is_timed=True) as advance:
 
@@ -112,9 +110,9 @@ def share_bar(name: str) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def step(name: str) -> Iterator[Callable[[str], None]]:
-    """Something whose length nobody knows; yield a function that says what it is doing now."""
+    """Show work of unknown length; yield a function to call with the name of its current stage."""
     line = Line(name)
-    with _shown(line):
+    with _show(line):
 
         def rename(now: str) -> None:
             line.name, line.started = f"{name}: {now}", time.monotonic()
@@ -122,17 +120,9 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
         yield rename
 
 
-def watched(items: Collection[Item], name: str, unit: str) -> Iterator[Item]:
-    """The items, one by one, with a bar that counts those that are done with."""
-    with bar(len(items), name, unit) as advance:
-        for item in items:
-            yield item
-            advance(1)
-
-
 @contextmanager
 def aside() -> Iterator[None]:
-    """While it lasts nothing is drawn: what is printed has the terminal for itself."""
+    """Erase all lines and draw none inside the block, so that it can print."""
     with _DISPLAY.lock:
         _DISPLAY.erase()
         yield
@@ -145,7 +135,7 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def _shown(line: Line) -> Iterator[Callable[[], None]]:
+def _show(line: Line) -> Iterator[Callable[[], None]]:
     if not _DISPLAY.open(line):
         yield lambda: None
         return
@@ -156,7 +146,7 @@ def _shown(line: Line) -> Iterator[Callable[[], None]]:
 
 
 class _Display:
-    """The lines of this process, and the thread that lets their clocks go on."""
+    """The lines of this process, and the thread that redraws their clocks."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -167,7 +157,7 @@ class _Display:
         self._has_ended = threading.Event()
 
     def open(self, line: Line) -> bool:
-        """False where nobody looks. Inner lines are shown where the outermost is."""
+        """Add a line; return False where stderr is no terminal."""
         with self.lock:
             if not self._lines:
                 if not _is_for_people(sys.stderr):
@@ -188,13 +178,13 @@ class _Display:
                 self.erase()
 
     def redraw(self) -> None:
-        """Draw, unless that was done a moment ago or nothing has lasted long enough."""
+        """Draw, unless the last drawing is too recent or the work has not lasted long enough."""
         with self.lock:
             if self._lines and time.monotonic() - self._drawn >= SECONDS_BETWEEN:
                 self._draw()
 
     def erase(self) -> None:
-        """Give the terminal back as it was."""
+        """Remove what is drawn and restore the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -206,7 +196,7 @@ class _Display:
                     self._draw()
 
     def _may_wake(self, innermost: Line) -> bool:
-        """Not during a measurement, and seldom while one is prepared."""
+        """Return whether the thread may draw: seldom before a measurement, never during one."""
         if not innermost.is_timed:
             return True
         return not innermost.has_begun and time.monotonic() - self._drawn >= SECONDS_PREPARING
@@ -217,7 +207,7 @@ class _Display:
         if now - outermost.started < SECONDS_BEFORE and not self._lines[-1].is_timed:
             return
         if self._live is None:
-            self._live = _started(self._stream)
+            self._live = _start(self._stream)
         columns = self._live.console.width
         self._live.update(_drawing(self._lines, now, columns), refresh=True)
 
@@ -226,7 +216,7 @@ def _is_for_people(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _started(stream: TextIO) -> Live:
+def _start(stream: TextIO) -> Live:
     from rich.console import Console
     from rich.live import Live
 
@@ -243,7 +233,7 @@ def _started(stream: TextIO) -> Live:
 
 
 def _drawing(lines: list[Line], now: float, columns: int) -> Table:
-    """Names are cut where there is no room; bars, counts and clocks never are."""
+    """Return the lines as a table. Long names are cut; bars, counts and clocks never are."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text

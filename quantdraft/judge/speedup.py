@@ -24,11 +24,6 @@ def round_ms(k: int, draft_step_ms: Number, verify_step_ms: Number) -> Number:
     return k * draft_step_ms + verify_step_ms
 
 
-def ms_per_token(k: int, draft_step_ms: Number, verify_step_ms: Number, length: Number) -> Number:
-    """Return the wall time of one emitted token: a round over the tokens it emits."""
-    return round_ms(k, draft_step_ms, verify_step_ms) / length
-
-
 def speedup_over_autoregressive(
     autoregressive_step_ms: Number, round_time_ms: Number, length: Number
 ) -> Number:

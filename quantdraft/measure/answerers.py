@@ -1,4 +1,4 @@
-"""Who answers the prompts of a capture: a target in this process, or one that vLLM serves.
+"""The targets that answer prompts: a model in this process, or one that vLLM serves.
 
 A target that needs several GPUs or machines is served by an engine; what is captured from it is
 token ids alone. Its log-probabilities would be those before temperature and truncation.
@@ -18,100 +18,106 @@ from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.measured import Request
 from quantdraft.engines.vllm.client import VllmClient
-from quantdraft.measure.generation import Answer, generate
-from quantdraft.traffic.traffic import Sampling
+from quantdraft.measure.generation import GeneratedTokens, generate
+from quantdraft.measure.settings import CaptureSettings
 
 
-class Answering(Protocol):
+class Answerer(Protocol):
     """A target that answers batches of prompts."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a traffic header says of it."""
+        """Return what a traffic header says of it."""
 
     @property
     def num_positions(self) -> int | None:
-        """Of a prompt and its answer together; None: without a limit."""
+        """Return the most tokens of a prompt and its answer together; None: there is no limit."""
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
-        """One answer to each prompt's token ids."""
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
+        """Return one answer to each prompt's token ids."""
 
 
 class OwnTarget:
     """A model of the transformers library, in this process."""
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        sampling: Sampling,
-        max_new_tokens: int,
-        device: str | None,
-        dtype: str,
-        trust_remote_code: bool,
-    ) -> None:
-        self.name, self.path, self.sampling = name, path, sampling
-        self.max_new_tokens, self.trusts = max_new_tokens, trust_remote_code
-        on = pick_device(device)
-        self.model = load_model(path, pick_dtype(dtype, on), on, trust_remote_code)
+    def __init__(self, settings: CaptureSettings, path: Path) -> None:
+        self.settings, self.path = settings, path
+        on = pick_device(settings.device)
+        dtype = pick_dtype(settings.dtype, on)
+        self.model = load_model(path, dtype, on, settings.trust_remote_code)
 
     @property
     def description(self) -> dict[str, Any]:
         """Name, revision, float type, hash of the weights; and whether code of its own was run."""
-        return describe_target(self.name, self.path, self.model, self.trusts)
+        given = self.settings
+        return describe_target(given.target, self.path, self.model, given.trust_remote_code)
 
     @property
     def num_positions(self) -> int | None:
-        """By the model's config."""
+        """The positions by the model's config."""
         return num_positions(self.model.config.get_text_config().to_dict())
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
-        """Generate, all prompts in one batch."""
-        return generate(self.model, prompts, self.sampling, self.max_new_tokens, seeds)
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
+        """Generate answers to all prompts in one batch."""
+        given = self.settings
+        return generate(self.model, prompts, given.sampling, given.max_new_tokens, seeds)
 
 
 class ServedTarget:
     """A target behind a vLLM server's completions by token ids; raises EngineError."""
 
-    def __init__(
-        self, name: str, path: Path, url: str, sampling: Sampling, max_new_tokens: int
-    ) -> None:
-        self.name, self.path, self.sampling = name, path, sampling
-        self.max_new_tokens, self.client = max_new_tokens, VllmClient(url)
+    def __init__(self, settings: CaptureSettings, path: Path, url: str) -> None:
+        self.settings, self.path, self.client = settings, path, VllmClient(url)
         self.num_positions = self.client.num_positions()
         self.ends = stored_end_token_ids(open_checkpoint(path))
 
     @property
     def description(self) -> dict[str, Any]:
-        """The tokenizer's source, and the server by its own words; its weights are not at hand."""
+        """The tokenizer's source, and what the server says of itself; there are no weights."""
         return {
-            "name": self.name,
+            "name": self.settings.target,
             "revision": open_checkpoint(self.path).revision,
             "dtype": None,
             "weights_sha256": None,
             "served": {"engine": f"vllm {self.client.version()}", "model": self.client.model},
         }
 
-    def answers(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Sequence[Answer]:
-        """All prompts at once: the server makes its own batches of them."""
+    def answers(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    ) -> Sequence[GeneratedTokens]:
+        """Ask all prompts at once: the server makes its own batches of them."""
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
             return list(pool.map(self._answer, prompts, seeds))
 
-    def _answer(self, prompt: Sequence[int], seed: int) -> Answer:
+    def _answer(self, prompt: Sequence[int], seed: int) -> GeneratedTokens:
         request = Request(
             prompt_token_ids=tuple(prompt),
-            max_tokens=self.max_new_tokens,
-            sampling=self.sampling,
+            max_tokens=self.settings.max_new_tokens,
+            sampling=self.settings.sampling,
             seed=seed,
             stop_token_ids=self.ends,
         )
-        return Answer(self.client.complete(request).token_ids, ())
+        return GeneratedTokens(self.client.complete(request).token_ids, ())
+
+
+def open_answerer(settings: CaptureSettings, path: Path) -> Answerer:
+    """Load the target, or connect to the server that serves it.
+
+    path: the directory of the target, or of its tokenizer
+    """
+    if settings.target_url is None:
+        return OwnTarget(settings, path)
+    return ServedTarget(settings, path, settings.target_url)
 
 
 def describe_target(
     target: str, path: Path, model: Any, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """What a traffic header says of a model: name, revision, float type, hash of the weights.
+    """Return a model's name, revision, float type and hash of its weights, for a traffic header.
 
     That code of the checkpoint's own was run goes with the traffic into every report.
     """
@@ -125,7 +131,7 @@ def describe_target(
 
 
 def _weights_sha256(path: Path) -> str:
-    """One hash over the names and hashes of the safetensors files."""
+    """Return one hash over the names and hashes of the safetensors files."""
     total = hashlib.sha256()
     for file in sorted(path.glob("*.safetensors")):
         # The Hub's cache names a large file by its SHA-256; hashing 800 GB again takes long.

@@ -22,8 +22,8 @@ from quantdraft.traffic.traffic import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the target said to one prompt: token ids, and the log-probability of each."""
+class GeneratedTokens:
+    """The answer to one prompt: token ids, and the log-probability of each."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -36,7 +36,7 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     seeds: Sequence[int],
-) -> list[Answer]:
+) -> list[GeneratedTokens]:
     """Continue a batch of prompts, each to its end-of-sequence token or the length limit.
 
     prompts: token ids, of any lengths; none is empty
@@ -70,7 +70,7 @@ def generate(
 def _forward(
     model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any
 ) -> tuple[Tensor, Any]:
-    """The logits after the last token, (rows, vocab), and the cache that now holds all tokens."""
+    """Return the logits after the last token, (rows, vocab), and the cache with all tokens."""
     optional = {"position_ids": positions, "logits_to_keep": 1}
     known = inspect.signature(model.forward).parameters
     output = model(
@@ -84,7 +84,7 @@ def _forward(
 
 
 def _require_finite(logits: Tensor, num_tokens: int) -> None:
-    """Single tokens may be ruled out by -inf; NaN, or no likeliest token, is broken arithmetic."""
+    """Raise UndefinedMetricError for NaN and where no token is possible."""
     if not bool(logits.amax(dim=-1).isfinite().all()):  # amax hands a NaN on
         raise UndefinedMetricError(
             f"the target's logits are not finite after {num_tokens} tokens of a response: NaN or "
@@ -96,7 +96,7 @@ def _require_finite(logits: Tensor, num_tokens: int) -> None:
 def _choose(
     logits: Tensor, logprobs: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """The next token of each row, (rows,) int64: the most probable one, or a draw."""
+    """Return the next token of each row, (rows,) int64: the most probable one, or a draw."""
     if sampling.is_greedy:
         return logits.argmax(dim=-1)
     uniform = [torch.rand(1, generator=each, dtype=torch.float64) for each in generators]
@@ -104,7 +104,7 @@ def _choose(
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (rows, longest prompt) int64, ends aligned."""
+    """Return token ids and attention mask, both (rows, longest prompt) int64, ends aligned."""
     longest = max(len(prompt) for prompt in prompts)
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(tokens)
@@ -114,10 +114,10 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return tokens.to(device), mask.to(device)
 
 
-def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> Answer:
-    """What stands before and at the first end token: a done row still ran along in its batch."""
+def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> GeneratedTokens:
+    """Return the answer up to its first end token: a finished row still runs in its batch."""
     lengths = (at + 1 for at, token in enumerate(token_ids) if token in ends)
     length = next(lengths, len(token_ids))
     # Six decimals are finer than what two kernels agree on, and keep the file readable.
     rounded = (round(logprob, 6) for logprob in logprobs[:length])
-    return Answer(tuple(token_ids[:length]), tuple(rounded))
+    return GeneratedTokens(tuple(token_ids[:length]), tuple(rounded))

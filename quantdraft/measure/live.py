@@ -1,4 +1,4 @@
-"""The live loop on a few prompts, beside replay: do they emit the target's text and count alike?
+"""The live loop on a few prompts: what it writes, what it counts, and is it the target's text?
 
 At temperature 0 the text must be the traffic's own, but for near-ties. When tokens are drawn, and
 when nobody knows how the traffic was sampled, the loop writes text of its own. Whatever it wrote is
@@ -23,7 +23,7 @@ from quantdraft.measure.near_ties import TextStatus, coarsest, text_status
 from quantdraft.measure.replay import keep_probabilities, response_logits
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.speculation import LiveRun, next_logits, speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import Mode
 from quantdraft.traffic.responses import Response
@@ -53,7 +53,7 @@ def run_live(
 ) -> list[LivePrompt]:
     """Decode every prompt of `traffic` speculatively, at most as many tokens as its response."""
     sampling = traffic.sampling or Sampling()
-    plan = Plan(num_speculative_tokens, rule, sampling)
+    plan = RoundPlan(num_speculative_tokens, rule, sampling)
     results: list[LivePrompt] = []
     for start in range(0, len(traffic.responses), batch_size):
         some = traffic.responses[start : start + batch_size]
@@ -78,7 +78,7 @@ def run_live(
 def _sessions(
     models: Sequence[NativeModel], some: Sequence[Response], k: int, mode: Mode
 ) -> list[Session]:
-    """One session a model, with slots for the longest text and one round beyond it."""
+    """Return one session a model, with slots for the longest text and one round beyond it."""
     longest = max(len(r.prompt_token_ids) + len(r.response_token_ids) for r in some)
     return [Session(model, len(some), longest + k + 1, mode) for model in models]
 
@@ -86,7 +86,7 @@ def _sessions(
 def live_keep(
     target: Any, draft: Any, prompts: Sequence[LivePrompt], rule: AcceptanceRule, sampling: Sampling
 ) -> list[NDArray[np.float64]]:
-    """Keep probabilities of the text the loop itself emitted, (num_response_tokens,) per prompt."""
+    """Return keep probabilities of the loop's own text, (num_response_tokens,) for each prompt."""
     responses = tuple(prompt.response for prompt in prompts)
     if rule == "rejection":
         logprobs = target_logprobs(target, responses, sampling)
@@ -100,7 +100,7 @@ def live_keep(
 def target_logprobs(
     target: Any, responses: Sequence[Response], sampling: Sampling
 ) -> list[NDArray[np.float64]]:
-    """Processed log-probability of every response token under the target, teacher-forced."""
+    """Return the processed log-probability of every response token under the target."""
     values: list[NDArray[np.float64]] = [np.empty(len(r.response_token_ids)) for r in responses]
     for span in response_logits(target, responses):
         last = span.first_token + len(span.logits)

@@ -41,7 +41,7 @@ INPUT_STEPS |= {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class TextKeeps(NamedTuple):
-    """Of one response under a greedy draft: (num_response_tokens,) each."""
+    """The tokens that a greedy draft proposes of one response: (num_response_tokens,) each."""
 
     keep: Floats  # 1 where the draft proposes the token, else 0
     is_near_tie: NDArray[np.bool_]  # another correct kernel may find the opposite
@@ -124,7 +124,7 @@ def text_keeps(
 
 
 def _are_near_ties(logits: Tensor, ids: Tensor, dtype: str, input_step: float) -> NDArray[np.bool_]:
-    """Of every row, (tokens,): is its token within the limit of the best other one?"""
+    """Return, (tokens,), whether each token is within the limit of the best other one."""
     own = logits.gather(-1, ids[:, None])[:, 0]
     others = logits.scatter(-1, ids[:, None], -torch.inf).max(-1).values
     gaps = (own - others).abs().tolist()

@@ -1,4 +1,4 @@
-"""Keep probabilities as they come: in memory, or in a file that a killed replay goes on with.
+"""Stores of keep probabilities: in memory, or in a file with which a killed replay goes on.
 
 The file is a flat array of float64, all responses one after another, NaN where nothing was computed
 yet. It costs the disk 8 bytes a token and memory nothing.
@@ -25,57 +25,57 @@ Floats = NDArray[np.float64]
 _BLOCK = 2**20  # numbers written at once
 
 
-class Keeps(Protocol):
-    """Where a replay puts its numbers; `prompt` is a position in the traffic."""
+class ProbabilityStore(Protocol):
+    """A place for the numbers of a replay; `prompt` is a position in the traffic."""
 
     def has(self, prompt: int) -> bool:
-        """True when every token of the response has its number."""
+        """Return whether every token of the response has its number."""
 
     def put(self, prompt: int, first_token: int, values: Floats) -> None:
-        """Numbers of some tokens of a response."""
+        """Store the numbers of some tokens of a response."""
 
     def arrays(self) -> list[Floats]:
-        """Of every prompt, (num_response_tokens,)."""
+        """Return the numbers of every prompt, (num_response_tokens,)."""
 
 
-class KeepsInMemory:
-    """For a replay that is short, or never killed."""
+class MemoryStore:
+    """A store for a replay that is short, or never killed."""
 
     def __init__(self, num_tokens: Sequence[int]) -> None:
         self._arrays: list[Floats] = [np.full(length, np.nan) for length in num_tokens]
 
     def has(self, prompt: int) -> bool:
-        """True when every token of the response has its number."""
+        """Return whether every token of the response has its number."""
         return not np.isnan(self._arrays[prompt]).any()
 
     def put(self, prompt: int, first_token: int, values: Floats) -> None:
-        """Numbers of some tokens of a response."""
+        """Store the numbers of some tokens of a response."""
         self._arrays[prompt][first_token : first_token + len(values)] = values
 
     def arrays(self) -> list[Floats]:
-        """Of every prompt, (num_response_tokens,)."""
+        """Return the numbers of every prompt, (num_response_tokens,)."""
         return self._arrays
 
 
-class KeepsOnDisk:
-    """The file of one arm, open and locked for one replay; see `keeps_on_disk`."""
+class FileStore:
+    """The file of one arm, open and locked for one replay; see `open_file_store`."""
 
     def __init__(self, file: int, num_tokens: Sequence[int]) -> None:
         self._file = file
         self._starts = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
-        self._has = self._whole()
+        self._has = self._find_whole()
 
     @property
     def is_whole(self) -> bool:
-        """True when nothing is left to replay."""
+        """Whether nothing is left to replay."""
         return bool(self._has.all())
 
     def has(self, prompt: int) -> bool:
-        """True when every token of the response has its number."""
+        """Return whether every token of the response has its number."""
         return bool(self._has[prompt])
 
     def put(self, prompt: int, first_token: int, values: Floats) -> None:
-        """Numbers of some tokens of a response."""
+        """Store the numbers of some tokens of a response."""
         raw = np.ascontiguousarray(values, np.float64).tobytes()
         offset = 8 * (int(self._starts[prompt]) + first_token)
         while raw:  # a write may take a part
@@ -83,17 +83,17 @@ class KeepsOnDisk:
             raw, offset = raw[written:], offset + written
 
     def arrays(self) -> list[Floats]:
-        """Of every prompt, (num_response_tokens,): views of the file, read-only."""
-        flat = self._mapped()
+        """Return the numbers of every prompt, (num_response_tokens,), as read-only views."""
+        flat = self._map_file()
         return [flat[a:b] for a, b in zip(self._starts[:-1], self._starts[1:], strict=True)]
 
-    def _whole(self) -> NDArray[np.bool_]:
-        flat, has = self._mapped(), np.zeros(len(self._starts) - 1, np.bool_)
+    def _find_whole(self) -> NDArray[np.bool_]:
+        flat, has = self._map_file(), np.zeros(len(self._starts) - 1, np.bool_)
         for prompt, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:])):  # noqa: B905
             has[prompt] = not np.isnan(flat[first:last]).any()
         return has
 
-    def _mapped(self) -> Floats:
+    def _map_file(self) -> Floats:
         num_tokens = int(self._starts[-1])
         if num_tokens == 0:
             return np.empty(0)
@@ -103,10 +103,10 @@ class KeepsOnDisk:
 
 
 @contextlib.contextmanager
-def keeps_on_disk(
+def open_file_store(
     run_dir: Path, name: str, inputs: dict[str, Any], num_tokens: Sequence[int]
-) -> Iterator[KeepsOnDisk]:
-    """What a run with the same inputs has left, or nothing yet; a second replay of it waits.
+) -> Iterator[FileStore]:
+    """Open what a run with the same inputs has left, or an empty file; a second replay waits.
 
     num_tokens: of every response; inputs: as for `stage`
     """
@@ -115,8 +115,8 @@ def keeps_on_disk(
     file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _opened(path, key, 8 * int(sum(num_tokens)))
-        yield KeepsOnDisk(file, num_tokens)
+        file = _open_locked(path, key, 8 * int(sum(num_tokens)))
+        yield FileStore(file, num_tokens)
     except OSError as error:
         raise OutputError(
             f"cannot write '{path}': {error.strerror or error}. What is finished is kept there; "
@@ -128,8 +128,8 @@ def keeps_on_disk(
             os.close(file)
 
 
-def _opened(path: Path, key: str, num_bytes: int) -> int:
-    """The locked file of this key, a new one where what stands there is of another."""
+def _open_locked(path: Path, key: str, num_bytes: int) -> int:
+    """Open and lock the file of this key; a new one where the file there is of another."""
     facts = path.with_suffix(".json")
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -141,7 +141,7 @@ def _opened(path: Path, key: str, num_bytes: int) -> int:
             if read_kept(facts).get("key") == key and os.fstat(file).st_size == num_bytes:
                 return file
             # A file of its own, not this one emptied: another run may be reading this one.
-            fresh = _empty(path, num_bytes)
+            fresh = _create_empty(path, num_bytes)
             facts.unlink(missing_ok=True)
             os.replace(_beside(path), path)
             write_json(facts, {"key": key})
@@ -152,8 +152,8 @@ def _opened(path: Path, key: str, num_bytes: int) -> int:
         return fresh
 
 
-def _empty(path: Path, num_bytes: int) -> int:
-    """A new locked file of NaN; written, not left sparse, so that a full disk is met here."""
+def _create_empty(path: Path, num_bytes: int) -> int:
+    """Make a locked file of NaN: written, not left sparse, so that a full disk is met here."""
     beside = _beside(path)
     sweep_files(path)
     file = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

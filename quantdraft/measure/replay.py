@@ -1,4 +1,4 @@
-"""Traffic replay: what a draft would have kept of text the target already produced.
+"""Traffic replay: what is kept of a draft's proposals for text that the target has produced.
 
 One teacher-forced pass over prompt and response gives the keep probability of every response token,
 from which `quantdraft.judge.acceptance` counts the rounds of any k: no loop, no target in memory.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantdraft.errors import TrafficError
-from quantdraft.measure.probabilities import Keeps, KeepsInMemory
+from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.record import AcceptanceRule
 from quantdraft.traffic.responses import Response
@@ -40,32 +40,32 @@ def keep_probabilities(
     traffic: Traffic,
     rule: AcceptanceRule,
     progress: Callable[[int], None] = lambda num_prompts: None,
-    keeps: Keeps | None = None,
+    store: ProbabilityStore | None = None,
 ) -> list[NDArray[np.float64]]:
-    """For each prompt an array (num_response_tokens,) float64 of keep probabilities, in [0, 1].
+    """Return an array (num_response_tokens,) float64 of keep probabilities for each prompt.
 
     The rules are DESIGN's: `greedy` and `greedy_draft` need token ids alone; `rejection` also needs
     the target's processed log-probabilities and the sampling they came from; `exact_match` needs
     the sampling. Raises TrafficError where the traffic does not carry them.
 
-    keeps: what an earlier replay of the same has left; batches that it finished are not run again
+    store: what an earlier replay of the same has left; batches that it finished are not run again
 
     A token whose logits are not finite has NaN: `replay_rounds` refuses it by the prompt's name.
     """
     sampling = _sampling_of(traffic, rule)
     num_tokens = token_counts(traffic.responses).response.tolist()
-    keep = keeps or KeepsInMemory(num_tokens)
-    progress(sum(keep.has(prompt) for prompt in range(len(num_tokens))))
-    for span in response_logits(draft, traffic.responses, keep.has):
+    store = store or MemoryStore(num_tokens)
+    progress(sum(store.has(prompt) for prompt in range(len(num_tokens))))
+    for span in response_logits(draft, traffic.responses, store.has):
         last = span.first_token + len(span.logits)
-        values = _kept(span.logits, span.response, span.first_token, rule, sampling)
-        keep.put(span.prompt, span.first_token, values)
+        values = _keep_of(span.logits, span.response, span.first_token, rule, sampling)
+        store.put(span.prompt, span.first_token, values)
         if last == num_tokens[span.prompt]:
             progress(1)
-    return keep.arrays()
+    return store.arrays()
 
 
-def _kept(
+def _keep_of(
     logits: Tensor, response: Response, first: int, rule: AcceptanceRule, sampling: Sampling
 ) -> NDArray[np.float64]:
     last = first + len(logits)
@@ -115,7 +115,7 @@ def response_logits(
     responses: Sequence[Response],
     is_done: Callable[[int], bool] = lambda prompt: False,
 ) -> Iterator[Span]:
-    """Logits that predict each response's tokens, prompt by prompt (order: by length).
+    """Yield the logits that predict each response's tokens, prompt by prompt, shortest first.
 
     Batches in which every prompt is done are left out; the others are those of a whole run.
     Padding is on the right of a causal model: a padded row's numbers are those of its own length.
@@ -140,7 +140,7 @@ def response_logits(
 
 
 def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Span | None:
-    """Of logits at positions start.., those which predict this response's tokens."""
+    """Return the logits, of those at positions start.., that predict this response's tokens."""
     begin = len(response.prompt_token_ids) - 1
     end = begin + len(response.response_token_ids)
     low, high = max(begin, start), min(end, start + len(logits))
@@ -150,7 +150,7 @@ def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Spa
 
 
 def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tuple[int, Tensor]]:
-    """(start position, logits (rows, tokens, vocab)) from position `first` on.
+    """Yield (start position, logits (rows, tokens, vocab)) from position `first` on.
 
     One pass where the logits fit; else pieces over a KV cache, so that memory stays bounded.
     """
@@ -171,7 +171,7 @@ def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tu
 
 
 def _batches(responses: Sequence[Response], vocab_size: int) -> Iterator[list[int]]:
-    """Indices of responses of similar length, under the token and logits limits."""
+    """Yield indices of responses of similar length, under the limits of tokens and logits."""
     counts = token_counts(responses)
     lengths = (counts.prompt + counts.response).tolist()
     batch: list[int] = []

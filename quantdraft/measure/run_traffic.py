@@ -11,7 +11,7 @@ from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.measure.capture import capture, has_captured
 from quantdraft.measure.filters import usable
 from quantdraft.measure.models import Models
-from quantdraft.measure.settings import EvaluateSettings, TrafficSettings
+from quantdraft.measure.settings import CaptureSettings, EvaluateSettings, TrafficSettings
 from quantdraft.record import AcceptanceRule
 from quantdraft.traffic.traffic import Traffic, read_traffic
 
@@ -46,14 +46,16 @@ def _captured_traffic(settings: EvaluateSettings, models: Models, path: Path) ->
                 "--output, --force to capture again, or it itself as --traffic."
             )
     return capture(
-        str(models.target.path),
-        given.prompts,
-        path,
-        sampling=sampling,
-        max_new_tokens=given.max_new_tokens,
-        device=settings.models.device,
-        dtype=settings.models.dtype,
-        force=settings.force,
+        CaptureSettings(
+            str(models.target.path),
+            given.prompts,
+            path,
+            sampling=sampling,
+            max_new_tokens=given.max_new_tokens,
+            device=settings.models.device,
+            dtype=settings.models.dtype,
+            force=settings.force,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""From logits to the distribution tokens are drawn from: one way for target and draft alike."""
+"""The distribution that tokens are drawn from, by its logits: the same for target and draft."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantdraft.traffic.traffic import Sampling
 
 
 def processed_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities after temperature, then top-k, then top-p: the order engines apply them in.
+    """Return log-probabilities after temperature, then top-k, then top-p, the order of engines.
 
     Greedy sampling leaves the distribution as it is: its log-probabilities are the plain
     log-softmax. Tokens that top-k or top-p exclude get -inf.
@@ -47,7 +47,7 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _warpers(sampling: Sampling) -> tuple[Callable[[Any, Tensor], Tensor], ...]:
-    """The transformers library's own processors, those that change anything."""
+    """Return the transformers library's own processors, those that change anything."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.is_greedy:

@@ -1,4 +1,4 @@
-"""What the user asks of an evaluation, by what is set: models, traffic, timing, serving."""
+"""What the user asks of `evaluate`, by what is set (models, traffic, timing), and of `capture`."""
 
 from __future__ import annotations
 
@@ -127,6 +127,32 @@ class EvaluateSettings:
             )
         if serving.k is not None and serving.k not in self.ks:
             yield f"--engine-k {serving.k} is not replayed. Add it to -k."
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """What `capture` is asked for; defaults are the command line's."""
+
+    target: str
+    prompts: Path
+    output: Path
+    sampling: Sampling = field(default_factory=Sampling)  # greedy
+    max_new_tokens: int = 128
+    batch_size: int = 8  # prompts that are answered at a time
+    device: str | None = None
+    dtype: DtypeChoice = "auto"
+    limit: int | None = None  # ask only the first so many prompts
+    force: bool = False  # replace an output, and discard an unfinished one of other settings
+    trust_remote_code: bool = False
+    target_url: str | None = None  # of a vLLM server; `target` then gives the tokenizer alone
+
+    def check(self) -> None:
+        """Raise OptionError with every problem of the settings."""
+        problems = [*below_1("--batch-size", self.batch_size), *below_1("--limit", self.limit)]
+        if self.max_new_tokens < 2:
+            problems.insert(0, f"--max-new-tokens {self.max_new_tokens} must be at least 2.")
+        if problems:
+            raise OptionError(" ".join(problems))
 
 
 def below_1(option: str, value: int | None) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantdraft.measure.sampling import draw, processed_logprobs
-from quantdraft.measure.verification import Plan, Verification, pick, verify
+from quantdraft.measure.verification import RoundPlan, Verification, pick, verify
 
 
 class Runner(Protocol):
@@ -34,13 +34,13 @@ class Runner(Protocol):
         at: Tensor | None = None,
         sees_all: bool = False,
     ) -> Tensor:
-        """Logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
+        """Return logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
 
     def num_live(self, longest: int) -> int:
-        """Cache slots to attend to when the longest row holds `longest` tokens."""
+        """Return the cache slots to attend to when the longest row holds `longest` tokens."""
 
     def call(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """`function(*inputs)`, or a recording of it."""
+        """Return `function(*inputs)`, or what a recording of it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def speculate(
     target: Runner,
     draft: Runner | None,
     prompts: Sequence[Sequence[int]],
-    plan: Plan,
+    plan: RoundPlan,
     *,
     max_new_tokens: Sequence[int],
     eos_token_ids: frozenset[int],
@@ -114,7 +114,7 @@ def _round(
     target: Runner,
     draft: Runner | None,
     rows: list[_Row],
-    plan: Plan,
+    plan: RoundPlan,
     eos_token_ids: frozenset[int],
 ) -> None:
     k, device = plan.num_speculative_tokens, target.device
@@ -151,7 +151,7 @@ def _keep(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> None:
 
 
 def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int:
-    """Append up to the limit or an end token, after which no token exists; how many were."""
+    """Append tokens up to the limit or an end token; return how many were appended."""
     kept = _cut(emitted, eos_token_ids)[: row.num_left]
     row.tokens += kept
     row.is_done = row.num_left == 0 or row.tokens[-1] in eos_token_ids
@@ -159,7 +159,7 @@ def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int
 
 
 def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
-    """Both models read the prompts; the target's logits after each, (batch, 1, vocab).
+    """Let both models read the prompts; return the target's logits, (batch, 1, vocab).
 
     Prompts are padded on the right: what a short row writes beyond its end is written again, by
     its own tokens, before anything reads it.
@@ -175,9 +175,9 @@ def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
 
 
 def _proposal(
-    draft: Runner, rows: list[_Row], plan: Plan, longest: int, uniforms: Tensor
+    draft: Runner, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """k tokens a row. A row whose proposals were all kept still owes the draft the last of them."""
+    """Propose k tokens a row. A row whose proposals were all kept feeds the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
     fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
     ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
@@ -196,13 +196,13 @@ def _proposal(
 
 def propose(
     draft: Runner,
-    plan: Plan,
+    plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
     live: Sequence[int],
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """k draft steps, the first from `fed`, each next from the token before.
+    """Run k draft steps, the first from `fed`, each next from the token before.
 
     fed, positions: (batch, width) int64
     live:     k numbers of slots to attend to
@@ -230,7 +230,7 @@ def propose(
 
 def _verification(
     target: Runner,
-    plan: Plan,
+    plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
     longest: int,
@@ -249,8 +249,8 @@ def _verification(
     return verification
 
 
-def _uniforms(rows: list[_Row], count: int, plan: Plan, device: torch.device) -> Tensor:
-    """(batch, count) float64 in [0, 1), each row's from its own generator; zeros if unused."""
+def _uniforms(rows: list[_Row], count: int, plan: RoundPlan, device: torch.device) -> Tensor:
+    """Return (batch, count) float64 in [0, 1), each row's from its own generator; or zeros."""
     if not plan.is_drawn:
         return torch.zeros(len(rows), count, dtype=torch.float64, device=device)
     drawn = [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
@@ -263,7 +263,7 @@ def _finished(row: _Row) -> LiveRun:
 
 
 def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
-    """Tokens after an end-of-sequence token do not exist."""
+    """Return the tokens up to the first end-of-sequence token."""
     for position, token in enumerate(emitted):
         if token in eos_token_ids:
             return emitted[: position + 1]

@@ -17,8 +17,8 @@ from quantdraft.traffic.traffic import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a round goes: how many tokens are proposed, and by which rule they are kept."""
+class RoundPlan:
+    """The plan of a round: how many tokens are proposed, and by which rule they are kept."""
 
     num_speculative_tokens: int  # 0: the target alone
     rule: AcceptanceRule
@@ -26,17 +26,17 @@ class Plan:
 
     @property
     def draft_draws(self) -> bool:
-        """True when the draft samples instead of taking its argmax."""
+        """Whether the draft samples instead of taking its argmax."""
         return self.rule in ("rejection", "exact_match") and not self.sampling.is_greedy
 
     @property
     def is_drawn(self) -> bool:
-        """True when a round needs random numbers at all."""
+        """Whether a round needs random numbers at all."""
         return not self.sampling.is_greedy
 
 
 class Verification(NamedTuple):
-    """What a round emits in every row.
+    """The tokens that a round emits in every row.
 
     emitted:      (batch, k + 1) int64; the kept tokens, then the target's own; the rest is void
     num_accepted: (batch,) int64, how many of the proposed tokens were kept
@@ -50,7 +50,7 @@ def verify(
     proposed: Tensor,
     draft_logprobs: Tensor | None,
     target_logits: Tensor,
-    plan: Plan,
+    plan: RoundPlan,
     uniforms: Tensor,
 ) -> Verification:
     """Keep a prefix of each row's proposal, then take the one token that follows it.
@@ -73,7 +73,7 @@ def verify(
 def _verify_by_rejection(
     proposed: Tensor, draft_probs: Tensor, target_probs: Tensor, uniforms: Tensor
 ) -> Verification:
-    """Speculative sampling (arXiv:2211.17192, Algorithm 1): the text is the target's, exactly."""
+    """Verify by speculative sampling (arXiv:2211.17192, Algorithm 1): the text is the target's."""
     batch, k = proposed.shape
     at = proposed[:, :, None]
     ratio = target_probs[:, :k].gather(2, at).double() / draft_probs.gather(2, at).double()
@@ -89,12 +89,12 @@ def _verify_by_rejection(
 
 
 def _prefix_length(keep: Tensor) -> Tensor:
-    """(batch, k) bool to (batch,) int64: how many are kept before the first that is not."""
+    """Return how many are kept before the first that is not: (batch, k) bool, (batch,) int64."""
     return keep.long().cumprod(dim=1).sum(dim=1)
 
 
-def pick(logits: Tensor, uniforms: Tensor, plan: Plan) -> Tensor:
-    """The target's own choices, (batch, n): its argmax at temperature 0, else draws."""
+def pick(logits: Tensor, uniforms: Tensor, plan: RoundPlan) -> Tensor:
+    """Return the target's own choices, (batch, n): its argmax at temperature 0, else draws."""
     if not plan.is_drawn:
         return logits.argmax(-1)
     logprobs = processed_logprobs(logits, plan.sampling)

@@ -1,7 +1,7 @@
 """What a report is made of: sections of text, tables, equations and charts. Plain data.
 
-A report is built once (`rows`, `comparison`) and shown four ways (`markdown`, `html`,
-`terminal`, and as `report.json`). Table cells are finished words; a picture is a specification.
+A report is built once (`evaluation`, `comparison`) and shown four ways: HTML, Markdown, terminal
+and report.json. Table cells are finished words; a chart is a specification.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bullets:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the reader must not miss: an alarm, or what would settle doubt."""
+    """What the reader must not miss: an alarm, or what would settle doubt."""
 
     title: str
     items: tuple[str, ...]
@@ -56,7 +56,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Finished cells."""
+    """Rows of finished cells, with what is needed to align and colour them."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -87,7 +87,7 @@ class Equations:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture: its Vega-Lite specification, what it shows in words, and its numbers."""
+    """A chart: its Vega-Lite specification, what it shows in words, and its numbers."""
 
     name: str  # of its file, and on the page; unique in a document
     title: str
@@ -132,7 +132,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The title as a fragment identifier."""
+        """Return the title as a fragment identifier."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
 
 
@@ -160,6 +160,6 @@ class Document:
 
     @property
     def charts(self) -> tuple[Chart, ...]:
-        """Every picture, in the order of the page."""
+        """Return every chart, in the order of the page."""
         blocks = (*self.lead, *(block for section in self.sections for block in section.blocks))
         return tuple(block for block in blocks if isinstance(block, Chart))

@@ -1,6 +1,6 @@
 """Text that users wrote, made harmless to show: no control characters, no endless lines.
 
-Escaping for HTML or Markdown is each view's own; this comes first, for every view alike.
+Every view calls this first; escaping for HTML or Markdown is the view's own and comes after.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _DIRECTIONS = re.compile(r"[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
 
 
 def shown_text(text: str, max_length: int = MAX_LENGTH) -> str:
-    """Control characters as pictures of themselves, a long text by its first part."""
+    """Return text with control characters replaced by visible ones, and cut if it is long."""
     if len(text) > max_length:
         text = f"{text[:max_length]}… ({len(text) - max_length:,} characters more)"
-    text = _CONTROLS.sub(_picture, text)
+    text = _CONTROLS.sub(_visible, text)
     return _DIRECTIONS.sub(lambda found: f"<U+{ord(found.group()):04X}>", text)
 
 
 def shown_values(value: Any, max_length: int = 120) -> Any:
-    """A specification with every text in it made harmless."""
+    """Return a specification with every text in it made harmless."""
     if isinstance(value, str):
         return shown_text(value, max_length)
     if isinstance(value, dict):
@@ -33,6 +33,6 @@ def shown_values(value: Any, max_length: int = 120) -> Any:
     return value
 
 
-def _picture(found: re.Match[str]) -> str:
+def _visible(found: re.Match[str]) -> str:
     code = ord(found.group())
     return chr(0x2400 + code) if code < 0x20 else "\ufffd"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,15 +21,16 @@ from quantdraft.checkpoints.shapes import shape_checkpoint
 from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
 from quantdraft.common.files import file_sha256, whole_directory
 from quantdraft.common.progress import share_bar
-from quantdraft.common.resume import stage
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.judge.analysis import analysed_bench
-from quantdraft.measure.latency.grid import Keep, Place, Plan, measure_grid
+from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
+from quantdraft.measure.latency.timing_plan import KeepPart, TimingPlan, keep_parts
 from quantdraft.measure.models import source_of
+from quantdraft.measure.settings import below_1
 from quantdraft.quantize.recipe import load_recipe
-from quantdraft.record import BENCH_SCHEMA_VERSION, Bench, Latency
+from quantdraft.record import BENCH_SCHEMA_VERSION, Bench
 from quantdraft.record.choices import ModeChoice
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.report import BENCH_RECORD_FILE, write_bench
@@ -41,7 +42,7 @@ DEFAULT_WIDTHS = tuple(range(1, 18))
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What the user asked for; names and defaults are the command line's."""
+    """What `bench` is asked for; defaults are the command line's."""
 
     candidates: tuple[str, ...] = ()
     target: str | None = None
@@ -59,29 +60,47 @@ class BenchSettings:
     output: Path | None = None
     force: bool = False
 
+    def check(self) -> None:
+        """Raise OptionError with every problem of the settings."""
+        problems = list(self._problems())
+        if problems:
+            raise OptionError(" ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        if self.shape is None:
+            if not self.candidates:
+                yield "nothing to time: give a CANDIDATE, or --shape NAME."
+            if self.recipes or self.target_shape:
+                yield "--recipes and --target-shape go with --shape."
+        elif self.candidates or self.target or self.baseline:
+            yield "--shape has random weights: give no CANDIDATE, --target or --baseline."
+        if self.seconds <= 0:
+            yield f"--seconds {self.seconds} must be above 0."
+        yield from below_1("--threads", self.threads)
+
 
 @dataclass(frozen=True, slots=True)
 class Contenders:
-    """The arms by name, in the order in which memory is given to them."""
+    """The arms of a bench by name, in the order in which memory is given to them."""
 
     name: str
     sources: dict[str, WeightSource]
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """All but the fixed arms."""
+        """The names of all arms but the fixed ones."""
         return tuple(name for name in self.sources if name not in {BASELINE, CONTROL, TARGET})
 
 
 def bench(settings: BenchSettings) -> tuple[Bench, Path]:
-    """Time every point, write bench.json and bench.md; returns the record and the directory."""
-    check_bench(settings)
+    """Time every point, and write bench.json and bench.md; return the record and the directory."""
+    settings.check()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     contenders = contenders_of(settings)
     output = settings.output or Path(f"bench-{contenders.name}")
     partial = output.with_name(f"{output.name}.partial")
-    keep = _keep(settings, contenders, output, partial)
+    keep = _keep_in(partial, settings, contenders, output)
     try:
         with whole_directory(output, settings.force) as staging:
             measured = measure_bench(settings, contenders, keep)
@@ -96,11 +115,11 @@ def bench(settings: BenchSettings) -> tuple[Bench, Path]:
 def measure_bench(
     settings: BenchSettings,
     contenders: Contenders,
-    keep: Keep = lambda place, measure: measure(),
+    keep: KeepPart = lambda place, measure: measure(),
 ) -> Bench:
-    """The record, nothing written but what `keep` keeps."""
+    """Time every point and return the record; nothing is written but what `keep` keeps."""
     device = pick_device(settings.device)
-    plan = Plan(
+    plan = TimingPlan(
         points=tuple((b, c) for b in settings.batch_sizes for c in settings.context_lengths),
         widths=settings.new_tokens,
         device=device,
@@ -123,8 +142,10 @@ def measure_bench(
     return analysed_bench(measured)
 
 
-def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial: Path) -> Keep:
-    """Points that a killed run of the same command has measured, in `<output>.partial`.
+def _keep_in(
+    partial: Path, settings: BenchSettings, contenders: Contenders, output: Path
+) -> KeepPart:
+    """Return what keeps the measured parts of points in `partial`, for a killed run to go on with.
 
     Which record is to be replaced belongs to the command: the next --force measures anew.
     """
@@ -139,37 +160,17 @@ def _keep(settings: BenchSettings, contenders: Contenders, output: Path, partial
         "device": str(pick_device(settings.device)),
         "replaces": file_sha256(record) if record.is_file() else None,
     }
-
-    def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
-        name = "-".join(map(str, ("point", *place)))
-        return stage(partial, name, inputs, Latency, measure)
-
-    return keep
-
-
-def check_bench(settings: BenchSettings) -> None:
-    """Raise OptionError for settings that cannot be used together."""
-    if settings.shape is None:
-        if not settings.candidates:
-            raise OptionError("nothing to time: give a CANDIDATE, or --shape NAME.")
-        if settings.recipes or settings.target_shape:
-            raise OptionError("--recipes and --target-shape go with --shape.")
-    elif settings.candidates or settings.target or settings.baseline:
-        raise OptionError("--shape has random weights: give no CANDIDATE, --target or --baseline.")
-    if settings.seconds <= 0:
-        raise OptionError(f"--seconds {settings.seconds} must be above 0.")
-    if settings.threads is not None and settings.threads < 1:
-        raise OptionError(f"--threads {settings.threads} must be at least 1.")
+    return keep_parts(partial, "point", inputs)
 
 
 def contenders_of(settings: BenchSettings) -> Contenders:
-    """Baseline, candidates, target where one is named, and the control last."""
+    """Return baseline, candidates, the target where one is named, and the control last."""
     if settings.shape is not None:
-        return _random(settings, settings.shape)
-    return _stored(settings)
+        return _open_random(settings, settings.shape)
+    return _open_stored(settings)
 
 
-def _random(settings: BenchSettings, shape: str) -> Contenders:
+def _open_random(settings: BenchSettings, shape: str) -> Contenders:
     draft = shape_checkpoint(shape)
     sources: dict[str, WeightSource] = {BASELINE: RandomWeights(draft, None)}
     for name in settings.recipes:
@@ -183,9 +184,9 @@ def _random(settings: BenchSettings, shape: str) -> Contenders:
     return Contenders(shape, sources)
 
 
-def _stored(settings: BenchSettings) -> Contenders:
+def _open_stored(settings: BenchSettings) -> Contenders:
     candidates = [open_checkpoint(resolve_model(name)) for name in settings.candidates]
-    baseline = _baseline(settings, candidates)
+    baseline = _open_baseline(settings, candidates)
     sources: dict[str, WeightSource] = {BASELINE: stored_weights(baseline)}
     for checkpoint in candidates:
         sources[_free_name(checkpoint, sources)] = stored_weights(checkpoint)
@@ -195,7 +196,7 @@ def _stored(settings: BenchSettings) -> Contenders:
     return Contenders(baseline.name, sources)
 
 
-def _baseline(settings: BenchSettings, candidates: list[Checkpoint]) -> Checkpoint:
+def _open_baseline(settings: BenchSettings, candidates: list[Checkpoint]) -> Checkpoint:
     if settings.baseline is not None:
         return open_checkpoint(resolve_model(settings.baseline))
     drafts = sorted({source_of(candidate) for candidate in candidates})
@@ -208,7 +209,7 @@ def _baseline(settings: BenchSettings, candidates: list[Checkpoint]) -> Checkpoi
 
 
 def _free_name(checkpoint: Checkpoint, taken: dict[str, WeightSource]) -> str:
-    """The recipe's name; the directory's where that is taken, and its path where both are."""
+    """Return the recipe's name; if that is taken the directory's, and if both are its path."""
     recipe = (checkpoint.manifest or {}).get("recipe", {}).get("name")
     reserved = {*taken, BASELINE, CONTROL, TARGET}
     names = [name for name in (recipe, checkpoint.name) if name and name not in reserved]

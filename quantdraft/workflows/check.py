@@ -1,4 +1,4 @@
-"""Before any model is run: do target and draft fit, and can quantizing the draft pay at all?"""
+"""check: do target and draft fit, and can quantizing the draft pay? No model is run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
 from quantdraft.record.terms import MAX_K, USUAL_K
 from quantdraft.record.wording import UNDEFINED, num_bytes, times
 from quantdraft.report.blocks import Table
-from quantdraft.report.views import terminal
+from quantdraft.report.views import tables
 from quantdraft.report.views.screen import here
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeOutlook:
-    """What the bytes allow a recipe to gain; `summary` is None where it cannot be applied."""
+    """The most that a recipe can gain by its bytes; `summary` is None if it cannot be applied."""
 
     recipe: str
     summary: dict[str, Any] | None
@@ -34,7 +34,7 @@ class RecipeOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """Findings about the pair, and the outlook of every bundled recipe."""
+    """The findings about a pair, and the outlook of every bundled recipe."""
 
     is_compatible: bool
     findings: tuple[PairingFinding, ...]
@@ -42,12 +42,12 @@ class Preflight:
     outlooks: tuple[RecipeOutlook, ...]
 
     def lines(self) -> list[str]:
-        """What the terminal shows: a line a finding, a line a recipe, then the answer."""
+        """Return the lines of the terminal: the findings, a table of recipes, the answer."""
         screen = here()
         shown = [screen.listed(f.message, f"{f.level:<7} ") for f in self.findings]
         if self.outlooks:
             shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
-            shown += [terminal.table(_outlook_table(self.outlooks))]
+            shown += [tables.table(_outlook_table(self.outlooks))]
             shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
         answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
         return [*shown, "", f"Target and draft are {answer}."]
@@ -134,7 +134,7 @@ def _row(recipe: str, summary: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
-    """What the columns mean, what cannot be applied, and what quantizing the head would add."""
+    """Yield what the columns mean, what cannot be applied, and what the head would add."""
     known = [each.summary for each in outlooks if each.summary is not None]
     ratio = known[0]["cost_ratio"] if known else None
     at = "" if ratio is None else f" (c = {ratio:.3f}, by their bytes)"

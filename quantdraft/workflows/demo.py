@@ -1,4 +1,4 @@
-"""demo: every arrow of the path, on the embedded pair, with what it prints kept to a page."""
+"""demo: every step of the path on the embedded pair, with one page of output."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import (
+    CaptureSettings,
     EvaluateSettings,
     ModelSettings,
     TimingSettings,
@@ -61,7 +62,7 @@ def demo(
     target, draft = str(_pair() / "target"), str(_pair() / "draft")
 
     say(f"1. check: does the draft fit the target?  {check(target, draft).lines()[-1]}")
-    traffic = {name: _captured(output, name, target, num_prompts, say) for name in PROMPTS}
+    traffic = {name: _capture(output, name, target, num_prompts, say) for name in PROMPTS}
     runs = []
     for number, recipe in enumerate(recipes, 3):
         say(f"{number}. {recipe.name}: {recipe.summary}")
@@ -97,18 +98,20 @@ def _open_output(output: Path, force: bool) -> None:
         shutil.rmtree(output)
 
 
-def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) -> Path:
-    """The target's own greedy responses to one of the embedded sets of prompts."""
+def _capture(output: Path, name: str, target: str, num_prompts: int, say: Say) -> Path:
+    """Return the file of the target's greedy responses to one of the embedded sets of prompts."""
     path = output / f"traffic-{name}.jsonl"
     if not path.exists():
         traffic = capture(
-            target,
-            _pair() / f"{name}.jsonl",
-            path,
-            sampling=Sampling(),
-            max_new_tokens=NUM_TOKENS,
-            batch_size=16,
-            limit=num_prompts,
+            CaptureSettings(
+                target,
+                _pair() / f"{name}.jsonl",
+                path,
+                sampling=Sampling(),
+                max_new_tokens=NUM_TOKENS,
+                batch_size=16,
+                limit=num_prompts,
+            )
         )
         size = (
             f"{counted(len(traffic.responses), 'prompt')}, {counted(traffic.num_tokens, 'token')}"
@@ -118,7 +121,7 @@ def _captured(output: Path, name: str, target: str, num_prompts: int, say: Say) 
 
 
 def _pair() -> Path:
-    """The embedded pair, by a path that is short to read where there is one."""
+    """Return the directory of the embedded pair, as a short path where there is one."""
     here = Path.cwd()
     return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
 
@@ -137,7 +140,7 @@ def _settings(
 
 
 def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say: Say) -> None:
-    """Which of the embedded drafts: one is shallower, one has seen another part of the corpus.
+    """Choose among the embedded drafts: one is shallower, one has seen other texts.
 
     What the demo measured already is taken as it is, so that no recipe has two verdicts.
     """
@@ -164,7 +167,7 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
 
 
 def _mode() -> ModeChoice:
-    """No trial on a CPU: to compile for it would take longer than all the steps."""
+    """Return the mode of the steps; on a CPU without a trial, which would take longer than all."""
     device = pick_device()
     return live_mode(device) if device.type == "cpu" else "auto"
 

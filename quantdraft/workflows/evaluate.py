@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
@@ -24,16 +22,19 @@ from quantdraft.common.resume import STAGES_DIR
 from quantdraft.engines.llamacpp.candidate import gguf_of
 from quantdraft.engines.registry import measured_engine
 from quantdraft.errors import OutputExistsError
-from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
-from quantdraft.judge.verdict import Policy, load_policy
+from quantdraft.judge.verdict import load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
-from quantdraft.measure.latency.grid import Review
-from quantdraft.measure.measure import Measuring
+from quantdraft.measure.latency.timing_plan import Review
+from quantdraft.measure.live_check import check_live
+from quantdraft.measure.measure import has_identical_logits, measure_served, replay_arm
 from quantdraft.measure.models import Models, open_models
 from quantdraft.measure.run_traffic import TRAFFIC_FILE, default_rule, read_run_traffic
 from quantdraft.measure.settings import EvaluateSettings, ModelSettings
+from quantdraft.measure.step_times import measure_steps, served_latency
+from quantdraft.measure.subject import Subject
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity
@@ -44,7 +45,7 @@ from quantdraft.traffic.traffic import Traffic
 
 
 def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
-    """Measure, decide, and write the run directory; returns the record and where it lies.
+    """Measure, decide, and write the run directory; return the record and where it lies.
 
     Parts that a killed run with the same settings had finished are not computed again. Raises
     OutputExistsError for a finished run, OutputBusyError where another process writes this one.
@@ -52,7 +53,6 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
     settings.check()
     if settings.models.threads is not None:
         torch.set_num_threads(settings.models.threads)
-    device = pick_device(settings.models.device)
     models = open_models(_as_engine_loads(settings), settings.timing.longest_context)
     policy = load_policy(settings.policy)
     run_dir = settings.output or Path("runs") / models.candidate.name
@@ -60,8 +60,10 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
         if model is not None:
             require_outside(run_dir, model.path, "a model")
     with sole_writer(run_dir, is_inside=True):
-        _begin(run_dir, settings)
-        evaluation = _measured(settings, models, device, policy, run_dir)
+        _begin_run(run_dir, settings)
+        measured = measure_all(settings, models, run_dir)
+        with step("judge"):
+            evaluation = judged(measured, policy)
         # The record comes last: where it stands, everything else does.
         (run_dir / RECORD_FILE).unlink(missing_ok=True)
         with step("write the report"):
@@ -70,31 +72,41 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, Path]:
     return evaluation, run_dir
 
 
-def _measured(
-    settings: EvaluateSettings, models: Models, device: torch.device, policy: Policy, run_dir: Path
-) -> Evaluation:
+def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Measurements:
+    """Measure what is asked for; each part is kept in the run directory when it is done."""
+    device = pick_device(settings.models.device)
+    dtype = pick_dtype(settings.models.dtype, device)
     traffic = read_run_traffic(settings, models, run_dir)
     rule = settings.traffic.acceptance_rule or default_rule(traffic)
     num_tokens = counted(traffic.num_tokens, "token")
     say(f"{counted(len(traffic.responses), 'response')}, {num_tokens}, rule {rule}")
 
-    work = Measuring(settings, models, traffic, rule, device, run_dir)
-    keeps = {arm: work.keep(arm) for arm in ("baseline", "candidate")}
-    work = replace(work, review=_review(keeps, traffic, settings.ks))
+    subject = Subject(models, traffic, rule, device, dtype, run_dir)
+    probabilities = {
+        "baseline": replay_arm(subject, "baseline", settings.shared_stages),
+        "candidate": replay_arm(subject, "candidate"),
+    }
     false_claim = claims_but_not_quantized(models.candidate)
-    is_same = None if false_claim else work.has_identical_logits()
+    is_same = None if false_claim else has_identical_logits(subject)
+    served = measure_served(subject, settings)
+    if served is None:
+        review = review_by_acceptance(probabilities, traffic, settings.ks)
+        latency, *grid = measure_steps(subject, settings.timing, settings.ks, review)
+        live = check_live(subject, probabilities, settings.ks, settings.live_prompts, settings.seed)
+    else:
+        latency, grid, live = served_latency(subject, settings.timing, served), [], ()
     is_control = _is_copy(models.candidate, is_same)
-    measured = Measurements(
+    return Measurements(
         name=_name(models.candidate),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rule=rule,
         ks=settings.ks,
-        keeps=keeps,
+        keeps=probabilities,
         traffic=traffic,
-        latency=work.latency(),
-        grid=work.grid(),
-        live=work.live(keeps),
-        served=work.served(),
+        latency=latency,
+        grid=tuple(grid),
+        live=live,
+        served=served,
         is_control=is_control,
         not_quantized=false_claim,
         has_identical_logits=is_same,
@@ -104,17 +116,15 @@ def _measured(
         spell=speller((models.target or models.candidate).path),
         baseline_name=_baseline_name(models, is_control),
     )
-    with step("judge"):
-        return judged(measured, policy)
 
 
-def _review(
-    keeps: Mapping[str, list[NDArray[np.float64]]], traffic: Traffic, ks: tuple[int, ...]
+def review_by_acceptance(
+    probabilities: Mapping[str, list[Floats]], traffic: Traffic, ks: tuple[int, ...]
 ) -> Callable[[Latency], Review]:
-    """What half of the timing says of the other: which k are worth it, and what contradicts."""
+    """Return what judges half of the timing: which k are worth more time, and what contradicts."""
     ids = [response.prompt_id for response in traffic.responses]
     lengths = {}
-    for arm, keep in keeps.items():
+    for arm, keep in probabilities.items():
         replayed = replay_rounds(ids, keep, ks)
         lengths[arm] = {k: replayed.counts(k).mean_acceptance_length for k in ks}
 
@@ -126,7 +136,8 @@ def _review(
 
 
 def _is_copy(candidate: Checkpoint, is_same: bool | None) -> bool:
-    """True for the control: what `identity` made, or a draft in floats that computes the same.
+    """Return whether the candidate is the control: what `identity` made, or a draft in floats that
+    computes the same.
 
     Any other draft in floats is a candidate like a quantized one: a draft that was trained anew.
     """
@@ -151,7 +162,7 @@ def _candidate_ledger(candidate: Checkpoint) -> Ledger:
 
 
 def _baseline_name(models: Models, is_control: bool) -> str:
-    """Where the candidate is another draft in floats, the baseline is called by its own name."""
+    """Return how the baseline is called: by its own name where the candidate is another draft."""
     is_plain = models.candidate.quantization is None and gguf_of(models.candidate) is None
     is_other = is_plain and not is_control
     return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
@@ -162,8 +173,8 @@ def _name(candidate: Checkpoint) -> str:
     return str(recipe.get("name") or candidate.name)
 
 
-def _begin(run_dir: Path, settings: EvaluateSettings) -> None:
-    """Refuse a finished run; with --force drop its parts, once.
+def _begin_run(run_dir: Path, settings: EvaluateSettings) -> None:
+    """Refuse a finished run; with --force drop its finished parts, once.
 
     A forced run that was killed goes on with its own parts: beside them stands which record they
     are to replace.

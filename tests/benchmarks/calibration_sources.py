@@ -1,4 +1,4 @@
-"""What to calibrate on: the target's own responses, random tokens, random text, or nothing?
+"""Compare calibration data: the target's responses, random tokens, random text, and none.
 
 python -m tests.benchmarks.calibration_sources [--seeds 5] [--num-tokens 256] [--work-dir D]
     [--output reports/calibration]
@@ -39,6 +39,7 @@ from quantdraft.judge.acceptance import Replayed, replay_rounds
 from quantdraft.judge.comparison import compare_acceptance
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import Calibration, Recipe, load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
@@ -62,12 +63,14 @@ def captured(prompts: str, num_tokens: int, work_dir: Path) -> Path:
     path = work_dir / f"{prompts}-{num_tokens}.jsonl"
     if not path.exists():
         capture(
-            str(pair_dir() / "target"),
-            pair_dir() / f"{prompts}.jsonl",
-            path,
-            sampling=Sampling(),
-            max_new_tokens=num_tokens,
-            batch_size=16,
+            CaptureSettings(
+                str(pair_dir() / "target"),
+                pair_dir() / f"{prompts}.jsonl",
+                path,
+                sampling=Sampling(),
+                max_new_tokens=num_tokens,
+                batch_size=16,
+            )
         )
     return path
 

@@ -1,4 +1,4 @@
-"""How often is a draft "faster by 2 %" than itself? The latency check's own noise, in one number.
+"""Measure the noise of the latency check: how often a draft is "2 % faster" than itself.
 
 python -m tests.benchmarks.control [--runs 20] [--seconds 5] [-k 4]
 
@@ -21,8 +21,9 @@ from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.judge.comparison import speed_point
 from quantdraft.judge.verdict import Policy
-from quantdraft.measure.latency.grid import Plan, measure_grid
+from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
+from quantdraft.measure.latency.timing_plan import TimingPlan
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     limit = Policy().min_speedup_over_baseline
     found = []
     for run in range(options.runs):
-        plan = Plan(
+        plan = TimingPlan(
             points=((1, 128),),
             widths=(1, options.k + 1),
             device=torch.device("cpu"),

@@ -1,4 +1,4 @@
-"""Everything a GPU is asked for latency, in one command; results go under reports/.
+"""Run every latency measurement that needs a GPU in one command; write results to reports/.
 
 python -m tests.benchmarks.gpu_suite --output reports/h200 [--shapes …] [--seconds 20] [--dry-run]
 
@@ -35,7 +35,7 @@ from quantdraft.errors import NoKernelError
 from quantdraft.judge.comparison import with_step_speedups
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Bench, read_bench
 from quantdraft.record.provenance import environment
@@ -179,7 +179,7 @@ def live_loop(shape: Checkpoint, device: torch.device) -> dict[str, Any]:
             batch = speculate(
                 *sessions,
                 prompts=prompts,
-                plan=Plan(4, "greedy", Sampling()),
+                plan=RoundPlan(4, "greedy", Sampling()),
                 max_new_tokens=[32] * len(prompts),
                 eos_token_ids=frozenset(),
                 seeds=[0] * len(prompts),

@@ -1,4 +1,4 @@
-"""The native engine's live loop against transformers' assisted generation: tokens per second.
+"""Compare the live loop with transformers' assisted generation in tokens per second.
 
 python -m tests.benchmarks.live_loop [--num-prompts 8] [--num-tokens 128] [-k 4] [--repeats 3]
 
@@ -27,8 +27,9 @@ from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.session import Session, live_mode
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.traffic.traffic import Response, Sampling, Traffic
 from tests.benchmarks.replay_vs_assisted import assisted
 
@@ -39,12 +40,14 @@ def captured(num_prompts: int, num_tokens: int) -> Traffic:
     """The target's greedy text, which both sides have to reproduce."""
     with tempfile.TemporaryDirectory() as directory:
         return capture(
-            str(pair_dir() / "target"),
-            pair_dir() / "prompts.jsonl",
-            Path(directory) / "traffic.jsonl",
-            sampling=Sampling(),
-            max_new_tokens=num_tokens,
-            limit=num_prompts,
+            CaptureSettings(
+                str(pair_dir() / "target"),
+                pair_dir() / "prompts.jsonl",
+                Path(directory) / "traffic.jsonl",
+                sampling=Sampling(),
+                max_new_tokens=num_tokens,
+                limit=num_prompts,
+            )
         )
 
 
@@ -56,7 +59,7 @@ def live(pair: tuple[NativeModel, NativeModel], response: Response, k: int) -> t
         target,
         draft,
         [response.prompt_token_ids],
-        Plan(k, "greedy", Sampling()),
+        RoundPlan(k, "greedy", Sampling()),
         max_new_tokens=[len(response.response_token_ids)],
         eos_token_ids=frozenset(pair[0].end_token_ids),
         seeds=[0],

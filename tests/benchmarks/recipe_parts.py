@@ -1,4 +1,4 @@
-"""One part of one recipe's row, measured in a process of its own (see `recipes_table`).
+"""Measure one part of one recipe's row in a process of its own (see `recipes_table`).
 
 python -m tests.benchmarks.recipe_parts traffic|made|tried|served --recipe R --work DIR --output F
 
@@ -40,6 +40,7 @@ def checkpoint_dir(work: Path, recipe: str) -> Path:
 def traffic(options: argparse.Namespace) -> dict[str, int]:
     """The target's own greedy responses: to replay, to calibrate on, and those that are served."""
     from quantdraft.measure.capture import capture
+    from quantdraft.measure.settings import CaptureSettings
     from quantdraft.traffic.traffic import Sampling
 
     sets = {
@@ -50,13 +51,15 @@ def traffic(options: argparse.Namespace) -> dict[str, int]:
     counts = {}
     for name, (prompts, limit, num_tokens) in sets.items():
         found = capture(
-            str(TARGET),
-            pair_dir() / f"{prompts}.jsonl",
-            options.work / name,
-            sampling=Sampling(),
-            max_new_tokens=num_tokens,
-            limit=limit,
-            force=True,
+            CaptureSettings(
+                str(TARGET),
+                pair_dir() / f"{prompts}.jsonl",
+                options.work / name,
+                sampling=Sampling(),
+                max_new_tokens=num_tokens,
+                limit=limit,
+                force=True,
+            )
         )
         counts[name] = len(found.responses)
     return counts

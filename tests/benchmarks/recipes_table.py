@@ -1,4 +1,4 @@
-"""Every recipe on the embedded pair: what it costs, what it keeps, and which engines load it.
+"""Measure every recipe on the embedded pair: cost, kept acceptance, and engines that load it.
 
 python -m tests.benchmarks.recipes_table --output reports/recipes [--recipes a,b]
     [--vllm-python PATH] [--llamacpp DIR] [--work DIR] [--max-minutes M]
@@ -28,7 +28,7 @@ from quantdraft.common.files import file_sha256, write_json, write_text
 from quantdraft.common.resume import stage
 from quantdraft.errors import QuantDraftError
 from quantdraft.record.provenance import environment
-from quantdraft.report.views import markdown, terminal
+from quantdraft.report.views import markdown, tables
 from quantdraft.workflows.list_recipes import Entry, catalogue
 from tests.benchmarks.recipe_plan import OutOfTime, PartFailed, Plan, run_part
 from tests.benchmarks.recipe_rows import ENGINES, GGUF, GGUF_TYPES, Level, Made, Row, Served, Tried
@@ -193,7 +193,7 @@ def main() -> None:
     rows = measured(plan, entries, gguf_types, say)
     command = shlex.join(["python", "-m", "tests.benchmarks.recipes_table", *sys.argv[1:]])
     write(rows, options.output, command)
-    print(terminal.table(table_of(rows)))
+    print(tables.table(table_of(rows)))
     print(json.dumps(summary(rows, time.perf_counter() - started)))
 
 

@@ -1,4 +1,4 @@
-"""Replay's cost against the size of the traffic: time and memory, from 100 responses to 100,000.
+"""Measure replay's time and memory by the size of the traffic, 100 to 100,000 responses.
 
 python -m tests.benchmarks.replay_scaling [--largest 10000] [--output reports/campaigns]
 
@@ -101,7 +101,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     """Processor seconds of every part, and by how much the peak memory grew."""
     from quantdraft.judge.acceptance import replay_rounds
     from quantdraft.judge.comparison import compare_acceptance
-    from quantdraft.measure.probabilities import keeps_on_disk
+    from quantdraft.measure.probabilities import open_file_store
     from quantdraft.measure.replay import keep_probabilities
     from quantdraft.traffic.traffic import read_traffic, token_counts
 
@@ -117,7 +117,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     traffic = read_traffic(path)
     done("read")
     num_tokens = token_counts(traffic.responses).response.tolist()
-    with keeps_on_disk(run_dir, "keep", {"traffic": traffic.sha256}, num_tokens) as kept:
+    with open_file_store(run_dir, "keep", {"traffic": traffic.sha256}, num_tokens) as kept:
         keeps = keep_probabilities(draft, traffic, "greedy", keeps=kept)
     done("replay")
     names = [response.prompt_id for response in traffic.responses]

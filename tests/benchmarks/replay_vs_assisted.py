@@ -1,4 +1,4 @@
-"""Replay against transformers' assisted generation: the same counts, at what cost?
+"""Compare replay with transformers' assisted generation: equal counts, and their cost.
 
 python -m tests.benchmarks.replay_vs_assisted [--num-prompts 20] [--num-tokens 128] [--max-k 8]
 
@@ -29,6 +29,7 @@ from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
@@ -126,12 +127,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         traffic = capture(
-            str(pair_dir() / "target"),
-            pair_dir() / "prompts.jsonl",
-            directory / "traffic.jsonl",
-            sampling=Sampling(),
-            max_new_tokens=options.num_tokens,
-            limit=options.num_prompts,
+            CaptureSettings(
+                str(pair_dir() / "target"),
+                pair_dir() / "prompts.jsonl",
+                directory / "traffic.jsonl",
+                sampling=Sampling(),
+                max_new_tokens=options.num_tokens,
+                limit=options.num_prompts,
+            )
         )
         apply(load_recipe(options.recipe), str(pair_dir() / "draft"), directory / "candidate")
         target = load_model(pair_dir() / "target", torch.float32, CPU)

@@ -1,4 +1,4 @@
-"""vLLM's own counters against replay, draft by draft and prompt by prompt, on the embedded pair.
+"""Compare vLLM's counters with replay, draft by draft and prompt by prompt.
 
 python -m tests.benchmarks.vllm_counters [--vllm-python P] [--num-prompts 4] [--num-tokens 96]
 
@@ -32,6 +32,7 @@ from quantdraft.engines.vllm.measured import MeasuredVllm, VllmInstallation
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served.cross_check import rounds_replayed
 from quantdraft.measure.served.fleet import Fleet, blamed_on
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
@@ -177,12 +178,14 @@ def main() -> None:
 def captured(name: str, directory: Path, num_prompts: int, num_tokens: int) -> Traffic:
     """The target's own greedy responses to an embedded set of prompts."""
     return capture(
-        str(pair_dir() / "target"),
-        pair_dir() / f"{name}.jsonl",
-        directory / f"{name}.jsonl",
-        sampling=Sampling(),
-        max_new_tokens=num_tokens,
-        limit=num_prompts,
+        CaptureSettings(
+            str(pair_dir() / "target"),
+            pair_dir() / f"{name}.jsonl",
+            directory / f"{name}.jsonl",
+            sampling=Sampling(),
+            max_new_tokens=num_tokens,
+            limit=num_prompts,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""A sweep on Ray against the same sweep in one process: equal to the digit, and how much faster.
+"""Compare a sweep on Ray with the same sweep in one process: equal digits, and the time saved.
 
 python -m tests.campaigns.ray_sweep [--num-prompts 128] [--recipes …] [--repeats 2]
     [--output reports/campaigns]
@@ -101,19 +101,22 @@ def killed_midway(line: list[str], nodes: Any, output: Path) -> float:
 def captured(directory: Path, num_prompts: int) -> Path:
     """The target's greedy text on the embedded prompts, of which there are 128."""
     from quantdraft.measure.capture import capture
+    from quantdraft.measure.settings import CaptureSettings
     from quantdraft.traffic.traffic import Sampling
 
     path, prompts = directory / "traffic.jsonl", directory / "prompts.jsonl"
     files = [pair_dir() / name for name in ("prompts.jsonl", "calibration.jsonl")]
     prompts.write_bytes(b"".join(file.read_bytes() for file in files))
     capture(
-        str(pair_dir() / "target"),
-        prompts,
-        path,
-        sampling=Sampling(),
-        max_new_tokens=NUM_TOKENS,
-        limit=num_prompts,
-        batch_size=32,
+        CaptureSettings(
+            str(pair_dir() / "target"),
+            prompts,
+            path,
+            sampling=Sampling(),
+            max_new_tokens=NUM_TOKENS,
+            limit=num_prompts,
+            batch_size=32,
+        )
     )
     return path
 

@@ -1,4 +1,4 @@
-"""The proof at full size, on the embedded pair: replay counts what the live loop counts.
+"""Check at full size, on the embedded pair, that replay counts what the live loop counts.
 
 Slow: `make test-slow`.
 """
@@ -21,6 +21,7 @@ from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.live import run_live
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
@@ -46,12 +47,14 @@ def draft():
 
 def captured(path: Path, sampling: Sampling, num_prompts: int, num_tokens: int) -> Traffic:
     return capture(
-        str(pair_dir() / "target"),
-        pair_dir() / "prompts.jsonl",
-        path,
-        sampling=sampling,
-        max_new_tokens=num_tokens,
-        limit=num_prompts,
+        CaptureSettings(
+            str(pair_dir() / "target"),
+            pair_dir() / "prompts.jsonl",
+            path,
+            sampling=sampling,
+            max_new_tokens=num_tokens,
+            limit=num_prompts,
+        )
     )
 
 

@@ -15,6 +15,7 @@ from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.traffic.traffic import Sampling, Traffic
@@ -29,12 +30,14 @@ K = 4
 def traffic(tmp_path_factory) -> Traffic:
     path = tmp_path_factory.mktemp("reference") / "traffic.jsonl"
     return capture(
-        str(pair_dir() / "target"),
-        pair_dir() / "prompts.jsonl",
-        path,
-        sampling=Sampling(),
-        max_new_tokens=128,
-        batch_size=32,
+        CaptureSettings(
+            str(pair_dir() / "target"),
+            pair_dir() / "prompts.jsonl",
+            path,
+            sampling=Sampling(),
+            max_new_tokens=128,
+            batch_size=32,
+        )
     )
 
 

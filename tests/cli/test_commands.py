@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from quantdraft.cli import main, parse_ks
 from quantdraft.cli.values import parse_names
 from quantdraft.errors import OptionError
+from quantdraft.quantize import apply as applying
+from quantdraft.workflows import report as reporting
 from tests.conftest import Pair, save_tokenizer
 
 
@@ -86,7 +88,7 @@ def test_a_full_disk_leaves_nothing(tiny_pair, tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quantdraft.quantize.apply.copy_unchanged_files", full)
+    monkeypatch.setattr(applying, "copy_unchanged_files", full)
     assert "No space left on device" in one_line(apply(tiny_pair, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +227,7 @@ def test_a_file_that_may_not_be_read_is_one_line_and_a_bug_keeps_its_traceback(m
     def refused(_path):
         raise PermissionError(errno.EACCES, "Permission denied", "/secret.json")
 
-    monkeypatch.setattr("quantdraft.record.read_evaluation", refused)
+    monkeypatch.setattr(reporting, "read_evaluation", refused)
     assert one_line(run("report", "x")) == "Error: '/secret.json': permission denied."
-    monkeypatch.setattr("quantdraft.record.read_evaluation", lambda _path: 1 / 0)
+    monkeypatch.setattr(reporting, "read_evaluation", lambda _path: 1 / 0)
     assert isinstance(run("report", "x").exception, ZeroDivisionError)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from quantdraft.common import progress
-from quantdraft.common.progress import Line, bar, clock, share_bar, step, watched
+from quantdraft.common.progress import Line, bar, clock, share_bar, step
 from tests.pty_child import COLOUR, in_terminal
 
 WORK = """
@@ -115,7 +115,3 @@ def test_an_error_inside_leaves_no_line_behind(monkeypatch):
     with pytest.raises(KeyError), step("a"), bar(3, "b", "c"):
         raise KeyError
     assert progress._DISPLAY._lines == []
-
-
-def test_watched_items_come_as_they_are():
-    assert list(watched([3, 1, 2], "read", "file")) == [3, 1, 2]

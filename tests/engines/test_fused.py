@@ -19,6 +19,7 @@ from quantdraft.engines.kernels.few_rows import (
     Int8FewRowsLinear,
 )
 from quantdraft.engines.kernels.operations import operations_fault
+from quantdraft.engines.native import fused as fusion
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
 from quantdraft.engines.native.fusing import JoinedLinears
@@ -269,7 +270,7 @@ def test_the_memory_of_passes_is_kept_within_its_limit(monkeypatch):
     model = random_decoder()
     fused = FusedDecoder(model, 1, 64, torch.float32)
     one = fused._make_pass((1, 1, None, 1)).num_bytes
-    monkeypatch.setattr("quantdraft.engines.native.fused.KEPT_BYTES", 5 * one)
+    monkeypatch.setattr(fusion, "KEPT_BYTES", 5 * one)
     for m, _ in itertools.product((1, 2, 3, 4, 5, 8), range(2)):
         fused.forward(torch.zeros(1, m, dtype=torch.long), torch.arange(m)[None])
         assert sum(each.num_bytes for each in fused._passes.values()) <= 5 * one

@@ -36,6 +36,7 @@ from quantdraft.engines.registry import ENGINES
 from quantdraft.errors import EngineError
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.traffic.traffic import Sampling
+from quantdraft.workflows.export import gguf_check
 from quantdraft.workflows.export.gguf_check import try_server
 from quantdraft.workflows.export.target import Target
 from tests import fake_llamacpp
@@ -343,7 +344,7 @@ def test_what_cannot_be_tried_is_said_in_one_line(fake, tmp_path):
 
 
 def test_a_large_target_is_not_converted_for_the_proof(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("quantdraft.workflows.export.gguf_check.MAX_TARGET_BYTES", 3)
+    monkeypatch.setattr(gguf_check, "MAX_TARGET_BYTES", 3)
     (tmp_path / "model.safetensors").write_bytes(b"four")
     found = try_server(conversion(fake), Path("/d.gguf"), Target(str(tmp_path), {}), 4)
     assert "too large to be converted" in found.warnings[0]

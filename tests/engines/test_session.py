@@ -14,10 +14,11 @@ from quantdraft.engines.native.session import Session, live_mode, modes, tried_m
 from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.errors import OptionError
+from quantdraft.measure.latency import loaded as loading
 from quantdraft.measure.latency.loaded import Arm, Arms
 from quantdraft.measure.sampling import Sampling
 from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 
 CPU = torch.device("cpu")
 needs_operations = pytest.mark.skipif(
@@ -65,11 +66,11 @@ def test_all_arms_run_fused_when_it_is_asked_for_or_found_faster(tiny_pair, monk
     }
     asked = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU, "fused"))
     assert {arm.mode for arm in asked.values()} == {"fused"}
-    book, loading = Book(None), "quantdraft.measure.latency.loaded"
-    monkeypatch.setattr(f"{loading}.book_of", lambda device, num_threads: book)
+    book = Book(None)
+    monkeypatch.setattr(loading, "book_of", lambda device, num_threads: book)
     times = {"eager": 2.0, "fused": 1.0}
-    monkeypatch.setattr(f"{loading}.mode_trials", lambda *arguments: [times] * NUM_VOTES)
-    monkeypatch.setattr(f"{loading}.step_trials", None)  # a fused pass has one float type
+    monkeypatch.setattr(loading, "mode_trials", lambda *arguments: [times] * NUM_VOTES)
+    monkeypatch.setattr(loading, "step_trials", None)  # a fused pass has one float type
     found = loaded(Arms(sources, dict.fromkeys(sources, (1,)), (1,), CPU))
     assert {arm.mode for arm in found.values()} == {"fused"}
     assert found["target"].mode_trial_ms == pytest.approx(times)
@@ -88,13 +89,13 @@ def test_the_live_loops_text_and_counts_are_the_eager_ones(natives, batch_size):
     for mode in ("eager", "fused"):
         target, draft = (Session(native, batch_size, 48, mode) for native in natives)
         batch = speculate(
-            target, draft, prompts, Plan(3, "greedy", Sampling()),
+            target, draft, prompts, RoundPlan(3, "greedy", Sampling()),
             max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
         )  # fmt: skip
         runs[mode] = batch.runs
     alone, _ = (Session(native, batch_size, 48, "fused") for native in natives)
     plain = speculate(
-        alone, None, prompts, Plan(0, "greedy", Sampling()),
+        alone, None, prompts, RoundPlan(0, "greedy", Sampling()),
         max_new_tokens=[40] * batch_size, eos_token_ids=frozenset(), seeds=[0] * batch_size,
     )  # fmt: skip
     assert runs["fused"] == runs["eager"]

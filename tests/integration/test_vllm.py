@@ -16,6 +16,7 @@ from quantdraft.judge.verdict.alarms import MAX_FLIPS
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served.fleet import Fleet
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, ServedRequest
@@ -34,12 +35,14 @@ def evaluated(tmp_path: Path, sampling: Sampling, **options: object) -> Evaluati
     """The embedded draft against itself: what the servers do is what is tested."""
     traffic = tmp_path / "traffic.jsonl"
     capture(
-        str(TARGET),
-        pair_dir() / "prompts.jsonl",
-        traffic,
-        sampling=sampling,
-        max_new_tokens=NUM_TOKENS,
-        limit=NUM_PROMPTS,
+        CaptureSettings(
+            str(TARGET),
+            pair_dir() / "prompts.jsonl",
+            traffic,
+            sampling=sampling,
+            max_new_tokens=NUM_TOKENS,
+            limit=NUM_PROMPTS,
+        )
     )
     settings = {"candidate": str(DRAFT)} | options
     evaluation, _ = evaluate(

@@ -24,7 +24,7 @@ from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
 from quantdraft.measure.filters import usable, without_repeats
 from quantdraft.measure.generation import generate
-from quantdraft.measure.probabilities import keeps_on_disk
+from quantdraft.measure.probabilities import open_file_store
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.traffic import jsonl as lines
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
@@ -178,12 +178,12 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
 
     first, second = Killed(), FakeDraft()
     with (
-        keeps_on_disk(tmp_path, "keep", {}, lengths) as keeps,
+        open_file_store(tmp_path, "keep", {}, lengths) as keeps,
         pytest.raises(KeyboardInterrupt),
     ):
-        keep_probabilities(first, traffic, "greedy", keeps=keeps)
+        keep_probabilities(first, traffic, "greedy", store=keeps)
     done: list[int] = []
-    with keeps_on_disk(tmp_path, "keep", {}, lengths) as keeps:
+    with open_file_store(tmp_path, "keep", {}, lengths) as keeps:
         found = keep_probabilities(second, traffic, "greedy", done.append, keeps)
     assert first.num_rows >= 4
     assert first.num_rows + second.num_rows == 10

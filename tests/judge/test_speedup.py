@@ -9,7 +9,7 @@ from quantdraft.judge import speedup
 def test_ms_per_token_by_hand() -> None:
     # 4 x 2 ms of drafting and 12 ms of verifying emit 2.5 tokens: 20 / 2.5
     assert speedup.round_ms(4, 2.0, 12.0) == 20.0
-    assert speedup.ms_per_token(4, 2.0, 12.0, 2.5) == 8.0
+    assert speedup.round_ms(4, 2.0, 12.0) / 2.5 == 8.0
 
 
 def test_speedups_by_hand() -> None:
@@ -53,4 +53,4 @@ def test_leviathan_is_the_speed_equation_when_verifying_costs_one_step() -> None
 
 def test_arrays_of_resamples_go_through_the_same_equations() -> None:
     lengths = np.array([2.0, 2.5])
-    assert speedup.ms_per_token(4, np.full(2, 2.0), np.full(2, 12.0), lengths).tolist() == [10, 8]
+    assert (speedup.round_ms(4, np.full(2, 2.0), np.full(2, 12.0)) / lengths).tolist() == [10, 8]

@@ -11,6 +11,7 @@ from quantdraft.checkpoints.tensors.loading import load_tokenizer
 from quantdraft.errors import EngineError, TrafficError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.prompts import encode_prompt, read_prompts
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 from tests.conftest import Pair
@@ -24,11 +25,13 @@ def own(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffic:
     """What the target says in this process."""
     path = tmp_path_factory.mktemp("own") / "traffic.jsonl"
     return capture(
-        str(tiny_pair.target),
-        tiny_pair.prompts,
-        path,
-        sampling=Sampling(),
-        max_new_tokens=NUM_TOKENS,
+        CaptureSettings(
+            str(tiny_pair.target),
+            tiny_pair.prompts,
+            path,
+            sampling=Sampling(),
+            max_new_tokens=NUM_TOKENS,
+        )
     )
 
 
@@ -45,7 +48,9 @@ def fake(own: Traffic) -> FakeServer:
 
 def captured(pair: Pair, url: str, output: Path, **options) -> Traffic:
     options = {"sampling": Sampling(), "max_new_tokens": NUM_TOKENS} | options
-    return capture(str(pair.target), pair.prompts, output, target_url=url, **options)
+    return capture(
+        CaptureSettings(str(pair.target), pair.prompts, output, target_url=url, **options)
+    )
 
 
 def test_a_served_target_gives_the_traffic_of_one_in_this_process(tiny_pair, own, fake, tmp_path):

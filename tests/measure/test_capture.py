@@ -16,11 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quantdraft.checkpoints.checkpoint import end_token_ids
 from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
+from quantdraft.measure import answer_file
 from quantdraft.measure import answerers as answering
-from quantdraft.measure import capture as capture_module
 from quantdraft.measure.capture import capture
 from quantdraft.measure.generation import generate
 from quantdraft.measure.sampling import processed_logprobs
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 
 END = 0
@@ -76,7 +77,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def run(target: Path, prompts: Path, output: Path, **settings: Any) -> Traffic:
     settings = {"sampling": GREEDY, "max_new_tokens": 24, "dtype": "float32"} | settings
-    return capture(str(target), prompts, output, device="cpu", **settings)
+    return capture(CaptureSettings(str(target), prompts, output, device="cpu", **settings))
 
 
 def test_greedy_tokens_are_those_of_transformers_own_unbatched_generation(
@@ -277,7 +278,7 @@ def test_full_disk_keeps_what_is_finished(
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(capture_module.os, "fsync", full)
+    monkeypatch.setattr(answer_file.os, "fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*continue"):
         run(target, prompts, tmp_path / "t.jsonl")
     assert (tmp_path / "t.jsonl.partial").exists()

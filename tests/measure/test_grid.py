@@ -13,23 +13,28 @@ from quantdraft.engines.kernels.book import Book
 from quantdraft.measure.latency import grid as benchmark
 from quantdraft.measure.latency import interleaved as latency
 from quantdraft.measure.latency import loaded as arms
-from quantdraft.measure.latency.grid import (
+from quantdraft.measure.latency import memory
+from quantdraft.measure.latency import point as point_timing
+from quantdraft.measure.latency.grid import measure_grid
+from quantdraft.measure.latency.loaded import Arms, row_counts
+from quantdraft.measure.latency.memory import weight_bytes
+from quantdraft.measure.latency.opened import (
     BLOCKS_PER_LOAD,
     CACHED_BYTES,
-    MIN_LOADS,
     NUM_IN_A_ROW,
     NUM_REHEARSALS,
     WARMUP_BLOCKS,
     Opened,
-    Place,
-    Plan,
-    Review,
-    _rehearsal,
     fewest_seconds,
-    measure_grid,
+    rehearsal,
+)
+from quantdraft.measure.latency.timing_plan import (
+    MIN_LOADS,
+    Place,
+    Review,
+    TimingPlan,
     num_loads_for,
 )
-from quantdraft.measure.latency.loaded import Arms, row_counts, weight_bytes
 from quantdraft.record import Roofline
 from quantdraft.record.step_bytes import Ledger
 from tests.clock import Clock
@@ -97,6 +102,7 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
     monkeypatch.setattr(arms, "Stepper", Step)
     monkeypatch.setattr(arms, "modes", lambda native, device: ("eager",))
     monkeypatch.setattr(benchmark, "time", CLOCK)
+    monkeypatch.setattr(point_timing, "time", CLOCK)
     monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)
     book = Book(None)
     monkeypatch.setattr(arms, "book_of", lambda device, num_threads: book)
@@ -104,9 +110,9 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
     return loaded
 
 
-def plan(*points: tuple[int, int], **options: Any) -> Plan:
+def plan(*points: tuple[int, int], **options: Any) -> TimingPlan:
     chosen = {"widths": (1, 3), "device": CPU, "max_seconds": 0.0} | options
-    return Plan(points=points, **chosen)
+    return TimingPlan(points=points, **chosen)
 
 
 def five_arms(ms: float = 0.2) -> dict[str, Source]:
@@ -261,7 +267,7 @@ def test_points_larger_than_one_that_takes_too_long_are_not_even_loaded(loads):
 
 
 def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkeypatch):
-    monkeypatch.setattr(arms, "available_bytes", lambda device: 5_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 5_000)
     config = {"vocab_size": 10, "hidden_size": 4}
     large = {"baseline": Source("draft", config=config)}
     measured = measure_grid(large, plan((1, 16), (1, 1000)))
@@ -271,7 +277,7 @@ def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkey
 
 
 def test_weights_that_do_not_fit_are_not_loaded(loads, monkeypatch):
-    monkeypatch.setattr(arms, "available_bytes", lambda device: 500)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 500)
     (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
     assert "draft does not fit" in found.undefined["baseline"]
     assert loads == []
@@ -320,14 +326,14 @@ def test_before_a_step_runs_what_comes_before_it_when_it_is_served():
         ("target", 5, [*[("target", 1)] * (NUM_REHEARSALS - 1), ("baseline", 1)]),
     ):
         calls.clear()
-        rehearsal = _rehearsal(arms, name, width)
-        assert rehearsal is not None
-        rehearsal()
+        before = rehearsal(arms, name, width)
+        assert before is not None
+        before()
         assert calls == wanted
 
 
 def test_weights_that_no_cache_holds_need_no_rehearsal():
-    assert _rehearsal(opened(cached=False, target={1: 20.0}), "target", 1) is None
+    assert rehearsal(opened(cached=False, target={1: 20.0}), "target", 1) is None
 
 
 def test_rows_are_every_batch_with_every_number_of_tokens():

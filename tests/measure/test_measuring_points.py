@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from quantdraft.measure.measure import Measuring
-from tests.evaluation_settings import evaluation_settings
+from quantdraft.measure.settings import TimingSettings
+from quantdraft.measure.step_times import timed_points
 
 # Halfway through a response of 100 tokens: contexts of 100, 200, … 1100.
 RESPONSES = [
@@ -18,15 +16,12 @@ RESPONSES = [
 ]
 
 
-def measuring(**options) -> Measuring:
-    traffic = SimpleNamespace(responses=RESPONSES)
-    settings = evaluation_settings(candidate="c", batch_size=2, **options)
-    return Measuring(settings, None, traffic, "greedy", torch.device("cpu"), Path())
+TRAFFIC = SimpleNamespace(responses=RESPONSES)
 
 
 def test_without_lists_only_the_operating_point_is_timed():
-    assert measuring().more_points == ()
-    assert measuring().context_length == 600
+    assert timed_points(TimingSettings(batch_size=2), TRAFFIC) == ((2, 600),)
+    assert timed_points(TimingSettings(batch_size=2, context_length=64), TRAFFIC) == ((2, 64),)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +31,9 @@ def test_without_lists_only_the_operating_point_is_timed():
         ({"batch_sizes": (1, 8), "context_lengths": (64,)}, ((1, 64), (8, 64))),
         # the 10th, 50th and 90th percentile: 200, 600 and 1000, to the nearest 16
         ({"batch_sizes": (8,)}, ((8, 192), (8, 608), (8, 992))),
+        # the operating point is not timed twice
+        ({"context_lengths": (600, 64)}, ((2, 64),)),
     ],
 )
 def test_lists_are_crossed_and_contexts_default_to_the_traffics_own_range(options, points):
-    assert measuring(**options).more_points == points
+    assert timed_points(TimingSettings(batch_size=2, **options), TRAFFIC) == ((2, 600), *points)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from quantdraft.errors import OutputError
-from quantdraft.measure.probabilities import KeepsInMemory, keeps_on_disk
+from quantdraft.measure.probabilities import MemoryStore, open_file_store
 
 LENGTHS = [3, 0, 2]
 
 
 def open_keeps(run_dir, inputs=None, lengths=LENGTHS):
-    return keeps_on_disk(run_dir, "keep-baseline", inputs or {"draft": "a"}, lengths)
+    return open_file_store(run_dir, "keep-baseline", inputs or {"draft": "a"}, lengths)
 
 
 def as_lists(keeps) -> list[list[float]]:
@@ -24,7 +24,7 @@ def as_lists(keeps) -> list[list[float]]:
 
 def test_memory_and_disk_hold_the_same(tmp_path):
     with open_keeps(tmp_path) as disk:
-        for keeps in (disk, KeepsInMemory(LENGTHS)):
+        for keeps in (disk, MemoryStore(LENGTHS)):
             keeps.put(0, 1, np.array([0.5, 1.0]))
             keeps.put(0, 0, np.array([0.25]))
             keeps.put(2, 0, np.array([0.0, 1e-300]))

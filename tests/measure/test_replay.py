@@ -14,6 +14,7 @@ from quantdraft.measure import replay
 from quantdraft.measure.capture import capture
 from quantdraft.measure.live import live_keep, run_live, target_logprobs
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic
 from tests.conftest import Pair
 
@@ -30,11 +31,13 @@ def models(tiny_pair: Pair) -> tuple[torch.nn.Module, torch.nn.Module]:
 def greedy(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffic:
     path = tmp_path_factory.mktemp("traffic") / "greedy.jsonl"
     return capture(
-        str(tiny_pair.target),
-        tiny_pair.prompts,
-        path,
-        sampling=Sampling(),
-        max_new_tokens=NUM_TOKENS,
+        CaptureSettings(
+            str(tiny_pair.target),
+            tiny_pair.prompts,
+            path,
+            sampling=Sampling(),
+            max_new_tokens=NUM_TOKENS,
+        )
     )
 
 
@@ -43,7 +46,13 @@ def sampled(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffi
     path = tmp_path_factory.mktemp("traffic") / "sampled.jsonl"
     sampling = Sampling(temperature=0.8, seed=3)
     return capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=NUM_TOKENS
+        CaptureSettings(
+            str(tiny_pair.target),
+            tiny_pair.prompts,
+            path,
+            sampling=sampling,
+            max_new_tokens=NUM_TOKENS,
+        )
     )
 
 

@@ -12,7 +12,7 @@ from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.measure.generation import generate
 from quantdraft.measure.speculation import next_logits, speculate
-from quantdraft.measure.verification import Plan
+from quantdraft.measure.verification import RoundPlan
 from quantdraft.traffic.traffic import Sampling
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def pair(tiny_pair):
     )
 
 
-def decoded(pair, plan: Plan, rows: list[int], seeds=None):
+def decoded(pair, plan: RoundPlan, rows: list[int], seeds=None):
     slots = max(len(PROMPTS[row]) + LENGTHS[row] for row in rows) + plan.num_speculative_tokens + 1
     target, draft = (Session(native, len(rows), slots) for native in pair)
     return speculate(
@@ -53,7 +53,7 @@ def alone(tiny_pair):
 
 @pytest.mark.parametrize("k", [0, 1, 4, 7])
 def test_greedy_text_is_the_targets_own_in_every_row_of_a_batch(pair, alone, k):
-    runs = decoded(pair, Plan(k, "greedy", Sampling()), [0, 1, 2])
+    runs = decoded(pair, RoundPlan(k, "greedy", Sampling()), [0, 1, 2])
     assert [run.token_ids for run in runs] == alone
     for run in runs:
         # Without a draft every round emits one token; the first comes from the prefill.
@@ -64,7 +64,7 @@ def test_greedy_text_is_the_targets_own_in_every_row_of_a_batch(pair, alone, k):
 
 @pytest.mark.parametrize("rule", ["rejection", "greedy_draft", "exact_match"])
 def test_a_rows_text_does_not_depend_on_its_neighbours(pair, rule):
-    plan = Plan(3, rule, Sampling(temperature=0.9, top_p=0.95))
+    plan = RoundPlan(3, rule, Sampling(temperature=0.9, top_p=0.95))
     together = decoded(pair, plan, [0, 1, 2])
     apart = [decoded(pair, plan, [row])[0] for row in (0, 1, 2)]
     assert together == apart
@@ -75,7 +75,7 @@ def test_borrowed_modules_emit_and_count_the_same(pair, tiny_pair):
     borrowed = tuple(
         borrow(load_model(path, torch.float32, CPU)) for path in (tiny_pair.target, tiny_pair.draft)
     )
-    plan = Plan(4, "greedy", Sampling())
+    plan = RoundPlan(4, "greedy", Sampling())
     assert decoded(borrowed, plan, [0, 1, 2]) == decoded(pair, plan, [0, 1, 2])
 
 
@@ -86,7 +86,7 @@ def test_nothing_follows_an_end_token(pair, alone):
     (run,) = speculate(
         *sessions,
         [PROMPTS[0]],
-        Plan(4, "greedy", Sampling()),
+        RoundPlan(4, "greedy", Sampling()),
         max_new_tokens=[24],
         eos_token_ids=frozenset({end}),
         seeds=[0],

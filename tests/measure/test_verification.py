@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quantdraft.measure.sampling import draw
-from quantdraft.measure.verification import Plan, verify
+from quantdraft.measure.verification import RoundPlan, verify
 from quantdraft.traffic.traffic import Sampling
 
 DRAFT = torch.tensor([0.6, 0.3, 0.1])
@@ -24,7 +24,9 @@ def rounds(rule: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draft_logprobs = DRAFT.log().expand(NUM_TRIALS, 1, 3)
     proposed = draw(draft_logprobs[:, 0], uniforms[:, 0])[:, None]
     target_logits = TARGET.log().expand(NUM_TRIALS, 2, 3)
-    result = verify(proposed, draft_logprobs, target_logits, Plan(1, rule, DRAWN), uniforms[:, 1:])
+    result = verify(
+        proposed, draft_logprobs, target_logits, RoundPlan(1, rule, DRAWN), uniforms[:, 1:]
+    )
     following = result.emitted.gather(1, result.num_accepted[:, None])[:, 0]
     return proposed[:, 0], result.num_accepted, following
 
@@ -64,7 +66,7 @@ def test_the_token_after_a_rejection_comes_from_what_the_draft_lacks():
 def test_greedy_keeps_each_rows_prefix_that_equals_the_targets_argmaxes():
     target_logits = torch.eye(3)[[2, 0, 1, 2]].expand(3, -1, -1)  # its choices: 2, 0, 1, then 2
     proposed = torch.tensor([[2, 0, 1], [2, 1, 1], [0, 0, 1]])
-    plan, unused = Plan(3, "greedy", Sampling()), torch.zeros(3, 4, dtype=torch.float64)
+    plan, unused = RoundPlan(3, "greedy", Sampling()), torch.zeros(3, 4, dtype=torch.float64)
     emitted, num_accepted = verify(proposed, None, target_logits, plan, unused)
     assert num_accepted.tolist() == [3, 1, 0]
     kept = [row[: n + 1] for row, n in zip(emitted.tolist(), num_accepted.tolist(), strict=True)]
@@ -75,6 +77,6 @@ def test_nothing_proposed_is_the_target_alone():
     target_logits = torch.eye(3)[[1]][None]
     unused = torch.zeros(1, 1, dtype=torch.float64)
     proposed = torch.empty(1, 0, dtype=torch.long)
-    result = verify(proposed, None, target_logits, Plan(0, "greedy", Sampling()), unused)
+    result = verify(proposed, None, target_logits, RoundPlan(0, "greedy", Sampling()), unused)
     assert result.emitted.tolist() == [[1]]
     assert result.num_accepted.tolist() == [0]

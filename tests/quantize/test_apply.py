@@ -30,6 +30,7 @@ from quantdraft.errors import (
     RecipeError,
     TrafficError,
 )
+from quantdraft.quantize import apply as applying
 from quantdraft.quantize.apply import applied_lines, apply
 from quantdraft.quantize.backends.packages import missing_packages
 from quantdraft.quantize.ledger import byte_ledger, project, projected_tensors
@@ -363,7 +364,7 @@ def test_interruption_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    monkeypatch.setattr("quantdraft.quantize.apply.prove", fail_with(error))
+    monkeypatch.setattr(applying, "prove", fail_with(error))
     with pytest.raises(type(error)):
         apply_to(draft, "int4-head4", tmp_path / "out", traffic)
     assert list(tmp_path.iterdir()) == []
@@ -408,7 +409,7 @@ def test_failed_proof_keeps_the_old_output(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("old")
-    monkeypatch.setattr("quantdraft.quantize.apply.prove", fail_with(CheckpointError("corrupt")))
+    monkeypatch.setattr(applying, "prove", fail_with(CheckpointError("corrupt")))
     with pytest.raises(CheckpointError, match="corrupt"):
         apply(load_recipe("int8"), str(draft), tmp_path / "out", device="cpu", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

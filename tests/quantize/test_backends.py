@@ -16,6 +16,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noq
 from quantdraft.checkpoints.tensors.unpacking import read_tensor  # noqa: E402
 from quantdraft.checkpoints.weights import INDEX_FILE, weight_files  # noqa: E402
 from quantdraft.errors import CheckpointError, MissingPackageError, RecipeError  # noqa: E402
+from quantdraft.quantize import apply as applying  # noqa: E402
 from quantdraft.quantize.apply import apply  # noqa: E402
 from quantdraft.quantize.backends import QuantizationJob  # noqa: E402
 from quantdraft.quantize.backends import llmcompressor as llmcompressor_backend  # noqa: E402
@@ -253,8 +254,8 @@ def test_back_end_sees_the_samples_and_nothing_else(
     def stop(*_: Any) -> None:
         raise Enough
 
-    monkeypatch.setattr("torch.nn.functional.embedding", recorded)
-    monkeypatch.setattr("quantdraft.quantize.apply.prove", stop)
+    monkeypatch.setattr(torch.nn.functional, "embedding", recorded)
+    monkeypatch.setattr(applying, "prove", stop)
     with pytest.raises(Enough):
         apply(recipe, str(tiny_pair.draft), tmp_path / "out", calibration=traffic, device="cpu")
     data = calibration_data(recipe, open_checkpoint(tiny_pair.draft), traffic)

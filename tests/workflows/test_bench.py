@@ -12,10 +12,13 @@ from click.testing import CliRunner
 
 from quantdraft.cli import main, parse_numbers
 from quantdraft.errors import OptionError, OutputExistsError
-from quantdraft.measure.latency import grid as benchmark
+from quantdraft.judge.analysis import analysed_bench
 from quantdraft.measure.latency import loaded as arms
+from quantdraft.measure.latency import point as point_timing
 from quantdraft.measure.latency import roofline
-from quantdraft.measure.latency.grid import MIN_LOADS, merged
+from quantdraft.measure.latency.merging import merge_loads
+from quantdraft.measure.latency.point import PointTiming
+from quantdraft.measure.latency.timing_plan import MIN_LOADS
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import read_bench
@@ -35,7 +38,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(roofline, "BUFFER_BYTES", {"cpu": 8 << 20})
     monkeypatch.setattr(roofline, "LAST_SIZE", {"cpu": 128})
     monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr(benchmark, "MAX_OVERRUN", float("inf"))
+    monkeypatch.setattr(point_timing, "MAX_OVERRUN", float("inf"))
     monkeypatch.setattr(arms, "float_types", lambda device: [torch.float32])
 
 
@@ -143,7 +146,7 @@ def test_a_killed_bench_goes_on_at_the_next_point(
         mode="eager",
         output=tmp_path / "out",
     )
-    real, parts = benchmark._Run._time, []
+    real, parts = PointTiming.time_arms, []
 
     def killed_at_the_third(run, *arguments):
         if len(parts) == 2:
@@ -151,7 +154,7 @@ def test_a_killed_bench_goes_on_at_the_next_point(
         parts.append(real(run, *arguments))
         return parts[-1]
 
-    monkeypatch.setattr(benchmark._Run, "_time", killed_at_the_third)
+    monkeypatch.setattr(PointTiming, "time_arms", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         bench(settings)
     assert not (tmp_path / "out").exists()
@@ -160,11 +163,12 @@ def test_a_killed_bench_goes_on_at_the_next_point(
         parts.append(real(run, *arguments))
         return parts[-1]
 
-    monkeypatch.setattr(benchmark._Run, "_time", only_the_rest)
+    monkeypatch.setattr(PointTiming, "time_arms", only_the_rest)
     measured, _ = bench(settings)
     num_parts = 2 * MIN_LOADS  # of two points
     assert len(parts) == num_parts
-    assert measured.points == (merged(parts[::2]), merged(parts[1::2]))
+    points = merge_loads(parts[::2]), merge_loads(parts[1::2])
+    assert measured == analysed_bench(replace(measured, points=points))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     bench(replace(settings, force=True))  # a finished one: anew

@@ -24,8 +24,9 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure import measure as measuring
+from quantdraft.measure import step_times
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import CaptureSettings, EvaluateSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, read_evaluation
@@ -44,7 +45,13 @@ def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
     sampling = Sampling()
     capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=NUM_TOKENS
+        CaptureSettings(
+            str(tiny_pair.target),
+            tiny_pair.prompts,
+            path,
+            sampling=sampling,
+            max_new_tokens=NUM_TOKENS,
+        )
     )
     return path
 
@@ -172,17 +179,17 @@ def test_a_permuted_vocabulary_is_refused_by_check_and_by_evaluate(
 
 
 def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
-    real = measuring.measure_latency
+    real = step_times.measure_grid
 
     def killed(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "measure_latency", killed)
+    monkeypatch.setattr(step_times, "measure_grid", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings)
     assert not (settings.output / "evaluation.json").exists()
 
-    monkeypatch.setattr(measuring, "measure_latency", real)
+    monkeypatch.setattr(step_times, "measure_grid", real)
 
     def no_replay(*_args, **_options):
         raise AssertionError("replayed again")
@@ -207,10 +214,10 @@ def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record
     )
     with monkeypatch.context() as patch:
 
-        def killed(_):
+        def killed(*_arguments):
             raise KeyboardInterrupt
 
-        patch.setattr(measuring.Measuring, "has_identical_logits", killed)
+        patch.setattr(measuring, "probe_logits", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate(forced)
     assert len(replays) == 2  # measured anew, although the old parts were there
@@ -263,7 +270,9 @@ def logs(tiny_pair, tmp_path_factory) -> dict[float, Path]:
         path = tmp_path_factory.mktemp("logs") / "captured.jsonl"
         sampling = Sampling(temperature=temperature, seed=2)
         capture(
-            str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=24
+            CaptureSettings(
+                str(tiny_pair.target), tiny_pair.prompts, path, sampling=sampling, max_new_tokens=24
+            )
         )
         log = path.with_name("log.jsonl")
         log.write_text("".join(path.read_text().splitlines(True)[1:]))
@@ -277,7 +286,7 @@ def of_log(settings, logs) -> Callable[..., Evaluation]:
 
     def run(sampled_at: float, **told: object) -> Evaluation:
         given = changed(settings, traffic_path=logs[sampled_at], no_latency=True)
-        return evaluate(replace(given, **told))[0]
+        return evaluate(changed(given, **told))[0]
 
     return run
 

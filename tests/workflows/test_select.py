@@ -18,6 +18,7 @@ from quantdraft.errors import OptionError
 from quantdraft.judge.comparison import compare_acceptance, speed_point
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Alarm, Evaluation, Latency, PromptReplay, read_evaluation
@@ -170,6 +171,15 @@ def test_a_choice_of_which_none_pays_says_serve_without() -> None:
     assert answer(made).startswith("None of these pays")
 
 
+def test_a_policy_raises_the_speed_that_is_asked_for() -> None:
+    made = selection_of(contender("a", 0.8, 1.0), contender("b", 0.6, 1.0))
+    assert made.pays
+    strict = replace(made, min_speedup=20.0)
+    assert answer(strict).startswith("None of these pays")
+    assert "the policy asks for 20.000×" in answer(strict)
+    assert selection_banner(strict).word == "NONE"
+
+
 def drawn(made: Selection) -> dict[str, Chart]:
     return {chart.name: chart for chart in selection_document(made).charts}
 
@@ -277,7 +287,11 @@ def test_the_reasons_compare_rates_at_the_common_k_alone() -> None:
 @pytest.fixture(scope="module")
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traffic") / "traffic.jsonl"
-    capture(str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12)
+    capture(
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12
+        )
+    )
     return path
 
 

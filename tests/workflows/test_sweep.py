@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure.capture import capture
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import read_evaluation
@@ -41,7 +43,11 @@ def here(path: Path) -> Path:
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve responses, every third of another domain."""
     path = tmp_path_factory.mktemp("sweep") / "traffic.jsonl"
-    capture(str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12)
+    capture(
+        CaptureSettings(
+            str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12
+        )
+    )
     header, *lines = path.read_text().splitlines()
     named = [
         json.dumps(json.loads(line) | {"domain": "C & C++" if i % 3 == 0 else "prose"})
@@ -341,7 +347,7 @@ def test_a_sweep_that_was_killed_at_its_first_write_goes_on(settings, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", die)
+        patch.setattr(os, "fsync", die)
         with pytest.raises(MemoryError):
             sweep.sweep(settings)
     assert [path.name[0] for path in settings.output.iterdir()] == ["."]

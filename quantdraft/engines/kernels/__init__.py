@@ -1,8 +1,8 @@
 """Linear modules that compute in the checkpoint's own integers, per device and format.
 
-A kernel is an nn.Module built as `Kernel(weight, bias, dtype)`. It has `kernel`, its name in the
-record, `weight_bytes`, and a forward from (..., in) to (..., out) in the type of its input. What a
-kernel cannot take is a ValueError; what this machine lacks for it is a NoKernelError.
+A kernel is a `KernelLinear` built as `Kernel(weight, bias, dtype)`. It has `kernel`, its name in
+the record, `weight_bytes`, and a forward from (..., in) to (..., out) in its input type. It raises
+ValueError for a weight that it cannot take, and NoKernelError for what this machine lacks.
 """
 
 from __future__ import annotations

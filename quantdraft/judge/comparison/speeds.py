@@ -20,7 +20,7 @@ from quantdraft.judge.comparison.times import (
 )
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap, interval_of
 from quantdraft.judge.statistics.studentized import draw_alone, draw_length_ratio
-from quantdraft.record import ArmLatency, Interval, Latency, SpeedPoint, StepSamples
+from quantdraft.record import ARMS, ArmLatency, Interval, Latency, SpeedPoint, StepSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def speed_point(
         draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap),
     )
 
-    base_step, cand_step = (timed_steps(latency, arm, 1) for arm in ("baseline", "candidate"))
+    base_step, cand_step = (timed_steps(latency, arm, 1) for arm in ARMS)
     alone = timed_steps(latency, "target", 1)
     base_round = timed_rounds(latency, "baseline", baseline_k)
     cand_round = timed_rounds(latency, "candidate", candidate_k)

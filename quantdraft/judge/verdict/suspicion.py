@@ -114,7 +114,7 @@ def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Al
 def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
     """Return an alarm where draft and target have one shape and format, and different steps."""
     arms = latency.arms
-    for draft in ("baseline", "candidate"):
+    for draft in ARMS:
         if not {draft, "target"} <= set(arms):
             continue
         size, target_size = arms[draft].step_bytes, arms["target"].step_bytes

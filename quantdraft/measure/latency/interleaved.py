@@ -42,7 +42,7 @@ def time_interleaved(
     min_blocks: int = MIN_BLOCKS,
     num_warmup_blocks: int = NUM_WARMUP_BLOCKS,
 ) -> dict[str, StepSamples]:
-    """Samples in ms for every named step; sample i of all names comes from block i.
+    """Return samples in ms for every named step; sample i of all names comes from block i.
 
     A block runs every step forwards, then backwards, and its sample is the mean of the two (on a
     GPU of several in a row, each). Blocks repeat for `max_seconds`, at least `min_blocks` of them;
@@ -59,7 +59,9 @@ def time_interleaved(
     samples: dict[str, list[float]] = {name: [] for name in names}
     often = NUM_REPEATS.get(device.type)
     runs = {
-        name: Run(steps[name], (rehearsals or {}).get(name), often or (repeats or {}).get(name, 1))
+        name: TimedStep(
+            steps[name], (rehearsals or {}).get(name), often or (repeats or {}).get(name, 1)
+        )
         for name in names
     }
     for _ in range(num_warmup_blocks):
@@ -76,15 +78,17 @@ def time_interleaved(
     return {name: StepSamples(tuple(values)) for name, values in samples.items()}
 
 
-class Run(NamedTuple):
-    """A step as it is timed."""
+class TimedStep(NamedTuple):
+    """A step, what runs before it, and how often it runs under one reading of the clock."""
 
     step: Callable[[], None]
     rehearsal: Callable[[], object] | None
     repeats: int
 
 
-def _run_block(runs: Mapping[str, Run], names: list[str], device: torch.device) -> dict[str, float]:
+def _run_block(
+    runs: Mapping[str, TimedStep], names: list[str], device: torch.device
+) -> dict[str, float]:
     total = dict.fromkeys(runs, 0.0)
     for name in [*names, *reversed(names)]:
         step, rehearsal, repeats = runs[name]

@@ -1,4 +1,4 @@
-"""The arms of a timing in memory: each in the float type and the mode that were settled for it.
+"""The arms of a timing, loaded: each in the float type and the mode that were settled for it.
 
 What a trial finds is settled once and kept on the disk, for all arms and all processes of a
 machine: two copies of one model must not differ by what a trial found. The arms are then loaded
@@ -26,7 +26,7 @@ from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import OptionError, UndefinedMetricError
 from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
-from quantdraft.measure.latency.memory import available_bytes
+from quantdraft.measure.latency.memory import memory_shortage, weight_bytes
 from quantdraft.record.choices import Mode, ModeChoice
 
 BASELINE, CONTROL, TARGET, TARGET_CONTROL = "baseline", "control", "target", "target-control"
@@ -35,8 +35,6 @@ TARGETS = (TARGET, TARGET_CONTROL)
 TRIAL_SECONDS = 0.2
 # A CPU without the instructions may multiply bfloat16 500 times slower: one look is enough.
 CLEAR_RATIO = 4.0
-# Memory that is left to everything else: activations of kernels, the allocator's own loss.
-MEMORY_SHARE = 0.9
 
 Share = Callable[[float], None]
 
@@ -45,7 +43,7 @@ class Step(Protocol):
     """One model at one batch and context, ready to run a step as often as asked."""
 
     def step(self, num_tokens: int) -> None:
-        """A pass over `num_tokens` new tokens of every row, its argmax, and back."""
+        """Run a pass over `num_tokens` new tokens of every row, take its argmax, and go back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +56,12 @@ class Arm:
     mode_trial_ms: dict[str, float] = field(default_factory=dict)
 
     def open_step(self, batch_size: int, context_length: int, max_new: int) -> Step:
-        """The engine's step at one point; its cache lives as long as it does."""
+        """Return the step at one point; its cache lives as long as it does."""
         return Stepper(self.native, batch_size, context_length, max_new, self.mode)
 
 
 class Arms:
-    """The models of a run. `undefined` says which could not be loaded, and why."""
+    """The models of a timing. `undefined` says which could not be loaded, and why."""
 
     def __init__(
         self,
@@ -109,7 +107,7 @@ class Arms:
         return {name: loaded[name] for name in self.sources if name in loaded}
 
     def fit_twice(self) -> bool:
-        """True where memory has room for all arms beside those that are loaded."""
+        """Return whether memory has room for all arms beside those that are loaded."""
         needed = sum(
             weight_bytes(source, self._dtypes[name], self.device)
             for name, source in self.sources.items()
@@ -137,17 +135,17 @@ class Arms:
         native = self._load(name, first)
         if self._way is None:  # before the float types, which are tried as steps will run
             self._settle_mode(Arm(native, "eager", source), batch_size, context_length)
-        arm = self._as_settled(native, source)
+        arm = self._settled_arm(native, source)
         if shared is None and arm.mode not in ("fused", "graph"):
             first = self._settle_float_type(name, arm, batch_size, context_length)
         self._dtypes[name] = first
         return native
 
     def _arm(self, name: str) -> Arm:
-        return self._as_settled(self._load(name, self._dtypes[name]), self.sources[name])
+        return self._settled_arm(self._load(name, self._dtypes[name]), self.sources[name])
 
-    def _as_settled(self, native: NativeModel, source: WeightSource) -> Arm:
-        """The model in the mode of all; models on borrowed modules run in one mode alone."""
+    def _settled_arm(self, native: NativeModel, source: WeightSource) -> Arm:
+        """Return the arm in the mode of all arms; borrowed modules have one mode alone."""
         assert self._way is not None
         mode, trial = self._way
         known = modes(native, self.device)
@@ -156,7 +154,7 @@ class Arms:
         return Arm(native, mode, source, {str(name): ms for name, ms in trial.items()})
 
     def _settle_mode(self, arm: Arm, batch_size: int, context_length: int) -> None:
-        """Once, on the first arm, for all: arms that ran in different ways could not be compared.
+        """Settle the mode once, on the first arm: arms in different modes could not be compared.
 
         A pass as a list of C calls goes before the others where trials do not tell them apart.
         """
@@ -176,7 +174,7 @@ class Arms:
             f"context {1 << context_length.bit_length()}"
         )
         trials = partial(mode_trials, arm, tried, batch_size, context_length, self.device)
-        best, ms = self._voted(question, trials)
+        best, ms = self._vote(question, trials)
         self._way = (
             next(mode for mode in tried if mode == best),
             {mode: ms[mode] for mode in tried if mode in ms},
@@ -185,7 +183,7 @@ class Arms:
     def _settle_float_type(
         self, name: str, arm: Arm, batch_size: int, context_length: int
     ) -> torch.dtype:
-        """The type in which the arm's widest step is the shortest; the stored one in doubt."""
+        """Return the type with the shortest of the arm's widest steps; the stored one in doubt."""
         types = float_types(self.device)
         source, width = self.sources[name], max(self.widths[name])
         fitting = [types[0], *(t for t in types[1:] if self._shortage(name, t) is None)]
@@ -202,13 +200,13 @@ class Arms:
 
         if len(fitting) == 1:
             return types[0]
-        best, _ = self._voted(question, trials)
+        best, _ = self._vote(question, trials)
         return next(t for t in fitting if str(t) == best)
 
-    def _voted(
+    def _vote(
         self, question: str, trials: Callable[[], Sequence[Mapping[Any, float]]]
     ) -> tuple[str, dict[str, float]]:
-        """The answer to a question, by trials where it is not settled; each answer's median ms."""
+        """Return the answer to a question and each answer's median ms, by trials where needed."""
         book = book_of(self.device.type, torch.get_num_threads())
         if not book.is_settled(question):
             for found in trials():
@@ -231,48 +229,17 @@ class Arms:
 
 
 def float_types(device: torch.device) -> list[torch.dtype]:
-    """The float types worth trying; the first is the one whose weights are read as stored."""
+    """Return the float types worth trying; of the first the weights are read as they are stored."""
     return [torch.bfloat16, torch.float32] if device.type == "cpu" else [torch.bfloat16]
 
 
 def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of rows (batch x new tokens) that kernels will be run with."""
+    """Return the numbers of rows (batch x new tokens) that kernels will be run with."""
     return tuple(sorted({batch * width for batch in batch_sizes for width in widths}))
 
 
-def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
-    """About what the weights take in memory: what a step reads, and the embedding table.
-
-    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
-    """
-    config = source.config.get("text_config") or source.config
-    table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
-    stored = source.ledger.weight_bytes
-    if source.formats:
-        return table + stored
-    second_packing = 2 * stored if device.type == "cpu" else 0
-    return table + stored * dtype.itemsize // 2 + second_packing
-
-
-def point_bytes(arm: Arm, batch_size: int, context_length: int, num_new_tokens: int) -> int:
-    """What a step needs besides weights: keys and values of every row, logits, activations."""
-    slots = context_length + num_new_tokens
-    cache = arm.native.step_bytes(batch_size, slots) - arm.native.step_bytes(batch_size, 0)
-    config = arm.source.config.get("text_config") or arm.source.config
-    columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
-    return cache + batch_size * num_new_tokens * columns * arm.native.dtype.itemsize
-
-
-def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
-    """Why that many bytes cannot be had, or None where they can (or nobody knows)."""
-    available = available_bytes(device)
-    if available is None or num_bytes <= MEMORY_SHARE * available:
-        return None
-    return f"it needs about {num_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
-
-
 def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
-    """One step in ms, after one more that the caches and compilers may want for themselves."""
+    """Return the ms of one step, after another one in which caches and compilers settle."""
     step.step(num_tokens)
     synchronize(device)
     started = time.perf_counter()
@@ -284,7 +251,7 @@ def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
 def mode_trials(
     arm: Arm, known: Sequence[Mode], batch_size: int, context_length: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """Median ms of a one-token step of the arm's first layer by mode, in each of several trials.
+    """Return median ms of a one-token step of the first layer by mode, in each of several trials.
 
     One layer, because a compiler takes seconds for each, and all layers are alike. Where there is
     no compiler, the first mode stands alone.
@@ -308,7 +275,7 @@ def step_trials(
     width: int,
     device: torch.device,
 ) -> list[dict[str, float]]:
-    """Median ms of a step of `width` tokens by name, in each of several trials."""
+    """Return median ms of a step of `width` tokens by name, in each of several trials."""
     opened = {key: arm.open_step(batch_size, context_length, width) for key, arm in arms.items()}
     looks = {key: probe_ms(step, width, device) for key, step in opened.items()}
     if max(looks.values()) > CLEAR_RATIO * min(looks.values()):

@@ -1,4 +1,4 @@
-"""How much memory a device has left, and how much was used at most. Measures; frees nothing."""
+"""The memory that a device has left, the most that was used, and what models need of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 
 import torch
 
+from quantdraft.engines.native.model import NativeModel
+from quantdraft.engines.native.weight_sources import WeightSource
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+# Memory that is left to everything else: activations of kernels, the allocator's own loss.
+MEMORY_SHARE = 0.9
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated; None where the system does not tell.
+    """Return the bytes that can still be allocated; None where the system does not tell.
 
     On a CPU the lesser of what the system has free and what a container's limit leaves.
     """
@@ -26,13 +31,13 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the peak anew from here; a process's own resident set cannot be counted anew."""
+    """Start to count the peak anew; a process's own resident set cannot be counted anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """CUDA: most bytes allocated since `reset_peak`. CPU: largest resident set of the process."""
+    """Return the most bytes allocated since `reset_peak`; on a CPU the largest resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -45,7 +50,7 @@ def _system_bytes() -> int | None:
 
 
 def _container_bytes() -> int | None:
-    """What a version 2 control group still allows; None without one, or without a limit."""
+    """Return what a version 2 control group still allows; None without one, or without a limit."""
     limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
     if limit is None or used is None:
         return None
@@ -59,7 +64,44 @@ def _number(path: Path) -> int | None:
 
 
 def _field(path: Path, name: str) -> int | None:
-    """The number after a name at the start of a line."""
+    """Return the number after a name at the start of a line."""
     lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     found = (line.split() for line in lines)
     return next((int(words[1]) for words in found if words and words[0] == name), None)
+
+
+def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
+    """Return about what the weights take in memory: what a step reads, and the embedding table.
+
+    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
+    """
+    config = source.config.get("text_config") or source.config
+    table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
+    stored = source.ledger.weight_bytes
+    if source.formats:
+        return table + stored
+    second_packing = 2 * stored if device.type == "cpu" else 0
+    return table + stored * dtype.itemsize // 2 + second_packing
+
+
+def point_bytes(
+    native: NativeModel,
+    source: WeightSource,
+    batch_size: int,
+    context_length: int,
+    num_new_tokens: int,
+) -> int:
+    """Return what a step needs besides weights: keys, values, logits and activations, in bytes."""
+    slots = context_length + num_new_tokens
+    cache = native.step_bytes(batch_size, slots) - native.step_bytes(batch_size, 0)
+    config = source.config.get("text_config") or source.config
+    columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
+    return cache + batch_size * num_new_tokens * columns * native.dtype.itemsize
+
+
+def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
+    """Return why that many bytes cannot be had; None where they can, or where nobody knows."""
+    available = available_bytes(device)
+    if available is None or num_bytes <= MEMORY_SHARE * available:
+        return None
+    return f"it needs about {num_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"

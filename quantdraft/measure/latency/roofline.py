@@ -1,4 +1,4 @@
-"""What the machine can do at best: memory bandwidth and matrix rate, measured beside the steps.
+"""The most that the machine can do: memory bandwidth and matrix rate, measured beside the steps.
 
 A draft step at batch 1 reads every weight once and computes little, so memory is its limit; at
 large batches the matrix rate is. Nothing is judged here.
@@ -30,7 +30,7 @@ Product = Callable[[], object]
 
 
 def measure_roofline(device: torch.device, dtypes: Sequence[str] | None = None) -> Roofline:
-    """Copy and read bandwidth, and the matrix rate of each float type; 2 to 5 seconds on a CPU.
+    """Measure copy and read bandwidth, and the matrix rate of each type; 2 to 5 s on a CPU.
 
     Copy bandwidth is `b.copy_(a)` between two buffers, bytes read plus bytes written over the time.
     (A CPU may fetch a line before it overwrites it; those reads are not counted, as they are not
@@ -56,7 +56,7 @@ def measure_roofline(device: torch.device, dtypes: Sequence[str] | None = None) 
 
 
 def default_dtypes(device: torch.device) -> tuple[str, ...]:
-    """The types that drafts are computed in on a device."""
+    """Return the types that drafts are computed in on a device."""
     if device.type == "cpu":
         return ("float32", "bfloat16", "int8")
     return ("bfloat16", "int8", "float8")
@@ -71,7 +71,7 @@ def _buffer_bytes(device: torch.device) -> int:
 
 
 def _bandwidths(device: torch.device, num_bytes: int) -> tuple[list[float], list[float]]:
-    """Bytes per second of every copy, and of every read of the faster kind."""
+    """Measure bytes per second of every copy, and of every read of the faster kind."""
     rows = num_bytes // (4 * READ_ROW)
     source = torch.ones(rows, READ_ROW, device=device)
     copy, vector = torch.empty_like(source), torch.ones(READ_ROW, device=device)
@@ -98,7 +98,7 @@ def _seconds(work: Product, device: torch.device) -> float:
 
 
 def _matrix_rate(name: str, device: torch.device) -> float | None:
-    """Operations per second (2 n³ a product) of the best square size; None: no such product."""
+    """Measure operations per second (2 n³ a product) of the best size; None: no such product."""
     best, size = 0.0, FIRST_SIZE
     started = time.perf_counter()
     while size <= LAST_SIZE.get(device.type, LAST_SIZE["cpu"]):
@@ -128,7 +128,7 @@ def _square_product(name: str, size: int, device: torch.device) -> Product:
 
 
 def _int8_product(size: int, device: torch.device) -> Product:
-    """Bytes into 32 bits: what W8A8 layers are made of, on a CPU with the activations' scale."""
+    """Return a product of bytes into 32 bits, as in W8A8 layers; on a CPU with a scale."""
     if device.type == "cpu":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def _int8_product(size: int, device: torch.device) -> Product:
 
 
 def _float8_product(size: int, device: torch.device) -> Product:
-    """Compute capability 8.9 and above; `right` is column-major, as the kernel asks."""
+    """Return an FP8 product (compute capability 8.9 and above); `right` is column-major."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise NotImplementedError("no float8 product on this device")
     left = torch.ones(size, size, device=device).to(torch.float8_e4m3fn)

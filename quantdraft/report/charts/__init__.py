@@ -1,6 +1,6 @@
 """Charts as Vega-Lite specifications, made with Altair: one serves the page and the SVG file.
 
-A picture is a `Chart` block: its specification, its title and description, and its numbers as a
-table. None where nothing was measured; the section beside it says why. Altair is imported inside
-the functions, so that a report for the terminal does not wait for it.
+Each function takes what it draws, typed, and returns a `Chart` block: its specification, its title
+and description, and its numbers as a table; None where nothing was measured. Altair is imported
+inside the functions, so that a report for the terminal does not wait for it.
 """

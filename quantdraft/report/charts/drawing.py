@@ -1,4 +1,4 @@
-"""Specifications as SVG text, and the scripts that make them interactive. Nothing is downloaded.
+"""Specifications drawn as SVG, and the scripts that make them interactive. No download.
 
 vl-convert holds Vega, Vega-Lite and vega-embed; it draws without a browser.
 """
@@ -20,20 +20,20 @@ SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def svg(spec: Mapping[str, Any]) -> str:
-    """The picture, transparent, in the light colours."""
+    """Return the chart as SVG, transparent, in the light colours."""
     return _drawn(json.dumps(spec))
 
 
 @lru_cache(maxsize=64)
 def _drawn(spec: str) -> str:
-    """Page and file show the same picture: it is drawn once."""
+    """Return the SVG of a specification, drawn once for page and file."""
     import vl_convert
 
     return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
 def svg_file(spec: Mapping[str, Any], title: str) -> str:
-    """The picture as a file: on paper, with a title, and dark where the reader's screen is."""
+    """Return the SVG of a file: with paper and title, and dark where the reader's screen is."""
     opening, _, drawn = svg(spec).partition(">")
     paper = f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>'
     head = f"<title>{escape(shown_text(title))}</title><style>{file_rules()}</style>"
@@ -42,7 +42,7 @@ def svg_file(spec: Mapping[str, Any], title: str) -> str:
 
 @cache
 def scripts() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
+    """Return Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
     import vl_convert
 
     bundle = str(vl_convert.javascript_bundle(SNIPPET, VEGA_LITE))

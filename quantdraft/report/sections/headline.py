@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.record import Check, Evaluation, Verdict
+from quantdraft.record import ARMS, Check, Evaluation, Verdict
 from quantdraft.record.verdict import RATE, RATE_LOSS
 from quantdraft.record.wording import (
     RATE_NAME,
@@ -183,9 +183,7 @@ def _acceptance_figures(evaluation: Evaluation) -> tuple[Figure, ...]:
 def _best_ks(evaluation: Evaluation) -> str:
     """Return the k at which each draft is fastest, as far as it was timed."""
     known = [
-        f"{arm} {evaluation.best_k[arm]}"
-        for arm in ("baseline", "candidate")
-        if evaluation.best_k.get(arm) is not None
+        f"{arm} {evaluation.best_k[arm]}" for arm in ARMS if evaluation.best_k.get(arm) is not None
     ]
     return f"best k: {', '.join(known)}" if known else "no best k: speed was not measured"
 

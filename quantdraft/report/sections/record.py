@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.record import Evaluation
+from quantdraft.record import ARMS, Evaluation
 from quantdraft.record.wording import UNDEFINED, count, num_bytes, significant, times, title_of
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.charts.bars import BytesPart, ledger_chart
@@ -33,7 +33,7 @@ def ledger_section(evaluation: Evaluation) -> Section:
     blocks: list[Block] = [Paragraph(str(ledger[key])) for key in SENTENCES if ledger.get(key)]
     parts = [
         part
-        for name in ("baseline", "candidate")
+        for name in ARMS
         if isinstance(ledger.get(name), dict)
         for part in _parts(name, ledger[name], ledger.get("context_length") or 0)
     ]

@@ -108,10 +108,7 @@ def projection(projected: Projection) -> str:
 
 def _best_k(evaluation: Evaluation) -> str:
     best = evaluation.best_k
-    words = [
-        f"{arm} {best[arm] if best.get(arm) is not None else UNDEFINED}"
-        for arm in ("baseline", "candidate")
-    ]
+    words = [f"{arm} {best[arm] if best.get(arm) is not None else UNDEFINED}" for arm in ARMS]
     return f"Best k (least ms per token): {', '.join(words)}."
 
 

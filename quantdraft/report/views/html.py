@@ -25,7 +25,7 @@ from quantdraft.record.wording import NUMBER_AND_UNIT
 from quantdraft.report.blocks import Block, Chart, Document, Table
 from quantdraft.report.charts import drawing, style
 from quantdraft.report.safety import shown_text
-from quantdraft.report.views.view import View, draw
+from quantdraft.report.views.view import View, show_block
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -72,7 +72,7 @@ def _environment() -> Environment:
     made.filters |= {"plain": _plain, "svg": _svg, "in_script": _in_script, "in_rows": _in_rows}
     made.filters["table_class"] = _table_class
     blocks: View
-    made.globals["draw"] = lambda block: draw(block, blocks)
+    made.globals["show_block"] = lambda block: show_block(block, blocks)
     blocks = cast(View, made.get_template("blocks.html").module)
     return made
 

@@ -22,7 +22,7 @@ from quantdraft.report.blocks import (
     Table,
 )
 from quantdraft.report.safety import shown_text
-from quantdraft.report.views.view import draw
+from quantdraft.report.views.view import show_block
 
 FIGURES_DIR = "figures"
 # In code nothing is escaped, so what would need it is no code: a bar ends a cell of a table.
@@ -57,7 +57,7 @@ def render_section(section: Section) -> list[str]:
 
 def render_block(block: Block) -> str:
     """Return one block; a chart is a link to its file, with its numbers folded below."""
-    return draw(block, _MARKDOWN)
+    return show_block(block, _MARKDOWN)
 
 
 class _Markdown:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as objects with a `kind`, sets as sorted lists."""
+    """Return dataclasses as objects with a `kind`, sets as sorted lists."""
     if is_dataclass(value) and not isinstance(value, type):
         inner = {each.name: plain(getattr(value, each.name)) for each in fields(value)}
         return {"kind": type(value).__name__.lower(), **inner}

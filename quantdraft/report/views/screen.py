@@ -1,4 +1,4 @@
-"""Where text is shown: a terminal with a width and perhaps colours, or a pipe with neither."""
+"""The place where text is shown: a terminal with a width, perhaps with colours, or a pipe."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ TIED = "\u00a0"  # no line ends at this space
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How much room there is, and for whom."""
+    """The room for text, and whether it may have colours."""
 
     columns: int | None = None  # of a terminal; None: a pipe or a file, whose tables may be wide
     has_colours: bool = False
 
     @property
     def width(self) -> int:
-        """Of running text."""
+        """Return the width of running text."""
         return MAX_WIDTH if self.columns is None else min(self.columns, MAX_WIDTH)
 
     def wrapped(self, text: str, lead: str = "") -> str:
-        """Lines of at most `width`, apart from words that are longer; a number keeps its unit."""
+        """Return lines of at most `width`, unless a word is longer; a number keeps its unit."""
         tied = NUMBER_AND_UNIT.sub(TIED, " ".join(text.split()))
         filled = textwrap.fill(
             tied,
@@ -44,11 +44,11 @@ class Screen:
         return filled.replace(TIED, " ")
 
     def listed(self, text: str, lead: str = "") -> str:
-        """An item of a list: a line in a pipe, where programs read lines, and wrapped elsewhere."""
+        """Return an item of a list: one line in a pipe, where programs read lines, else wrapped."""
         return self.wrapped(text, lead) if self.columns else f"{lead}{' '.join(text.split())}"
 
     def styled(self, text: str, style: str) -> str:
-        """In a colour or weight where the terminal has them; `style` as rich names it."""
+        """Return text in a colour or weight if the terminal has them; `style` as rich names it."""
         if not self.has_colours or not style:
             return text
         from rich.color import ColorSystem
@@ -61,7 +61,7 @@ PIPE = Screen()
 
 
 def here(stream: TextIO | None = None) -> Screen:
-    """What stdout is at this moment. Colours are off under NO_COLOR (https://no-color.org)."""
+    """Return what stdout is at this moment. Colours are off under NO_COLOR (https://no-color.org)."""
     if not (stream or sys.stdout).isatty():
         return PIPE
     columns = max(MIN_WIDTH, shutil.get_terminal_size().columns)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantdraft.report.blocks import Table
-from quantdraft.report.views.screen import STYLES, Screen
+from quantdraft.report.views.screen import STYLES, Screen, here
 
 GAP = 2  # between columns
 LONG = 50  # characters
@@ -19,23 +19,24 @@ WORDY = 2  # words in a cell that may be broken between them
 MAX_NAMES = 3  # columns that stand in every part of a table
 
 
-def table(block: Table, screen: Screen) -> str:
-    """The table and its caption."""
+def table(block: Table, screen: Screen | None = None) -> str:
+    """Return the table and its caption. screen: where it is shown; else what stdout is now"""
+    screen = screen or here()
     if _is_prose(block):
-        return _stacked(block, screen)
-    drawn = _aligned(block) if screen.columns is None else _fitted(block, screen.columns, screen)
+        return _paragraphs(block, screen)
+    drawn = _aligned(block) if screen.columns is None else _fit(block, screen.columns, screen)
     lines = [drawn]
     caption = [screen.wrapped(block.caption)] if block.caption else []
     return "\n".join(lines + caption)
 
 
 def _is_prose(block: Table) -> bool:
-    """True where a cell is a sentence that no column has room for."""
+    """Return whether a cell is a sentence that no column has room for."""
     return any(len(cell) > LONG and " " in cell for row in block.rows for cell in row)
 
 
-def _stacked(block: Table, screen: Screen) -> str:
-    """Each row as a paragraph: its first cell, then every other under its column's name.
+def _paragraphs(block: Table, screen: Screen) -> str:
+    """Return each row as a paragraph: its first cell, then every other under its column's name.
 
     What the tones colour, a word of judgement, comes before all of it.
     """
@@ -50,7 +51,7 @@ def _stacked(block: Table, screen: Screen) -> str:
 
 
 def _aligned(block: Table) -> str:
-    """Columns two spaces apart; a heading only where there are words in it."""
+    """Return columns two spaces apart; with a heading only where it has words."""
     cells = [block.columns, *block.rows] if any(block.columns) else list(block.rows)
     widths = [max(len(row[column]) for row in cells) for column in range(len(block.columns))]
     lines = [_line(row, widths, block.numeric) for row in cells]
@@ -69,7 +70,7 @@ def _line(row: tuple[str, ...], widths: list[int], numeric: frozenset[int]) -> s
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """One column as it is to be drawn: its heading may stand on several lines."""
+    """A column to be drawn; its heading may take several lines."""
 
     index: int
     heading: str
@@ -77,8 +78,8 @@ class _Column:
     may_wrap: bool
 
 
-def _fitted(block: Table, room: int, screen: Screen) -> str:
-    """The table by rich, in as many parts as the terminal's width asks for."""
+def _fit(block: Table, room: int, screen: Screen) -> str:
+    """Return the table drawn by rich, in as many parts as the terminal's width asks for."""
     columns = [_column(block, index, is_tight=False) for index in range(len(block.columns))]
     if _width(columns) > room:
         columns = [_column(block, index, is_tight=True) for index in range(len(block.columns))]
@@ -87,7 +88,7 @@ def _fitted(block: Table, room: int, screen: Screen) -> str:
 
 
 def _num_names(block: Table) -> int:
-    """How many columns say what a row is: up to the first of words, where that is near."""
+    """Return how many columns name a row: up to the first column of words, if that is near."""
     words = [index for index in range(len(block.columns)) if index not in block.numeric]
     return words[0] + 1 if words and words[0] < MAX_NAMES else 1
 
@@ -113,7 +114,7 @@ def _width(columns: Sequence[_Column]) -> int:
 
 
 def _balanced(columns: list[_Column], num_names: int, room: int) -> list[list[_Column]]:
-    """As few parts as fit, of about equal width."""
+    """Return as few parts as fit, of about equal width."""
     parts = _parts(columns, num_names, room)
     for narrower in range(room - 1, 0, -1):
         fewer = _parts(columns, num_names, narrower)
@@ -124,7 +125,7 @@ def _balanced(columns: list[_Column], num_names: int, room: int) -> list[list[_C
 
 
 def _parts(columns: list[_Column], num_names: int, room: int) -> list[list[_Column]]:
-    """Columns that fit beside those that name the row, which stand in every part."""
+    """Return columns in parts that fit; those that name the row stand in every part."""
     names = columns[:num_names]
     parts = [list(names)]
     for column in columns[num_names:]:

@@ -21,7 +21,7 @@ from quantdraft.report.blocks import (
 from quantdraft.report.views import tables
 from quantdraft.report.views.markdown import equation_line
 from quantdraft.report.views.screen import STYLES, Screen, here
-from quantdraft.report.views.view import draw
+from quantdraft.report.views.view import show_block
 
 BRIEF_LINES = 14  # of a verdict; with the line that names the report, 15
 REASON_LINES, NOTICE_LINES = 4, 3
@@ -33,7 +33,7 @@ def render(document: Document, screen: Screen | None = None) -> str:
     screen = screen or here()
     parts = [*_banner(document.banner, screen)]
     parts.append(screen.wrapped(f"{document.title} · {document.subtitle}"))
-    parts += [text for block in document.lead if (text := draw(block, _Terminal(screen)))]
+    parts += [text for block in document.lead if (text := show_block(block, _Terminal(screen)))]
     shown = [each for each in document.sections if not each.is_detail]
     parts += [text for section in shown if (text := _section(section, screen))]
     return "\n\n".join(parts) + "\n"
@@ -59,11 +59,6 @@ def brief(document: Document, screen: Screen | None = None) -> str:
     return "\n".join(lines[:BRIEF_LINES])
 
 
-def table(block: Table, screen: Screen | None = None) -> str:
-    """Return a table alone, with its caption."""
-    return tables.table(block, screen or here())
-
-
 def _banner(banner: Banner | None, screen: Screen) -> list[str]:
     if banner is None:
         return []
@@ -77,7 +72,7 @@ def _loud(banner: Banner) -> str:
 
 
 def _section(section: Section, screen: Screen) -> str:
-    blocks = [text for block in section.blocks if (text := draw(block, _Terminal(screen)))]
+    blocks = [text for block in section.blocks if (text := show_block(block, _Terminal(screen)))]
     if not blocks:  # charts alone
         return ""
     title = screen.styled(section.title, "bold")

@@ -53,7 +53,7 @@ class View(Protocol):
         ...
 
 
-def draw(block: Block, view: View) -> str:
+def show_block(block: Block, view: View) -> str:
     """Return the block in the view's format; empty where the format leaves it out."""
     match block:
         case Paragraph():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quantdraft.record.wording import length, metric, milliseconds, num_bytes, percent, times
 from quantdraft.report.blocks import Table
-from quantdraft.report.views import terminal
+from quantdraft.report.views import tables
 from quantdraft.report.views.screen import here
 from quantdraft.workflows.plan.curve import Curve, CurvePoint
 from quantdraft.workflows.plan.plan import CountedRate, Plan
@@ -46,7 +46,7 @@ def plan_lines(plan: Plan) -> list[str]:
         parts += [*_pair_parts(plan.prediction), "", "The full-precision draft by k:"]
     parts += _curve_parts(plan.curve, plan.counted)
     screen = here()
-    shown = (terminal.table(p) if isinstance(p, Table) else screen.wrapped(p) for p in parts)
+    shown = (tables.table(p) if isinstance(p, Table) else screen.wrapped(p) for p in parts)
     return "\n".join(shown).split("\n")
 
 

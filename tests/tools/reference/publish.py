@@ -1,4 +1,4 @@
-"""From training states to what the package ships: bf16 safetensors, prompts, a measured model card.
+"""Convert training states to what the package ships: weights, prompts, a measured model card.
 
 python -m tests.tools.reference.publish --work-dir W [--output quantdraft/reference]
 """
@@ -24,6 +24,7 @@ from quantdraft.common.files import write_text
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic
 from tests.tools.reference.corpus import SourceFile, read_corpus
 from tests.tools.reference.lessons import LESSONS
@@ -101,13 +102,15 @@ def measure(work_dir: Path, output: Path) -> dict[str, Any]:
     held_out = np.load(work_dir / "held_out.npy", allow_pickle=False)
     target = load_model(output / "target", torch.float32, torch.device("cpu"))
     traffic = capture(
-        str(output / "target"),
-        output / "prompts.jsonl",
-        work_dir / "traffic.jsonl",
-        sampling=Sampling(),
-        max_new_tokens=128,
-        batch_size=16,
-        force=True,
+        CaptureSettings(
+            str(output / "target"),
+            output / "prompts.jsonl",
+            work_dir / "traffic.jsonl",
+            sampling=Sampling(),
+            max_new_tokens=128,
+            batch_size=16,
+            force=True,
+        )
     )
     return {
         "num_target_parameters": target.num_parameters(),
