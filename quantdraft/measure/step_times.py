@@ -16,7 +16,7 @@ from quantdraft.engines.registry import measured_engine
 from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET, TARGET_CONTROL
 from quantdraft.measure.latency.point import untimed
-from quantdraft.measure.latency.timing_plan import Place, Review, TimingPlan
+from quantdraft.measure.latency.timing_plan import Review, TimingPlan, keep_parts
 from quantdraft.measure.settings import TimingSettings
 from quantdraft.measure.subject import Subject
 from quantdraft.record import Latency, Served
@@ -64,13 +64,10 @@ def measure_steps(
         "threads": torch.get_num_threads(),
     }
 
-    def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
-        name = "-".join(map(str, ("latency", *place)))
-        return stage(subject.run_dir, name, inputs, Latency, measure)
-
     def compute() -> list[Latency]:
         sources = arm_sources(subject.models.baseline, subject.models.candidate, target)
         with share_bar("latency") as progress:
+            keep = keep_parts(subject.run_dir, "latency", inputs)
             return list(measure_grid(sources, plan, progress, keep))
 
     return tuple(stage(subject.run_dir, "latency", inputs, list[Latency], compute))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +21,16 @@ from quantdraft.checkpoints.shapes import shape_checkpoint
 from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
 from quantdraft.common.files import file_sha256, whole_directory
 from quantdraft.common.progress import share_bar
-from quantdraft.common.resume import stage
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.judge.analysis import analysed_bench
 from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
-from quantdraft.measure.latency.timing_plan import KeepPart, Place, TimingPlan
+from quantdraft.measure.latency.timing_plan import KeepPart, TimingPlan, keep_parts
 from quantdraft.measure.models import source_of
 from quantdraft.measure.settings import below_1
 from quantdraft.quantize.recipe import load_recipe
-from quantdraft.record import BENCH_SCHEMA_VERSION, Bench, Latency
+from quantdraft.record import BENCH_SCHEMA_VERSION, Bench
 from quantdraft.record.choices import ModeChoice
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.report import BENCH_RECORD_FILE, write_bench
@@ -161,12 +160,7 @@ def _keep_in(
         "device": str(pick_device(settings.device)),
         "replaces": file_sha256(record) if record.is_file() else None,
     }
-
-    def keep(place: Place, measure: Callable[[], Latency]) -> Latency:
-        name = "-".join(map(str, ("point", *place)))
-        return stage(partial, name, inputs, Latency, measure)
-
-    return keep
+    return keep_parts(partial, "point", inputs)
 
 
 def contenders_of(settings: BenchSettings) -> Contenders:

@@ -1,4 +1,4 @@
-"""`quantdraft apply` against llm-compressor's own `oneshot`: time and peak memory, on a 0.5B shape.
+"""Compare `quantdraft apply` with llm-compressor's `oneshot`: time and peak memory, 0.5B shape.
 
 python -m tests.benchmarks.apply_vs_oneshot [--recipes int4,int4-gptq] [--rounds 1]
     [--sides apply,oneshot] [--results FILE]

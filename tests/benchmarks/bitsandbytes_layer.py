@@ -1,4 +1,4 @@
-"""What bitsandbytes' formats cost on this machine: the products of one layer, a token at a time.
+"""Time the products of one layer in bitsandbytes' formats on this machine, a token at a time.
 
 python -m tests.benchmarks.bitsandbytes_layer [--shape llama-3.2-1b] [--rounds 60] [--threads 2]
 

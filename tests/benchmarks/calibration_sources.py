@@ -1,4 +1,4 @@
-"""What to calibrate on: the target's own responses, random tokens, random text, or nothing?
+"""Compare calibration data: the target's responses, random tokens, random text, and none.
 
 python -m tests.benchmarks.calibration_sources [--seeds 5] [--num-tokens 256] [--work-dir D]
     [--output reports/calibration]

@@ -1,4 +1,4 @@
-"""How often is a draft "faster by 2 %" than itself? The latency check's own noise, in one number.
+"""Measure the noise of the latency check: how often a draft is "2 % faster" than itself.
 
 python -m tests.benchmarks.control [--runs 20] [--seconds 5] [-k 4]
 

@@ -1,4 +1,4 @@
-"""One draft step at a real model's shape: bf16, INT4, W8A8, INT4 with an 8-bit head; one run.
+"""Time one draft step at a real model's shape: bf16, INT4, W8A8, INT4 with an 8-bit head.
 
 python -m tests.benchmarks.draft_step --shape llama-3.2-1b [--threads 2] [--seconds 60]
 

@@ -1,4 +1,4 @@
-"""Everything a GPU is asked for latency, in one command; results go under reports/.
+"""Run every latency measurement that needs a GPU in one command; write results to reports/.
 
 python -m tests.benchmarks.gpu_suite --output reports/h200 [--shapes …] [--seconds 20] [--dry-run]
 

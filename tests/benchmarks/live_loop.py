@@ -1,4 +1,4 @@
-"""The native engine's live loop against transformers' assisted generation: tokens per second.
+"""Compare the live loop with transformers' assisted generation in tokens per second.
 
 python -m tests.benchmarks.live_loop [--num-prompts 8] [--num-tokens 128] [-k 4] [--repeats 3]
 

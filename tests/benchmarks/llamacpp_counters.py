@@ -1,4 +1,4 @@
-"""llama.cpp's own counters against replay, GGUF type by GGUF type, on the embedded pair.
+"""Compare llama.cpp's counters with replay for each GGUF type, on the embedded pair.
 
 python -m tests.benchmarks.llamacpp_counters --llamacpp DIR [--num-prompts 4] [--num-tokens 96]
 

@@ -1,4 +1,4 @@
-"""What llama-server will count for a text, from what a draft would have kept of it.
+"""Compute what llama-server counts for a text, from what a draft would have kept of it.
 
 Its convention differs from DESIGN's in the last rounds alone: it never proposes more tokens than
 are still wanted less one, so that no accepted token is lost, and with one token left it takes a

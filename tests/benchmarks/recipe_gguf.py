@@ -1,4 +1,4 @@
-"""llama.cpp's row: a GGUF of the full-precision draft, what it keeps, and the server's own rounds.
+"""Measure llama.cpp's row: a GGUF of the full-precision draft, and the server's own rounds.
 
 llama.cpp rounds weights in formats of its own. They are dequantized by its `gguf` package into a
 checkpoint in the usual layout, so that acceptance is replayed like every recipe's; the server's

@@ -1,4 +1,4 @@
-"""One part of one recipe's row, measured in a process of its own (see `recipes_table`).
+"""Measure one part of one recipe's row in a process of its own (see `recipes_table`).
 
 python -m tests.benchmarks.recipe_parts traffic|made|tried|served --recipe R --work DIR --output F
 

@@ -1,4 +1,4 @@
-"""How a part of a row is measured: a process of its own, its log, and the time that is left."""
+"""Run the measurement of a part in a process of its own, with a log and a time limit."""
 
 from __future__ import annotations
 

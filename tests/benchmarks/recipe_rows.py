@@ -1,4 +1,4 @@
-"""What the table of recipes says of each: plain data, no torch. A number that is not there is None.
+"""Rows of the table of recipes: plain data, no torch. A number that is unknown is None.
 
 Every part is measured in a process of its own and kept as JSON; `recipes_table` puts them together
 and `recipes_page` shows them.

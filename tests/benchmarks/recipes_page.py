@@ -1,4 +1,4 @@
-"""The table of recipes as a document: Markdown for the record, plain text for the terminal."""
+"""Write the table of recipes as Markdown for the record and as text for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every recipe on the embedded pair: what it costs, what it keeps, and which engines load it.
+"""Measure every recipe on the embedded pair: cost, kept acceptance, and engines that load it.
 
 python -m tests.benchmarks.recipes_table --output reports/recipes [--recipes a,b]
     [--vllm-python PATH] [--llamacpp DIR] [--work DIR] [--max-minutes M]

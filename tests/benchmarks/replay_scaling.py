@@ -1,4 +1,4 @@
-"""Replay's cost against the size of the traffic: time and memory, from 100 responses to 100,000.
+"""Measure replay's time and memory by the size of the traffic, 100 to 100,000 responses.
 
 python -m tests.benchmarks.replay_scaling [--largest 10000] [--output reports/campaigns]
 

@@ -1,4 +1,4 @@
-"""Replay against transformers' assisted generation: the same counts, at what cost?
+"""Compare replay with transformers' assisted generation: equal counts, and their cost.
 
 python -m tests.benchmarks.replay_vs_assisted [--num-prompts 20] [--num-tokens 128] [--max-k 8]
 

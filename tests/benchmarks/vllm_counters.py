@@ -1,4 +1,4 @@
-"""vLLM's own counters against replay, draft by draft and prompt by prompt, on the embedded pair.
+"""Compare vLLM's counters with replay, draft by draft and prompt by prompt.
 
 python -m tests.benchmarks.vllm_counters [--vllm-python P] [--num-prompts 4] [--num-tokens 96]
 

@@ -1,4 +1,4 @@
-"""Memory of `evaluate` against the number of prompts: what a prompt costs, and where.
+"""Measure the memory of `evaluate` by the number of prompts.
 
 python -m tests.campaigns.evaluate_memory [--sizes 1000,10000] [--output reports/campaigns]
 

@@ -1,4 +1,4 @@
-"""What a fault campaign counted, as JSON and as a table; campaigns of other commands beside it."""
+"""Write what a fault campaign counted as JSON and as a table, beside those of other commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing half written, nothing wrong: long runs are killed and go on.
+"""Kill long commands, run them again, and check that nothing is lost, half written or wrong.
 
 python -m tests.campaigns.faults --kills 250 [--seed 0] [--commands capture,evaluate]
     [--output DIR [--add]]

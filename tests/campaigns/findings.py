@@ -1,4 +1,4 @@
-"""What the fuzzing campaign and the audit that came with it found, and what became of it."""
+"""The defects that the fuzzing campaign and its audit found, and how each was resolved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file format that is read, up to where a model is loaded."""
+"""The file formats that the fuzzing campaign attacks, up to where a model is loaded."""
 
 from __future__ import annotations
 

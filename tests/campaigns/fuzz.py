@@ -1,4 +1,4 @@
-"""Hostile files by the hundred thousand: each is read, or refused in one line.
+"""Read hundreds of thousands of hostile files: each is read, or refused in one line.
 
     python -m tests.campaigns.fuzz [--inputs N] [--seed S] [--only FORMAT] [--output DIR]
 

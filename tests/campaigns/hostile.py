@@ -1,4 +1,4 @@
-"""One file format under attack: where its file lies, valid contents, and what is done with it."""
+"""One file format under attack: where its file lies, valid contents, and what reads it."""
 
 from __future__ import annotations
 

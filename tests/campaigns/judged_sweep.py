@@ -1,4 +1,4 @@
-"""`sweep` in the fault campaign: two candidates, three replays, one comparison, one directory."""
+"""Describe `sweep` for the fault campaign: two candidates, three replays, one comparison."""
 
 from __future__ import annotations
 

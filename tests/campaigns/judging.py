@@ -1,4 +1,4 @@
-"""What the fault campaign kills: commands on a tiny pair, and how their outputs are judged."""
+"""The commands that the fault campaign kills, on a tiny pair, and the checks of their outputs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ from tests.campaigns.warm import import_what_was_imported, run
 
 NUM_PROMPTS = 12
 CAPTURE_BATCH = 2
-SMALL = {
-    "quantdraft.measure.replay.MAX_BATCH_TOKENS": 150,  # some batches, not one
-    "quantdraft.measure.latency.roofline.BUFFER_BYTES": {"cpu": 8 << 20},
-    "quantdraft.measure.latency.roofline.LAST_SIZE": {"cpu": 128},
-    "quantdraft.measure.latency.loaded.TRIAL_SECONDS": 0.0,
-    "quantdraft.measure.latency.point.MAX_OVERRUN": float("inf"),
-    # Which kernel is the fastest differs from run to run, and with it what falls at a near-tie.
-    "quantdraft.engines.kernels.trials._fastest_of": lambda timers: {
-        name: 1.0 + place for place, name in enumerate(timers)
+# Public names that are replaced, by module: what makes a run short, and equal from run to run.
+SMALL: dict[str, dict[str, Any]] = {
+    "quantdraft.measure.replay": {"MAX_BATCH_TOKENS": 150},  # some batches, not one
+    "quantdraft.measure.latency.roofline": {
+        "BUFFER_BYTES": {"cpu": 8 << 20},
+        "LAST_SIZE": {"cpu": 128},
     },
-    "quantdraft.workflows.evaluate.suspicions": lambda latency: (),  # or all may be timed once more
-    "quantdraft.report.document": lambda evaluation: Document("A run", "", None, (), ()),
-    "quantdraft.report.comparison": lambda runs: Document("Some runs", "", None, (), ()),
-    "quantdraft.report.charts.drawing.scripts": str,  # drawing takes longer than all the rest
+    "quantdraft.measure.latency.loaded": {"TRIAL_SECONDS": 0.0},
+    "quantdraft.measure.latency.point": {"MAX_OVERRUN": float("inf")},
+    # Which kernel is the fastest differs from run to run, and with it what falls at a near-tie.
+    "quantdraft.engines.kernels.trials": {
+        "least_seconds": lambda timers: {name: 1.0 + place for place, name in enumerate(timers)}
+    },
+    # Or all may be timed once more.
+    "quantdraft.workflows.evaluate": {"suspicions": lambda latency: ()},
+    # Drawing takes longer than all the rest.
+    "quantdraft.report": {
+        "document": lambda evaluation: Document("A run", "", None, (), ()),
+        "comparison_document": lambda compared: Document("Some runs", "", None, (), ()),
+    },
+    "quantdraft.report.charts.drawing": {"scripts": str},
 }
 HEAVY = ("torch", "transformers", "pydantic", "safetensors.torch", "quantdraft.workflows.evaluate")
 HEAVY += (
@@ -70,10 +77,11 @@ def import_everything(names: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for dotted, value in SMALL.items():
-        module, _, attribute = dotted.rpartition(".")
-        setattr(sys.modules[module], attribute, value)
-    sys.modules["quantdraft.measure.latency.loaded"].float_types = lambda device: [torch.float32]
+    SMALL["quantdraft.measure.latency.loaded"]["float_types"] = lambda device: [torch.float32]
+    for module, replaced in SMALL.items():
+        for name, value in replaced.items():
+            getattr(sys.modules[module], name)  # an AttributeError for one that is gone
+            setattr(sys.modules[module], name, value)
 
 
 def make_inputs(work_dir: Path, needs_candidate: bool) -> None:

@@ -1,4 +1,4 @@
-"""The files of a model's directory, and what check, apply, evaluate and export ask of them.
+"""The files of a model's directory, as check, apply, evaluate and export read them.
 
 Left out: what transformers and llama.cpp read themselves.
 """

@@ -1,4 +1,4 @@
-"""Hostile variants of valid files: seeded, so that an input is found again by its number.
+"""Make hostile variants of valid files, seeded: a number finds the same input again.
 
 Bytes are flipped, cut, doubled and spliced; JSON keeps its form while its values become what no
 writer would write.

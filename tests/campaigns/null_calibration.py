@@ -1,4 +1,4 @@
-"""Do the intervals cover, does a null draft get a go, and how many prompts does a verdict take?
+"""Measure how often intervals cover, a null draft gets a go, and how many prompts that takes.
 
 python -m tests.campaigns.null_calibration [--runs 1000] [--seed 0] [--output reports/campaigns]
 

@@ -1,4 +1,4 @@
-"""A sweep on Ray against the same sweep in one process: equal to the digit, and how much faster.
+"""Compare a sweep on Ray with the same sweep in one process: equal digits, and the time saved.
 
 python -m tests.campaigns.ray_sweep [--num-prompts 128] [--recipes …] [--repeats 2]
     [--output reports/campaigns]

@@ -1,4 +1,4 @@
-"""Does one question get one answer? The README's `evaluate` line, again in new processes.
+"""Run the README's `evaluate` line in new processes and compare the answers.
 
 python -m tests.campaigns.repeats [--runs 20] [--latency-seconds 5] [--work-dir runs/repeats]
     [--output reports/campaigns]

@@ -1,4 +1,4 @@
-"""Paired measurements whose truth is known: a large population of prompts and of timing blocks.
+"""Simulate paired measurements whose truth is known, from a large population.
 
 A run draws prompts and blocks from it, with replacement, as the world draws ours, and loads whose
 arms are a little faster or slower each. What the whole population gives is the truth that intervals

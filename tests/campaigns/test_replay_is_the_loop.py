@@ -1,4 +1,4 @@
-"""The proof at full size, on the embedded pair: replay counts what the live loop counts.
+"""Check at full size, on the embedded pair, that replay counts what the live loop counts.
 
 Slow: `make test-slow`.
 """

@@ -1,4 +1,4 @@
-"""Recipes, policies, prompts, traffic, records, and what a server sends."""
+"""The text files under attack: recipes, policies, prompts, traffic, records, server replies."""
 
 from __future__ import annotations
 

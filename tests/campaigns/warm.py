@@ -1,4 +1,4 @@
-"""Commands in forked children of one warm process: torch is imported once, not once a kill.
+"""Run commands in forked children of one warm process: torch is imported once, not per kill.
 
 The parent imports and never computes, so that no thread pool is there to be lost by a fork.
 """

@@ -226,7 +226,7 @@ def test_a_kernel_left_far_behind_runs_less_often():
 
     timers = {"slow": timer("slow", 3.0), "fast": timer("fast", 1.0)}
     timers["hopeless"] = timer("hopeless", 500.0)
-    assert trials._least_seconds(timers) == {"slow": 3.0, "fast": 1.0, "hopeless": 500.0}
+    assert trials.least_seconds(timers) == {"slow": 3.0, "fast": 1.0, "hopeless": 500.0}
     assert calls == {"slow": 2, "fast": trials.NUM_ROUNDS, "hopeless": 1}
 
 

@@ -1,4 +1,4 @@
-"""Short versions of the campaigns; the long ones are in reports/campaigns."""
+"""Run short versions of the campaigns; the long ones are in reports/campaigns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short run of the fuzzing campaign, and that the campaign sees what it is there to see."""
+"""Run the fuzzing campaign for a short time, and check that it sees planted defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU suite's dry run: the same code on this machine, on a small shape."""
+"""Run the GPU suite's dry run: the same code on this machine, on a small shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of recipes: every recipe has a row, whatever happened; what is finished is kept."""
+"""The table of recipes has a row for each recipe, and keeps the parts that are finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training script: seeded, resumable, on any corpus."""
+"""The training script is seeded, can be resumed, and takes any corpus."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def trial(
             if len(kernels) == 1 or len(racing) == 1:
                 votes[count] = {name: Timing(0.0, held_bytes(racing[name])) for name in racing}
                 continue
-            seconds = _least_seconds(
+            seconds = least_seconds(
                 {name: _make_timer(kernel, x) for name, kernel in racing.items()}
             )
             votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
@@ -137,7 +137,7 @@ def _find_fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | Non
     return f"{kernel.kernel} is {distance:.2f} away from the product at {len(x)} rows"
 
 
-def _least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+def least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Return the least seconds of each timer, run in turns so that a disturbance affects all.
 
     A kernel that is far behind is not run again: trials must take less time than they save.

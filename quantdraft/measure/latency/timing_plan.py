@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from quantdraft.common.resume import stage
 from quantdraft.measure.latency.loaded import TARGET
 from quantdraft.record import Latency
 from quantdraft.record.choices import ModeChoice
@@ -30,6 +32,16 @@ class Place(NamedTuple):
 
 # Takes a part of the timing and how to measure it; returns what was measured, now or before.
 KeepPart = Callable[[Place, Callable[[], Latency]], Latency]
+
+
+def keep_parts(run_dir: Path, name: str, inputs: dict[str, Any]) -> KeepPart:
+    """Return a function that keeps the parts of a timing as stages of a run.
+
+    name: of the stages; inputs: everything that the parts depend on, as for `stage`
+    """
+    return lambda place, measure: stage(
+        run_dir, "-".join(map(str, (name, *place))), inputs, Latency, measure
+    )
 
 
 class Review(NamedTuple):

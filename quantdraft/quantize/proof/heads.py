@@ -16,29 +16,9 @@ from quantdraft.errors import CheckpointError
 from quantdraft.quantize.proof.weights import Deviation, error_limit, require_small, weight_errors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 SCALE_SUFFIXES = (".weight_scale", ".weight_global_scale")
-
-
-def require_identical(source: Checkpoint, candidate: Checkpoint) -> None:
-    """Raise CheckpointError unless every tensor that keeps its name keeps its bytes.
-
-    Tables of ids (d2t, t2d) count too: a wrong one maps every proposal to another token. Quantized
-    weights that keep their name (FP8, INT8) are measured elsewhere.
-    """
-    import torch
-
-    from quantdraft.checkpoints.tensors.unpacking import quantized_modules, read_tensor
-
-    owned = {f"{module}.weight" for module in quantized_modules(candidate)}
-    for name in sorted(candidate.tensors.keys() & source.tensors.keys() - owned):
-        before, after = read_tensor(source, name), read_tensor(candidate, name)
-        same = before.dtype == after.dtype and before.shape == after.shape
-        if not same or not torch.equal(_bytes(before), _bytes(after)):
-            raise CheckpointError(
-                f"{name!r} should be unchanged, and the written one differs from the draft's."
-            )
 
 
 def require_excluded(head: DraftHead, candidate: Checkpoint) -> None:
@@ -88,9 +68,3 @@ def reason_without_logits(head: DraftHead) -> str:
         f"logits were not compared: a draft head ({head.family.title}) has no forward pass "
         "without its target"
     )
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -206,12 +206,20 @@ def unquantized_names(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def changed_tensor(source: Checkpoint, candidate: Checkpoint) -> str | None:
-    """Return the first tensor that should be unchanged and is not, or None."""
-    for name in unquantized_names(candidate):
-        if name in source.tensors and not _is_same(source, candidate, name):
-            return name
-    return None
+def require_unchanged(source: Checkpoint, candidate: Checkpoint) -> None:
+    """Raise CheckpointError unless every tensor that keeps its name keeps its bytes.
+
+    Tables of ids (d2t, t2d) count too: a wrong one maps every proposal to another token. Quantized
+    weights that keep their name (FP8, INT8) are compared by `ComparedWeights`.
+    """
+    from quantdraft.checkpoints.tensors.unpacking import quantized_modules
+
+    quantized = {f"{module}.weight" for module in quantized_modules(candidate)}
+    for name in sorted(candidate.tensors.keys() & source.tensors.keys() - quantized):
+        if not _is_same(source, candidate, name):
+            raise CheckpointError(
+                f"{name!r} should be unchanged, and the written one differs from the draft's."
+            )
 
 
 def _is_same(source: Checkpoint, candidate: Checkpoint, name: str) -> bool:
@@ -219,8 +227,11 @@ def _is_same(source: Checkpoint, candidate: Checkpoint, name: str) -> bool:
 
     from quantdraft.checkpoints.tensors.unpacking import read_rows
 
+    def octets(rows: Tensor) -> Tensor:
+        return rows.contiguous().reshape(-1).view(torch.uint8)
+
     before, after = source.tensors[name], candidate.tensors[name]
     if (before.dtype, before.shape) != (after.dtype, after.shape):
         return False
     pieces = zip(read_rows(source, name), read_rows(candidate, name), strict=True)
-    return all(torch.equal(one, other) for one, other in pieces)
+    return all(torch.equal(octets(one), octets(other)) for one, other in pieces)

@@ -48,7 +48,7 @@ class Curve:
 
 
 def plan_curve(alpha: float, draft_cost: float, ks: Sequence[int]) -> Curve:
-    """Every k of `ks`. Raises OptionError for an α outside [0, 1] or a cost below 0.
+    """Return a point for every k. Raises OptionError for an α outside [0, 1] or a cost below 0.
 
     draft_cost: 0 is a proposal that costs no time, as one looked up in the text (n-grams)
     """
@@ -80,7 +80,7 @@ def _point(alpha: float, cost: float, k: int) -> CurvePoint:
 
 
 def _break_even(k: int, cost: float) -> float | None:
-    """The α at which a round emits as many tokens as it costs steps of the target."""
+    """Return the α at which a round emits as many tokens as it costs steps of the target."""
     try:
         return alpha_from_length(k * cost + 1, k)
     except UndefinedMetricError:

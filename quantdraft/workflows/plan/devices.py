@@ -26,17 +26,17 @@ class Device(BaseModel):
     formats: tuple[str, ...]  # names of `WeightFormat`, and "dense"
 
     def limit_ms(self, num_bytes: float) -> float:
-        """The least time in which so many bytes pass."""
+        """Return the least time in ms in which so many bytes are read."""
         return num_bytes / self.memory_bytes_per_s * 1e3
 
 
 def device_names() -> list[str]:
-    """Names of the devices, in the order of the file."""
+    """Return the names of the devices, in the order of the file."""
     return list(_devices())
 
 
 def load_device(name: str) -> Device:
-    """The device of that name; OptionError lists the names, the nearest first."""
+    """Return the device of that name; OptionError lists the names, the nearest first."""
     devices = _devices()
     wanted = name.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-")
     if wanted in devices:

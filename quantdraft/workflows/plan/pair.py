@@ -19,7 +19,7 @@ CONFIG = "config.json"
 
 
 def read_model(given: str, option: str) -> Checkpoint:
-    """The model as its headers or its config describe it; its weights are never read.
+    """Read the model from its headers or its config; its weights are never read.
 
     Raises OptionError for a name that is nothing, CheckpointError for a config that does not say
     which tensors there are.

@@ -46,7 +46,7 @@ class Plan:
     counted: CountedRate | None = None  # what α was computed from, where it was not given
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `kind` says of every number here what it is."""
+        """Return plain JSON values; `kind` says of every number here what it is."""
         best = self.curve.best
         return {
             "schema_version": 2,
@@ -63,7 +63,7 @@ class Plan:
 
 
 def plan(settings: PlanSettings) -> Plan:
-    """The closed forms at the given cost, or at the cost that the configs' bytes give.
+    """Compute the closed forms at the given cost, or at the cost that the configs' bytes give.
 
     Raises OptionError for options that contradict each other or are out of range.
     """
@@ -90,7 +90,7 @@ def plan(settings: PlanSettings) -> Plan:
 
 
 def _alpha(settings: PlanSettings) -> tuple[float, CountedRate | None]:
-    """α as it was given, or from the acceptance rate and the k at which that was counted."""
+    """Return α as it was given, or from the acceptance rate and the k at which that was counted."""
     if settings.alpha is not None:
         return settings.alpha, None
     rate, k = settings.acceptance_rate, settings.measured_k

@@ -65,7 +65,7 @@ def predict(
     device: Device | None = None,
     context_length: int = 0,
 ) -> Prediction:
-    """What the byte model says of a pair, of every bundled recipe. No weights are read.
+    """Return what the byte model says of a pair, for every bundled recipe. No weights are read.
 
     alpha: acceptance per token asked for of the full-precision draft; it is the user's to know
     """
@@ -107,7 +107,7 @@ class _Model:
     context_length: int
 
     def row(self, name: str, ledger: Ledger) -> RecipePrediction:
-        """A draft of these bytes, at the baseline's acceptance."""
+        """Return the prediction for a draft of these bytes, at the baseline's acceptance."""
         ks = [point.num_speculative_tokens for point in self.curve.points]
         cost = estimated_cost_ratio(ledger, self.target, self.context_length)
         best = plan_curve(self.curve.alpha, cost, ks).best
@@ -152,7 +152,7 @@ def _recipes(draft: Checkpoint, model: _Model) -> Iterator[RecipePrediction]:
 
 
 def _no_kernel(recipe: Recipe, device: Device | None) -> str | None:
-    """Why the recipe's format has no speed there, or None where it may have one."""
+    """Return why the recipe's format has no speed there, or None where it may have one."""
     fmt = weight_format(recipe)
     name = "dense" if fmt is None else fmt.name
     if fmt is not None and fmt.library == "bitsandbytes":

@@ -156,7 +156,7 @@ def basis_of(contenders: Sequence[Contender]) -> Basis:
 
 
 def _draw_own_loads(contenders: Sequence[Contender], one: Contender, seed: int) -> Bootstrap:
-    """Loads are those of a run: two arms of one run share their resamples."""
+    """Return how the loads of a run are drawn: two arms of one run share their resamples."""
     runs = list({id(each.run): each.run for each in contenders}.values())
     number = next(at for at, run in enumerate(runs) if run is one.run)
     return Bootstrap(NUM_RESAMPLES, seed + 1000 * (number + 1))

@@ -105,7 +105,7 @@ class EvaluateJob:
         return (at(self.output) / RECORD_FILE).is_file()
 
     def work(self, at: Places) -> None:
-        """Evaluate; a run that was cut short is continued."""
+        """Evaluate the candidate; continue a run that was cut short."""
         from quantdraft.workflows.evaluate import evaluate
 
         asked, models, path = (

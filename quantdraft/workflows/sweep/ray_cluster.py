@@ -122,7 +122,7 @@ class _Crew:
         self.results[job.name] = tuple(self.task.remote(order, after, output))
 
     def gather(self, on_outcome: OnOutcome) -> dict[str, Outcome]:
-        """Wait for all; write what they made where the one who asked wants it."""
+        """Wait for all jobs, and write their outputs where the sweep's settings say."""
         for outcome in self.outcomes.values():
             on_outcome(outcome)
         waiting = {result[0]: name for name, result in self.results.items()}
@@ -134,7 +134,7 @@ class _Crew:
         return self.outcomes
 
     def clear_nodes(self) -> None:
-        """Remove what the sweep kept on the nodes; a node that is gone has taken it along."""
+        """Remove what the sweep kept on the nodes that are alive."""
         if self.is_shared:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -158,7 +158,7 @@ class _Crew:
         return outcome
 
     def _reason(self, error: Exception) -> str:
-        """In one line: of a traceback the last, of what Ray itself says the first."""
+        """Return the reason: the last line of a traceback, the first of Ray's own message."""
         words = str(error).strip().splitlines() or [""]
         is_traceback = isinstance(error, self.ray.exceptions.RayTaskError)
         return f"{type(error).__name__}: {words[-1 if is_traceback else 0]}"[:300]
@@ -187,7 +187,7 @@ class Order:
 def _work(
     order: Order, after: Outcome | None, output: Parcel | None
 ) -> tuple[Outcome, Parcel | None]:
-    """What runs on a worker: place the inputs, do the job, give back what it made."""
+    """Run a job on a worker: place its inputs, do it, and return its output."""
     job = order.job
     require_same_version(order.version)
     if after is not None and after.error is not None:
@@ -219,7 +219,7 @@ def _work(
 
 
 def _perform_here(job: Job, at: Places, log: Path) -> Outcome:
-    """A worker's disk is not the others': what it refuses is this job's outcome alone."""
+    """Do a job; an error of this worker's disk is the outcome of this job alone."""
     try:
         return perform(job, at, log)
     except OutputError as error:
@@ -227,7 +227,7 @@ def _perform_here(job: Job, at: Places, log: Path) -> Outcome:
 
 
 def _unpack_input(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
-    """What lies at `path` for the one who asks, on this node."""
+    """Unpack an input to this node's cache, and return its place there."""
     return unpack_once(parcel, cache / digest[:32] / path.name)
 
 
@@ -243,7 +243,7 @@ def _here(path: Path) -> Path:
 
 
 def _cache_name(path: Path) -> str:
-    """A name that nobody can guess; the same for a sweep that goes on."""
+    """Return a secret name; the same for a sweep that is continued."""
     if not path.is_file():
         write_text(path, f"quantdraft-ray-{secrets.token_hex(16)}")
     return path.read_text(encoding="utf-8")

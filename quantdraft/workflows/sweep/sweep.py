@@ -44,7 +44,7 @@ class SweepResult:
 
 
 def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
-    """Quantize and evaluate every cell of the grid, and compare what came of them.
+    """Quantize and evaluate every cell of the grid, and compare the results.
 
     Cells that an earlier sweep into the same output finished, from the same inputs and versions,
     are not computed again. Writes `sweep.json` and one comparison (with `by_domain` one a domain).

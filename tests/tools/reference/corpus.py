@@ -1,4 +1,4 @@
-"""The corpus of the embedded pair: the source of the Python standard library.
+"""Read the corpus of the embedded pair: the source of the Python standard library.
 
 Every machine with Python has it, and its licence (PSF-2.0) allows this use. A file is held out by
 the hash of its path, so the split does not depend on order, machine or random state.

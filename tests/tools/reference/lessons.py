@@ -1,4 +1,4 @@
-"""What is embedded, and how its drafts differ: depth, and the text that each has seen.
+"""The plans of the embedded models: their depths, and the text that each is trained on.
 
 No training here: `train.py` follows these plans, and `publish.py` writes what they state.
 """

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalized. About half the tokens of AdamW to the same loss at this size.
+"""The Muon optimizer: orthogonalized momentum; half of AdamW's tokens to the same loss here.
 
 Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 torch.optim.Muon iterates in bf16, which a CPU without bf16 instructions multiplies 500 times slower

@@ -1,4 +1,4 @@
-"""From training states to what the package ships: bf16 safetensors, prompts, a measured model card.
+"""Convert training states to what the package ships: weights, prompts, a measured model card.
 
 python -m tests.tools.reference.publish --work-dir W [--output quantdraft/reference]
 """

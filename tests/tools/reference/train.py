@@ -1,4 +1,4 @@
-"""Trains the embedded models: a tokenizer, a target, and drafts distilled from that target.
+"""Train the embedded models: a tokenizer, a target, and drafts distilled from that target.
 
     python -m tests.tools.reference.train tokenizer --work-dir W
     python -m tests.tools.reference.train target --work-dir W
