@@ -125,6 +125,7 @@ def test_counters_are_replays_by_llamacpps_convention(tiny_pair, traffic, llamac
             assert request.decode_seconds == pytest.approx(0.010)
     assert all(r.num_drafts == 0 for r in record.arms["autoregressive"].requests)
     assert "engine_disagrees" not in {alarm.code for alarm in evaluation.verdict.alarms}
+    assert "## Served by llama.cpp" in (tmp_path / "run" / "report.md").read_text()
     logs = {log.name for log in (tmp_path / "run").glob("*.log")}
     assert logs == {f"llamacpp-{arm}.log" for arm in record.arms}
 
