@@ -132,8 +132,8 @@ def _conditions(served: Served, load_error: float | None) -> str:
         else "the servers ran one after another"
     )
     words = (
-        f"{TITLES.get(served.engine, served.engine)} {served.version} on {served.device}, {served.dtype}: {turns}, "
-        f"every prompt {_visits(served)} times in each arm."
+        f"{TITLES.get(served.engine, served.engine)} {served.version} on {served.device}, "
+        f"{served.dtype}: {turns}, every prompt {_visits(served)} times in each arm."
     )
     if served.speculative:
         given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())
