@@ -62,14 +62,14 @@ def _float_format(weights: dict[str, Any], inputs: dict[str, Any] | None) -> str
 
 
 def vocab_size(config: dict[str, Any] | None) -> int | None:
-    """Rows of the embedding table, or None where the config does not say."""
+    """Return the rows of the embedding table, or None where the config does not say."""
     config = config or {}
     found = (config.get("text_config") or config).get("vocab_size")
     return int(found) if found is not None else None
 
 
 def float_type(config: dict[str, Any] | None) -> str | None:
-    """The float type a config names: bfloat16, float16, float32."""
+    """Return the float type that a config names: bfloat16, float16, float32."""
     config = config or {}
     text = config.get("text_config") or {}
     found = config.get("dtype") or config.get("torch_dtype") or text.get("dtype")
@@ -79,7 +79,7 @@ def float_type(config: dict[str, Any] | None) -> str | None:
 
 
 def float_mix(draft: Draft) -> Iterator[Finding]:
-    """A draft that the engine would force into float16, or out of it: it runs in the target's."""
+    """Yield what a float16 on one side alone means: the draft runs in the target's float type."""
     own, target = float_type(draft.config), float_type(draft.target_config)
     if "float16" not in {own, target} or own == target:
         return
@@ -98,7 +98,7 @@ def float_mix(draft: Draft) -> Iterator[Finding]:
 
 
 def several_groups(draft: Draft, engine: str) -> Iterator[Finding]:
-    """More than one scheme in one checkpoint."""
+    """Yield a warning for more than one scheme in one checkpoint."""
     if len(draft.groups) > 1:
         yield Finding(
             "warn",
@@ -108,7 +108,7 @@ def several_groups(draft: Draft, engine: str) -> Iterator[Finding]:
 
 
 def unequal_vocabulary(draft: Draft) -> tuple[int, int] | None:
-    """Rows of the draft's and of the target's embedding where both are known and differ."""
+    """Return the rows of the draft's and the target's embedding where they are known and differ."""
     own, target = vocab_size(draft.config), vocab_size(draft.target_config)
     if own is None or target is None or own == target:
         return None

@@ -168,7 +168,7 @@ def _settled_counters(client: Client, before: Counters, num_tokens: int) -> Coun
     return counted
 
 
-def ms_per_token(completions: list[Completion]) -> float | None:
+def decode_ms_per_token(completions: list[Completion]) -> float | None:
     """Return milliseconds for a token after the first of every answer; None without any."""
     tokens = sum(each.num_decoded for each in completions)
     seconds = sum(each.seconds - each.first_token_seconds for each in completions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from quantdraft.errors import EngineError
 
 HEALTH_SECONDS = 900.0  # a large model on a slow disk, or CUDA graphs, take minutes
 STOP_SECONDS = 30.0
+SIGNALS = frozenset(int(each) for each in signal.Signals)
 _GIVEN: set[int] = set()  # ports, by this process
 
 
@@ -35,18 +37,18 @@ class LogFormat:
     second_hand: tuple[str, ...]  # parts of lines that only say that something else failed
 
     def last_words(self, log: Path) -> str:
-        """The last line of a log that says what went wrong, without its prefix.
+        """Return the last line of a log that says what went wrong, without its prefix.
 
         Of errors, one at first hand; else an echo; else whatever was said last.
         """
-        said = self._said_in(log)
+        said = self._lines_of(log)
         first_hand = self._first_hand(said)
         found = self._errors(first_hand) or self._errors(said) or first_hand or ["it said nothing"]
         return found[-1][:300]
 
     def errors_in(self, log: Path) -> list[str]:
-        """Lines that name an error at first hand; one that only heads it with the next line."""
-        return self._errors(self._first_hand(self._said_in(log)))
+        """Return the lines that name an error at first hand; a heading with the line after it."""
+        return self._errors(self._first_hand(self._lines_of(log)))
 
     def _errors(self, said: list[str]) -> list[str]:
         following = [*said, ""][1:]
@@ -59,7 +61,7 @@ class LogFormat:
     def _first_hand(self, said: list[str]) -> list[str]:
         return [line for line in said if not any(part in line for part in self.second_hand)]
 
-    def _said_in(self, log: Path) -> list[str]:
+    def _lines_of(self, log: Path) -> list[str]:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         lines = [self.prefix.sub("", line).strip() for line in text.splitlines()]
         return [line for line in lines if line]
@@ -80,7 +82,7 @@ class Server:
         return self.process.poll() is None
 
     def has_failed(self, patience: float = 2.0) -> bool:
-        """True when its log holds an error, or it ends within `patience` seconds."""
+        """Return True when its log holds an error, or it ends within `patience` seconds."""
         if self.format.errors_in(self.log):
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -100,11 +102,14 @@ class Server:
             time.sleep(0.2)
 
     def reason(self) -> str:
-        """The last meaningful line of its log, and where the log is."""
-        return f"{self.format.last_words(self.log)} (log: '{self.log}')"
+        """Return the last meaningful line of its log, and where the log is."""
+        code = self.process.poll() or 0
+        # The supervisor adds 128 to the signal that ended the server.
+        ended = f"ended by {signal.Signals(code - 128).name}; " if code - 128 in SIGNALS else ""
+        return f"{ended}{self.format.last_words(self.log)} (log: '{self.log}')"
 
     def stop(self) -> None:
-        """Let go of it and wait until it and all its workers are gone."""
+        """Stop the server and wait until it and all its workers are gone."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -144,7 +149,7 @@ def running(
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now, and that nobody was given before.
+    """Return a port of the loopback that no one listens on, and that was not given before.
 
     A server binds its port minutes after it was given one, and another's would answer for it.
     """
@@ -166,5 +171,5 @@ def _is_healthy(url: str) -> bool:
 
 
 def is_heading(line: str) -> bool:
-    """True for a line whose error is told on the next: one with a colon, and pydantic's count."""
+    """Return True for a line whose error stands on the next: one with a colon, pydantic's count."""
     return line.endswith(":") or " validation error" in line

@@ -53,7 +53,7 @@ class Sglang(Engine):
     )
 
     def launch(self, pair: LaunchPair) -> str:
-        """The shell line that serves the target with the draft: a chain of k tokens, no tree."""
+        """Return the shell line that serves the target with the draft: a chain of k tokens."""
         parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
         if pair.dtype:
             parts += ["--dtype", pair.dtype]
@@ -70,7 +70,7 @@ class Sglang(Engine):
         return shlex.join(parts)
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
-        """What SGLang refuses, and what it would get wrong without a word."""
+        """Return what SGLang refuses, and what it gets wrong without a message."""
         return (
             *loading(draft, "sglang"),
             *_method(draft),
@@ -81,7 +81,7 @@ class Sglang(Engine):
 
 
 def draft_quantization(quantization: Mapping[str, Any]) -> str:
-    """The value of --speculative-draft-model-quantization."""
+    """Return the value of --speculative-draft-model-quantization."""
     if not quantization:
         return NOT_QUANTIZED
     method = str(quantization.get("quant_method"))

@@ -119,7 +119,7 @@ KV_CACHE: dict[str, Support] = {
 
 
 def support(recipe: Recipe) -> dict[str, Support]:
-    """What each engine does with the recipe's result, by engine.
+    """Return what each engine does with the recipe's result, by engine.
 
     Raises UndefinedMetricError for a verbatim recipe, whose formats are known once it has run.
     """
@@ -133,7 +133,7 @@ def support(recipe: Recipe) -> dict[str, Support]:
 
 
 def stored_support(quantization: Mapping[str, Any]) -> dict[str, Support]:
-    """What each engine does with a stored checkpoint, by the quantization section of its config.
+    """Return what each engine does with a checkpoint, by the quantization part of its config.
 
     Of several formats in one checkpoint an engine's worst counts.
     """
@@ -152,7 +152,7 @@ def _worst(rows: list[dict[str, Support]]) -> dict[str, Support]:
 
 
 def stored_names(quantization: Mapping[str, Any]) -> list[str]:
-    """The names in `SUPPORT` of the formats that a checkpoint claims, or its library's own name."""
+    """Return the names in `SUPPORT` of a checkpoint's formats, or its library's own name."""
     if not quantization:
         return ["dense"]
     method = str(quantization.get("quant_method"))
@@ -171,7 +171,7 @@ def stored_names(quantization: Mapping[str, Any]) -> list[str]:
 
 
 def loading(draft: Draft, engine: str) -> Iterator[Finding]:
-    """What the table says of this draft in this engine: nothing where it simply loads."""
+    """Yield what the table says of this draft in this engine: nothing where it loads."""
     found = stored_support(draft.quantization)[engine]
     shown = ", ".join(stored_names(draft.quantization))
     if draft.quantization.get("kv_cache_scheme"):

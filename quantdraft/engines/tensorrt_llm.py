@@ -43,14 +43,14 @@ class TensorRtLlm(Engine):
     )
 
     def launch(self, pair: LaunchPair) -> str:
-        """The shell line that serves the target; the draft is named in the YAML file beside it."""
+        """Return the shell line that serves the target; its YAML file names the draft."""
         config = str(pair.draft / CONFIG_FILE)
         return shlex.join(
             ["trtllm-serve", pair.target, "--backend", "pytorch", "--config", config],
         )
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
-        """What TensorRT-LLM does not load, and what it needs."""
+        """Return what TensorRT-LLM does not load, and what it needs."""
         return (
             *_loading(draft),
             *several_groups(draft, "TensorRT-LLM"),
@@ -59,12 +59,12 @@ class TensorRtLlm(Engine):
         )
 
     def launch_text(self, line: str) -> str:
-        """The launch line as the content of LAUNCH_FILE."""
+        """Return the content of the launch file."""
         note = f"# The paths here and in {CONFIG_FILE} are absolute: change them when it moves."
         return f"#!/bin/sh\n{note}\n{line}\n"
 
     def extra_files(self, pair: LaunchPair) -> dict[str, str]:
-        """The YAML file that the launch line names."""
+        """Return the YAML file that the launch line names."""
         config: dict[str, Any] = {"dtype": pair.dtype} if pair.dtype else {}
         config |= {
             "disable_overlap_scheduler": True,

@@ -50,7 +50,7 @@ class Transformers(Engine):
     )
 
     def launch(self, pair: LaunchPair) -> str:
-        """A Python script that generates with the target and the draft at a fixed k."""
+        """Return a Python script that generates with the target and the draft at a fixed k."""
         return _SNIPPET.format(
             target=pair.target,
             draft=str(pair.draft),
@@ -60,11 +60,11 @@ class Transformers(Engine):
         )
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
-        """What transformers refuses, and where it is no evidence for speed."""
+        """Return what transformers refuses, and where it is no evidence for speed."""
         return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
 
     def launch_text(self, line: str) -> str:
-        """The script as the content of LAUNCH_FILE."""
+        """Return the script itself."""
         return line
 
 

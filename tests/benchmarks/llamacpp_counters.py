@@ -31,7 +31,7 @@ from quantdraft.engines.llamacpp.server import require_server, version
 from quantdraft.engines.llamacpp.trial import Counted as Answer
 from quantdraft.engines.llamacpp.trial import answers
 from quantdraft.engines.measured import Request, ServerPlan
-from quantdraft.engines.measured import ms_per_token as milliseconds
+from quantdraft.engines.measured import decode_ms_per_token as milliseconds
 from quantdraft.errors import EngineError, QuantDraftError
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.traffic.traffic import Response, Sampling, Traffic

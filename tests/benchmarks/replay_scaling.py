@@ -118,7 +118,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     done("read")
     num_tokens = token_counts(traffic.responses).response.tolist()
     with open_file_store(run_dir, "keep", {"traffic": traffic.sha256}, num_tokens) as kept:
-        keeps = keep_probabilities(draft, traffic, "greedy", keeps=kept)
+        keeps = keep_probabilities(draft, traffic, "greedy", store=kept)
     done("replay")
     names = [response.prompt_id for response in traffic.responses]
     rounds = replay_rounds(names, keeps, KS)

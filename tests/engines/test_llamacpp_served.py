@@ -25,6 +25,7 @@ from quantdraft.engines.registry import measured_engine, measured_names
 from quantdraft.errors import OptionError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served.cross_check import rounds_replayed
+from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, read_evaluation
@@ -66,9 +67,8 @@ def llamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traffic]:
     path = tmp_path_factory.mktemp("served") / "traffic.jsonl"
-    found = capture(
-        str(tiny_pair.target), tiny_pair.prompts, path, sampling=Sampling(), max_new_tokens=12
-    )
+    settings = CaptureSettings(str(tiny_pair.target), tiny_pair.prompts, path, max_new_tokens=12)
+    found = capture(settings)
     return path, found
 
 
@@ -124,6 +124,7 @@ def test_counters_are_replays_by_llamacpps_convention(tiny_pair, traffic, llamac
             assert request.decode_seconds == pytest.approx(0.010)
     assert all(r.num_drafts == 0 for r in record.arms["autoregressive"].requests)
     assert "engine_disagrees" not in {alarm.code for alarm in evaluation.verdict.alarms}
+    assert "## Served by llama.cpp" in (tmp_path / "run" / "report.md").read_text()
     logs = {log.name for log in (tmp_path / "run").glob("*.log")}
     assert logs == {f"llamacpp-{arm}.log" for arm in record.arms}
 
@@ -208,7 +209,8 @@ def test_the_real_server_counts_what_replay_says(real: Path, tmp_path: Path, rec
         candidate = tmp_path / recipe
         apply(load_recipe(recipe), str(pair.draft), candidate)
     path = tmp_path / "traffic.jsonl"
-    capture(str(pair.target), pair.prompts, path, sampling=Sampling(), max_new_tokens=32, limit=5)
+    given = CaptureSettings(str(pair.target), pair.prompts, path, max_new_tokens=32, limit=5)
+    capture(given)
     evaluation = served(pair, path, real, tmp_path / "run", candidate=str(candidate))
     assert evaluation.served.undefined == {}
     for arm in ("baseline", "control"):

@@ -118,6 +118,16 @@ def test_a_server_that_dies_gives_its_own_reason(tmp_path):
     assert str(log) in str(error.value)
 
 
+def test_a_signal_that_ended_a_server_is_named(tmp_path):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    command = [sys.executable, "-c", code]
+    with (
+        running(command, free_port(), tmp_path / "log", os.environ, LOG) as server,
+        pytest.raises(EngineError, match="ended by SIGILL; it said nothing"),
+    ):
+        server.wait_until_healthy(30)
+
+
 def test_a_server_that_never_answers_is_given_up(tmp_path):
     command = [sys.executable, "-c", SLEEPER]
     with (

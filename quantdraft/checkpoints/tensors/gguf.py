@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.common.quiet import quiet
 from quantdraft.errors import CheckpointError
 
 
@@ -18,9 +19,10 @@ def write_dequantized(file: Path, source: Checkpoint, output: Path) -> None:
     Raises CheckpointError for a file that cannot be read, or that is not of this model.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32
-        )
+        with quiet(lambda message: None):
+            model = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=torch.float32
+            )
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be read: {error}") from error
     found = model.state_dict()

@@ -54,7 +54,7 @@ class LlamacppClient:
 
 
 def _body(request: Request) -> dict[str, Any]:
-    """Every setting that changes the text is sent, so that no default of the server decides."""
+    """Return every setting that changes the text, so that no default of the server decides."""
     return {
         "prompt": list(request.prompt_token_ids),
         "n_predict": request.max_tokens,

@@ -37,7 +37,7 @@ class Llamacpp(Engine):
     )
 
     def launch(self, pair: LaunchPair) -> str:
-        """The shell line that serves the target; `pair.draft` is the GGUF file."""
+        """Return the shell line that serves the target; `pair.draft` is the GGUF file."""
         return shlex.join(
             [
                 *("llama-server", "-m", pair.target),

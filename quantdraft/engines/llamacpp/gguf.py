@@ -58,7 +58,7 @@ class GgufConversion:
 
 
 def closest_type(quantization: Mapping[str, Any]) -> str:
-    """The GGUF type with the candidate's number of bits; BF16 for a draft that is not quantized."""
+    """Return the GGUF type with the candidate's number of bits; BF16 for one in floats."""
     names = stored_names(quantization)
     if names == ["dense"]:
         return "bf16"
@@ -68,7 +68,7 @@ def closest_type(quantization: Mapping[str, Any]) -> str:
 def plan_conversion(
     candidate: Checkpoint, draft: Path | None, gguf_type: str | None, llamacpp: Path | None
 ) -> GgufConversion:
-    """What is converted: the draft given, the one `apply` started from, or a plain candidate.
+    """Return what is converted: the draft given, that of `apply`, or a candidate in floats.
 
     Raises OptionError where the full-precision draft is not known, or a value cannot be used.
     """
@@ -97,7 +97,7 @@ def _source_of(candidate: Checkpoint) -> Path:
 
 
 def commands(conversion: GgufConversion, output: Path) -> str:
-    """A shell script that makes the GGUF file in `output`, for a machine with llama.cpp."""
+    """Return a shell script that makes the GGUF file in `output`, for a machine with llama.cpp."""
     root = str(conversion.llamacpp or "").strip() or "$LLAMACPP"
     first = "auto" if conversion.gguf_type == "q4_0" else conversion.gguf_type
     made = output / ("draft-full.gguf" if first == "auto" else conversion.file)
@@ -160,7 +160,7 @@ def cached_gguf(conversion: GgufConversion) -> Path:
 
 
 def built_tool(llamacpp: Path, name: str) -> Path | None:
-    """A program of llama.cpp's, where it was built in the usual place."""
+    """Return a program of llama.cpp where it was built in the usual place, or None."""
     for place in ("build/bin", "build/bin/Release", "bin", "."):
         path = llamacpp / place / name
         if path.is_file() and os.access(path, os.X_OK):
@@ -180,7 +180,7 @@ def _run_converter(conversion: GgufConversion, made: Path, outtype: str) -> None
 
 
 def _splits_as_gpt2(source: Path) -> bool:
-    """True for the plain byte-level pre-tokenizer, with GPT-2's own pattern and nothing else."""
+    """Return True for the plain byte-level pre-tokenizer with GPT-2's own pattern."""
     path = source / "tokenizer.json"
     if not path.is_file():
         return False

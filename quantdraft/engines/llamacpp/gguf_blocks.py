@@ -47,7 +47,7 @@ def _type_of(gguf: Any, tensor: Any, is_tied: bool) -> Any:
 
 
 def _copy_fields(gguf: Any, reader: Any, writer: Any) -> None:
-    """Everything that is not a tensor, but for the type of the file."""
+    """Copy everything that is not a tensor, except the type of the file."""
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name in {"general.architecture", "general.file_type"}:
             continue

@@ -43,7 +43,7 @@ LOG = LogFormat(
 
 
 def speculative_arguments(draft: Path, num_speculative_tokens: int) -> list[str]:
-    """What makes llama-server speculate with a GGUF draft, k tokens a round.
+    """Return the arguments that make llama-server speculate with a GGUF draft, k tokens a round.
 
     A constant k: --spec-draft-p-min 0 never cuts a proposal short for the draft's doubt, and
     --spec-draft-n-min 0 throws no short one away.
@@ -57,7 +57,7 @@ def speculative_arguments(draft: Path, num_speculative_tokens: int) -> list[str]
 
 
 def find_server(llamacpp: Path | None = None) -> Path | None:
-    """llama-server in a directory of llama.cpp, or in $QUANTDRAFT_LLAMACPP, or on PATH; or None."""
+    """Return llama-server of a directory, of $QUANTDRAFT_LLAMACPP, or of PATH; None without one."""
     named = os.environ.get(DIRECTORY_VARIABLE)
     for directory in (llamacpp, Path(named) if named else None):
         found = built_tool(directory, PROGRAM) if directory is not None else None
@@ -68,7 +68,7 @@ def find_server(llamacpp: Path | None = None) -> Path | None:
 
 
 def require_server(llamacpp: Path | None = None) -> Path:
-    """As `find_server`; EngineError where there is none."""
+    """Return what `find_server` finds. Raises EngineError where there is none."""
     found = find_server(llamacpp)
     if found is None:
         raise EngineError(

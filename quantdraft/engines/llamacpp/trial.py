@@ -17,7 +17,7 @@ from typing import NamedTuple
 from quantdraft.engines.counters import Counters
 from quantdraft.engines.llamacpp.client import LlamacppClient
 from quantdraft.engines.llamacpp.server import require_server, start_server, version
-from quantdraft.engines.measured import Completion, Request, ServerPlan, ask, ms_per_token
+from quantdraft.engines.measured import Completion, Request, ServerPlan, ask, decode_ms_per_token
 from quantdraft.engines.process import Server
 from quantdraft.errors import EngineError
 from quantdraft.traffic.traffic import Sampling
@@ -153,8 +153,8 @@ def _compared(own: Sequence[Counted], found: Sequence[Counted], about: str) -> S
         num_equal_texts=sum(equal),
         num_prompts=len(found),
         num_tokens=sum(map(len, texts)),
-        ms_per_token=ms_per_token([each.completion for each in found]),
-        target_ms_per_token=ms_per_token([each.completion for each in own]),
+        ms_per_token=decode_ms_per_token([each.completion for each in found]),
+        target_ms_per_token=decode_ms_per_token([each.completion for each in own]),
         version=about,
     )
 

@@ -80,7 +80,7 @@ def completion_piece(event: dict[str, Any]) -> list[int]:
 
 
 def _body(model: str, request: Request) -> dict[str, Any]:
-    """Every setting that changes the text is sent, so that no default of the server decides."""
+    """Return every setting that changes the text, so that no default of the server decides."""
     return {
         "model": model,
         "prompt": list(request.prompt_token_ids),

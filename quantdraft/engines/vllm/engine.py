@@ -62,7 +62,7 @@ class Vllm(Engine):
         return shlex.join(parts)
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
-        """Everything in the draft's path, config and pairing that vLLM would stumble over."""
+        """Return all in the draft's path, config and pairing that vLLM refuses or misreads."""
         return (
             *_path(draft),
             *loading(draft, "vllm"),
@@ -102,7 +102,7 @@ def _groups(draft: Draft) -> Iterator[Finding]:
 
 
 def _names(draft: Draft) -> Iterator[Finding]:
-    """Names that match a model and not a draft, which vLLM loads under a prefix."""
+    """Yield names that match a model and not a draft, which vLLM loads under a prefix."""
     advice = "vLLM loads a draft under the prefix 'draft_model.', where it matches nothing"
     for group in draft.groups:
         exact = [name for name in group.get("targets") or [] if _is_exact(name)]
@@ -124,7 +124,7 @@ def _names(draft: Draft) -> Iterator[Finding]:
 
 
 def _is_exact(name: str) -> bool:
-    """True for a module's full name or an anchored pattern; a class (Linear) or 're:.*' is not."""
+    """Return True for a module's full name or an anchored pattern, not for a class or 're:.*'."""
     if name.startswith("re:"):
         return not name.startswith(("re:.*", "re:(.*"))
     return "." in name or name == "lm_head"

@@ -60,7 +60,7 @@ class Environment:
 
 
 def engines_dir() -> Path:
-    """Where engines are installed: $QUANTDRAFT_ENGINES_DIR, or the user's data directory."""
+    """Return where engines are installed: $QUANTDRAFT_ENGINES_DIR, or the user's data directory."""
     if os.environ.get(ENGINES_VARIABLE):
         return Path(os.environ[ENGINES_VARIABLE])
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -68,13 +68,13 @@ def engines_dir() -> Path:
 
 
 def installed_vllm() -> Environment | None:
-    """The environment that `install_vllm` made, or None."""
+    """Return the environment that `install_vllm` made, or None."""
     directory = engines_dir() / "vllm"
     return inspect(_python_in(directory)) if (directory / FACTS_FILE).is_file() else None
 
 
 def find_vllm(python: Path | None = None) -> Environment:
-    """The vLLM of a given Python, or the installed one; EngineError where there is none."""
+    """Return the vLLM of a given Python, or the installed one. Raises EngineError without one."""
     if python is not None:
         return inspect(python)
     found = installed_vllm()
@@ -123,7 +123,7 @@ def install_vllm(
         raise OutputExistsError(f"'{directory}' holds vLLM. Give --force to install it again.")
     use_cuda = _has_cuda() if is_cuda is None else is_cuda
     log = directory.parent / f"{directory.name}-install.log"
-    with _in_place_of(directory):
+    with _replacing(directory):
         _make(directory, CUDA_REQUIREMENT if use_cuda else CPU_REQUIREMENT, not use_cuda, log, say)
         say("asking it for its version")
         found = inspect(_python_in(directory))
@@ -142,8 +142,8 @@ def _make(directory: Path, requirement: str, is_cpu: bool, log: Path, say: Say) 
 
 
 @contextlib.contextmanager
-def _in_place_of(directory: Path) -> Iterator[None]:
-    """What was there is set aside, and put back on an error.
+def _replacing(directory: Path) -> Iterator[None]:
+    """Set aside what a directory holds, and put it back on an error.
 
     A virtual environment knows its own path, so it cannot be built elsewhere and renamed. Until
     FACTS_FILE is written it does not count as installed.
@@ -197,7 +197,7 @@ def _ask(python: Path) -> dict[str, Any]:
 
 
 def _packages(python: Path) -> list[str]:
-    """Name and time of vLLM's metadata: they change when another version is installed."""
+    """Return name and time of vLLM's metadata: they change when another version is installed."""
     found = python.parent.parent.glob("lib/python*/site-packages/vllm*.dist-info")
     return sorted(f"{path.name} {path.stat().st_mtime_ns}" for path in found)
 
@@ -222,5 +222,5 @@ def _has_cuda() -> bool:
 
 
 def as_record(environment: Environment) -> dict[str, Any]:
-    """Plain values, for --json."""
+    """Return plain values, for --json."""
     return asdict(environment)

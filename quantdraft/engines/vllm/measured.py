@@ -38,7 +38,7 @@ class VllmInstallation:
         self.is_synthetic = own.is_synthetic(self.speculative)
 
     def float_types(self, asked: str, target: Checkpoint) -> tuple[str, ...]:
-        """On a CPU float32, in which counters are exact, before bfloat16."""
+        """Return the type asked for; on a CPU float32 first, in which counters are exact."""
         if asked != "auto":
             return (asked,)
         return ("float32", "bfloat16") if self.device_type == "cpu" else ("bfloat16",)

@@ -44,7 +44,7 @@ def vllm_variables(prefix: Path, device_type: str) -> dict[str, str]:
 
 
 def _cpu_variables(prefix: Path) -> dict[str, str]:
-    """GB of KV cache, a core for the scheduler, and the OpenMP that vLLM asks for by name."""
+    """Return GB of KV cache, cores for the scheduler, and the OpenMP that vLLM asks for."""
     wanted = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     if (os.cpu_count() or 1) > 1:
         wanted["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "1"

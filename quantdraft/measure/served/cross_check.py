@@ -44,10 +44,10 @@ class Rounds(NamedTuple):
 NO_ROUNDS = Rounds(None)  # of the target alone
 
 
-def crosschecked(
+def cross_check(
     run: Serve, served: Served, answers: Mapping[str, Sequence[ArmAnswer]]
 ) -> dict[str, ServedArm]:
-    """Every arm's answers as records, with replayed rounds and the text's status.
+    """Return every arm's answers as records, with replayed rounds and the text's status.
 
     Raises EngineError for a server that does not do what its arm says: no draft where there should
     be one, or another k.
@@ -61,7 +61,7 @@ def crosschecked(
 def rounds_replayed(
     draft: Any, responses: Sequence[Response], rule: AcceptanceRule, sampling: Sampling, k: int
 ) -> list[float]:
-    """Rounds that a draft needs for texts, one number a response."""
+    """Return the rounds that a draft needs for texts, one number for each response."""
     keeps = keep_probabilities(draft, Traffic(tuple(responses), sampling), rule)
     ids = [response.prompt_id for response in responses]
     return [float(n) for n in replay_rounds(ids, keeps, [k]).num_drafts[0]]
@@ -73,7 +73,7 @@ def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
 
 
 def _texts(run: Serve, served: Served, answers: Sequence[ArmAnswer]) -> Texts:
-    """What each text is against the traffic's; the target is in memory once."""
+    """Return what each text is against the traffic's; the target is loaded once."""
     asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
     if not run.sampling.is_greedy:
         return dict.fromkeys(asked, "sampled")
@@ -100,7 +100,7 @@ def _text(
 
 
 def _compared_in(run: Serve, served: Served) -> str:
-    """The float type in whose last places the engine and replay may differ.
+    """Return the float type in whose last places the engine and replay may differ.
 
     Of servers that the user runs it is what --dtype says; without a word they may be in 16 bits.
     """
@@ -117,7 +117,7 @@ def _arm(
     is_exact = _compared_in(run, served) == "float32" and step == 0
     rounds = [NO_ROUNDS] * len(answers)
     if checkpoint is not None and not served.is_synthetic:
-        rounds = _replayed(run, served, checkpoint, step, answers)
+        rounds = _replay_texts(run, served, checkpoint, step, answers)
     requests = tuple(
         _record(run, answer, texts[answer.prompt, answer.completion.token_ids], expected)
         for answer, expected in zip(answers, rounds, strict=True)
@@ -126,7 +126,7 @@ def _arm(
 
 
 def _require_counted(run: Serve, arm: str, answers: Sequence[ArmAnswer]) -> None:
-    """The server does what its arm says: proposes k tokens a round, or nothing at all."""
+    """Raise EngineError for a server that proposes another number of tokens than its arm says."""
     num_drafts = sum(answer.counters.num_drafts for answer in answers)
     num_proposed = sum(answer.counters.num_draft_tokens for answer in answers)
     if arm == "autoregressive":
@@ -143,10 +143,10 @@ def _require_counted(run: Serve, arm: str, answers: Sequence[ArmAnswer]) -> None
         )
 
 
-def _replayed(
+def _replay_texts(
     run: Serve, served: Served, checkpoint: Checkpoint, step: float, answers: Sequence[ArmAnswer]
 ) -> list[Rounds]:
-    """Rounds of each answer's own text under the draft; equal texts are replayed once."""
+    """Return the rounds of each answer's text under the draft; equal texts are replayed once."""
     texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
     responses = [_round_text(run, prompt, ids) for prompt, ids in texts]
     k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)

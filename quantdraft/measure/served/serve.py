@@ -22,7 +22,7 @@ from quantdraft.engines.measured import Installation, Request, ServerPlan
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.measure.latency.memory import available_bytes
-from quantdraft.measure.served.cross_check import crosschecked, replay_dtype
+from quantdraft.measure.served.cross_check import cross_check, replay_dtype
 from quantdraft.measure.served.fleet import (
     ARMS,
     ArmAnswers,
@@ -67,7 +67,7 @@ def serve(run: Serve) -> Served:
         _ask_running(run, requests) if run.settings.serving.urls else _ask_own(run, requests)
     )
     load = load_around(before, load_average())
-    arms = crosschecked(run, served, answers.by_arm)
+    arms = cross_check(run, served, answers.by_arm)
     return replace(served, arms=arms, undefined=answers.undefined, load_average=load)
 
 
@@ -119,7 +119,7 @@ def _ask_running(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAn
 
 
 def parse_urls(given: Sequence[str]) -> dict[str, str]:
-    """`baseline=http://…`, or a bare URL for the candidate's server, by arm."""
+    """Return URLs by arm, from `baseline=http://…` or a bare URL of the candidate's server."""
     found: dict[str, str] = {}
     for text in given:
         arm, equals, url = text.partition("=")
@@ -178,7 +178,7 @@ def _drafts(run: Serve, found: Installation, dtype: str) -> dict[str, Path | Non
 
 
 def _max_model_len(run: Serve) -> int:
-    """The longest prompt and response with a round to spare, within the target's positions."""
+    """Return the longest prompt and response, with a round to spare where the target has it."""
     longest = max(
         len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.traffic.responses
     )
@@ -188,7 +188,7 @@ def _max_model_len(run: Serve) -> int:
 
 
 def _request(run: Serve, index: int) -> Request:
-    """The length of the traffic's response is asked for; where it ended by itself, so may this."""
+    """Return the request for a prompt: as many tokens as its response has, ended as that was."""
     response = run.traffic.responses[index]
     ends = stored_end_token_ids(run.target)
     has_ended = response.response_token_ids[-1] in ends
@@ -210,7 +210,7 @@ def _require_servable(run: Serve, draft: Checkpoint) -> None:
 
 
 def _memory_share(run: Serve, found: Installation, dtype: str) -> float | None:
-    """The share of memory that each of the servers may take, or None where not all of them fit."""
+    """Return the share of memory of each server, or None where not all of them fit."""
     item_bytes = 4 if dtype == "float32" else 2
     models = [run.target, run.models.baseline]
     elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2

@@ -48,7 +48,7 @@ class Serve:
 
     @property
     def sampling(self) -> Sampling:
-        """As the traffic was sampled; a log that does not say is answered greedily."""
+        """The traffic's sampling; greedy for a log that does not say."""
         return self.traffic.sampling or Sampling()
 
     @property
@@ -60,7 +60,7 @@ class Serve:
         return self.models.target
 
     def checkpoint(self, arm: str) -> Checkpoint | None:
-        """The draft of an arm; None for the target alone."""
+        """Return the draft of an arm; None for the target alone."""
         if arm == "autoregressive":
             return None
         return self.models.candidate if arm == "candidate" else self.models.baseline

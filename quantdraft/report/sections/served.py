@@ -11,12 +11,12 @@ from quantdraft.record.wording import (
     length,
     load_words,
     significant,
-    title_of,
     undefined,
 )
 from quantdraft.report.blocks import Block, Paragraph, Section, Table
 from quantdraft.report.sections.live import OWN_TEXTS
 
+TITLES = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
 ORDER = ("autoregressive", "baseline", "candidate", "control")
 
 
@@ -33,7 +33,7 @@ def served_sections(evaluation: Evaluation) -> tuple[Section, ...]:
     if served.undefined:
         rows = tuple((arm, undefined(why)) for arm, why in served.undefined.items())
         blocks.append(Table(("Arm", "Why it was not served"), rows))
-    return (Section("Served by vLLM", tuple(blocks)),)
+    return (Section(f"Served by {TITLES.get(served.engine, served.engine)}", tuple(blocks)),)
 
 
 def pace_table(served: Served) -> Table:
@@ -132,8 +132,8 @@ def _conditions(served: Served, load_error: float | None) -> str:
         else "the servers ran one after another"
     )
     words = (
-        f"{title_of(served.engine)} {served.version} on {served.device}, {served.dtype}: {turns}, "
-        f"every prompt {_visits(served)} times in each arm."
+        f"{TITLES.get(served.engine, served.engine)} {served.version} on {served.device}, "
+        f"{served.dtype}: {turns}, every prompt {_visits(served)} times in each arm."
     )
     if served.speculative:
         given = ", ".join(f"{key} = {value}" for key, value in served.speculative.items())

@@ -15,8 +15,8 @@ from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.sections.headline import sentence
 
 
-def read_run(run: Path | None) -> Evaluation | None:
-    """The record of a run directory, or the record itself."""
+def read_evidence(run: Path | None) -> Evaluation | None:
+    """Return the evaluation of a run directory or of a record; None without one."""
     if run is None:
         return None
     return read_evaluation(run / RECORD_FILE if run.is_dir() else run)
@@ -58,7 +58,7 @@ def require_verdict(evaluation: Evaluation | None, require_go: bool) -> None:
 
 
 def verdict_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
-    """What must be said of a draft that is not a go, or was never measured."""
+    """Return the warnings for a draft that is not a go, or was never measured."""
     if evaluation is None:
         return (NO_EVALUATION,)
     verdict = evaluation.verdict
@@ -69,7 +69,7 @@ def verdict_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
 
 
 def choose_k(evaluation: Evaluation | None, asked: int | None) -> tuple[int, tuple[str, ...]]:
-    """The k to launch with, and what to say of it where it is not the measured best."""
+    """Return the k to launch with, and the warning where it is not the measured best."""
     best = evaluation.best_k.get("candidate") if evaluation else None
     if asked is not None:
         if asked < 1:

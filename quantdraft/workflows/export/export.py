@@ -34,7 +34,7 @@ from quantdraft.report.card import model_card
 from quantdraft.workflows.export.contents import copy_served
 from quantdraft.workflows.export.evidence import (
     choose_k,
-    read_run,
+    read_evidence,
     require_same_weights,
     require_verdict,
     verdict_warnings,
@@ -153,7 +153,7 @@ def _open_job(settings: ExportSettings) -> _Job:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
         engine = head_engine(head, engine)
-    evaluation = read_run(settings.run)
+    evaluation = read_evidence(settings.run)
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
     output, target = settings.output.absolute(), read_target(settings.target)
@@ -208,7 +208,7 @@ def _evidence_warnings(job: _Job) -> Iterator[str]:
 
 
 def _other_dtype(job: _Job) -> Iterator[str]:
-    """What to say where the draft was measured in another float type than the engine gives it."""
+    """Yield a warning where the draft was measured in another float type than it is served."""
     launched = job.target.dtype(job.evaluation)
     measured = job.evaluation.provenance.get("compute_dtype") if job.evaluation else None
     if launched is None or not isinstance(measured, str):
@@ -219,7 +219,7 @@ def _other_dtype(job: _Job) -> Iterator[str]:
 
 
 def _engine_warnings(job: _Job) -> tuple[str, ...]:
-    """The engine's warnings; raises for the first thing the engine would refuse."""
+    """Return the engine's warnings. Raises CheckpointError for what it refuses."""
     config = job.checkpoint.config
     if job.padding is not None:
         config = _padded(config, job.padding.after)
@@ -276,7 +276,7 @@ def _write_draft(job: _Job, staging: Path) -> None:
 
 
 def _try_server(job: _Job, staging: Path, k: int) -> ServerTrial:
-    """What llama.cpp's server did with the file that was made; nothing where there is none."""
+    """Return what llama.cpp's server did with the file that was made, if there is one."""
     if job.conversion is None or job.conversion.llamacpp is None:
         return ServerTrial()
     return try_server(job.conversion, staging / job.conversion.file, job.target, k)
@@ -307,7 +307,7 @@ def _card(job: _Job, launch: str, warnings: tuple[str, ...], seen: tuple[str, ..
 
 
 def _launch_command(job: _Job, launch: str) -> str:
-    """A one-line launch as it is; a script by the command that runs it."""
+    """Return a launch of one line as it is, a script by the command that runs it."""
     if "\n" not in launch.strip():
         return launch
     return f'python {job.output / job.engine.launch_file} "Your prompt"'

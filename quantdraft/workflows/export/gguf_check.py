@@ -64,7 +64,7 @@ def try_server(conversion: GgufConversion, draft: Path, target: Target, k: int) 
 
 
 def trial_sentence(found: Speculation, target: Target, k: int) -> str:
-    """What the server counted, with what it counted it on."""
+    """Return what the server counted, on which texts, in a sentence."""
     assert found.accepted is not None
     assert found.proposed is not None
     parts = [
@@ -96,7 +96,7 @@ def _doubts(found: Speculation) -> list[str]:
 
 
 def _target_file(target: Target, llamacpp: Path | None, directory: Path) -> Path:
-    """The target's GGUF: its own, or one made in `directory`. Raises EngineError where none can."""
+    """Return the target's GGUF, or make one in `directory`. Raises EngineError without one."""
     path = Path(target.name)
     if path.is_file():
         return path

@@ -58,7 +58,7 @@ def head_engine(head: DraftHead, engine: Engine) -> HeadEngine:
 
 
 def head_speculative_config(head: DraftHead, pair: LaunchPair) -> dict[str, Any]:
-    """The value of vLLM's --speculative-config for a head."""
+    """Return the value of vLLM's --speculative-config for a head."""
     config: dict[str, Any] = {
         **engine_method(head.family.name, "vllm"),
         "model": str(pair.draft),
@@ -92,7 +92,7 @@ def _sglang_line(head: DraftHead, pair: LaunchPair) -> str:
 
 
 def _sglang_lengths(head: DraftHead, k: int) -> list[str]:
-    """k tokens a round: a chain of k steps, or one pass over a block.
+    """Return the flags for k tokens a round: a chain of k steps, or one pass over a block.
 
     DFlash's block begins with a token that is known already; DSpark's does not.
     """
@@ -150,7 +150,7 @@ def _sglang_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
 
 
 def _pairing(head: DraftHead, draft: Draft) -> Iterator[Finding]:
-    """Sizes that must agree with the target's, where its config was read."""
+    """Yield sizes that must agree with the target's, where its config was read."""
     target = draft.target_config or {}
     target = target.get("text_config") or target
     own = dict(head.layer_config)

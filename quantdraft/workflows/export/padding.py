@@ -44,7 +44,7 @@ class Padding:
 
 
 def plan_padding(checkpoint: Checkpoint, vocabulary: int) -> Padding | None:
-    """What it takes to give the draft `vocabulary` rows; None where it has them already.
+    """Return what it takes to give the draft `vocabulary` rows; None where it has them already.
 
     Raises CheckpointError for a draft that has more, or whose head is stored in a layout that
     cannot be padded.
@@ -66,7 +66,7 @@ def plan_padding(checkpoint: Checkpoint, vocabulary: int) -> Padding | None:
 
 
 def _head_rows(checkpoint: Checkpoint, before: int, after: int) -> dict[str, int]:
-    """The head's own tensors, each with its number of rows; empty for a tied head."""
+    """Return the head's own tensors, each with its number of rows; empty for a tied head."""
     own = [name for name in checkpoint.tensors if name.startswith(f"{HEAD}.")]
     fmt = stored_format(checkpoint.quantization or {}, HEAD) if own else None
     is_dense = {name.removeprefix(f"{HEAD}.") for name in own} <= {"weight", "bias"}
@@ -124,7 +124,7 @@ def _pad_file(source: Path, target: Path, padding: Padding) -> None:
         length = int.from_bytes(old.read(8), "little")
         header = json.loads(old.read(length))
         start = 8 + length
-        new_header = _moved(header, padding)
+        new_header = _shift_offsets(header, padding)
         text = json.dumps(new_header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the format aligns the data
         target.unlink(missing_ok=True)  # a link would be written through
@@ -147,8 +147,8 @@ def _in_order(header: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from sorted(entries, key=lambda pair: pair[1]["data_offsets"][0])
 
 
-def _moved(header: dict[str, Any], padding: Padding) -> dict[str, Any]:
-    """The header after padding: longer tensors, and what follows them moved."""
+def _shift_offsets(header: dict[str, Any], padding: Padding) -> dict[str, Any]:
+    """Return the header after padding: longer tensors, and what follows them moved."""
     moved = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
     at = 0
     for name, entry in _in_order(header):
@@ -205,7 +205,7 @@ def _added_bytes(tensor: TensorInfo, rows: int) -> int:
 
 
 def _pad_manifest(staging: Path, files: set[str], padding: Padding) -> None:
-    """Keep the hashes of `apply` true, and say what happened."""
+    """Write the new hashes and the padding into the manifest."""
     path = staging / MANIFEST_FILE
     if not path.is_file():
         return

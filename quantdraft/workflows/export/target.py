@@ -31,7 +31,7 @@ class Target:
         return draft.format if draft.quantization else float_type(self.config)
 
     def stamp(self, evaluation: Evaluation | None) -> str:
-        """Name, revision and precision, as far as they are known."""
+        """Return name, revision and precision, as far as they are known."""
         recorded = _recorded(evaluation)
         revision = self.revision or recorded.get("revision")
         precision = self.precision or float_type(recorded)
@@ -39,7 +39,7 @@ class Target:
         return f"`{self.name}` ({known})"
 
     def dtype(self, evaluation: Evaluation | None) -> str | None:
-        """The float type to pin: that of the engine that was evaluated, or else the target's own.
+        """Return the float type to pin: of the engine that was evaluated, or else the target's own.
 
         What a native evaluation computed in is not pinned: on a CPU that is float32, in which an
         engine may have no kernel for the draft. `export` says that they differ.
@@ -48,7 +48,7 @@ class Target:
         return served or float_type(self.config) or float_type(_recorded(evaluation))
 
     def cross_pairing(self, evaluation: Evaluation | None) -> Iterator[str]:
-        """What differs from the target that was evaluated: a verdict belongs to that one alone."""
+        """Yield what differs from the target that was evaluated, to which the verdict belongs."""
         recorded = _recorded(evaluation)
         evaluated = recorded.get("revision")
         if evaluated and self.revision and evaluated != self.revision:
@@ -70,7 +70,7 @@ def served_dtype(evaluation: Evaluation | None) -> str | None:
 
 
 def read_target(name: str) -> Target:
-    """The target, with its config where it lies on this machine; a Hub id is not downloaded."""
+    """Return the target, with its config where it is a directory here; nothing is downloaded."""
     path = Path(name)
     file = path / "config.json"
     if not file.is_file():
