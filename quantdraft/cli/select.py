@@ -87,12 +87,7 @@ def select(
     goes on where it stopped when the same command is given again.
     """
     with show_progress("select"):
-        from quantdraft.measure.settings import (
-            EvaluateSettings,
-            ModelSettings,
-            TimingSettings,
-            TrafficSettings,
-        )
+        from quantdraft.measure.settings import SharedSettings, TimingSettings
         from quantdraft.workflows.select import SelectSettings, selection_text
         from quantdraft.workflows.select import select as select_draft
 
@@ -101,11 +96,11 @@ def select(
             drafts=drafts,
             traffic_path=traffic_path,
             output=output,
-            evaluation=EvaluateSettings(
-                models=ModelSettings(
-                    candidate="", target=target, device=device, dtype=dtype, threads=threads
-                ),
-                traffic=TrafficSettings(acceptance_rule=acceptance_rule),
+            evaluations=SharedSettings(
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                acceptance_rule=acceptance_rule,
                 ks=parse_ks(ks),
                 timing=TimingSettings(
                     batch_size=batch_size,

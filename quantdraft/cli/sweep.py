@@ -102,12 +102,7 @@ def sweep(
     steps there only with a whole node for a job (the default).
     """
     with show_progress("sweep"):
-        from quantdraft.measure.settings import (
-            EvaluateSettings,
-            ModelSettings,
-            TimingSettings,
-            TrafficSettings,
-        )
+        from quantdraft.measure.settings import SharedSettings, TimingSettings
         from quantdraft.workflows.sweep.grid import SweepSettings
         from quantdraft.workflows.sweep.sweep import SWEEP_FILE
         from quantdraft.workflows.sweep.sweep import sweep as run_sweep
@@ -117,11 +112,12 @@ def sweep(
             recipes=parse_names(recipes),
             traffic_path=traffic_path,
             output=output,
-            evaluation=EvaluateSettings(
-                models=ModelSettings(
-                    candidate="", target=target, device=device, dtype=dtype, threads=threads
-                ),
-                traffic=TrafficSettings(acceptance_rule=acceptance_rule),
+            target=target,
+            evaluations=SharedSettings(
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                acceptance_rule=acceptance_rule,
                 ks=parse_ks(ks),
                 timing=TimingSettings(latency_seconds=latency_seconds, no_latency=no_latency),
                 live_prompts=live_prompts,
