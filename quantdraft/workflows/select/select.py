@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_json
