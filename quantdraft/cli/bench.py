@@ -26,7 +26,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 
 @click.command(
     cls=Command,
-    short_help="Step times over batch, context and new tokens.",
+    short_help="Time the steps of a target and its drafts.",
     example="quantdraft bench --shape llama-3.2-1b --recipes int4,int8,int4-head8",
     stopped="Finished points are kept beside the output: the same command goes on with the next.",
 )
@@ -88,10 +88,12 @@ def bench(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Time steps over batch, context and new tokens, beside this machine's memory bandwidth.
+    """Time steps over batch size, context length and number of new tokens.
 
-    Baseline, control and candidates take turns in shuffled blocks. A point that does not fit into
-    memory or time is left out, and the table says so. Writes bench.json and bench.md.
+    CANDIDATES are directories that `apply` wrote. Baseline, control (the baseline a second time)
+    and candidates take turns in shuffled blocks; the table has this machine's memory bandwidth
+    beside them. A point that does not fit into memory or time is left out, and the table says so.
+    Writes bench.json and bench.md.
     """
     with show_progress("bench"):
         from quantdraft.report import render_bench

@@ -15,7 +15,7 @@ from quantdraft.common.progress import show_progress
 
 @click.command(
     cls=Command,
-    short_help="Several runs side by side.",
+    short_help="Compare several runs side by side.",
     example="quantdraft compare runs/* --output comparison",
 )
 @click.argument("runs", nargs=-1, required=True, type=A_PATH)

@@ -27,12 +27,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.argument("candidate", type=ModelName())
 @options.target(options.NO_TARGET)
 @options.BASELINE
-@click.option(
-    "--traffic",
-    "traffic_path",
-    type=A_PATH,
-    help="Prompts with the target's responses: a file from `capture`, or a log.",
-)
+@options.traffic()
 @click.option(
     "--prompts",
     type=A_PATH,
@@ -74,7 +69,6 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.option(
     "--engine-path",
     "--vllm-python",
-    "engine_path",
     type=A_PATH,
     help="The Python with vLLM (default: that of `engines install`), or llama.cpp's directory.",
 )
@@ -88,35 +82,30 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.option(
     "--engine-spec",
     "--vllm-spec",
-    "engine_spec",
     multiple=True,
     help="KEY=VALUE that is added to vLLM's speculative config.",
 )
 @click.option(
     "--engine-args",
     "--vllm-args",
-    "engine_args",
     multiple=True,
     help="One more argument for the engine's server.",
 )
 @click.option(
     "--engine-prompts",
     "--vllm-prompts",
-    "engine_prompts",
     type=int,
     help="How many prompts are served. Default: all.",
 )
 @click.option(
     "--engine-k",
     "--vllm-k",
-    "engine_k",
     type=int,
-    help="The k that is served. Default: the nearest of -k to 4.",
+    help="The number of speculative tokens that is served. Default: that of -k nearest to 4.",
 )
 @click.option(
     "--engine-loads",
     "--vllm-loads",
-    "engine_loads",
     type=int,
     help="How often the server of each arm is started. Default: 2.",
 )

@@ -19,7 +19,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 
 @click.command(
     cls=Command,
-    short_help="Many drafts and recipes: apply, evaluate, compare.",
+    short_help="Apply and evaluate many drafts and recipes, and compare them.",
     example="quantdraft sweep --draft D --recipes ladder --target T --traffic traffic.jsonl",
     stopped="Finished cells are kept in the output: the same command goes on with the next.",
 )
@@ -31,7 +31,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     required=True,
     help="The recipes: fp8,int8,int4; `ladder` stands for these.",
 )
-@options.TRAFFIC
+@options.traffic(required=True)
 @options.target(options.NO_TARGET)
 @options.CALIBRATION
 @click.option(
@@ -98,8 +98,8 @@ def sweep(
 
     What is finished is kept by the content of its inputs: the same command goes on where it
     stopped, and a longer list of recipes computes only what is new. Recipes that cannot be applied
-    here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; time
-    steps there only with a whole node for a job (the default).
+    here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; step
+    times count only where each job has a whole node, which is the default.
     """
     with show_progress("sweep"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
