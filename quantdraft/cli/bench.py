@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import (
     ModelName,
     Name,
@@ -119,7 +119,5 @@ def bench(
         )
         measured = run_bench(settings)
         output = settings.directory(measured.name)
-    if as_json:
-        print_record(output / "bench.json")
-    else:
-        print_lines([render_bench(measured), f"Record: {output / 'bench.json'}"])
+    record = output / "bench.json"
+    print_recorded(record, [render_bench(measured), f"Record: {record}"], as_json)

@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH
 from quantdraft.common.progress import show_progress
 
@@ -29,7 +29,5 @@ def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) ->
         from quantdraft.workflows.compare import compare as compare_runs
 
         compared = compare_runs(list(runs), output, force=force)
-    if as_json:
-        print_record(output / COMPARISON_FILE)
-    else:
-        print_lines([render_comparison(compared), f"Report: {output / 'report.html'}"])
+    lines = [render_comparison(compared), f"Report: {output / 'report.html'}"]
+    print_recorded(output / COMPARISON_FILE, lines, as_json)

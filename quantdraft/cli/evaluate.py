@@ -9,7 +9,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -211,7 +211,5 @@ def evaluate(
             force=force,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
-    if as_json:
-        print_record(run_dir / RECORD_FILE)
-    else:
-        print_lines([render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"])
+    lines = [render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"]
+    print_recorded(run_dir / RECORD_FILE, lines, as_json)

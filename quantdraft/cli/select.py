@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record, tell_aside
+from quantdraft.cli.printing import print_recorded, tell_aside
 from quantdraft.cli.values import A_PATH, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -113,7 +113,5 @@ def select(
             force=force,
         )
         selection = select_draft(settings, tell_aside)
-    if as_json:
-        print_record(settings.output / "selection.json")
-    else:
-        print_lines([selection_text(selection), f"Report: {settings.output / 'report.html'}"])
+    lines = [selection_text(selection), f"Report: {output / 'report.html'}"]
+    print_recorded(output / "selection.json", lines, as_json)

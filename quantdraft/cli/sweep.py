@@ -10,7 +10,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_record, tell, tell_aside
+from quantdraft.cli.printing import print_recorded, tell, tell_aside
 from quantdraft.cli.values import Name, Positive, parse_ks, parse_names, recipe_and_sweep_names
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -135,7 +135,6 @@ def sweep(
             force=force,
         )
         result = run_sweep(settings, tell_aside if as_json else tell)
-    if as_json:
-        print_record(settings.output / SWEEP_FILE)
+    print_recorded(output / SWEEP_FILE, [], as_json)
     if len(result.failed) == len(result.cells):
         sys.exit(1)
