@@ -117,7 +117,7 @@ def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
             "made it again."
         )
     try:
-        record: Record = _adapter(kind).validate_python(plain)
+        record: Record = _adapter(kind).validate_python(plain)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

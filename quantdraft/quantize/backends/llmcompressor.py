@@ -94,7 +94,7 @@ def _quantize_in_memory(job: QuantizationJob) -> None:
     job.progress("loading the draft")
     model = load_model(job.source.path, pick_dtype("auto", device), device)
     job.start_calibration()
-    batches = DataLoader(job.batches(), batch_size=None, shuffle=False)  # type: ignore[arg-type]
+    batches: Any = DataLoader(job.batches(), batch_size=None, shuffle=False)  # type: ignore[arg-type]
     data = {"dataset": batches, "pipeline": "sequential"} if job.samples else {}
     with _disable_pinning(), _show_progress(job):
         try:

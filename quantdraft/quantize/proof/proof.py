@@ -206,7 +206,9 @@ def _require_scales(
             is_scale = scale >= 0 if may_be_zero else scale > 0
             wrong = scale[~(is_scale & scale.isfinite())]
             if len(wrong):
-                raise CheckpointError(f"{name!r} holds {wrong[0]:g}, and a scale is above 0.")
+                raise CheckpointError(
+                    f"{name!r} holds {wrong[0]:g}, which is no scale: a scale is above 0."
+                )
 
 
 def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
