@@ -20,7 +20,9 @@ from quantdraft.common.progress import show_progress
     stopped="What is finished is kept in the output: the same command goes on from there.",
 )
 @options.output("The directory of everything that is made.", "demo-run")
-@options.recipes("names", "A recipe to apply and evaluate. Default: a choice of bundled ones.")
+@options.several_recipes(
+    "names", "A recipe to apply and evaluate. Default: a choice of bundled ones."
+)
 @click.option(
     "--num-prompts",
     type=AT_LEAST_1,

@@ -52,7 +52,7 @@ def drafts(help_text: str) -> Decorator[Any]:
     )
 
 
-def recipes(name: str, help_text: str) -> Decorator[Any]:
+def several_recipes(name: str, help_text: str) -> Decorator[Any]:
     """Return --recipe, which may be given several times. name: of the parameter."""
     kind = RecipeName("recipe", recipe_names, is_open=True)
     return click.option("--recipe", "-r", name, type=kind, multiple=True, help=help_text)

@@ -25,7 +25,7 @@ from quantdraft.record.choices import DtypeChoice
 )
 @options.target(required=True)
 @options.drafts("A full-precision draft: a directory or Hub id. Give the option once for each.")
-@options.recipes(
+@options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
 @options.traffic(required=True)
