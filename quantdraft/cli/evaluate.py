@@ -27,7 +27,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.argument("candidate", type=ModelName())
 @options.target(options.NO_TARGET)
 @options.BASELINE
-@options.traffic()
+@options.traffic_file()
 @click.option(
     "--prompts",
     type=A_PATH,

@@ -154,7 +154,7 @@ def seed(help_text: str) -> Decorator[Any]:
     return click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, help=help_text)
 
 
-def traffic(*, required: bool = False) -> Decorator[Any]:
+def traffic_file(*, required: bool = False) -> Decorator[Any]:
     """Return --traffic."""
     return click.option(
         "--traffic",

@@ -28,7 +28,7 @@ from quantdraft.record.choices import DtypeChoice
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
-@options.traffic(required=True)
+@options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
 @options.ACCEPTANCE_RULE

@@ -31,7 +31,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     required=True,
     help="The recipes: fp8,int8,int4; `ladder` stands for these.",
 )
-@options.traffic(required=True)
+@options.traffic_file(required=True)
 @options.target(options.NO_TARGET)
 @options.CALIBRATION
 @click.option(
