@@ -176,7 +176,7 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
 
 def _formats(draft: Draft) -> Iterator[Finding]:
     name, on_cpu = draft.format, LOADS_ON_CPU.of_checkpoint(draft.quantization)
-    if on_cpu.level == "no":
+    if on_cpu.level == "no" and len(draft.groups) < 2:  # several are refused
         yield Finding("warn", f"{name} in vLLM, not on a CPU: {on_cpu.note}.")
     if name in GPU_NEEDS:
         yield Finding("warn", f"{name} in vLLM, GPU: {GPU_NEEDS[name]}.")
