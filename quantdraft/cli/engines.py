@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,7 +18,7 @@ from quantdraft.common.progress import show_progress
     cls=Commands,
     invoke_without_command=True,
     no_args_is_help=False,
-    short_help="Serving engines: what is installed, and install one.",
+    short_help="List the serving engines that are installed, or install one.",
     example="quantdraft engines install vllm",
 )
 @options.json_output()
@@ -77,8 +76,4 @@ def _print_engines(as_json: bool) -> None:
     elif found is None:
         click.echo("vllm  not installed: quantdraft engines install vllm")
     else:
-        click.echo(_line(found))
-
-
-def _line(found: Any) -> str:
-    return f"vllm  {found.version} ({found.device_type})  {found.python}"
+        click.echo(f"vllm  {found.version} ({found.device_type})  {found.python}")
