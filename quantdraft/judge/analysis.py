@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from quantdraft.judge.acceptance import token_acceptance
-from quantdraft.judge.advice import diagnoses, explained
 from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.advice.all import diagnoses, explained
 from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.comparison.served import load_spread
 from quantdraft.judge.comparison.speeds import with_step_speedups

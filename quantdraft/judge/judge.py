@@ -11,30 +11,23 @@ from numpy.typing import NDArray
 
 from quantdraft.judge.acceptance import Replayed, replay_rounds
 from quantdraft.judge.analysis import analyse
-from quantdraft.judge.comparison import (
-    Bootstrap,
-    Spell,
-    best_k,
-    by_context,
-    by_domain,
-    by_position,
-    compare_acceptance,
-    find_disagreements,
-    slice_tokens,
-    speed_point,
-)
+from quantdraft.judge.comparison.disagreements import Spell, find_disagreements
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.judge.comparison.served import served_point, served_speed_undefined
+from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
+from quantdraft.judge.comparison.speeds import best_k, speed_point
 from quantdraft.judge.comparison.times import timed_throughout
 from quantdraft.judge.speedup import project_speed
-from quantdraft.judge.verdict import (
-    Evidence,
-    Policy,
+from quantdraft.judge.statistics.bootstrap import Bootstrap
+from quantdraft.judge.verdict.alarms import (
     control_strays,
-    decide,
     measured_alarms,
     not_quantized,
     served_alarms,
 )
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.record import (
     ARMS,

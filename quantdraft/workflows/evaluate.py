@@ -25,7 +25,7 @@ from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
-from quantdraft.judge.verdict import load_policy
+from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.measure.latency.timing_plan import Review
 from quantdraft.measure.live_check import check_live

@@ -36,7 +36,7 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.common.files import write_json, write_text
 from quantdraft.judge.acceptance import Replayed, replay_rounds
-from quantdraft.judge.comparison import compare_acceptance
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.measure.capture import capture
 from quantdraft.measure.replay import keep_probabilities
 from quantdraft.measure.settings import CaptureSettings

@@ -116,7 +116,7 @@ def replayed(baseline: Path, candidate: Path, work: Path) -> dict[str, Any]:
 
     from quantdraft.checkpoints.tensors.loading import load_model
     from quantdraft.judge.acceptance import replay_rounds
-    from quantdraft.judge.comparison import compare_acceptance
+    from quantdraft.judge.comparison.lengths import compare_acceptance
     from quantdraft.measure.replay import keep_probabilities
     from quantdraft.traffic.traffic import read_traffic
 

@@ -100,7 +100,7 @@ def write_traffic(path: Path, size: int) -> None:
 def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     """Processor seconds of every part, and by how much the peak memory grew."""
     from quantdraft.judge.acceptance import replay_rounds
-    from quantdraft.judge.comparison import compare_acceptance
+    from quantdraft.judge.comparison.lengths import compare_acceptance
     from quantdraft.measure.probabilities import open_file_store
     from quantdraft.measure.replay import keep_probabilities
     from quantdraft.traffic.traffic import read_traffic, token_counts

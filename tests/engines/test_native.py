@@ -20,7 +20,7 @@ from quantdraft.engines.native import model as native
 from quantdraft.engines.native.model import largest_packing, load_native, promised_bytes
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import RandomWeights, stored_weights
-from quantdraft.judge.verdict import not_quantized
+from quantdraft.judge.verdict.alarms import not_quantized
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 

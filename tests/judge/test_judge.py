@@ -12,7 +12,7 @@ import pytest
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.statistics.bootstrap import Bootstrap
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import ArmLatency, Latency, StepSamples
 from quantdraft.traffic.responses import Response

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import quantdraft
-from quantdraft.judge.advice import diagnoses
-from quantdraft.judge.verdict import Policy, policy_of
+from quantdraft.judge.advice.all import diagnoses
+from quantdraft.judge.verdict.policy import Policy, policy_of
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation

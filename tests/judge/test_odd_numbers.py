@@ -18,8 +18,10 @@ import torch
 from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer
 from quantdraft.errors import TrafficError, UndefinedMetricError
 from quantdraft.judge.acceptance import replay_rounds
-from quantdraft.judge.comparison import compare_acceptance, speed_point
-from quantdraft.judge.verdict import Evidence, decide
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
 from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
 from quantdraft.measure.filters import usable, without_repeats

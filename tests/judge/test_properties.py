@@ -16,9 +16,12 @@ from quantdraft.judge.acceptance import (
     closed_form_length,
     replay_rounds,
 )
-from quantdraft.judge.comparison import Bootstrap, compare_acceptance, speed_point
-from quantdraft.judge.verdict import Evidence, decide
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.alarms import CONTROL_STRAYS, Alarm
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
 from quantdraft.record import Interval
 from tests.judge.test_comparison import latency_of
 from tests.judge.test_verdict import comparison, evidence
