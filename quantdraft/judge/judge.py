@@ -50,7 +50,8 @@ from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.record.terms import compact, nearest_to_usual
 from quantdraft.traffic.traffic import Traffic, token_counts
 
-Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
+# "baseline", "candidate": of each prompt (num_response_tokens,).
+AcceptanceProbabilities = Mapping[str, Sequence[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Measurements:
     created: str
     rule: AcceptanceRule
     ks: tuple[int, ...]
-    keeps: Keeps  # "baseline", "candidate": per prompt (num_response_tokens,)
+    probabilities: AcceptanceProbabilities
     traffic: Traffic
     latency: Latency
     live: tuple[LiveCheck, ...]
@@ -106,7 +107,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
 def _replay(measured: Measurements) -> dict[Arm, Replayed]:
     """Return the rounds of every prompt at every k, by arm."""
     ids = [response.prompt_id for response in measured.traffic.responses]
-    return {arm: replay_rounds(ids, measured.keeps[arm], measured.ks) for arm in ARMS}
+    return {arm: replay_rounds(ids, measured.probabilities[arm], measured.ks) for arm in ARMS}
 
 
 def _speeds(
@@ -197,7 +198,7 @@ def _disagreements(
     """Return the prompts to read; none where the text of the tokens is not known."""
     if measured.spell is None:
         return ()
-    return find_disagreements(measured.traffic, measured.keeps, replayed, k, measured.spell)
+    return find_disagreements(measured.traffic, measured.probabilities, replayed, k, measured.spell)
 
 
 def _point(
@@ -225,8 +226,7 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
         by_context(token_counts(responses).prompt.tolist()),
         by_domain([response.domain for response in responses]),
     )
-    keeps = measured.keeps
-    return slice_tokens(keeps["baseline"], keeps["candidate"], k, cuts, bootstrap)
+    return slice_tokens(*(measured.probabilities[arm] for arm in ARMS), k, cuts, bootstrap)
 
 
 def _alarms(

@@ -1,4 +1,4 @@
-"""Stores of keep probabilities: in memory, or in a file with which a killed replay goes on.
+"""Stores of acceptance probabilities: in memory, or in a file with which a killed replay goes on.
 
 The file is a flat array of float64, all responses one after another, NaN where nothing was computed
 yet. It costs the disk 8 bytes a token and memory nothing.

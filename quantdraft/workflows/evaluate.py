@@ -101,7 +101,7 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rule=rule,
         ks=settings.ks,
-        keeps=probabilities,
+        probabilities=probabilities,
         traffic=traffic,
         latency=latency,
         grid=tuple(grid),

@@ -44,7 +44,7 @@ def replayed(keeps: list[list[float]], names: list[str] | None = None) -> Replay
 
 
 def candidate_of(keeps: list[list[float]], drawn: st.DataObject) -> list[list[float]]:
-    """Another draft's keep probabilities on the same tokens."""
+    """Another draft's acceptance probabilities on the same tokens."""
     return [drawn.draw(st.lists(probabilities, min_size=len(k), max_size=len(k))) for k in keeps]
 
 

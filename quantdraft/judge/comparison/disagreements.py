@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.record import Arm, Disagreement
+from quantdraft.record import ARMS, Arm, Disagreement
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Traffic
 
@@ -23,20 +23,20 @@ NUM_PROMPT_TOKENS = 64  # of the end of a prompt
 
 def find_disagreements(
     traffic: Traffic,
-    keeps: Mapping[str, Sequence[Floats]],
+    probabilities: Mapping[str, Sequence[Floats]],
     replayed: Mapping[Arm, Replayed],
     k: int,
     spell: Spell,
 ) -> tuple[Disagreement, ...]:
     """Return the prompts that cost the candidate most rounds beyond the baseline's, most first.
 
-    keeps: "baseline" and "candidate", per prompt (num_response_tokens,)
+    probabilities: "baseline" and "candidate", per prompt (num_response_tokens,)
     """
-    baseline, candidate = replayed["baseline"], replayed["candidate"]
-    lost = candidate.num_drafts[candidate.row(k)] - baseline.num_drafts[baseline.row(k)]
+    before, after = (replayed[arm].num_drafts[replayed[arm].row(k)] for arm in ARMS)
+    lost = after - before
     worst = [int(at) for at in np.argsort(-lost, kind="stable")[:NUM_PROMPTS] if lost[at] > 0]
     return tuple(
-        _disagreement(traffic.responses[at], keeps["baseline"][at], keeps["candidate"][at], spell)
+        _disagreement(traffic.responses[at], *(probabilities[arm][at] for arm in ARMS), spell)
         for at in worst
     )
 
