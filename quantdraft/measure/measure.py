@@ -78,14 +78,5 @@ def measure_served(subject: Subject, settings: EvaluateSettings) -> Served | Non
         "given": [*serving.spec, *serving.args],
         "num_loads": serving.num_loads,
     }
-    run = Serve(
-        settings,
-        subject.models,
-        some,
-        subject.rule,
-        subject.device,
-        subject.dtype,
-        subject.run_dir,
-        k,
-    )
+    run = Serve(replace(subject, traffic=some), settings, k)
     return stage(subject.run_dir, "served", inputs, Served, lambda: serve(run))

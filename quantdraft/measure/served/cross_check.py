@@ -81,21 +81,20 @@ def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
 def _texts(run: Serve, served: Served, answers: Sequence[ArmAnswer]) -> Texts:
     """Return what each text is against the traffic's; the target is loaded once."""
     asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
-    if not run.sampling.is_greedy:
+    if not run.subject.sampling.is_greedy:
         return dict.fromkeys(asked, "sampled")
-    on = replay_dtype(run.dtype, served.dtype)
-    target = load_model(run.target.path, on, run.device) if answers else None
+    on = replay_dtype(run.subject.dtype, served.dtype)
+    target = load_model(run.target.path, on, run.subject.device) if answers else None
     stored = float_type(run.target.config)
-    dtype = coarsest(_compared_in(run, served), run.traffic.dtype or stored)
-    return {
-        (prompt, ids): _text(target, run.traffic, run.traffic.responses[prompt], ids, dtype)
-        for prompt, ids in asked
-    }
+    traffic = run.subject.traffic
+    dtype = coarsest(_compared_in(run, served), traffic.dtype or stored)
+    return {(prompt, ids): _text(target, traffic, prompt, ids, dtype) for prompt, ids in asked}
 
 
 def _text(
-    target: Any, traffic: Traffic, response: Response, found: tuple[int, ...], dtype: str
+    target: Any, traffic: Traffic, prompt: int, found: tuple[int, ...], dtype: str
 ) -> TextStatus:
+    response = traffic.responses[prompt]
     wanted = response.response_token_ids
 
     def logits_before(at: int) -> Tensor:
@@ -112,7 +111,7 @@ def _compared_in(run: Serve, served: Served) -> str:
     """
     if served.dtype in DTYPES:
         return served.dtype
-    return "bfloat16" if run.settings.models.dtype == "auto" else type_name(run.dtype)
+    return "bfloat16" if run.settings.models.dtype == "auto" else type_name(run.subject.dtype)
 
 
 def _arm(
@@ -155,17 +154,17 @@ def _replay_texts(
     """Return the rounds of each answer's text under the draft; equal texts are replayed once."""
     texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
     responses = tuple(_round_text(run, prompt, ids) for prompt, ids in texts)
-    k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)
+    k, on = run.num_speculative_tokens, replay_dtype(run.subject.dtype, served.dtype)
     if served.is_expectation:
-        target = load_model(run.target.path, on, run.device)
-        responses = with_logprobs(target, responses, run.sampling)
+        target = load_model(run.target.path, on, run.subject.device)
+        responses = with_logprobs(target, responses, run.subject.sampling)
         del target
         gc.collect()
     draft_type = run.measured.replay_type(checkpoint, type_name(on))
-    draft = load_model(checkpoint.path, DTYPES[draft_type], run.device)
+    draft = load_model(checkpoint.path, DTYPES[draft_type], run.subject.device)
     is_exact = _compared_in(run, served) == "float32" and step == 0
     if is_exact or served.is_expectation:
-        found = rounds_replayed(draft, responses, run.rule, run.sampling, k)
+        found = rounds_replayed(draft, responses, run.subject.rule, run.subject.sampling, k)
         rounds = [Rounds(number) for number in found]
     else:
         bounds = bounded_rounds(draft, responses, k, _compared_in(run, served), step)
@@ -176,7 +175,7 @@ def _replay_texts(
 
 def _round_text(run: Serve, prompt: int, ids: tuple[int, ...]) -> Response:
     """Return an answer as a response, without the tokens that come from no round."""
-    asked = run.traffic.responses[prompt]
+    asked = run.subject.traffic.responses[prompt]
     is_cut = len(ids) >= len(asked.response_token_ids)
     num_tokens = run.measured.num_round_tokens(len(ids), is_cut)
     return replace(asked, response_token_ids=ids[:num_tokens], logprobs=None)
@@ -185,7 +184,7 @@ def _round_text(run: Serve, prompt: int, ids: tuple[int, ...]) -> Response:
 def _record(run: Serve, answer: ArmAnswer, status: TextStatus, rounds: Rounds) -> ServedRequest:
     completion, counters = answer.completion, answer.counters
     return ServedRequest(
-        prompt_id=run.traffic.responses[answer.prompt].prompt_id,
+        prompt_id=run.subject.traffic.responses[answer.prompt].prompt_id,
         num_tokens=len(completion.token_ids),
         num_first_tokens=completion.num_first_tokens,
         seconds=completion.seconds,
