@@ -56,8 +56,7 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             finding=f"k = {k} is best",
             seen=(
                 f"α = {estimated(alpha, 'rate')} at k = {acceptance.num_speculative_tokens}, "
-                "and the "
-                "candidate's speed was not measured"
+                "and the candidate's speed was not measured"
             ),
             limit=f"a rule of thumb for this α is k = {k}",
             source=PRACTITIONERS,
