@@ -226,7 +226,8 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
         by_context(token_counts(responses).prompt.tolist()),
         by_domain([response.domain for response in responses]),
     )
-    return slice_tokens(*(measured.probabilities[arm] for arm in ARMS), k, cuts, bootstrap)
+    baseline, candidate = (measured.probabilities[arm] for arm in ARMS)
+    return slice_tokens(baseline, candidate, k, cuts, bootstrap)
 
 
 def _alarms(

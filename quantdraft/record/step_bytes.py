@@ -31,7 +31,14 @@ class Ledger:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights a step reads, whatever the context."""
-        return sum(asdict(self).values()) - self.kv_bytes_per_context_token
+        return (
+            self.attention_bytes
+            + self.mlp_bytes
+            + self.head_bytes
+            + self.embedding_row_bytes
+            + self.norms_bytes
+            + self.other_bytes
+        )
 
     def step_bytes(self, context_length: int = 0) -> int:
         """Return the bytes of one step with `context_length` tokens in the cache."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer
+from quantdraft.common.progress import show_progress
 from quantdraft.errors import TrafficError, UndefinedMetricError
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.judge.comparison.lengths import compare_acceptance
@@ -123,7 +124,8 @@ def test_one_prompt_gives_no_interval_and_the_verdict_says_how_many_are_needed()
 def test_identical_responses_count_once(capsys):
     traffic = counting_up(3)
     copies = Traffic(traffic.responses * 4, Sampling())
-    assert without_repeats(copies).responses == traffic.responses
+    with show_progress():
+        assert without_repeats(copies).responses == traffic.responses
     assert "left out: 9 responses that repeat another" in capsys.readouterr().err
     assert without_repeats(traffic) is traffic
 
@@ -142,7 +144,8 @@ def with_positions(number: int | None, **more: object) -> SimpleNamespace:
 def test_responses_beyond_the_models_positions_are_left_out_and_said(capsys):
     traffic = counting_up(4)  # with their prompts 8, 9, 10 and 11 tokens
     short = SimpleNamespace(candidate=with_positions(9), target=with_positions(64))
-    assert usable(traffic, short).responses == traffic.responses[:2]
+    with show_progress():
+        assert usable(traffic, short).responses == traffic.responses[:2]
     said = "left out: 2 responses longer, with their prompts, than the 9 positions of 'draft'"
     assert said in capsys.readouterr().err
     with pytest.raises(TrafficError, match="all responses are longer"):

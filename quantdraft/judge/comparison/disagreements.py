@@ -36,13 +36,13 @@ def find_disagreements(
     lost = after - before
     worst = [int(at) for at in np.argsort(-lost, kind="stable")[:NUM_PROMPTS] if lost[at] > 0]
     return tuple(
-        _disagreement(traffic.responses[at], *(probabilities[arm][at] for arm in ARMS), spell)
+        _disagreement(traffic.responses[at], {arm: probabilities[arm][at] for arm in ARMS}, spell)
         for at in worst
     )
 
 
 def _disagreement(
-    response: Response, baseline: Floats, candidate: Floats, spell: Spell
+    response: Response, probabilities: Mapping[Arm, Floats], spell: Spell
 ) -> Disagreement:
     ids = response.response_token_ids
     return Disagreement(
@@ -50,7 +50,7 @@ def _disagreement(
         domain=response.domain,
         prompt_end="".join(spell(response.prompt_token_ids[-NUM_PROMPT_TOKENS:])),
         tokens=tuple(spell(ids[:NUM_TOKENS])),
-        baseline_keep=tuple(baseline[:NUM_TOKENS].tolist()),
-        candidate_keep=tuple(candidate[:NUM_TOKENS].tolist()),
+        baseline_keep=tuple(probabilities["baseline"][:NUM_TOKENS].tolist()),
+        candidate_keep=tuple(probabilities["candidate"][:NUM_TOKENS].tolist()),
         num_tokens_left_out=max(0, len(ids) - NUM_TOKENS),
     )
