@@ -37,8 +37,6 @@ from quantdraft.engines.kernels.few_rows import (
 )
 from quantdraft.errors import NoKernelError
 
-__all__ = ["KERNELS", "NoKernelError", "kernels_for"]
-
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is, and
 # keeps the first where trials do not tell them apart: ours are part of a fused pass.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
