@@ -24,7 +24,7 @@ from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
-from quantdraft.judge.verdict import load_policy
+from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.measure.latency.timing_plan import Review
 from quantdraft.measure.live_check import check_live
@@ -101,7 +101,7 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rule=rule,
         ks=settings.ks,
-        keeps=probabilities,
+        probabilities=probabilities,
         traffic=traffic,
         latency=latency,
         grid=tuple(grid),

@@ -386,7 +386,7 @@ def test_llamacpps_counters_are_replays(llamacpp, tmp_path):
 
     from quantdraft.checkpoints.reference import pair_dir
     from quantdraft.engines.llamacpp.trial import answers
-    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import Response, Traffic
 
     draft = converted(pair_dir() / "draft", "f32", "draft", llamacpp, tmp_path)
@@ -402,7 +402,7 @@ def test_llamacpps_counters_are_replays(llamacpp, tmp_path):
         Response(str(i), r.prompt_token_ids, a.completion.token_ids)
         for i, (r, a) in enumerate(zip(requests, found, strict=True))
     ]
-    keeps = keep_probabilities(model, Traffic(tuple(texts), Sampling()), "greedy")
+    keeps = acceptance_probabilities(model, Traffic(tuple(texts), Sampling()), "greedy")
     predicted = [predicted_counts([bool(each) for each in keep], 4) for keep in keeps]
     counters = [each.counters for each in found]
     counted = [Counts(c.num_drafts, c.num_draft_tokens, c.num_accepted_tokens) for c in counters]

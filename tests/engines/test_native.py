@@ -22,7 +22,7 @@ from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import RandomWeights, stored_weights
 from quantdraft.errors import NoKernelError
-from quantdraft.judge.verdict import not_quantized
+from quantdraft.judge.verdict.alarms import not_quantized
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 
