@@ -93,8 +93,9 @@ def select(
             TimingSettings,
             TrafficSettings,
         )
-        from quantdraft.workflows.select import SelectSettings, selection_text
-        from quantdraft.workflows.select import select as select_draft
+        from quantdraft.workflows.select.select import SelectSettings
+        from quantdraft.workflows.select.select import select as select_draft
+        from quantdraft.workflows.select.view import selection_text
 
         settings = SelectSettings(
             target=target,

@@ -41,7 +41,7 @@ from quantdraft.workflows.export.evidence import (
 )
 from quantdraft.workflows.export.gguf_check import ServerTrial, try_server
 from quantdraft.workflows.export.heads import head_engine
-from quantdraft.workflows.export.padding import Padding, pad, plan_padding
+from quantdraft.workflows.export.padding import Padding, pad, padded_config, plan_padding
 from quantdraft.workflows.export.target import Target, read_target
 
 LLAMACPP = "llamacpp"
@@ -222,19 +222,13 @@ def _engine_warnings(job: _Job) -> tuple[str, ...]:
     """Return the engine's warnings. Raises CheckpointError for what it refuses."""
     config = job.checkpoint.config
     if job.padding is not None:
-        config = _padded(config, job.padding.after)
+        config = padded_config(config, job.padding.after)
     draft = Draft(job.output, config, job.target.config)
     findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
         raise CheckpointError(f"{job.engine.name} cannot serve this draft: {'; '.join(refusals)}")
     return tuple(finding.message for finding in findings)
-
-
-def _padded(config: dict[str, object], rows: int) -> dict[str, object]:
-    text = config.get("text_config")
-    inner = {"text_config": {**text, "vocab_size": rows}} if isinstance(text, dict) else {}
-    return {**config, "vocab_size": rows, **inner}
 
 
 def _change_notes(job: _Job) -> Iterator[str]:

@@ -54,7 +54,9 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
     _check(settings)
     with sole_writer(settings.output, is_inside=True):
         names = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
-        claim_output(settings, names, "this sweep")  # who computes the grid is no part of it
+        # Who computes the grid is no part of it.
+        wanted = {name: str(getattr(settings, name)) for name in names}
+        claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
 
