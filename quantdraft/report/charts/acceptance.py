@@ -54,8 +54,8 @@ class PartLoss:
 
     part: str
     loss: Interval
-    baseline: float  # kept
-    candidate: float
+    baseline: float | None  # kept
+    candidate: float | None
 
 
 def loss_chart(name: str, title: str, description: str, parts: Sequence[PartLoss]) -> Chart:

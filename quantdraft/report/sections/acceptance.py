@@ -1,4 +1,4 @@
-"""Acceptance: by position in the round and by part of the traffic."""
+"""Acceptance by position in the round and by part of the traffic, and what was lost in each."""
 
 from __future__ import annotations
 
@@ -165,8 +165,6 @@ def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Cha
         )
         for part in slices
         if part.conditional_acceptance_loss is not None
-        and part.baseline_conditional_acceptance is not None
-        and part.candidate_conditional_acceptance is not None
     ]
     described = (
         f"Kept of the tokens asked for at k = {k}, baseline minus candidate, 95 % intervals."

@@ -1,4 +1,4 @@
-"""What was timed and with which kernels, held against the machine's own limits."""
+"""Latency: what was timed, with which kernels, beside the limits of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of speculation before any model is run: closed forms, and the byte model.
+"""Predictions of speculation before any model is run: closed forms, and the byte model.
 
-Everything here is a prediction, and says so. Nothing of it enters a verdict.
+Everything here is labelled as a prediction. None of it enters a verdict.
 """

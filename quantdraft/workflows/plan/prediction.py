@@ -1,4 +1,4 @@
-"""The byte model: what a pair that is not here would gain if memory were the only limit.
+"""The byte model: what a pair would gain if memory were the only limit.
 
 A draft step takes its bytes over the bandwidth, a step of the target its own, and verifying k + 1
 tokens costs one step of the target. Acceptance is taken to be the same under every recipe. No

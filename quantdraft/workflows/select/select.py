@@ -58,7 +58,7 @@ class SelectSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Pairing:
-    """The drafts that fit the target, opened, and why the others do not; by what the user said."""
+    """The drafts that fit the target, and why others do not, by the names that the user gave."""
 
     target: Checkpoint
     fitting: dict[str, Checkpoint]
@@ -105,7 +105,7 @@ def _check(settings: SelectSettings) -> None:
 
 
 def _pair(settings: SelectSettings) -> _Pairing:
-    """Open the drafts that speak the target's tokens; one that cannot be read is an error."""
+    """Open the drafts whose tokens are the target's; one that cannot be read is an error."""
     target_path = resolve_model(settings.target)
     fitting: dict[str, Checkpoint] = {}
     refused: dict[str, str] = {}

@@ -100,7 +100,7 @@ def answer(selection: Selection) -> str:
 
 
 def _passed_over(row: Ranked, selection: Selection) -> str:
-    """Say why a row that measured faster is not taken."""
+    """Return why a row that measured faster is not taken."""
     why = f"its verdict is {row.decision}"
     if row.alarms:
         why = f"it raised the alarm {', '.join(row.alarms)}"
@@ -139,7 +139,7 @@ def _ranking_row(row: Ranked, selection: Selection) -> dict[str, str]:
 
 
 def _reasons(selection: Selection) -> Iterator[str]:
-    """Say of every row after the first what it loses in tokens and in time, and how it differs."""
+    """Yield what every row after the first loses in tokens and in time, and how it differs."""
     best = selection.rows[0]
     if len(selection.rows) == 1:
         yield "There is nothing to compare it with."
@@ -154,7 +154,7 @@ def _reasons(selection: Selection) -> Iterator[str]:
 
 
 def _gap(row: Ranked, selection: Selection) -> str:
-    """Compare both rates at the common k: at each one's own k they would not compare."""
+    """Return the difference of the acceptance rates at the common k, in words."""
     gap = row.acceptance_gap.value if row.acceptance_gap else 0.0
     side = compared(gap, 0.0, "higher", "lower", "")
     size = f"{change_points(abs(gap)).lstrip('+')} {side}" if side else "the same"
@@ -168,7 +168,7 @@ def _cost(row: Ranked) -> str:
 
 
 def _difference(row: Ranked, best: Ranked) -> str:
-    """List the traits that differ, where the drafts do."""
+    """Return the traits that differ, where the drafts do."""
     if row.draft == best.draft:
         return "the same draft"
     found = row.traits.differences(best.traits)
@@ -239,7 +239,7 @@ def _traits_row(row: Ranked, selection: Selection) -> dict[str, str]:
 
 
 def _warnings(selection: Selection) -> tuple[Block, ...]:
-    """List what does not fit well between a draft and the target."""
+    """Return what does not fit well between a draft and the target."""
     lines = [
         f"{selection.short_name(draft)}: {line}"
         for draft, found in selection.warnings.items()

@@ -1,8 +1,8 @@
-"""Run jobs on a Ray cluster, on every node's processors and GPUs; those of lost workers again.
+"""Run jobs on a Ray cluster, on the processors and GPUs of every node.
 
-Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
-come back as results. With one, jobs read and write where the one who asks does: so they do in a
-cluster of this machine alone.
+A job whose worker was lost is run again. Without a shared disk, inputs are put into Ray's object
+store once and unpacked once a node, and outputs come back as results. With a shared disk, and in a
+cluster of this machine alone, jobs read and write the sweep's own paths.
 """
 
 from __future__ import annotations

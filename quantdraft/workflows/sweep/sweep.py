@@ -146,7 +146,7 @@ def _resources(settings: SweepSettings) -> Resources:
 
 
 def _summarize(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
-    """Say what was not computed, and why."""
+    """Yield a line for each job that was not computed, with the reason."""
     num_kept = sum(outcome.was_done for outcome in outcomes.values())
     if num_kept:
         yield f"{num_kept} of {len(jobs)} jobs were done before."
