@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from quantdraft import report
 from quantdraft.cli import main
 from quantdraft.measure import capture as capturing
 from quantdraft.quantize import apply as quantization
 from quantdraft.traffic.traffic import read_traffic
 from quantdraft.workflows import bench as benching
+from quantdraft.workflows import compare as comparison
 from quantdraft.workflows import demo
 from quantdraft.workflows import evaluate as evaluation
 from quantdraft.workflows.export import export
@@ -35,7 +35,7 @@ COMMANDS = [
     (selection, "select", ("select", "-t", "T", "-d", "D", "--traffic", "F"), GOES_ON),
     (export, "export", ("export", "D", "-e", "vllm", "-t", "T", "-o", "O"), NOTHING),
     (demo, "demo", ("demo",), GOES_ON),
-    (report, "compare", ("compare", "R"), NOTHING),
+    (comparison, "compare", ("compare", "R"), NOTHING),
 ]
 
 
