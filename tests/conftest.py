@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -112,3 +113,10 @@ def write_prompts(path: Path, num_prompts: int) -> None:
             prompt = f"prompt {index}: " + "def f(x): return x\n" * (1 + index % 3)
             domain = "even" if index % 2 == 0 else "odd"
             file.write(json.dumps({"prompt": prompt, "domain": domain}) + "\n")
+
+
+@pytest.fixture
+def notes(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the library notes where no progress is shown."""
+    caplog.set_level(logging.INFO, logger="quantdraft")
+    return caplog

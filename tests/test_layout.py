@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import time
@@ -53,6 +54,24 @@ def test_no_modules_import_each_other():
 
 def test_common_stays_small():
     assert len([module for module in FILES if is_within(module, "common")]) <= 7 + 1
+
+
+def public_names() -> dict[str, list[str]]:
+    """Return where each public class and function at the top of a module is defined."""
+    found: dict[str, list[str]] = {}
+    for module, path in FILES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    return found
+
+
+def test_a_name_stands_for_one_thing():
+    """A command is named as what it calls; back ends and views each have the one function."""
+    for name, modules in public_names().items():
+        once = [module for module in modules if module != f"cli/{name}"]
+        if name not in {"quantize", "render", "main"}:
+            assert len(once) == 1, f"{name}: {modules}"
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -433,7 +433,7 @@ def test_the_environment_is_recorded_without_its_variables(monkeypatch):
 def test_a_password_in_a_url_is_sent_and_never_shown():
     client = VllmClient(f"http://me:s3cret%21@127.0.0.1:{free_port()}/base/")
     assert client.url.startswith("http://127.0.0.1:")
-    assert client._credentials() == {"Authorization": "Basic bWU6czNjcmV0IQ=="}
+    assert client.http._credentials() == {"Authorization": "Basic bWU6czNjcmV0IQ=="}
     with pytest.raises(EngineError) as caught:
         client.version()
     assert "s3cret" not in str(caught.value)

@@ -33,7 +33,7 @@ def offered(*words: str) -> list[str]:
         (("plan", "--target-config", "llama-3.1-8"), ["llama-3.1-8b"]),
         (("plan", "--device", "h2"), ["h200"]),
         (("export", "D", "--engine", "tens"), ["tensorrt-llm"]),
-        (("evaluate", "D", "--engine", ""), ["native", "vllm"]),
+        (("evaluate", "D", "--engine", ""), ["native", "vllm", "llamacpp"]),
         (("evaluate", "D", "--acceptance-rule", "greedy_"), ["greedy_draft"]),
         (("evaluate", "D", "--mode", "e"), ["eager"]),
         (("evaluate", "D", "--dtype", "b"), ["bfloat16"]),

@@ -117,11 +117,11 @@ def test_one_prompt_gives_no_interval_and_the_verdict_says_how_many_are_needed()
     assert verdict.to_settle == "about 5 prompts (now 1)"
 
 
-def test_identical_responses_count_once(capsys):
+def test_identical_responses_count_once(notes):
     traffic = counting_up(3)
     copies = Traffic(traffic.responses * 4, Sampling())
     assert without_repeats(copies).responses == traffic.responses
-    assert "left out: 9 responses that repeat another" in capsys.readouterr().err
+    assert "left out: 9 responses that repeat another" in notes.text
     assert without_repeats(traffic) is traffic
 
 
@@ -136,12 +136,12 @@ def with_positions(number: int | None, **more: object) -> SimpleNamespace:
     return SimpleNamespace(text_config=config, manifest=None, name="draft")
 
 
-def test_responses_beyond_the_models_positions_are_left_out_and_said(capsys):
+def test_responses_beyond_the_models_positions_are_left_out_and_said(notes):
     traffic = counting_up(4)  # with their prompts 8, 9, 10 and 11 tokens
     short = SimpleNamespace(candidate=with_positions(9), target=with_positions(64))
     assert usable(traffic, short).responses == traffic.responses[:2]
     said = "left out: 2 responses longer, with their prompts, than the 9 positions of 'draft'"
-    assert said in capsys.readouterr().err
+    assert said in notes.text
     with pytest.raises(TrafficError, match="all responses are longer"):
         usable(traffic, SimpleNamespace(candidate=with_positions(7), target=None))
 

@@ -296,7 +296,7 @@ def alarms_of(evaluation: Evaluation) -> set[str]:
     return {alarm.code for alarm in evaluation.verdict.alarms}
 
 
-def test_a_log_of_unknown_sampling_is_checked_on_text_of_the_loops_own(of_log, capsys):
+def test_a_log_of_unknown_sampling_is_checked_on_text_of_the_loops_own(of_log, notes):
     evaluation = of_log(0.8)
     assert evaluation.acceptance_rule == "greedy_draft"
     assert evaluation.provenance["traffic"]["sampling"] is None
@@ -305,14 +305,14 @@ def test_a_log_of_unknown_sampling_is_checked_on_text_of_the_loops_own(of_log, c
         assert not live.is_expectation
     assert evaluation.live[0].num_drafts_live == evaluation.live[0].num_drafts_replayed
     assert not alarms_of(evaluation) & {"live_divergent", "replay_disagrees"}
-    assert "does not say how it was sampled" in capsys.readouterr().err
+    assert "does not say how it was sampled" in notes.text
 
 
-def test_a_greedy_log_that_does_not_say_so_is_still_the_targets_text(of_log, capsys):
+def test_a_greedy_log_that_does_not_say_so_is_still_the_targets_text(of_log, notes):
     evaluation = of_log(0.0)
     assert [check.num_identical_texts for check in evaluation.live] == [2, 2]
     assert [check.num_own_texts for check in evaluation.live] == [0, 0]
-    assert "does not say" not in capsys.readouterr().err
+    assert "does not say" not in notes.text
 
 
 def test_the_user_may_say_how_a_log_was_sampled(of_log):

@@ -53,7 +53,7 @@ def scripts_of(tiny_pair: Pair, traffic: Traffic) -> dict[tuple[int, ...], Scrip
 
 def evaluated(
     tiny_pair: Pair, path: Path, run_dir: Path, fakes: dict[str, FakeServer]
-) -> tuple[Evaluation, Path]:
+) -> Evaluation:
     with contextlib.ExitStack() as stack:
         urls = {arm: stack.enter_context(serving(fake)) for arm, fake in fakes.items()}
         return evaluate(
@@ -80,7 +80,8 @@ def test_evaluate_takes_speed_counters_and_text_from_the_servers(tiny_pair, traf
         "candidate": FakeServer(scripts, 0.002),
         "control": FakeServer(scripts, 0.004),
     }
-    evaluation, run_dir = evaluated(tiny_pair, path, tmp_path / "run", fakes)
+    run_dir = tmp_path / "run"
+    evaluation = evaluated(tiny_pair, path, run_dir, fakes)
     assert read_evaluation(run_dir / "evaluation.json") == evaluation
     assert set(evaluation.served.arms) == set(fakes)
     codes = {alarm.code for alarm in evaluation.verdict.alarms}
@@ -112,7 +113,7 @@ def test_an_engine_that_accepts_nothing_raises_the_alarm_and_no_verdict(
         for prompt, script in scripts.items()
     }
     fakes = {"candidate": FakeServer(broken)}
-    evaluation, _ = evaluated(tiny_pair, path, tmp_path / "run", fakes)
+    evaluation = evaluated(tiny_pair, path, tmp_path / "run", fakes)
     assert "engine_disagrees" in {alarm.code for alarm in evaluation.verdict.alarms}
     assert evaluation.verdict.decision == "inconclusive"
     assert evaluation.operating_point.speedup_over_baseline is None
@@ -230,7 +231,7 @@ def test_a_format_that_needs_16_bits_is_served_in_them(own, fake_vllm):
 
 
 @pytest.mark.parametrize("num_loads", [1, 3])
-def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_loads):
+def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, notes, num_loads):
     given = changed(own, path=fake_vllm(), num_loads=num_loads, num_prompts=2)
     evaluation, run_dir = evaluate(given), given.run_dir
     for arm in evaluation.served.arms.values():
@@ -238,7 +239,7 @@ def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_l
             range(num_loads), 4 if num_loads == 1 else 2
         )
     is_said = "started once: what differs from one start to the next is in no interval"
-    assert (is_said in capsys.readouterr().err) == (num_loads == 1)
+    assert (is_said in notes.text) == (num_loads == 1)
     words = "is in no interval" if num_loads == 1 else "Each server was started 3 times"
     assert words in (run_dir / "report.md").read_text()
 
@@ -247,7 +248,7 @@ def test_servers_are_started_as_often_as_asked_for(own, fake_vllm, capsys, num_l
     ("ks", "asked", "k"),
     [((6,), None, 6), ((2, 6), None, 2), ((2, 4, 6), 6, 6), ((1, 2, 4), None, 4)],
 )
-def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, ks, asked, k):
+def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, notes, ks, asked, k):
     given = changed(own, path=fake_vllm(), ks=ks, k=asked, num_prompts=1)
     evaluation = evaluate(given)
     assert evaluation.served.num_speculative_tokens == k
@@ -256,7 +257,7 @@ def test_vllm_serves_the_k_that_is_asked_for(own, fake_vllm, tmp_path, capsys, k
     configs = [json.loads(line.partition(" ")[2]) for line in started if "{" in line]
     assert {config["num_speculative_tokens"] for config in configs} == {k}
     assert len(configs) == 2 * 3  # two loads of three arms with a draft
-    said = capsys.readouterr().err
+    said = notes.text
     assert (f"vLLM serves one k: {k}" in said) == (len(ks) > 1 and asked is None)
 
 

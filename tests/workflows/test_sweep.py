@@ -100,7 +100,7 @@ def test_a_sweep_is_what_apply_and_evaluate_find_one_by_one(settings, tiny_pair,
     assert not result.failed
     apply(load_recipe("int4"), str(tiny_pair.draft), tmp_path / "int4")
     own = evaluate(
-        replace(
+        changed(
             settings.evaluation,
             candidate=str(tmp_path / "int4"),
             baseline=str(tiny_pair.draft),
