@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantdraft.record import GridPoint, Interval
 from quantdraft.record.plane import Plane, ellipse
 from quantdraft.record.wording import metric, times, valued
 from quantdraft.report.blocks import Chart, Table
 from quantdraft.report.charts import style
+
+if TYPE_CHECKING:
+    import altair as alt
 
 LOST = "acceptance lost, points (right: worse)"
 MIN_WORD_WIDTH = 100  # of a cell that has room for "inconclusive"
@@ -20,6 +23,8 @@ REGIONS = {
     "gain below the limit": style.LIGHT["doubt"],
     "no-go": style.LIGHT["bad"],
 }
+
+Domain = tuple[tuple[float, float], tuple[float, float]]  # of x, in points, and of y
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +47,39 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
     low, high = style.near_range(speedups, 1.0, 1.0)
     near = [place for place in places if low <= place.draft_speedup.value <= high]
     far = ", ".join(place.name for place in places if place not in near)
-    domain = _domain(near)
-    regions = _regions(plane, limit, domain)
-    points = [
-        {
-            "name": place.name,
-            "x": 100 * place.loss.value,
-            "y": place.draft_speedup.value,
-            "lost": valued(place.loss, "loss"),
-            "faster": valued(place.draft_speedup, "speedup"),
-        }
-        for place in near
-    ]
-    ellipses = [
-        {"name": place.name, "order": at, "x": 100 * x, "y": y}
-        for place in near
-        for at, (x, y) in enumerate(ellipse(place.loss, place.draft_speedup))
-    ]
-
+    (left, right), (bottom, top) = domain = _domain(near)
     x = alt.X(
         "low:Q",
         title=LOST,
         axis=alt.Axis(tickCount=style.NUM_TICKS, grid=False),
-        scale=alt.Scale(domain=list(domain[0]), nice=False, zero=False),
+        scale=alt.Scale(domain=[left, right], nice=False, zero=False),
     )
     y = alt.Y(
         "y:Q",
         title="draft step, times faster",
-        scale=alt.Scale(domain=list(domain[1]), nice=False, zero=False),
+        scale=alt.Scale(domain=[bottom, top], nice=False, zero=False),
     )
+    ground = _ground(_regions(plane, limit, domain), x, y)
+    drawn = alt.layer(ground, _recipes(near, y)).resolve_scale(color="independent")
+    return Chart(
+        name="break-even",
+        title="Break-even plane",
+        description=(
+            f"The line is where both drafts are equally fast, at k = "
+            f"{plane.num_speculative_tokens} and the baseline's step times; green begins at "
+            f"{times(limit)}. Ellipses hold a recipe with 95 % confidence."
+            + (f" Too far up or down to be drawn, see the numbers: {far}." if far else "")
+        ),
+        spec=style.finish(drawn, height=340, width=style.WIDE),
+        data=_plane_table(places, plane, limit),
+        is_wide=True,
+    )
+
+
+def _ground(regions: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Any:
+    """Return the coloured regions, and the line between gain and loss."""
+    import altair as alt
+
     areas = (
         alt.Chart(style.inline(regions))
         .mark_area(orient="horizontal", clip=True, fillOpacity=0.16, strokeWidth=0)
@@ -86,8 +95,30 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
         .mark_line(clip=True, color=style.LIGHT["ink"], strokeWidth=1.6)
         .encode(x=x, y=y, order="y:Q")
     )
-    recipes = list(dict.fromkeys(place.name for place in near))
-    named = style.coloured("name", style.name_scale(recipes), symbolOpacity=1)
+    return alt.layer(areas, even)
+
+
+def _recipes(places: Sequence[PlanePlace], y: alt.Y) -> Any:
+    """Return a dot and an ellipse for each recipe."""
+    import altair as alt
+
+    points = [
+        {
+            "name": place.name,
+            "x": 100 * place.loss.value,
+            "y": place.draft_speedup.value,
+            "lost": valued(place.loss, "loss"),
+            "faster": valued(place.draft_speedup, "speedup"),
+        }
+        for place in places
+    ]
+    ellipses = [
+        {"name": place.name, "order": at, "x": 100 * x, "y": y}
+        for place in places
+        for at, (x, y) in enumerate(ellipse(place.loss, place.draft_speedup))
+    ]
+    names = list(dict.fromkeys(place.name for place in places))
+    named = style.coloured("name", style.name_scale(names), symbolOpacity=1)
     rings = (
         alt.Chart(style.inline(ellipses))
         .mark_line(clip=True, strokeWidth=1.8, fillOpacity=0)
@@ -105,24 +136,7 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
             ),
         )
     )
-    ground = alt.layer(areas, even)
-    drawn = alt.layer(ground, alt.layer(rings, dots)).resolve_scale(color="independent")
-    return Chart(
-        name="break-even",
-        title="Break-even plane",
-        description=(
-            f"The line is where both drafts are equally fast, at k = "
-            f"{plane.num_speculative_tokens} and the baseline's step times; green begins at "
-            f"{times(limit)}. Ellipses hold a recipe with 95 % confidence."
-            + (f" Too far up or down to be drawn, see the numbers: {far}." if far else "")
-        ),
-        spec=style.finish(drawn, height=340, width=style.WIDE),
-        data=_plane_table(places, plane, limit),
-        is_wide=True,
-    )
-
-
-Domain = tuple[tuple[float, float], tuple[float, float]]
+    return alt.layer(rings, dots)
 
 
 def _domain(places: Sequence[PlanePlace]) -> Domain:

@@ -29,12 +29,12 @@ from quantdraft.engines.llamacpp.gguf import (
 from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
 from quantdraft.judge.verdict import dtype_mismatch
-from quantdraft.record import Evaluation
+from quantdraft.record import Evaluation, read_evaluation
 from quantdraft.report.card import model_card
+from quantdraft.workflows.compare import record_file
 from quantdraft.workflows.export.contents import copy_served
 from quantdraft.workflows.export.evidence import (
     choose_k,
-    read_evidence,
     require_same_weights,
     require_verdict,
     verdict_warnings,
@@ -153,7 +153,7 @@ def _open_job(settings: ExportSettings) -> _Job:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
         engine = head_engine(head, engine)
-    evaluation = read_evidence(settings.run)
+    evaluation = None if settings.run is None else read_evaluation(record_file(settings.run))
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
     output, target = settings.output.absolute(), read_target(settings.target)
