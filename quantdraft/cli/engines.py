@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,7 +17,7 @@ from quantdraft.common.progress import show_progress
     cls=Commands,
     invoke_without_command=True,
     no_args_is_help=False,
-    short_help="Serving engines: what is installed, and install one.",
+    short_help="List the serving engines that are installed, or install one.",
     example="quantdraft engines install vllm",
 )
 @options.json_output()
@@ -76,8 +75,4 @@ def _print_engines(as_json: bool) -> None:
     elif found is None:
         click.echo("vllm  not installed: quantdraft engines install vllm")
     else:
-        click.echo(_line(found))
-
-
-def _line(found: Any) -> str:
-    return f"vllm  {found.version} ({found.device_type})  {found.python}"
+        click.echo(f"vllm  {found.version} ({found.device_type})  {found.python}")

@@ -9,7 +9,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -27,12 +27,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.argument("candidate", type=ModelName())
 @options.target(options.NO_TARGET)
 @options.BASELINE
-@click.option(
-    "--traffic",
-    "traffic_path",
-    type=A_PATH,
-    help="Prompts with the target's responses: a file from `capture`, or a log.",
-)
+@options.traffic_file()
 @click.option(
     "--prompts",
     type=A_PATH,
@@ -74,7 +69,6 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.option(
     "--engine-path",
     "--vllm-python",
-    "engine_path",
     type=A_PATH,
     help="The Python with vLLM (default: that of `engines install`), or llama.cpp's directory.",
 )
@@ -88,35 +82,30 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.option(
     "--engine-spec",
     "--vllm-spec",
-    "engine_spec",
     multiple=True,
     help="KEY=VALUE that is added to vLLM's speculative config.",
 )
 @click.option(
     "--engine-args",
     "--vllm-args",
-    "engine_args",
     multiple=True,
     help="One more argument for the engine's server.",
 )
 @click.option(
     "--engine-prompts",
     "--vllm-prompts",
-    "engine_prompts",
     type=int,
     help="How many prompts are served. Default: all.",
 )
 @click.option(
     "--engine-k",
     "--vllm-k",
-    "engine_k",
     type=int,
-    help="The k that is served. Default: the nearest of -k to 4.",
+    help="The number of speculative tokens that is served. Default: that of -k nearest to 4.",
 )
 @click.option(
     "--engine-loads",
     "--vllm-loads",
-    "engine_loads",
     type=int,
     help="How often the server of each arm is started. Default: 2.",
 )
@@ -222,7 +211,5 @@ def evaluate(
             force=force,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
-    if as_json:
-        print_record(run_dir / RECORD_FILE)
-    else:
-        print_lines([render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"])
+    lines = [render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"]
+    print_recorded(run_dir / RECORD_FILE, lines, as_json)

@@ -18,7 +18,7 @@ ENGINE = Name("engine", serving_names, is_open=True)
 
 @click.command(
     cls=Command,
-    short_help="A directory for an engine, with its launch line.",
+    short_help="Write a directory for an engine, with its launch line.",
     example="quantdraft export D-int4 --engine vllm --target T --run runs/D-int4 -o served",
     stopped="Nothing was written: an output appears whole or not at all.",
 )
@@ -35,14 +35,10 @@ ENGINE = Name("engine", serving_names, is_open=True)
 @click.option(
     "--run", type=A_PATH, help="The run directory of `evaluate`: its figures go into the card."
 )
-@click.option(
-    "-k",
-    "--num-speculative-tokens",
-    "k",
-    type=int,
-    help="Tokens proposed a round, for the launch line. Default: the measured best.",
+@options.speculative_tokens(
+    "Tokens proposed in a round, for the launch line. Default: the measured best."
 )
-@click.option("--output", "-o", required=True, type=A_PATH, help="The directory that is written.")
+@options.output("The directory that is written.", required=True)
 @click.option("--pad-vocab", is_flag=True, help="Pad embedding and head to the target's rows.")
 @click.option(
     "--draft", type=A_PATH, help="llamacpp: the full-precision draft that is converted to GGUF."
@@ -57,7 +53,7 @@ ENGINE = Name("engine", serving_names, is_open=True)
 @click.option(
     "--proof/--no-proof",
     default=True,
-    help="llamacpp: whether its server, where it is built, tries the file.",
+    help="llamacpp: whether its server, where it is built, loads and tries the file.",
 )
 @click.option("--require-go", is_flag=True, help="Refuse a candidate whose verdict is not a go.")
 @options.force()

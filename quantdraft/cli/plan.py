@@ -51,7 +51,7 @@ A_CONFIG = Name("shape", known_shapes, is_open=True)
     "--draft-config",
     "-d",
     type=A_CONFIG,
-    help="The same of the full-precision draft.",
+    help="The full-precision draft's config.json, its directory, or the name of a known shape.",
 )
 @click.option(
     "--device",

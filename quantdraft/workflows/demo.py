@@ -17,6 +17,7 @@ from quantdraft.measure.settings import (
     CaptureSettings,
     EvaluateSettings,
     ModelSettings,
+    SharedSettings,
     TimingSettings,
     TrafficSettings,
 )
@@ -169,8 +170,7 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
             traffic_path=traffic,
             runs=tuple(runs),
             output=output / "selection",
-            evaluation=EvaluateSettings(
-                models=ModelSettings("", target),
+            evaluations=SharedSettings(
                 ks=KS,
                 timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
                 live_prompts=0,

@@ -199,25 +199,15 @@ def _begin_run(run_dir: Path, settings: EvaluateSettings) -> None:
 def _provenance(
     settings: EvaluateSettings, models: Models, traffic: Traffic, device: torch.device
 ) -> dict[str, Any]:
-    given = {
-        "target": settings.models.target,
-        "baseline": settings.models.baseline,
-        "candidate": settings.models.candidate,
-    }
-    identities = {
-        arm: None if checkpoint is None else model_identity(checkpoint, given[arm])
-        for arm, checkpoint in (
-            ("target", models.target),
-            ("baseline", models.baseline),
-            ("candidate", models.candidate),
-        )
-    }
+    asked, target = settings.models, models.target
     source = settings.traffic.traffic_path or settings.traffic.prompts
     return {
         **environment(str(device)),
-        **identities,
+        "target": None if target is None else model_identity(target, asked.target),
+        "baseline": model_identity(models.baseline, asked.baseline),
+        "candidate": model_identity(models.candidate, asked.candidate),
         "command": command_line(sys.argv[1:]),
-        "compute_dtype": str(pick_dtype(settings.models.dtype, device)).removeprefix("torch."),
+        "compute_dtype": str(pick_dtype(asked.dtype, device)).removeprefix("torch."),
         "traffic": {
             "path": str(source),
             "sha256": traffic.sha256,

@@ -15,7 +15,7 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format

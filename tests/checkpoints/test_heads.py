@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("llmcompressor")
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.checkpoints.heads import FAMILIES, draft_head, engine_method
+from quantdraft.checkpoints.heads.families import FAMILIES, engine_method
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
@@ -319,7 +320,8 @@ def test_the_proof_sees_what_was_written_wrongly(
 
 def test_a_quantized_exclusion_is_refused(heads: Callable[[str], Path], tmp_path: Path) -> None:
     """A recipe without the family's exclusions quantizes fc: the proof must not let it pass."""
-    from quantdraft.quantize.backends import BACKENDS, QuantizationJob
+    from quantdraft.quantize.backends import BACKENDS
+    from quantdraft.quantize.backends.job import QuantizationJob
 
     source, recipe = open_checkpoint(heads("eagle3")), load_recipe("int8")
     job = QuantizationJob(recipe, source, tmp_path, "cpu", (), lambda _step: None)

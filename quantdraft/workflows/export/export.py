@@ -15,7 +15,7 @@ from quantdraft.checkpoints.checkpoint import (
     require_own_files,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size

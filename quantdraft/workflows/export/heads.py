@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from quantdraft.checkpoints.heads import DraftHead, engine_method
+from quantdraft.checkpoints.heads.families import engine_method
+from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, float_mix
 from quantdraft.engines.sglang import draft_quantization

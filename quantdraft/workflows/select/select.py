@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_json
@@ -15,7 +15,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError, OptionError, PairingError
 from quantdraft.judge.verdict import load_policy
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
@@ -46,7 +46,7 @@ class SelectSettings:
     drafts: tuple[str, ...]
     traffic_path: Path
     output: Path
-    evaluation: EvaluateSettings  # its candidate, baseline, traffic and output are each run's own
+    evaluations: SharedSettings = field(default_factory=SharedSettings)
     recipes: tuple[str, ...] = ()  # none: the drafts as they are
     calibration: Path | None = None
     runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
@@ -136,12 +136,13 @@ def _measure(
         recipes=settings.recipes or (AS_IS,),
         traffic_path=settings.traffic_path,
         output=settings.output,
-        evaluation=settings.evaluation,
+        target=settings.target,
+        evaluations=settings.evaluations,
         calibration=settings.calibration,
     )
     asked, jobs = grid(sweep)
     cells, jobs = with_known_runs(
-        asked, jobs, settings.runs, settings.evaluation, pairing.target, pairing.fitting
+        asked, jobs, settings.runs, settings.evaluations, pairing.target, pairing.fitting
     )
     for before, cell in zip(asked, cells, strict=True):
         if cell.run_dir != before.run_dir:
@@ -185,11 +186,11 @@ def _conclude(
         common_k=common_k,
         basis=basis,
         basis_reason="" if basis == "measured" else _why_predicted(contenders),
-        rows=rank(contenders, common_k, settings.evaluation.seed),
+        rows=rank(contenders, common_k, settings.evaluations.seed),
         refused=pairing.refused,
         failed=failed | apart,
         warnings={draft: lines for draft, lines in pairing.warnings.items() if lines},
-        min_speedup=load_policy(settings.evaluation.policy).min_speedup_over_autoregressive,
+        min_speedup=load_policy(settings.evaluations.policy).min_speedup_over_autoregressive,
     )
 
 

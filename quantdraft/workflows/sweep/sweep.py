@@ -138,10 +138,10 @@ def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
 
 def _resources(settings: SweepSettings) -> Resources:
     memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
-    own = settings.evaluation
-    timed = not own.timing.no_latency and own.models.target is not None
+    shared = settings.evaluations
+    timed = not shared.timing.no_latency and settings.target is not None
     alone = None if timed else 1.0
-    cpus = settings.cpus or own.models.threads or alone
+    cpus = settings.cpus or shared.threads or alone
     return Resources(cpus, settings.gpus, memory)
 
 
