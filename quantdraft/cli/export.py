@@ -9,11 +9,12 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, print_lines
-from quantdraft.cli.values import A_PATH, Name, serving_names
+from quantdraft.cli.values import A_PATH, Name
 from quantdraft.common.progress import show_progress
+from quantdraft.engines.registry import ENGINES
 
 WARNING = "WARNING: "
-ENGINE = Name("engine", serving_names, is_open=True)
+ENGINE = Name("engine", lambda: list(ENGINES), is_open=True)
 
 
 @click.command(
@@ -29,7 +30,7 @@ ENGINE = Name("engine", serving_names, is_open=True)
     required=True,
     type=ENGINE,
     metavar="ENGINE",
-    help="The engine that will serve: vllm, sglang, transformers, tensorrt-llm or llamacpp.",
+    help=f"The engine that will serve: {', '.join(ENGINES)}.",
 )
 @options.target("The target, as the engine is to load it: a directory or Hub id.", required=True)
 @click.option(

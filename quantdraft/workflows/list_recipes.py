@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.engines.kernels import KERNELS
-from quantdraft.engines.support import Support, support
+from quantdraft.engines.registry import support_tables
+from quantdraft.engines.support import Support
 from quantdraft.quantize.backends.packages import install_command, missing_packages
 from quantdraft.quantize.recipe import (
     Recipe,
@@ -136,7 +137,7 @@ def entry_of(recipe: Recipe) -> Entry:
         install=install_command(recipe.backend) if missing else None,
         kernels=kernels,
         device_problem=_device_problem(recipe, kernels, device, capability),
-        engines=support(recipe),
+        engines={name: each.of_recipe(recipe) for name, each in support_tables().items()},
     )
 
 

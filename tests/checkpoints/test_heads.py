@@ -21,7 +21,7 @@ from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
 from quantdraft.measure.models import open_models
 from quantdraft.measure.settings import ModelSettings
@@ -355,13 +355,13 @@ def test_each_engine_is_told_its_own_method(applied: Applied, layout: str) -> No
     assert head is not None
     pair = LaunchPair("org/T", Path("/srv/head"), 4, quantization=checkpoint.quantization or {})
     method, algorithm = METHODS[layout]
-    words = shlex.split(head_engine(head, ENGINES["vllm"]).launch(pair))
+    words = shlex.split(head_engine(head, engine_named("vllm")).launch(pair))
     assert json.loads(words[-1]) == {
         "method": method,
         "model": "/srv/head",
         "num_speculative_tokens": 4,
     }
-    words = shlex.split(head_engine(head, ENGINES["sglang"]).launch(pair))
+    words = shlex.split(head_engine(head, engine_named("sglang")).launch(pair))
     assert words[words.index("--speculative-algorithm") + 1] == algorithm
     flag = words.index("--speculative-draft-model-quantization")
     assert words[flag + 1] == "compressed-tensors"
@@ -376,7 +376,7 @@ def test_block_sizes_count_as_each_family_counts_them(applied: Applied) -> None:
         head = draft_head(applied(layout, "int4"))
         assert head is not None
         words = shlex.split(
-            head_engine(head, ENGINES["sglang"]).launch(LaunchPair("T", Path("/d"), 4))
+            head_engine(head, engine_named("sglang")).launch(LaunchPair("T", Path("/d"), 4))
         )
         assert words[words.index(flag) + 1] == size
 
@@ -391,7 +391,7 @@ def test_what_engines_would_misread_is_found(applied: Applied) -> None:
         checkpoint = applied(layout, "int4")
         head = draft_head(checkpoint)
         assert head is not None
-        found = head_engine(head, ENGINES[engine]).check(
+        found = head_engine(head, engine_named(engine)).check(
             Draft(Path(path), checkpoint.config, target)
         )
         return " | ".join(f"{each.severity}: {each.message}" for each in found)

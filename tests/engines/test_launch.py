@@ -14,13 +14,13 @@ from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.llamacpp import gguf as conversion
 from quantdraft.engines.registry import ENGINES, engine_named
-from quantdraft.engines.support import SUPPORT, stored_names, stored_support
+from quantdraft.engines.support import FORMATS, stored_names
 from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.errors import OptionError
 from tests.conftest import Pair as TinyPair
 
-vllm, sglang, transformers = (ENGINES[name] for name in ("vllm", "sglang", "transformers"))
-tensorrt_llm, llamacpp = ENGINES["tensorrt-llm"], ENGINES["llamacpp"]
+vllm, sglang, transformers = (engine_named(name) for name in ("vllm", "sglang", "transformers"))
+tensorrt_llm, llamacpp = engine_named("tensorrt-llm"), engine_named("llamacpp")
 
 
 def quantized(**group: Any) -> dict[str, Any]:
@@ -339,7 +339,7 @@ def test_a_stored_config_is_found_in_the_table(
 ) -> None:
     quantization = config.get("quantization_config", {})
     assert stored_names(quantization) == [name]
-    assert stored_support(quantization)["vllm"] == SUPPORT[name]["vllm"]
+    assert vllm.loads.of_checkpoint(quantization) == vllm.loads.formats[name]
     assert conversion.closest_type(quantization) == gguf_type
 
 
@@ -363,13 +363,15 @@ def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
 
 def test_every_engine_says_the_launch_line_in_its_file() -> None:
     pair = LaunchPair("org/T", Path("/srv/draft"), 4)
-    for engine in ENGINES.values():
+    for engine in map(engine_named, ENGINES):
         assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
 
 
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
-    for name, engine in ENGINES.items():
-        assert engine_named(name) is engine
+    for name in ENGINES:
+        engine = engine_named(name)
+        assert engine.name == name
+        assert set(engine.loads.formats) <= set(FORMATS)
         assert engine.launch_file
         assert engine.notes
     assert engine_named("llama.cpp") is llamacpp

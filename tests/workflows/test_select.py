@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from quantdraft.cli import main
 from quantdraft.common.locks import sole_writer
 from quantdraft.errors import OptionError
-from quantdraft.judge.comparison import compare_acceptance, speed_point
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.judge.comparison.points import replayed_of
+from quantdraft.judge.comparison.speeds import speed_point
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply

@@ -165,10 +165,10 @@ def test_the_baseline_is_replayed_once_a_draft(settings, monkeypatch):
     from quantdraft.measure import measure as measuring
 
     replayed = []
-    probabilities = measuring.keep_probabilities
+    probabilities = measuring.acceptance_probabilities
     monkeypatch.setattr(
         measuring,
-        "keep_probabilities",
+        "acceptance_probabilities",
         lambda *given, **named: (replayed.append(1), probabilities(*given, **named))[1],
     )
     sweep.sweep(settings)

@@ -28,7 +28,7 @@ from quantdraft.engines.llamacpp.gguf import (
 )
 from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
-from quantdraft.judge.verdict import dtype_mismatch
+from quantdraft.judge.verdict.alarms import dtype_mismatch
 from quantdraft.record import Evaluation, read_evaluation
 from quantdraft.report.card import model_card
 from quantdraft.workflows.compare import record_file

@@ -16,7 +16,6 @@ from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, float_mix
 from quantdraft.engines.sglang import draft_quantization
-from quantdraft.engines.support import loading
 from quantdraft.engines.vllm.engine import METHOD_NAMES
 
 # vLLM takes these methods at their word; of another it asks the path first.
@@ -36,6 +35,7 @@ class HeadEngine(Engine):
 
     def __init__(self, head: DraftHead, engine: Engine) -> None:
         self.head, self.name, self.launch_file = head, engine.name, engine.launch_file
+        self.loads = engine.loads
 
     def launch(self, pair: LaunchPair) -> str:
         """Return the shell line that serves the target with this head."""
@@ -45,7 +45,7 @@ class HeadEngine(Engine):
         """Return what the engine refuses, or gets wrong without a message."""
         own = _vllm_findings if self.name == "vllm" else _sglang_findings
         return (
-            *loading(draft, self.name),
+            *self.loading(draft),
             *own(self.head, draft),
             *_pairing(self.head, draft),
             *float_mix(draft),

@@ -14,7 +14,7 @@ from quantdraft import __version__
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import QuantDraftError
-from quantdraft.judge.verdict import load_policy, policy_of
+from quantdraft.judge.verdict.policy import load_policy, policy_of
 from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation

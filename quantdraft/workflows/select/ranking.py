@@ -16,12 +16,15 @@ import numpy as np
 from quantdraft.errors import OptionError
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.judge.comparison import Bootstrap, compare_acceptance
-from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
+from quantdraft.judge.comparison.lengths import (
+    compare_acceptance,
+    draw_lengths,
+    num_prompts_with_rounds,
+)
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.comparison.speeds import step_ratio
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds, timed_steps
-from quantdraft.judge.statistics.bootstrap import interval_of
+from quantdraft.judge.statistics.bootstrap import Bootstrap, interval_of
 from quantdraft.record import Arm, Evaluation, Interval
 from quantdraft.record.acceptance import ArmAcceptance
 from quantdraft.record.timing import ArmSpeed

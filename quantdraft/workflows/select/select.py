@@ -14,7 +14,7 @@ from quantdraft.common.files import coerce_paths, write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError, OptionError, PairingError
-from quantdraft.judge.verdict import load_policy
+from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
