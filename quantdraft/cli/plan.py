@@ -92,8 +92,9 @@ def plan(
     Everything it prints is a prediction; `quantdraft evaluate` measures.
     """
     with show_progress("plan"):
-        from quantdraft.workflows.plan import PlanSettings, plan_lines
-        from quantdraft.workflows.plan import plan as make_plan
+        from quantdraft.workflows.plan.plan import PlanSettings
+        from quantdraft.workflows.plan.plan import plan as make_plan
+        from quantdraft.workflows.plan.view import plan_lines
 
         made = make_plan(
             PlanSettings(
