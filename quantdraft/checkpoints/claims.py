@@ -22,11 +22,11 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
     if quantization is None:
         return None
     method = quantization.get("quant_method", "compressed-tensors")
+    claim = f"'{checkpoint.path}' claims {method} quantization, but holds"
     if method not in READ_METHODS:
-        is_packed = any(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
-        return (
-            None if is_packed else f"'{checkpoint.path}' {_claim_text(method)} only float weights."
-        )
+        if all(info.dtype in FLOAT_DTYPES for info in checkpoint.tensors.values()):
+            return f"{claim} only float weights."
+        return None
     dense = [
         module
         for module in linear_modules(checkpoint.tensors)
@@ -41,9 +41,5 @@ def claims_but_not_quantized(checkpoint: Checkpoint) -> str | None:
         )
     ends = READ_METHODS[method] + (KV_SCALES if quantization.get("kv_cache_scheme") else ())
     if not any(name.endswith(ends) for name in checkpoint.tensors):
-        return f"'{checkpoint.path}' {_claim_text(method)} no scales."
+        return f"{claim} no scales."
     return None
-
-
-def _claim_text(method: str) -> str:
-    return f"claims {method} quantization, but holds"

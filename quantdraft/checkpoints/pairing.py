@@ -53,11 +53,6 @@ class _Side:
     vocabulary: Vocabulary
 
     @property
-    def path(self) -> Path:
-        """The model's directory."""
-        return self.checkpoint.path
-
-    @property
     def tokens(self) -> dict[int, str]:
         """What each token id means."""
         return self.vocabulary.tokens
@@ -135,8 +130,8 @@ def _compare_tokens(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
 
 def _tokens_finding(target: _Side, draft: _Side, ids: list[int], num_shared: int) -> PairingFinding:
     example = (
-        f"id {ids[0]} is {target.tokens[ids[0]]!r} in target '{target.path}' and "
-        f"{draft.tokens[ids[0]]!r} in draft '{draft.path}'"
+        f"id {ids[0]} is {target.tokens[ids[0]]!r} in target '{target.checkpoint.path}' and "
+        f"{draft.tokens[ids[0]]!r} in draft '{draft.checkpoint.path}'"
     )
     if set(ids) <= target.vocabulary.added_ids & draft.vocabulary.added_ids:
         # Later generations of a family give names to tokens that earlier ones reserved.

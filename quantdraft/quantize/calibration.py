@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.files import file_sha256
@@ -32,8 +32,7 @@ class CalibrationData:
     record: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
+class _Sample(NamedTuple):
     name: str
     token_ids: tuple[int, ...]
 

@@ -148,7 +148,8 @@ def _load_quantized(
             return model.to(device).eval()
         model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16
     model = model.to(device).eval()
-    _unpack(model)
+    with torch.no_grad():  # not inference mode: the unpacked weights may be used anywhere
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device))
     return model
 
 
@@ -189,11 +190,6 @@ def _link_usual_names(path: Path) -> Iterator[Path]:
             usual = SINGLE_FILE if [file.name] == weights else file.name
             (links / usual).symlink_to(file.resolve())
         yield links
-
-
-@torch.no_grad()  # not inference mode: the unpacked weights may be used anywhere
-def _unpack(model: Any) -> None:
-    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device))
 
 
 def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: bool = True) -> Any:

@@ -161,17 +161,15 @@ def rescale_to(weight: Tensor, like: Tensor) -> Tensor:
     """Return the weight with a factor for each row and column, chosen to come closest to `like`."""
     import torch
 
+    def best_factors(scaled: Tensor, dim: int) -> Tensor:
+        energy = (scaled**2).sum(dim, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return (scaled * like).sum(dim, keepdim=True) / energy
+
     rows = torch.ones(len(weight), 1)
     columns = torch.ones(1, weight.shape[1])
     for _ in range(NUM_FITS):
-        scaled = weight * rows
-        columns = (scaled * like).sum(0, keepdim=True) / (scaled**2).sum(0, keepdim=True).clamp(
-            min=torch.finfo(torch.float32).tiny
-        )
-        scaled = weight * columns
-        rows = (scaled * like).sum(1, keepdim=True) / (scaled**2).sum(1, keepdim=True).clamp(
-            min=torch.finfo(torch.float32).tiny
-        )
+        columns = best_factors(weight * rows, 0)
+        rows = best_factors(weight * columns, 1)
     return weight * columns * rows
 
 
