@@ -113,7 +113,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     elif unequal:
         yield Finding(
             "refuse",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: SGLang "
-            "corrupts tokens in silence (sglang#24051). Export with --pad-vocab, which pads the "
-            "draft's.",
+            f"{unequal}: SGLang corrupts tokens in silence (sglang#24051). Export with "
+            "--pad-vocab, which pads the draft's.",
         )

@@ -116,6 +116,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: TensorRT-LLM "
-            "does not say what it makes of that. Export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: TensorRT-LLM does not say what it makes of that. Export with --pad-vocab, "
+            "which pads the draft's.",
         )

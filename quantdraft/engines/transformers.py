@@ -92,7 +92,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: pass both "
-            "tokenizers to generate() and transformers translates between them, at a cost in "
-            "acceptance. Or export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: pass both tokenizers to generate() and transformers translates between "
+            "them, at a cost in acceptance. Or export with --pad-vocab, which pads the draft's.",
         )

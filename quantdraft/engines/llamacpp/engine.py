@@ -74,13 +74,12 @@ class Llamacpp(Engine):
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:
-    unequal = unequal_vocabulary(draft)
-    if unequal and abs(unequal[0] - unequal[1]) > MAX_VOCABULARY_DIFFERENCE:
+    unequal = unequal_vocabulary(draft, MAX_VOCABULARY_DIFFERENCE)
+    if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: beyond a "
-            f"difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server serves without the "
-            "draft, and only its log says so.",
+            f"{unequal}: beyond a difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server "
+            "serves without the draft, and only its log says so.",
         )
 
 

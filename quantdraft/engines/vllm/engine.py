@@ -169,8 +169,8 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     elif unequal:
         yield Finding(
             "refuse",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: vLLM's "
-            "draft_model needs them equal. Export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: vLLM's draft_model needs them equal. Export with --pad-vocab, which pads "
+            "the draft's.",
         )
 
 
