@@ -83,8 +83,9 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
-        from quantdraft.workflows.select import SelectSettings, selection_text
-        from quantdraft.workflows.select import select as select_draft
+        from quantdraft.workflows.select.select import SelectSettings
+        from quantdraft.workflows.select.select import select as select_draft
+        from quantdraft.workflows.select.view import selection_text
 
         settings = SelectSettings(
             target=target,

@@ -27,17 +27,15 @@ from quantdraft.report import write_document
 from quantdraft.report.blocks import Chart
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.evaluate import evaluate
-from quantdraft.workflows.select import (
-    SELECTION_SCHEMA_VERSION,
-    Contender,
-    Selection,
-    Traits,
-    basis_of,
-    rank,
+from quantdraft.workflows.select.ranking import Contender, basis_of, rank
+from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.traits import Traits
+from quantdraft.workflows.select.view import (
+    answer,
+    selection_banner,
     selection_document,
     selection_text,
 )
-from quantdraft.workflows.select.view import answer, selection_banner
 from tests.conftest import Pair, save_noisy, save_tokenizer
 from tests.evaluation_settings import evaluation_settings
 from tests.example_evaluation import evaluation, rounds

@@ -1,4 +1,4 @@
-"""Draft heads in vLLM and SGLang: launch lines, and what either would refuse or misread.
+"""Draft heads in vLLM and SGLang: launch lines, and what each engine refuses or misreads.
 
 vLLM's methods were read from vLLM 0.32 (config/speculative.py), SGLang's from its sources of late
 2026; SGLang is not run here.
@@ -29,7 +29,7 @@ NOTES = (
 
 
 class HeadEngine(Engine):
-    """vLLM or SGLang, told of a draft head."""
+    """vLLM or SGLang, launched with a draft head."""
 
     notes = NOTES
 

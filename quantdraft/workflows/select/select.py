@@ -17,7 +17,7 @@ from quantdraft.errors import CheckpointError, OptionError, PairingError
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.workflows.select.known import with_known_runs
@@ -58,7 +58,7 @@ class SelectSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Pairing:
-    """The drafts that fit the target, opened, and why the others do not; by what the user said."""
+    """The drafts that fit the target, and why others do not, by the names that the user gave."""
 
     target: Checkpoint
     fitting: dict[str, Checkpoint]
@@ -81,7 +81,8 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         raise PairingError(f"no draft fits target '{settings.target}': {first}")
     with sole_writer(settings.output, is_inside=True):
         names = ("target", "drafts", "recipes", "traffic_path", "calibration")
-        claim_output(settings, names, "this choice")
+        wanted = {name: str(getattr(settings, name)) for name in names}
+        claim_output(settings.output, wanted, "this choice", settings.force)
         cells, outcomes = _measure(settings, pairing, say)
         selection = _conclude(settings, pairing, cells, outcomes)
         write_json(settings.output / SELECTION_FILE, selection)
@@ -104,7 +105,7 @@ def _check(settings: SelectSettings) -> None:
 
 
 def _pair(settings: SelectSettings) -> _Pairing:
-    """Open the drafts that speak the target's tokens; one that cannot be read is an error."""
+    """Open the drafts whose tokens are the target's; one that cannot be read is an error."""
     target_path = resolve_model(settings.target)
     fitting: dict[str, Checkpoint] = {}
     refused: dict[str, str] = {}
@@ -223,15 +224,16 @@ def _contenders(
     seen: set[str] = set()
     for cell, run in runs:
         traits = traits_of(pairing.fitting[cell.draft])
-        arms = [("baseline", "none")] if cell.draft not in seen else []
-        arms += [("candidate", cell.recipe)] if cell.recipe != AS_IS else []
+        arms: dict[Arm, str] = {} if cell.draft in seen else {"baseline": "none"}
+        if cell.recipe != AS_IS:
+            arms["candidate"] = cell.recipe
         seen.add(cell.draft)
-        for arm, recipe in arms:
+        for arm, recipe in arms.items():
             found.append(
                 Contender(
                     draft=cell.draft,
                     recipe=recipe,
-                    arm="baseline" if arm == "baseline" else "candidate",
+                    arm=arm,
                     run=run,
                     step_bytes=int(run.ledger[arm]["step_bytes"]),
                     target_step_bytes=of_target.step_bytes(int(run.ledger["context_length"])),

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_text
@@ -169,27 +168,19 @@ def calibrates_on_traffic(settings: SweepSettings) -> bool:
     return given is not None and given.resolve() == settings.traffic_path.resolve()
 
 
-class _Output(Protocol):
-    @property
-    def output(self) -> Path: ...
-    @property
-    def force(self) -> bool: ...
-
-
-def claim_output(settings: _Output, names: Sequence[str], what: str) -> None:
-    """Write the settings of these names to the output's settings.json.
+def claim_output(output: Path, settings: dict[str, str], what: str, force: bool) -> None:
+    """Write the settings that decide what is computed to the output's settings.json.
 
     The output may hold what the same settings computed, to go on with. what: names them in the
     error. Raises OutputExistsError where it holds something else, without `force`.
     """
-    path = settings.output / "settings.json"
-    wanted = json.dumps({name: str(getattr(settings, name)) for name in names}, indent=1)
+    path, wanted = output / "settings.json", json.dumps(settings, indent=1)
     known = path.read_text(encoding="utf-8") if path.is_file() else ""
     # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
-    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
-    if is_other and not settings.force:
+    is_other = known != wanted and any(p.name[0] != "." for p in output.iterdir())
+    if is_other and not force:
         raise OutputExistsError(
-            f"'{settings.output}' holds something else than {what}. Give another --output, or "
+            f"'{output}' holds something else than {what}. Give another --output, or "
             "--force to add to it."
         )
     write_text(path, wanted)

@@ -54,7 +54,9 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
     _check(settings)
     with sole_writer(settings.output, is_inside=True):
         names = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
-        claim_output(settings, names, "this sweep")  # who computes the grid is no part of it
+        # Who computes the grid is no part of it.
+        wanted = {name: str(getattr(settings, name)) for name in names}
+        claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
 
@@ -144,7 +146,7 @@ def _resources(settings: SweepSettings) -> Resources:
 
 
 def _summarize(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
-    """Say what was not computed, and why."""
+    """Yield a line for each job that was not computed, with the reason."""
     num_kept = sum(outcome.was_done for outcome in outcomes.values())
     if num_kept:
         yield f"{num_kept} of {len(jobs)} jobs were done before."
