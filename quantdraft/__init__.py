@@ -15,8 +15,8 @@ _NAMES = {  # module -> what is taken from it
     "quantize.recipe": ("Recipe", "load_recipe"),
     "measure.capture": ("capture",),
     "measure.settings": (
-        *("CaptureSettings", "EvaluateSettings", "ModelSettings", "TimingSettings"),
-        "TrafficSettings",
+        *("CaptureSettings", "EvaluateSettings", "ModelSettings", "SharedSettings"),
+        *("TimingSettings", "TrafficSettings"),
     ),
     "engines.serving_settings": ("ServingSettings",),
     "workflows.bench": ("BenchSettings", "bench"),

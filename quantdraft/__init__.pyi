@@ -8,6 +8,7 @@ from quantdraft.measure.capture import capture as capture
 from quantdraft.measure.settings import CaptureSettings as CaptureSettings
 from quantdraft.measure.settings import EvaluateSettings as EvaluateSettings
 from quantdraft.measure.settings import ModelSettings as ModelSettings
+from quantdraft.measure.settings import SharedSettings as SharedSettings
 from quantdraft.measure.settings import TimingSettings as TimingSettings
 from quantdraft.measure.settings import TrafficSettings as TrafficSettings
 from quantdraft.quantize.apply import apply as apply

@@ -18,12 +18,8 @@ from quantdraft.errors import OptionError
 from quantdraft.judge.analysis import analyse
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation, write_evaluation
 from quantdraft.report import write_document
-from quantdraft.workflows.select import (
-    SELECTION_FILE,
-    SELECTION_SCHEMA_VERSION,
-    Selection,
-    selection_document,
-)
+from quantdraft.workflows.select.record import SELECTION_FILE, SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.view import selection_document
 from tests.pages import write_comparison, write_report
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"

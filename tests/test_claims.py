@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from quantdraft.cli import main
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import alpha_from_length, closed_form_length
-from quantdraft.workflows.plan import PlanSettings, plan, plan_curve
+from quantdraft.workflows.plan.curve import plan_curve
+from quantdraft.workflows.plan.plan import PlanSettings, plan
 
 PAGE = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
 KS = tuple(range(1, 17))

@@ -71,7 +71,7 @@ def test_a_name_stands_for_one_thing():
     for name, modules in public_names().items():
         once = [module for module in modules if module != f"cli/{name}"]
         if name not in {"quantize", "render", "main"}:
-            assert len(once) == 1, f"{name}: {modules}"
+            assert len(once) <= 1, f"{name}: {modules}"
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -60,6 +60,11 @@ class Checkpoint:
         return not has_own_head and tied is not False
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(info.num_bytes for info in self.tensors.values())
+
+    @property
     def embedding_name(self) -> str:
         """Name of the token embedding's tensor: the largest table. UndefinedMetricError if none."""
         tables = {

@@ -94,7 +94,13 @@ class _Quantization(_Fields):
         return self
 
 
-class _Model(_Fields):
+class _Generation(_Fields):
+    bos_token_id: TokenIds | None = None
+    eos_token_id: TokenIds | None = None
+    pad_token_id: TokenIds | None = None
+
+
+class _Model(_Generation):
     """One model's section: the whole config, or the language model's part of it."""
 
     vocab_size: Size | None = None
@@ -114,9 +120,6 @@ class _Model(_Fields):
     num_local_experts: Count | None = None
     num_experts_per_tok: Count | None = None
     intermediate_size: Size | list[Size] | None = None
-    bos_token_id: TokenIds | None = None
-    eos_token_id: TokenIds | None = None
-    pad_token_id: TokenIds | None = None
     model_type: str | None = None
     dtype: TypeName | dict[str, Any] | None = None
     torch_dtype: TypeName | dict[str, Any] | None = None
@@ -130,12 +133,6 @@ class _Config(_Model):
     speculators_model_type: str | None = None
     text_config: _Model | None = None
     transformer_layer_config: _Model | None = None
-
-
-class _Generation(_Fields):
-    bos_token_id: TokenIds | None = None
-    eos_token_id: TokenIds | None = None
-    pad_token_id: TokenIds | None = None
 
 
 class _AppliedRecipe(_Fields):

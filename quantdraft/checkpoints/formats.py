@@ -48,9 +48,8 @@ class WeightFormat:
     kind: Literal["int", "float", "nf4", "fp4"]  # the last two: bitsandbytes' 16 values
     group_size: int | None = None  # weights of a row that share a scale; None: the whole row
     block: tuple[int, int] | None = None  # rows and columns that share a scale
-    activations: Literal["int8", "float8", "float4"] | None = (
-        None  # per token, or per group in a block format
-    )
+    # Of the inputs, per token, or per group in a block format.
+    activations: Literal["int8", "float8", "float4"] | None = None
     is_symmetric: bool = True
     input_group_size: int | None = None  # inputs that share a scale; None: the whole token
     has_static_inputs: bool = False  # calibrated: the file holds a scale for all inputs

@@ -13,14 +13,12 @@ from typing import Any
 import yaml
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.weights import SINGLE_FILE, TensorInfo
+from quantdraft.checkpoints.weights import FLOAT_NAMES, SINGLE_FILE, TensorInfo
 from quantdraft.errors import CheckpointError, OptionError, nearest
 
 SHAPES_FILE = Path(__file__).with_name("shapes.yaml")
 DTYPE = "BF16"
-# Families whose tensors are listed here, and float types as safetensors spells them.
-DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # their tensors are listed here
 
 
 def shape_names() -> list[str]:
@@ -56,8 +54,8 @@ def config_tensors(config: dict[str, Any], where: str) -> dict[str, TensorInfo]:
             f"{', '.join(sorted(DECODERS))}. Give a directory with its safetensors."
         )
     whole = _with_defaults(config, where)
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    stored = DTYPES.get(dtype.removeprefix("torch."), DTYPE)
+    dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    stored = next((code for code, name in FLOAT_NAMES.items() if name == dtype), DTYPE)
     return {
         name: TensorInfo(stored, shape, SINGLE_FILE)
         for name, shape in _tensor_shapes(whole).items()

@@ -122,9 +122,7 @@ def _read_format(group: Mapping[str, Any]) -> WeightFormat:
     )
 
 
-def _activations(
-    inputs: Mapping[str, Any],
-) -> Literal["int8", "float8", "float4"] | None:
+def _activations(inputs: Mapping[str, Any]) -> Literal["int8", "float8", "float4"] | None:
     if not inputs:
         return None
     if inputs["type"] == "int":

@@ -32,9 +32,6 @@ from quantdraft.cli.recipes import recipes
 from quantdraft.cli.report import report
 from quantdraft.cli.select import select
 from quantdraft.cli.sweep import sweep
-from quantdraft.cli.values import parse_ks, parse_numbers
-
-__all__ = ["main", "parse_ks", "parse_numbers"]
 
 
 @click.group(

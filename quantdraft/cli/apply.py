@@ -9,7 +9,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, tell_aside
-from quantdraft.cli.values import A_PATH, ModelName
+from quantdraft.cli.values import A_PATH
 from quantdraft.common.progress import show_progress
 from quantdraft.errors import OptionError
 
@@ -21,13 +21,7 @@ from quantdraft.errors import OptionError
     stopped="Nothing was written: an output appears whole or not at all.",
 )
 @options.RECIPE
-@click.option(
-    "--draft",
-    "-d",
-    type=ModelName(),
-    required=True,
-    help="The full-precision draft: a directory or Hub id.",
-)
+@options.draft("The full-precision draft: a directory or Hub id.")
 @options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
 @click.option(
     "--calibration",
@@ -51,10 +45,10 @@ def apply(
 ) -> None:
     """Quantize a draft by a recipe, and prove that it worked.
 
-    The output directory appears whole or not at all. Before success is printed it is opened again:
-    it loads, its logits differ from the draft's, they are those of its own dequantized weights, and
-    its bytes are what the scheme promises. A killed run leaves nothing and starts from the
-    beginning; the same inputs and seed give the same bytes.
+    The output directory appears whole or not at all. Before success is printed it is opened again
+    and checked: it loads, its logits differ from the draft's and agree with those of its own
+    dequantized weights, and its bytes are what the scheme promises. A killed run leaves nothing and
+    starts from the beginning; the same inputs and seed give the same bytes.
     """
     with show_progress("apply") as now:
         from quantdraft.judge.verdict.policy import load_policy

@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import (
     ModelName,
     Name,
@@ -26,7 +26,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 
 @click.command(
     cls=Command,
-    short_help="Step times over batch, context and new tokens.",
+    short_help="Time the steps of a target and its drafts.",
     example="quantdraft bench --shape llama-3.2-1b --recipes int4,int8,int4-head8",
     stopped="Finished points are kept beside the output: the same command goes on with the next.",
 )
@@ -46,12 +46,14 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 )
 @click.option(
     "--batch-sizes",
+    metavar="NUMBERS",
     default="1,2,4,8,16,32,64",
     show_default=True,
     help="The batch sizes that are timed.",
 )
 @click.option(
     "--context-lengths",
+    metavar="NUMBERS",
     default="128,512,2048",
     show_default=True,
     help="The numbers of cached tokens that are timed.",
@@ -59,6 +61,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 @click.option(
     "--new-tokens",
     "-m",
+    metavar="NUMBERS",
     default="1-17",
     show_default=True,
     help="The numbers of new tokens in the target's passes.",
@@ -88,10 +91,12 @@ def bench(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Time steps over batch, context and new tokens, beside this machine's memory bandwidth.
+    """Time steps over batch size, context length and number of new tokens.
 
-    Baseline, control and candidates take turns in shuffled blocks. A point that does not fit into
-    memory or time is left out, and the table says so. Writes bench.json and bench.md.
+    CANDIDATES are directories that `apply` wrote. Baseline, control (the baseline a second time)
+    and candidates take turns in shuffled blocks; the table has this machine's memory bandwidth
+    beside them. A point that does not fit into memory or time is left out, and the table says so.
+    Writes bench.json and bench.md.
     """
     with show_progress("bench"):
         from quantdraft.report import render_bench
@@ -117,7 +122,5 @@ def bench(
         )
         measured = run_bench(settings)
         output = settings.directory(measured.name)
-    if as_json:
-        print_record(output / "bench.json")
-    else:
-        print_lines([render_bench(measured), f"Record: {output / 'bench.json'}"])
+    record = output / "bench.json"
+    print_recorded(record, [render_bench(measured), f"Record: {record}"], as_json)

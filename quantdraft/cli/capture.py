@@ -16,7 +16,7 @@ from quantdraft.record.choices import DtypeChoice
 
 @click.command(
     cls=Command,
-    short_help="The target's own responses to your prompts.",
+    short_help="Collect the target's own responses to your prompts.",
     example="quantdraft capture --target T --prompts prompts.jsonl -o traffic.jsonl",
     stopped="Finished batches are kept beside the output: the same command goes on with the next.",
 )
@@ -24,7 +24,7 @@ from quantdraft.record.choices import DtypeChoice
 @click.option(
     "--prompts", "-p", required=True, type=A_PATH, help="The prompts: a JSONL or ShareGPT file."
 )
-@click.option("--output", "-o", required=True, type=A_PATH, help="The traffic file to write.")
+@options.output("The traffic file to write.", required=True)
 @click.option(
     "--temperature",
     type=float,
@@ -44,7 +44,7 @@ from quantdraft.record.choices import DtypeChoice
     type=int,
     default=0,
     show_default=True,
-    help="Sample from so many of the most probable tokens. 0: no limit.",
+    help="Sample from this many of the most probable tokens. 0: no limit.",
 )
 @options.seed("The seed of the draws; each prompt has its own draws.")
 @options.max_new_tokens("The longest response, in tokens.")
@@ -53,9 +53,9 @@ from quantdraft.record.choices import DtypeChoice
     type=int,
     default=8,
     show_default=True,
-    help="How many prompts are answered at a time.",
+    help="How many prompts are answered at once.",
 )
-@click.option("--limit", type=int, help="Use only the first so many prompts.")
+@click.option("--limit", type=int, metavar="N", help="Use only the first N prompts.")
 @click.option(
     "--target-url",
     help="The URL of a vLLM server that serves the target; --target then names its tokenizer.",

@@ -11,27 +11,18 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines
-from quantdraft.cli.values import ModelName
 from quantdraft.common.progress import show_progress
 from quantdraft.record.terms import USUAL_K
 
 
 @click.command(
     cls=Command,
-    short_help="Do target and draft fit, and can it pay at all?",
+    short_help="Check whether target and draft fit, and whether it can pay.",
     example="quantdraft check --target T --draft D",
 )
 @options.target(required=True)
-@click.option("--draft", "-d", type=ModelName(), required=True, help=options.A_DRAFT)
-@click.option(
-    "-k",
-    "--num-speculative-tokens",
-    "k",
-    type=int,
-    default=USUAL_K,
-    show_default=True,
-    help="Tokens proposed a round.",
-)
+@options.draft("The draft: a directory or Hub id.")
+@options.speculative_tokens("Tokens proposed in a round.", USUAL_K)
 @options.POLICY
 @options.json_output()
 def check(target: str, draft: str, k: int, policy: Path | None, as_json: bool) -> None:

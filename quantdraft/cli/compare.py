@@ -8,14 +8,14 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH
 from quantdraft.common.progress import show_progress
 
 
 @click.command(
     cls=Command,
-    short_help="Several runs side by side.",
+    short_help="Compare several runs side by side.",
     example="quantdraft compare runs/* --output comparison",
 )
 @click.argument("runs", nargs=-1, required=True, type=A_PATH)
@@ -29,7 +29,5 @@ def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) ->
         from quantdraft.workflows.compare import compare as compare_runs
 
         compared = compare_runs(list(runs), output, force=force)
-    if as_json:
-        print_record(output / COMPARISON_FILE)
-    else:
-        print_lines([render_comparison(compared), f"Report: {output / 'report.html'}"])
+    lines = [render_comparison(compared), f"Report: {output / 'report.html'}"]
+    print_recorded(output / COMPARISON_FILE, lines, as_json)

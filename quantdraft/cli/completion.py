@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @click.command(
     cls=Command,
-    short_help="The script with which your shell completes.",
+    short_help="Print the script with which your shell completes.",
     example='eval "$(quantdraft completion bash)"',
 )
 @click.argument("shell", type=Name("shell", lambda: SHELLS))

@@ -9,24 +9,19 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, tell, tell_aside
-from quantdraft.cli.values import AT_LEAST_1, RecipeName, recipe_names
+from quantdraft.cli.values import AT_LEAST_1
 from quantdraft.common.progress import show_progress
 
 
 @click.command(
     cls=Command,
-    short_help="The whole job on a small pair that comes along.",
+    short_help="Try the whole path on a small pair that comes with the package.",
     example="quantdraft demo --recipe int4 --num-prompts 16 -o demo-run",
     stopped="What is finished is kept in the output: the same command goes on from there.",
 )
 @options.output("The directory of everything that is made.", "demo-run")
-@click.option(
-    "--recipe",
-    "-r",
-    "names",
-    type=RecipeName("recipe", recipe_names, is_open=True),
-    multiple=True,
-    help="A recipe to apply and evaluate. Default: a choice of bundled ones.",
+@options.several_recipes(
+    "names", "A recipe to apply and evaluate. Default: a choice of bundled ones."
 )
 @click.option(
     "--num-prompts",
@@ -50,7 +45,7 @@ def demo(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Do the whole job on the embedded pair: apply, evaluate, verdict, report, compare, export."""
+    """Do every step on the embedded pair: capture, apply, evaluate, compare, select, export."""
     with show_progress("demo"):
         from quantdraft.workflows.demo import demo as run_demo
         from quantdraft.workflows.demo import write_inputs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,7 +18,7 @@ from quantdraft.common.progress import show_progress
     cls=Commands,
     invoke_without_command=True,
     no_args_is_help=False,
-    short_help="Serving engines: what is installed, and install one.",
+    short_help="List the serving engines that are installed, or install one.",
     example="quantdraft engines install vllm",
 )
 @options.json_output()
@@ -55,11 +55,11 @@ def list_engines(as_json: bool) -> None:
 def install(name: str, directory: Path | None, force: bool, as_json: bool) -> None:
     """Make an engine's own environment: the CUDA build where there is a GPU, else the CPU build."""
     with show_progress(f"install {name}") as now:
-        from quantdraft.engines.vllm.environment import as_record, install_vllm
+        from quantdraft.engines.vllm.environment import install_vllm
 
         found = install_vllm(directory, force=force, say=now)
     if as_json:
-        print_json({name: as_record(found)})
+        print_json({name: asdict(found)})
         return
     click.echo(f"{name} {found.version} ({found.device_type}): {found.python}")
     if directory is not None:
@@ -68,16 +68,12 @@ def install(name: str, directory: Path | None, force: bool, as_json: bool) -> No
 
 def _print_engines(as_json: bool) -> None:
     with show_progress("engines"):
-        from quantdraft.engines.vllm.environment import as_record, installed_vllm
+        from quantdraft.engines.vllm.environment import installed_vllm
 
         found = installed_vllm()
     if as_json:
-        print_json({"vllm": None if found is None else as_record(found)})
+        print_json({"vllm": None if found is None else asdict(found)})
     elif found is None:
         click.echo("vllm  not installed: quantdraft engines install vllm")
     else:
-        click.echo(_line(found))
-
-
-def _line(found: Any) -> str:
-    return f"vllm  {found.version} ({found.device_type})  {found.python}"
+        click.echo(f"vllm  {found.version} ({found.device_type})  {found.python}")

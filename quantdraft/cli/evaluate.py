@@ -9,7 +9,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record
+from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -27,12 +27,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.argument("candidate", type=ModelName())
 @options.target(options.NO_TARGET)
 @options.BASELINE
-@click.option(
-    "--traffic",
-    "traffic_path",
-    type=A_PATH,
-    help="Prompts with the target's responses: a file from `capture`, or a log.",
-)
+@options.traffic_file()
 @click.option(
     "--prompts",
     type=A_PATH,
@@ -50,10 +45,12 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @options.CONTEXT_LENGTH
 @click.option(
     "--batch-sizes",
+    metavar="NUMBERS",
     help="Further batch sizes to time, each with every context: 1,8,32.",
 )
 @click.option(
     "--context-lengths",
+    metavar="NUMBERS",
     help="Further contexts to time: 128,512. Default with --batch-sizes: the traffic's own range.",
 )
 @options.latency_seconds(20.0)
@@ -74,7 +71,6 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @click.option(
     "--engine-path",
     "--vllm-python",
-    "engine_path",
     type=A_PATH,
     help="The Python with vLLM (default: that of `engines install`), or llama.cpp's directory.",
 )
@@ -83,40 +79,37 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     "--vllm-url",
     "engine_urls",
     multiple=True,
-    help="A server that runs already: URL of the candidate's, or ARM=URL.",
+    help="A server that runs already: the candidate's URL, or ARM=URL with ARM one of "
+    "autoregressive, baseline, candidate and control.",
 )
 @click.option(
     "--engine-spec",
     "--vllm-spec",
-    "engine_spec",
     multiple=True,
-    help="KEY=VALUE that is added to vLLM's speculative config.",
+    metavar="KEY=VALUE",
+    help="An entry to add to vLLM's speculative config. Give the option once for each.",
 )
 @click.option(
     "--engine-args",
     "--vllm-args",
-    "engine_args",
     multiple=True,
-    help="One more argument for the engine's server.",
+    help="One more argument for the engine's server. Give the option once for each.",
 )
 @click.option(
     "--engine-prompts",
     "--vllm-prompts",
-    "engine_prompts",
     type=int,
     help="How many prompts are served. Default: all.",
 )
 @click.option(
     "--engine-k",
     "--vllm-k",
-    "engine_k",
     type=int,
-    help="The k that is served. Default: the nearest of -k to 4.",
+    help="The number of speculative tokens that is served. Default: that of -k nearest to 4.",
 )
 @click.option(
     "--engine-loads",
     "--vllm-loads",
-    "engine_loads",
     type=int,
     help="How often the server of each arm is started. Default: 2.",
 )
@@ -161,9 +154,10 @@ def evaluate(
 ) -> None:
     """Measure a quantized draft against its full-precision self, and decide.
 
-    Replays the traffic through both drafts (same tokens, every k at once), runs the live loop on a
-    few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
-    report.md and report.html. A killed run resumes.
+    CANDIDATE is a directory that `apply` wrote, or another draft. The traffic is replayed through
+    both drafts (same tokens, every k at once); target and draft decode a few prompts together, to
+    check the replay; their steps are timed in turns. Writes evaluation.json, report.md and
+    report.html. A killed run goes on where it stopped when the same command is given again.
     """
     with show_progress("evaluate"):
         from quantdraft.engines.serving_settings import ServingSettings
@@ -222,7 +216,5 @@ def evaluate(
             force=force,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
-    if as_json:
-        print_record(run_dir / RECORD_FILE)
-    else:
-        print_lines([render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"])
+    lines = [render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"]
+    print_recorded(run_dir / RECORD_FILE, lines, as_json)

@@ -9,16 +9,17 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, print_lines
-from quantdraft.cli.values import A_PATH, Name, serving_names
+from quantdraft.cli.values import A_PATH, Name
 from quantdraft.common.progress import show_progress
+from quantdraft.engines.registry import ENGINES
 
 WARNING = "WARNING: "
-ENGINE = Name("engine", serving_names, is_open=True)
+ENGINE = Name("engine", lambda: list(ENGINES), is_open=True)
 
 
 @click.command(
     cls=Command,
-    short_help="A directory for an engine, with its launch line.",
+    short_help="Write a directory for an engine, with its launch line.",
     example="quantdraft export D-int4 --engine vllm --target T --run runs/D-int4 -o served",
     stopped="Nothing was written: an output appears whole or not at all.",
 )
@@ -29,21 +30,21 @@ ENGINE = Name("engine", serving_names, is_open=True)
     required=True,
     type=ENGINE,
     metavar="ENGINE",
-    help="The engine that will serve: vllm, sglang, transformers, tensorrt-llm or llamacpp.",
+    help=f"The engine that will serve: {', '.join(ENGINES)}.",
 )
 @options.target("The target, as the engine is to load it: a directory or Hub id.", required=True)
 @click.option(
     "--run", type=A_PATH, help="The run directory of `evaluate`: its figures go into the card."
 )
-@click.option(
-    "-k",
-    "--num-speculative-tokens",
-    "k",
-    type=int,
-    help="Tokens proposed a round, for the launch line. Default: the measured best.",
+@options.speculative_tokens(
+    "Tokens proposed in a round, for the launch line. Default: the measured best."
 )
-@click.option("--output", "-o", required=True, type=A_PATH, help="The directory that is written.")
-@click.option("--pad-vocab", is_flag=True, help="Pad embedding and head to the target's rows.")
+@options.output("The directory that is written.", required=True)
+@click.option(
+    "--pad-vocab",
+    is_flag=True,
+    help="Pad embedding and head to the target's number of rows.",
+)
 @click.option(
     "--draft", type=A_PATH, help="llamacpp: the full-precision draft that is converted to GGUF."
 )
@@ -57,7 +58,7 @@ ENGINE = Name("engine", serving_names, is_open=True)
 @click.option(
     "--proof/--no-proof",
     default=True,
-    help="llamacpp: whether its server, where it is built, tries the file.",
+    help="llamacpp: whether its server, where it is built, loads and tries the file.",
 )
 @click.option("--require-go", is_flag=True, help="Refuse a candidate whose verdict is not a go.")
 @options.force()
@@ -78,12 +79,12 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write a directory the engine loads, a model card with the evidence, and the launch line.
+    """Write a directory that the engine loads, with a model card and the launch line.
 
-    llama.cpp loads GGUF alone: it is made from the full-precision draft by llama.cpp's own
-    converter where --llamacpp says where that is; else the commands are written. Where its server
-    is built there too (or on PATH), it loads the file and speculates with it, and the card says
-    what it counted.
+    CHECKPOINT is a directory that `apply` wrote. llama.cpp loads GGUF alone: with --llamacpp its
+    own converter makes it from the full-precision draft; else the commands for it are written.
+    Where llama.cpp's server is built there (or on PATH), it loads the file and speculates with it,
+    and the card says what it counted.
     """
     with show_progress("export"):
         from quantdraft.workflows.export.export import ExportSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -29,25 +28,21 @@ Decorator = Callable[[Function], Function]
 
 DEVICES = ("cpu", "cuda")  # for completion; torch knows more
 
-A_TARGET = "The target: a directory or Hub id."
-A_DRAFT = "The draft: a directory or Hub id."
-A_BASELINE = "The full-precision draft. Default: the one that `apply` started from."
 NO_TARGET = "The target. Without it only acceptance is measured, and no verdict on speed is given."
 SECONDS = "Seconds of timing for each batch and context."
-SKIPS_TIMING = "Measure acceptance only; no step is timed."
-OF_REPLAY = "The float type of replay and of the live loop."
-THREADS = "The number of CPU threads. Default: torch's own choice."
 ADDS = "Add to a directory that holds something else."
 
 
-def together(*decorators: Decorator[Any]) -> Decorator[Any]:
-    """Return several options as one decorator, in the order in which --help lists them."""
-    return lambda function: reduce(lambda done, each: each(done), reversed(decorators), function)
-
-
-def target(help_text: str = A_TARGET, *, required: bool = False) -> Decorator[Any]:
+def target(
+    help_text: str = "The target: a directory or Hub id.", *, required: bool = False
+) -> Decorator[Any]:
     """Return --target."""
     return click.option("--target", "-t", type=ModelName(), required=required, help=help_text)
+
+
+def draft(help_text: str) -> Decorator[Any]:
+    """Return --draft."""
+    return click.option("--draft", "-d", type=ModelName(), required=True, help=help_text)
 
 
 def drafts(help_text: str) -> Decorator[Any]:
@@ -57,13 +52,33 @@ def drafts(help_text: str) -> Decorator[Any]:
     )
 
 
-def output(help_text: str, default: str | None = None) -> Decorator[Any]:
-    """Return --output, which may be left out."""
+def several_recipes(name: str, help_text: str) -> Decorator[Any]:
+    """Return --recipe, which may be given several times. name: of the parameter."""
+    kind = RecipeName("recipe", recipe_names, is_open=True)
+    return click.option("--recipe", "-r", name, type=kind, multiple=True, help=help_text)
+
+
+def output(help_text: str, default: str | None = None, *, required: bool = False) -> Decorator[Any]:
+    """Return --output."""
     return click.option(
         "--output",
         "-o",
         type=A_PATH,
+        required=required,
         default=None if default is None else Path(default),
+        show_default=default is not None,
+        help=help_text,
+    )
+
+
+def speculative_tokens(help_text: str, default: int | None = None) -> Decorator[Any]:
+    """Return -k, one number of speculative tokens."""
+    return click.option(
+        "-k",
+        "--num-speculative-tokens",
+        "k",
+        type=int,
+        default=default,
         show_default=default is not None,
         help=help_text,
     )
@@ -92,7 +107,9 @@ def live_prompts(default: int) -> Decorator[Any]:
     )
 
 
-def no_latency(help_text: str = SKIPS_TIMING) -> Decorator[Any]:
+def no_latency(
+    help_text: str = "Measure acceptance only; no step is timed.",
+) -> Decorator[Any]:
     """Return --no-latency."""
     return click.option("--no-latency", is_flag=True, help=help_text)
 
@@ -104,7 +121,9 @@ def max_new_tokens(help_text: str) -> Decorator[Any]:
     )
 
 
-def threads(help_text: str = THREADS) -> Decorator[Any]:
+def threads(
+    help_text: str = "The number of CPU threads. Default: torch's own choice.",
+) -> Decorator[Any]:
     """Return --threads."""
     return click.option("--threads", type=AT_LEAST_1, help=help_text)
 
@@ -114,7 +133,7 @@ def json_output(help_text: str = "Print the result as JSON.") -> Decorator[Any]:
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 
-def dtype(help_text: str = OF_REPLAY) -> Decorator[Any]:
+def dtype(help_text: str = "The float type of replay and of the live loop.") -> Decorator[Any]:
     """Return --dtype."""
     return click.option(
         "--dtype",
@@ -135,13 +154,22 @@ def seed(help_text: str) -> Decorator[Any]:
     return click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, help=help_text)
 
 
-BASELINE = click.option("--baseline", "-b", type=ModelName(), help=A_BASELINE)
-TRAFFIC = click.option(
-    "--traffic",
-    "traffic_path",
-    required=True,
-    type=A_PATH,
-    help="Prompts with the target's responses: a file from `capture`, or a log.",
+def traffic_file(*, required: bool = False) -> Decorator[Any]:
+    """Return --traffic."""
+    return click.option(
+        "--traffic",
+        "traffic_path",
+        type=A_PATH,
+        required=required,
+        help="Prompts with the target's responses: a file from `capture`, or a log.",
+    )
+
+
+BASELINE = click.option(
+    "--baseline",
+    "-b",
+    type=ModelName(),
+    help="The full-precision draft. Default: the one that `apply` started from.",
 )
 CALIBRATION = click.option(
     "--calibration",
@@ -159,9 +187,10 @@ KS = click.option(
     "-k",
     "--num-speculative-tokens",
     "ks",
+    metavar="NUMBERS",
     default=f"1-{MAX_K}",
     show_default=True,
-    help="Tokens proposed a round: 4, 1-8 or 2,4,8. Of several, each draft is judged at its best.",
+    help="Tokens proposed in a round: 4, 1-8 or 2,4,8. Each draft is judged at its best k of them.",
 )
 ACCEPTANCE_RULE = click.option(
     "--acceptance-rule",

@@ -42,6 +42,6 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def print_record(path: Path) -> None:
-    """Print the document that a command has written to the disk."""
-    click.echo(path.read_text(encoding="utf-8").rstrip())
+def print_recorded(record: Path, lines: Iterable[str], as_json: bool) -> None:
+    """Print a result: the lines, or the record that the command has written to the disk."""
+    print_lines([record.read_text(encoding="utf-8").rstrip()] if as_json else lines)

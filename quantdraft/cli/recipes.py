@@ -13,7 +13,7 @@ from quantdraft.errors import OptionError
 
 @click.command(
     cls=Command,
-    short_help="What can be done to a draft, and with what here.",
+    short_help="List what can be done to a draft, and what it needs.",
     example="quantdraft recipes show int4",
 )
 @click.argument("action", required=False, type=Name("action", lambda: ("list", "show")))

@@ -16,7 +16,7 @@ from quantdraft.common.progress import show_progress
 
 @click.command(
     cls=Command,
-    short_help="A run's verdict again, and its pages anew.",
+    short_help="Print a run's verdict, and write its pages anew.",
     example="quantdraft report runs/D-int4 --open",
 )
 @click.argument("run", type=A_PATH)

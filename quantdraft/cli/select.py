@@ -8,8 +8,8 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_lines, print_record, tell_aside
-from quantdraft.cli.values import A_PATH, RecipeName, parse_ks, recipe_names
+from quantdraft.cli.printing import print_recorded, tell_aside
+from quantdraft.cli.values import A_PATH, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice
@@ -17,7 +17,7 @@ from quantdraft.record.choices import DtypeChoice
 
 @click.command(
     cls=Command,
-    short_help="Which of several drafts, which recipe, which k?",
+    short_help="Choose among several drafts, recipes and k.",
     example=(
         "quantdraft select --target T --draft A --draft B --recipe int4 --traffic traffic.jsonl"
     ),
@@ -25,15 +25,10 @@ from quantdraft.record.choices import DtypeChoice
 )
 @options.target(required=True)
 @options.drafts("A full-precision draft: a directory or Hub id. Give the option once for each.")
-@click.option(
-    "--recipe",
-    "-r",
-    "recipes",
-    type=RecipeName("recipe", recipe_names, is_open=True),
-    multiple=True,
-    help="A recipe: each draft is measured under it too. Give the option once for each.",
+@options.several_recipes(
+    "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
-@options.TRAFFIC
+@options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -82,30 +77,26 @@ def select(
 ) -> None:
     """Choose among drafts: which one, under which recipe, at which k, for this target's traffic.
 
-    Drafts that do not speak the target's tokens are refused. The others are replayed on the same
-    tokens and timed, and ordered by speed over the target alone, with the reasons. A killed run
-    goes on where it stopped when the same command is given again.
+    Drafts with another vocabulary than the target's are refused. The others are replayed on the
+    same tokens and timed, and listed in the order of their speed over the target alone, with the
+    reasons. A killed run goes on where it stopped when the same command is given again.
     """
     with show_progress("select"):
-        from quantdraft.measure.settings import (
-            EvaluateSettings,
-            ModelSettings,
-            TimingSettings,
-            TrafficSettings,
-        )
-        from quantdraft.workflows.select import SelectSettings, selection_text
-        from quantdraft.workflows.select import select as select_draft
+        from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.workflows.select.select import SelectSettings
+        from quantdraft.workflows.select.select import select as select_draft
+        from quantdraft.workflows.select.view import selection_text
 
         settings = SelectSettings(
             target=target,
             drafts=drafts,
             traffic_path=traffic_path,
             output=output,
-            evaluation=EvaluateSettings(
-                models=ModelSettings(
-                    candidate="", target=target, device=device, dtype=dtype, threads=threads
-                ),
-                traffic=TrafficSettings(acceptance_rule=acceptance_rule),
+            evaluations=SharedSettings(
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                acceptance_rule=acceptance_rule,
                 ks=parse_ks(ks),
                 timing=TimingSettings(
                     batch_size=batch_size,
@@ -123,7 +114,5 @@ def select(
             force=force,
         )
         selection = select_draft(settings, tell_aside)
-    if as_json:
-        print_record(settings.output / "selection.json")
-    else:
-        print_lines([selection_text(selection), f"Report: {settings.output / 'report.html'}"])
+    lines = [selection_text(selection), f"Report: {output / 'report.html'}"]
+    print_recorded(output / "selection.json", lines, as_json)

@@ -10,7 +10,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_record, tell, tell_aside
+from quantdraft.cli.printing import print_recorded, tell, tell_aside
 from quantdraft.cli.values import Name, Positive, parse_ks, parse_names, recipe_and_sweep_names
 from quantdraft.common.progress import show_progress
 from quantdraft.record import AcceptanceRule
@@ -19,7 +19,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 
 @click.command(
     cls=Command,
-    short_help="Many drafts and recipes: apply, evaluate, compare.",
+    short_help="Apply and evaluate many drafts and recipes, and compare them.",
     example="quantdraft sweep --draft D --recipes ladder --target T --traffic traffic.jsonl",
     stopped="Finished cells are kept in the output: the same command goes on with the next.",
 )
@@ -31,7 +31,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     required=True,
     help="The recipes: fp8,int8,int4; `ladder` stands for these.",
 )
-@options.TRAFFIC
+@options.traffic_file(required=True)
 @options.target(options.NO_TARGET)
 @options.CALIBRATION
 @click.option(
@@ -98,16 +98,11 @@ def sweep(
 
     What is finished is kept by the content of its inputs: the same command goes on where it
     stopped, and a longer list of recipes computes only what is new. Recipes that cannot be applied
-    here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; time
-    steps there only with a whole node for a job (the default).
+    here are listed with the reason. With --executor ray the jobs go to a cluster's nodes; step
+    times count only where each job has a whole node, which is the default.
     """
     with show_progress("sweep"):
-        from quantdraft.measure.settings import (
-            EvaluateSettings,
-            ModelSettings,
-            TimingSettings,
-            TrafficSettings,
-        )
+        from quantdraft.measure.settings import SharedSettings, TimingSettings
         from quantdraft.workflows.sweep.grid import SweepSettings
         from quantdraft.workflows.sweep.sweep import SWEEP_FILE
         from quantdraft.workflows.sweep.sweep import sweep as run_sweep
@@ -117,11 +112,12 @@ def sweep(
             recipes=parse_names(recipes),
             traffic_path=traffic_path,
             output=output,
-            evaluation=EvaluateSettings(
-                models=ModelSettings(
-                    candidate="", target=target, device=device, dtype=dtype, threads=threads
-                ),
-                traffic=TrafficSettings(acceptance_rule=acceptance_rule),
+            target=target,
+            evaluations=SharedSettings(
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                acceptance_rule=acceptance_rule,
                 ks=parse_ks(ks),
                 timing=TimingSettings(latency_seconds=latency_seconds, no_latency=no_latency),
                 live_prompts=live_prompts,
@@ -139,7 +135,6 @@ def sweep(
             force=force,
         )
         result = run_sweep(settings, tell_aside if as_json else tell)
-    if as_json:
-        print_record(settings.output / SWEEP_FILE)
+    print_recorded(output / SWEEP_FILE, [], as_json)
     if len(result.failed) == len(result.cells):
         sys.exit(1)

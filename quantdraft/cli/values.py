@@ -130,13 +130,6 @@ def gpu_names() -> list[str]:
     return device_names()
 
 
-def serving_names() -> list[str]:
-    """Return the names of the engines that `export` writes for."""
-    from quantdraft.engines.registry import ENGINES
-
-    return list(ENGINES)
-
-
 def parse_ks(text: str) -> tuple[int, ...]:
     """Read `4`, `1-8` or `2,4,8` as sorted numbers of speculative tokens, each in 1..16."""
     ks = _numbers(text)

@@ -78,11 +78,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_yaml(path: Path) -> Any:
-    """Read the value in a YAML file of plain data; OSError, or ValueError with the reason."""
-    return parse_yaml(read_bounded(path, MAX_YAML_BYTES))
-
-
 def read_yaml_mapping(
     path: Path,
     what: str,
@@ -97,7 +92,7 @@ def read_yaml_mapping(
     """
     shown = str(path) if shown is None else shown
     try:
-        plain = read_yaml(path)
+        plain = parse_yaml(read_bounded(path, MAX_YAML_BYTES))
     except FileNotFoundError:
         raise error(f"no {what} file '{shown}'.{nearest_path(path)}") from None
     except (OSError, ValueError) as cause:
@@ -118,12 +113,11 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         _require_plain_yaml(text)
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     except Exception as error:  # tags and numbers that are none: each its own kind of error
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    return value
 
 
 def require_unicode(value: Any) -> None:
@@ -170,24 +164,18 @@ def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_shallow(value: Any, is_finite: bool) -> None:
-    waiting = [(value, 1)]
+    waiting: list[tuple[Any, int]] = [([value], 0)]
     while waiting:
         each, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        for inner in _children(each):
+        for inner in each.values() if isinstance(each, dict) else each:
             if isinstance(inner, (dict, list)):
                 waiting.append((inner, depth + 1))
             elif is_finite and isinstance(inner, float) and not math.isfinite(inner):
                 raise ValueError(f"it holds {inner}, which is not a number")
             elif is_finite and isinstance(inner, int) and inner.bit_length() > MAX_BITS:
                 raise ValueError(f"it holds an integer of {inner.bit_length()} bits")
-
-
-def _children(value: Any) -> Iterator[Any]:
-    yield from (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    )
 
 
 def _require_plain_yaml(text: str) -> None:

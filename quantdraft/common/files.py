@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Record = TypeVar("Record")
-_ADAPTERS: dict[type, Any] = {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,21 +117,19 @@ def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
             "made it again."
         )
     try:
-        return _adapter(kind).validate_python(plain)
+        record: Record = _adapter(kind).validate_python(plain)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"'{path}': {where}: {first['msg']}") from error
+    return record
 
 
-def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
-    """Return the kind's adapter, built once: building takes longer than reading a record."""
+@cache  # building it takes longer than reading a record
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    found: TypeAdapter[Record] = _ADAPTERS[kind]
-    return found
+    return TypeAdapter(kind)
 
 
 def _writer(plain: Any) -> str:

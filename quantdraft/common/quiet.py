@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 from quantdraft.errors import CheckpointError
 
@@ -23,23 +24,15 @@ TORCHAO_CHATTER = {
 }
 
 
+@cache
 def hush_torchao() -> None:
     """Drop these two messages and no others; call it before importing transformers."""
     for name, chatter in TORCHAO_CHATTER.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(found, _DropMatching) for found in logger.filters):
-            logger.addFilter(_DropMatching(chatter))
+        logging.getLogger(name).addFilter(partial(_is_other, chatter))
 
 
-class _DropMatching(logging.Filter):
-    """Drops the messages that match a pattern."""
-
-    def __init__(self, pattern: re.Pattern[str]) -> None:
-        super().__init__()
-        self.pattern = pattern
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return self.pattern.search(record.getMessage()) is None
+def _is_other(chatter: re.Pattern[str], record: logging.LogRecord) -> bool:
+    return chatter.search(record.getMessage()) is None
 
 
 @contextlib.contextmanager
@@ -51,9 +44,8 @@ def quiet(progress: Progress) -> Iterator[Progress]:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             progress(message)
 
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # else llm-compressor sets it, and warns
+    # Else llm-compressor sets it, and warns.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hidden = io.StringIO()
     was_disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)  # handlers hold the stderr of their own start

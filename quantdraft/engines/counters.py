@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from quantdraft.engines.http_client import HttpClient
 from quantdraft.errors import EngineError
 
 SAMPLE = re.compile(r"^(\w+:)(\w+?)(?:\{(.*)\})? ([-+.\deE]+)$", re.MULTILINE)
@@ -23,6 +24,7 @@ class CounterNames:
 
     prefix: str
     num_tokens: str  # of the generated tokens, without the prefix
+    advice: str  # where a server has none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,14 @@ class Counters:
             self.num_draft_tokens - before.num_draft_tokens,
             tuple(now - then for now, then in per_pos),
         )
+
+
+def read_counters(http: HttpClient, names: CounterNames) -> Counters:
+    """Return the counters of a server as they stand. Raises EngineError where it has none."""
+    text, num_tokens = http.get("/metrics"), names.prefix + names.num_tokens
+    if num_tokens not in text:
+        raise EngineError(f"{http.url}/metrics has no {num_tokens}. {names.advice}")
+    return parse_counters(text, names)
 
 
 def parse_counters(text: str, names: CounterNames) -> Counters:

@@ -5,13 +5,14 @@ An engine is one class that inherits `Engine`, and one row in `registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.measured import MeasuredEngine
+from quantdraft.engines.support import SupportTable, stored_names
 from quantdraft.record import AcceptanceRule
 
 
@@ -30,18 +31,33 @@ class LaunchPair:
 class Engine(Protocol):
     """A program that runs a target with a draft."""
 
-    name: str  # in options, and in the table of `support`
+    name: str  # in options
     launch_file: str  # name of the file that holds the launch line
     notes: tuple[str, ...]  # for the model card
+    loads: SupportTable
+    loads_on_cpu: SupportTable | None = None  # where its build for CPUs loads other formats
     measured: MeasuredEngine | None = None  # how `evaluate` serves and counts it; None: it cannot
 
     def launch(self, pair: LaunchPair) -> str:
         """Return the line, or the script, that serves the target with the draft."""
-        ...
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what the engine refuses or misreads, and what its user must know."""
-        ...
+
+    def loading(self, draft: Draft) -> Iterator[Finding]:
+        """Yield what the engine's table says of this draft: nothing where it loads."""
+        found = self.loads.of_checkpoint(draft.quantization)
+        shown = ", ".join(stored_names(draft.quantization))
+        if draft.quantization.get("kv_cache_scheme"):
+            shown += " with an FP8 cache"
+        if found.level == "no":
+            reason = found.note or "it has no loader for this format"
+            yield Finding("refuse", f"{self.name} does not load {shown}: {reason}")
+        elif found.level == "unknown":
+            yield Finding("warn", f"whether {self.name} loads {shown} is not known: try it first.")
+        elif found.level == "part":
+            note = found.note or "in part; try it first"
+            yield Finding("warn", f"{shown} in {self.name}: {note}.")
 
     def launch_text(self, line: str) -> str:
         """Return the content of the launch file."""

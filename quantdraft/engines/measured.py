@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from quantdraft.engines.process import Server
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import EngineError
 from quantdraft.record import AcceptanceRule
+from quantdraft.record.step_bytes import Ledger
 from quantdraft.traffic.traffic import Sampling
 
 # The counters are written a moment after the last token is sent.
@@ -70,15 +72,12 @@ class Client(Protocol):
 
     def complete(self, request: Request) -> Completion:
         """Return one answer."""
-        ...
 
     def counters(self) -> Counters:
         """Return the counters as they stand."""
-        ...
 
     def version(self) -> str:
         """Return the server's own version."""
-        ...
 
 
 class Installation(Protocol):
@@ -87,59 +86,65 @@ class Installation(Protocol):
     version: str
     device_type: str  # "cpu" | "cuda" | …
     server_bytes: int  # of one server, besides its weights
-    speculative: Mapping[str, Any]  # the user's own speculative settings, for the record
-    is_synthetic: bool  # True: it is told how much to accept, whatever the draft proposes
+    speculative: Mapping[str, Any] = MappingProxyType({})  # the user's own settings of it
+    is_synthetic: bool = False  # True: it is told how much to accept, whatever the draft proposes
 
     def float_types(self, asked: str, target: Checkpoint) -> tuple[str, ...]:
         """Return the float types to serve in, the first that works."""
-        ...
 
     def model_file(self, checkpoint: Checkpoint, dtype: str) -> Path:
         """Return what a server loads for a checkpoint; it is converted where that is needed."""
-        ...
+        return checkpoint.path.absolute()
 
     def start(
         self, plan: ServerPlan, draft: Path | None, log: Path
     ) -> AbstractContextManager[Server]:
         """Start one server, not yet healthy; `draft` None: the target alone."""
-        ...
 
 
 class MeasuredEngine(Protocol):
-    """How an engine is served and counted on this machine."""
+    """How an engine is served and counted on this machine.
+
+    What is not defined by an engine of its own is that of one that loads checkpoints as they are.
+    """
 
     title: str  # its name in sentences
 
     def open(self, settings: ServingSettings) -> Installation:
         """Return the engine as installed. Raises EngineError, or OptionError for its settings."""
-        ...
 
     def client(self, url: str) -> Client:
         """Return a client of a running server."""
-        ...
 
     def refusal(self, rule: AcceptanceRule, sampling: Sampling) -> str | None:
         """Return why the engine does not decode by this rule, or None."""
-        ...
+        return None
 
     def candidate(self, name: str, baseline: str | None, settings: ServingSettings) -> str:
         """Return the directory or Hub id of the candidate that a name stands for."""
-        ...
+        return name
+
+    def served_ledger(self, checkpoint: Checkpoint) -> Ledger | None:
+        """Return what a step reads of the file that is served for a checkpoint; None: of itself."""
+        return None
 
     def input_types(self, checkpoint: Checkpoint) -> frozenset[str]:
         """Return the types to which the engine rounds the inputs of a draft's products."""
-        ...
+        from quantdraft.checkpoints.tensors.unpacking import quantized_modules  # imports torch
+
+        formats = quantized_modules(checkpoint).values()
+        return frozenset(fmt.activations for fmt in formats if fmt.activations)
 
     def replay_type(self, checkpoint: Checkpoint, dtype: str) -> str:
         """Return the float type in which a draft is replayed, where servers run in `dtype`."""
-        ...
+        return dtype
 
     def num_round_tokens(self, num_tokens: int, is_cut: bool) -> int:
         """Return how many of an answer's tokens its rounds and its prompt's pass have emitted.
 
         is_cut: the length limit ended the answer
         """
-        ...
+        return num_tokens
 
 
 def ask(client: Client, request: Request) -> tuple[Completion, Counters]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from quantdraft.engines.engine import Engine
-from quantdraft.engines.llamacpp.engine import Llamacpp
-from quantdraft.engines.measured import MeasuredEngine
-from quantdraft.engines.sglang import Sglang
-from quantdraft.engines.tensorrt_llm import TensorRtLlm
-from quantdraft.engines.transformers import Transformers
-from quantdraft.engines.vllm.engine import Vllm
+from functools import cache
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
 from quantdraft.errors import OptionError, nearest
 
-ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (Vllm(), Sglang(), Transformers(), TensorRtLlm(), Llamacpp())
+if TYPE_CHECKING:  # a name is known before anything of its engine is imported
+    from quantdraft.engines.engine import Engine
+    from quantdraft.engines.measured import MeasuredEngine
+    from quantdraft.engines.support import SupportTable
+
+ENGINES = {
+    "vllm": "quantdraft.engines.vllm.engine:Vllm",
+    "sglang": "quantdraft.engines.sglang:Sglang",
+    "transformers": "quantdraft.engines.transformers:Transformers",
+    "tensorrt-llm": "quantdraft.engines.tensorrt_llm:TensorRtLlm",
+    "llamacpp": "quantdraft.engines.llamacpp.engine:Llamacpp",
 }
 ALIASES = {"llama.cpp": "llamacpp", "tensorrt_llm": "tensorrt-llm", "trtllm": "tensorrt-llm"}
 
@@ -23,7 +29,13 @@ def engine_named(name: str) -> Engine:
     if found not in ENGINES:
         hint = nearest(name, ENGINES)
         raise OptionError(f"--engine {name!r} is unknown.{hint} There are: {', '.join(ENGINES)}.")
-    return ENGINES[found]
+    return _load_engine(found)
+
+
+@cache
+def _load_engine(name: str) -> Engine:
+    engine: Engine = resolve_name(ENGINES[name])()
+    return engine
 
 
 def measured_engine(name: str) -> MeasuredEngine:
@@ -36,4 +48,15 @@ def measured_engine(name: str) -> MeasuredEngine:
 
 def measured_names() -> list[str]:
     """Return the engines that `evaluate` serves with, by name."""
-    return [name for name, engine in ENGINES.items() if engine.measured is not None]
+    return [name for name in ENGINES if engine_named(name).measured is not None]
+
+
+def support_tables() -> dict[str, SupportTable]:
+    """Return what every engine loads, by name; "vllm-cpu" is vLLM's build for CPUs."""
+    tables: dict[str, SupportTable] = {}
+    for name in ENGINES:
+        engine = engine_named(name)
+        tables[name] = engine.loads
+        if engine.loads_on_cpu is not None:
+            tables[f"{name}-cpu"] = engine.loads_on_cpu
+    return tables

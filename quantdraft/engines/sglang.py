@@ -1,7 +1,8 @@
 """SGLang: how it is told of a stand-alone draft, and what it does with one in silence.
 
 SGLang needs a GPU and is not run here. Every flag below is a field of `ServerArgs` in
-sgl-project/sglang, python/sglang/srt/server_args.py, at commit 001067f.
+sgl-project/sglang, python/sglang/srt/server_args.py, at commit 001067f; what it loads was read at
+commit 719a836.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ from quantdraft.engines.findings import (
     unequal_vocabulary,
     vocab_size,
 )
-from quantdraft.engines.support import loading
+from quantdraft.engines.support import BITSANDBYTES, FORMATS, YES, Support, SupportTable
 
 # Without the flag a draft is read by the target's quantization; this value says that it has none.
 NOT_QUANTIZED = "unquant"
-# `quant_method` of a checkpoint, by the name under which the server knows it.
-METHODS = {
-    "compressed-tensors": "compressed-tensors",
-    "bitsandbytes": "bitsandbytes",
-    "gptq": "gptq",
-    "awq": "awq",
-    "fp8": "fp8",
-    "mxfp4": "mxfp4",
-    "modelopt": "modelopt",
-    "auto-round": "auto-round",
-    "quark": "quark",
-}
+# Values of the flag that are a checkpoint's `quant_method` too.
+METHODS = frozenset(("compressed-tensors", "bitsandbytes", "gptq", "awq", "fp8", "mxfp4"))
+METHODS |= {"modelopt", "auto-round", "quark"}
+LOADS = SupportTable(
+    dict.fromkeys(FORMATS, YES)
+    | dict.fromkeys(BITSANDBYTES, Support("part", "limited"))
+    | {
+        "int4-fp8": Support("no", "its INT4 x FP8 scheme is for experts alone"),
+        "mxfp8": Support("part", "Blackwell, and not in older versions"),
+    }
+)
 
 
 class Sglang(Engine):
@@ -42,6 +42,7 @@ class Sglang(Engine):
 
     name = "sglang"
     launch_file = "launch.sh"
+    loads = LOADS
     notes = (
         "The flags were read from SGLang's sources (server_args.py at commit 001067f), not run "
         "here: compare them with `python -m sglang.launch_server --help` of your version.",
@@ -72,7 +73,7 @@ class Sglang(Engine):
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what SGLang refuses, and what it gets wrong without a message."""
         return (
-            *loading(draft, "sglang"),
+            *self.loading(draft),
             *_method(draft),
             *several_groups(draft, "SGLang"),
             *_vocabulary(draft),
@@ -88,7 +89,7 @@ def draft_quantization(quantization: Mapping[str, Any]) -> str:
     is_marlin = quantization.get("bits") in {4, 8} and bool(quantization.get("sym", True))
     if method == "gptq" and is_marlin:
         return "gptq_marlin"  # plain "gptq" forces the slow kernel
-    return METHODS.get(method, method)
+    return method
 
 
 def _method(draft: Draft) -> Iterator[Finding]:
@@ -112,7 +113,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     elif unequal:
         yield Finding(
             "refuse",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: SGLang "
-            "corrupts tokens in silence (sglang#24051). Export with --pad-vocab, which pads the "
-            "draft's.",
+            f"{unequal}: SGLang corrupts tokens in silence (sglang#24051). Export with "
+            "--pad-vocab, which pads the draft's.",
         )

@@ -21,12 +21,29 @@ from quantdraft.engines.findings import (
     several_groups,
     unequal_vocabulary,
 )
-from quantdraft.engines.support import MODELOPT, loading, stored_names, stored_support
+from quantdraft.engines.support import (
+    BITSANDBYTES,
+    FP4,
+    FP8,
+    INTEGERS,
+    NO,
+    YES,
+    Support,
+    SupportTable,
+    stored_names,
+)
 
 CONFIG_FILE = "trtllm.yaml"
 # The config's type is a union that is told apart by this word, and refuses any other.
 DECODING_TYPE = "Draft_Target"
 OLD_DECODING_TYPE = "DraftTarget"
+MODELOPT = Support("part", "its own checkpoints, by ModelOpt")
+LOADS = SupportTable(
+    dict.fromkeys((*INTEGERS, *BITSANDBYTES), NO)
+    | dict.fromkeys((*FP8, "gptq:int4"), Support("part"))
+    | dict.fromkeys((*FP4, "awq:int4"), MODELOPT)
+    | {"dense": YES}
+)
 
 
 class TensorRtLlm(Engine):
@@ -34,6 +51,7 @@ class TensorRtLlm(Engine):
 
     name = "tensorrt-llm"
     launch_file = "launch.sh"
+    loads = LOADS
     notes = (
         "The keys were read from TensorRT-LLM's sources (llm_args.py at commit 0004396), not run "
         "here.",
@@ -52,7 +70,7 @@ class TensorRtLlm(Engine):
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what TensorRT-LLM does not load, and what it needs."""
         return (
-            *_loading(draft),
+            *(_modelopt(draft) or self.loading(draft)),
             *several_groups(draft, "TensorRT-LLM"),
             *_vocabulary(draft),
             *float_mix(draft),
@@ -78,17 +96,19 @@ class TensorRtLlm(Engine):
         return {CONFIG_FILE: note + yaml.safe_dump(config, sort_keys=False)}
 
 
-def _loading(draft: Draft) -> Iterator[Finding]:
+def _modelopt(draft: Draft) -> list[Finding]:
+    """Return a refusal for a format that is read from ModelOpt's checkpoints, and is another's."""
     quantization = draft.quantization
     is_modelopts = quantization.get("quant_method") == "modelopt"
-    if stored_support(quantization)["tensorrt-llm"] == MODELOPT and not is_modelopts:
-        yield Finding(
+    if is_modelopts or LOADS.of_checkpoint(quantization) != MODELOPT:
+        return []
+    return [
+        Finding(
             "refuse",
             f"TensorRT-LLM loads {', '.join(stored_names(quantization))} from ModelOpt's own "
             "checkpoints alone: quantize the draft with ModelOpt.",
         )
-        return
-    yield from loading(draft, "tensorrt-llm")
+    ]
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:
@@ -96,6 +116,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: TensorRT-LLM "
-            "does not say what it makes of that. Export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: TensorRT-LLM does not say what it makes of that. Export with --pad-vocab, "
+            "which pads the draft's.",
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
-from quantdraft.engines.support import loading
+from quantdraft.engines.support import FORMATS, FP4, YES, Support, SupportTable
 
 _SNIPPET = '''\
 """Generate with a quantized draft: python launch.py "Your prompt"."""
@@ -36,6 +36,12 @@ output = target.generate(
 )
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 '''
+LOADS = SupportTable(
+    dict.fromkeys(FORMATS, YES)
+    | dict.fromkeys((*FP4, "mxfp8"), Support("part", "unpacks the weights"))
+    | {"gptq:int4": Support("yes", "needs gptqmodel")},
+    kv_cache=Support("part", "rounds keys and values, and stores them in full"),
+)
 
 
 class Transformers(Engine):
@@ -43,6 +49,7 @@ class Transformers(Engine):
 
     name = "transformers"
     launch_file = "launch.py"
+    loads = LOADS
     notes = (
         "Assisted generation takes one prompt at a time (batch 1).",
         "k is fixed here: by default transformers changes it while it runs and stops a proposal "
@@ -61,7 +68,7 @@ class Transformers(Engine):
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what transformers refuses, and where it is no evidence for speed."""
-        return (*loading(draft, "transformers"), *_formats(draft), *_vocabulary(draft))
+        return (*self.loading(draft), *_formats(draft), *_vocabulary(draft))
 
     def launch_text(self, line: str) -> str:
         """Return the script itself."""
@@ -85,7 +92,6 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: pass both "
-            "tokenizers to generate() and transformers translates between them, at a cost in "
-            "acceptance. Or export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: pass both tokenizers to generate() and transformers translates between "
+            "them, at a cost in acceptance. Or export with --pad-vocab, which pads the draft's.",
         )

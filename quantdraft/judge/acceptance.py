@@ -1,7 +1,7 @@
-"""Rounds of speculative decoding from keep probabilities, for every k at once. No model, no I/O.
+"""Rounds of speculative decoding from acceptance probabilities, for every k at once.
 
 Speculative decoding emits the target's own text, so that text and the probability that each of
-its tokens came from the draft are enough to know how many rounds any k would have needed.
+its tokens came from the draft are enough to know how many rounds any k would have needed. No model.
 """
 
 from __future__ import annotations
@@ -91,25 +91,26 @@ class TokenAcceptance:
 
 def replay_rounds(
     prompt_ids: Sequence[str],
-    keeps: Sequence[NDArray[np.floating]],
+    probabilities: Sequence[NDArray[np.floating]],
     ks: Sequence[int],
     first_token_from_prefill: bool = True,
 ) -> Replayed:
     """Return the expected rounds and accepted tokens of every prompt at every k.
 
-    keeps: one array (num_response_tokens,) per prompt, the probability that a response token came
-        from the draft, given that it was emitted and that the draft was asked for it
+    probabilities: one array (num_response_tokens,) per prompt, the probability that a response
+        token came from the draft, given that it was emitted and that the draft was asked for it
     ks: values of num_speculative_tokens, each at least 1
     first_token_from_prefill: True as serving engines count (the first response token belongs to
         no round); False as transformers' assisted generation does (its first round drafts it)
 
-    Offset j of a round moves to j + 1 with probability keep, else to 0; the bonus token at offset
+    Offset j of a round moves to j + 1 with that probability, else to 0; the bonus token at offset
     k always ends the round. Expected rounds are the expected visits to offset 0.
     """
-    _check(prompt_ids, keeps, ks)
-    num_drafts = np.zeros((len(ks), len(keeps)))
-    accepted = tuple(np.zeros((len(keeps), k)) for k in ks)
-    for some, keep, num_active in _group_by_length(prompt_ids, keeps, first_token_from_prefill):
+    _check(prompt_ids, probabilities, ks)
+    num_drafts = np.zeros((len(ks), len(probabilities)))
+    accepted = tuple(np.zeros((len(probabilities), k)) for k in ks)
+    start = int(first_token_from_prefill)
+    for some, keep, num_active in _group_by_length(prompt_ids, probabilities, start):
         kept_sum = np.zeros((len(ks), max(ks), len(some)))
         drafts = np.zeros((len(ks), len(some)))
         for offsets, kept in _step_offsets(keep, num_active, ks):
@@ -119,11 +120,11 @@ def replay_rounds(
         num_drafts[:, some] = drafts
         for row, k in enumerate(ks):
             accepted[row][some] = kept_sum[row, :k].T
-    lengths = np.array([len(each) for each in keeps], dtype=np.int64)
+    lengths = np.array([len(each) for each in probabilities], dtype=np.int64)
     return Replayed(
         prompt_ids=tuple(prompt_ids),
         ks=tuple(ks),
-        num_tokens=np.maximum(lengths - int(first_token_from_prefill), 0),
+        num_tokens=np.maximum(lengths - start, 0),
         num_drafts=num_drafts,
         num_accepted_per_pos=accepted,
     )
@@ -131,13 +132,13 @@ def replay_rounds(
 
 def rounds_between(
     prompt_ids: Sequence[str],
-    keeps: Sequence[NDArray[np.floating]],
+    probabilities: Sequence[NDArray[np.floating]],
     is_open: Sequence[NDArray[np.bool_]],
     k: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the fewest and the most rounds of every prompt, where some tokens may be kept or not.
 
-    is_open: one array (num_response_tokens,) per prompt, the tokens whose keep is not settled
+    is_open: one array (num_response_tokens,) per prompt, the tokens that are not settled
 
     A token more that is kept never costs a round: a round that starts later never ends earlier. So
     all of them kept are the fewest rounds, and none of them the most.
@@ -145,7 +146,7 @@ def rounds_between(
     low, high = (
         replay_rounds(
             prompt_ids,
-            [np.where(each, value, keep) for keep, each in zip(keeps, is_open, strict=True)],
+            [np.where(at, value, own) for own, at in zip(probabilities, is_open, strict=True)],
             [k],
         ).num_drafts[0]
         for value in (1.0, 0.0)
@@ -154,29 +155,28 @@ def rounds_between(
 
 
 def token_acceptance(
-    keeps: Sequence[NDArray[np.floating]], k: int, first_token_from_prefill: bool = True
+    probabilities: Sequence[NDArray[np.floating]], k: int
 ) -> Iterator[tuple[int, TokenAcceptance]]:
     """Yield each response's index and what was asked and kept at its tokens, longest first.
 
-    Arguments as above; equal lengths come in an equal order. A first token that comes from the
-    prefill was never asked for: zero in both.
+    Arguments as above; equal lengths come in an equal order. The first token comes from the prefill
+    and was never asked for: zero in both.
     """
-    names = [str(index) for index in range(len(keeps))]
-    _check(names, keeps, [k])
-    start = int(first_token_from_prefill)
-    for some, keep, num_active in _group_by_length(names, keeps, first_token_from_prefill):
+    names = [str(index) for index in range(len(probabilities))]
+    _check(names, probabilities, [k])
+    for some, keep, num_active in _group_by_length(names, probabilities, 1):
         asked, kept_sum = np.zeros(keep.shape), np.zeros(keep.shape)
         for token, (offsets, kept) in enumerate(_step_offsets(keep, num_active, [k])):
             num_prompts = kept.shape[2]
             asked[token, :num_prompts] = offsets[0, :k].sum(axis=0)
             kept_sum[token, :num_prompts] = kept[0].sum(axis=0)
         for column, index in enumerate(some):
-            length = len(keeps[index])
+            length = len(probabilities[index])
             yield (
                 int(index),
                 TokenAcceptance(
-                    _unpack(asked[:, column], length, start),
-                    _unpack(kept_sum[:, column], length, start),
+                    _unpack(asked[:, column], length),
+                    _unpack(kept_sum[:, column], length),
                 ),
             )
 
@@ -254,43 +254,45 @@ def _step_offsets(
 
 
 def _group_by_length(
-    names: Sequence[str], keeps: Sequence[NDArray[np.floating]], first_token_from_prefill: bool
+    names: Sequence[str], probabilities: Sequence[NDArray[np.floating]], start: int
 ) -> Iterator[tuple[Ints, Floats, Ints]]:
-    """Groups of prompts of similar length: memory holds one, whatever the number of prompts.
+    """Yield groups of prompts of similar length: memory holds one, whatever the number of prompts.
 
-    yields the prompts' indices by falling length (group,), their keep probabilities of the tokens
-    in rounds (tokens, group), and how many of them have each token (tokens,)
+    start: the first token that is in rounds
+    yields the prompts' indices by falling length (group,), the probabilities of the tokens in
+    rounds (tokens, group), and how many of the prompts have each token (tokens,)
     """
-    start = int(first_token_from_prefill)
-    order = np.argsort([-len(each) for each in keeps], kind="stable")
+    order = np.argsort([-len(each) for each in probabilities], kind="stable")
     for first in range(0, len(order), PROMPTS_AT_ONCE):
         some = order[first : first + PROMPTS_AT_ONCE]
-        lengths = np.array([max(len(keeps[i]) - start, 0) for i in some], dtype=np.int64)
+        lengths = np.array([max(len(probabilities[i]) - start, 0) for i in some], dtype=np.int64)
         keep = np.zeros((int(lengths.max()), len(some)))
         for column, (index, length) in enumerate(zip(some, lengths, strict=True)):
-            inside = np.asarray(keeps[index], np.float64)[start:]
+            inside = np.asarray(probabilities[index], np.float64)[start:]
             if not bool(np.all((inside >= 0.0) & (inside <= 1.0))):  # also catches NaN
                 raise UndefinedMetricError(
-                    f"prompt {names[index]!r}: a keep probability is not in [0, 1]. "
+                    f"prompt {names[index]!r}: an acceptance probability is not in [0, 1]. "
                     "The draft's logits may have overflowed; try --dtype float32."
                 )
             keep[:length, column] = inside
         yield some, keep, (lengths[None, :] > np.arange(len(keep))[:, None]).sum(axis=1)
 
 
-def _unpack(column: Floats, length: int, start: int) -> Floats:
+def _unpack(column: Floats, length: int) -> Floats:
     """Return one prompt's column with the indices of its response."""
     values = np.zeros(length)
-    values[start:] = column[: max(length - start, 0)]
+    values[1:] = column[: max(length - 1, 0)]
     return values
 
 
 def _check(
-    prompt_ids: Sequence[str], keeps: Sequence[NDArray[np.floating]], ks: Sequence[int]
+    prompt_ids: Sequence[str], probabilities: Sequence[NDArray[np.floating]], ks: Sequence[int]
 ) -> None:
-    if len(prompt_ids) != len(keeps):
-        raise PairingError(f"{len(prompt_ids)} prompt ids but {len(keeps)} arrays of tokens.")
-    if not keeps:
+    if len(prompt_ids) != len(probabilities):
+        raise PairingError(
+            f"{len(prompt_ids)} prompt ids but {len(probabilities)} arrays of tokens."
+        )
+    if not probabilities:
         raise UndefinedMetricError("acceptance is undefined: there is no response to replay.")
     if not ks or min(ks) < 1:
         raise OptionError(f"num_speculative_tokens must be at least 1, not {list(ks)}.")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from quantdraft.judge.acceptance import token_acceptance
-from quantdraft.judge.advice import diagnoses, explained
 from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.advice.all import diagnoses, explained
 from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.comparison.served import load_spread
 from quantdraft.judge.comparison.speeds import with_step_speedups
@@ -18,12 +18,12 @@ from quantdraft.judge.verdict.checks import result_of
 from quantdraft.judge.verdict.policy import Policy, policy_of
 from quantdraft.judge.verdict.turning import obstacle, turning_points
 from quantdraft.record import (
+    ARMS,
     Analysis,
     Arm,
     Bench,
     CheckResult,
     Decision,
-    Disagreement,
     Evaluation,
     GridPoint,
     Interval,
@@ -64,6 +64,10 @@ def _analysis(evaluation: Evaluation, policy: Policy) -> Analysis:
         for point in grid_points(evaluation)
     )
     spread = None if evaluation.served is None else load_spread(evaluation.served)
+    fates = [
+        TokenFates(*(token_fates(each.keep(arm), evaluation.known_slices_k) for arm in ARMS))
+        for each in evaluation.disagreements
+    ]
     return Analysis(
         min_speedup_over_baseline=policy.min_speedup_over_baseline,
         min_speedup_over_autoregressive=policy.min_speedup_over_autoregressive,
@@ -73,9 +77,9 @@ def _analysis(evaluation: Evaluation, policy: Policy) -> Analysis:
         grid=points,
         stops_paying_at=stops_paying_at(points, policy.min_speedup_over_autoregressive),
         diagnoses=diagnoses(evaluation, policy),
-        turning_points=turning_points(evaluation),
-        obstacle=obstacle(evaluation),
-        fates=tuple(_fates(each, evaluation.known_slices_k) for each in evaluation.disagreements),
+        turning_points=turning_points(evaluation, policy),
+        obstacle=obstacle(evaluation, policy),
+        fates=tuple(fates),
         served_load_error=None if spread is None else spread.error,
     )
 
@@ -103,10 +107,6 @@ def _decision_at(point: GridPoint, evaluation: Evaluation, policy: Policy) -> De
     if "fail" in results:
         return "no-go"
     return "go" if results <= {"pass"} else "inconclusive"
-
-
-def _fates(found: Disagreement, k: int) -> TokenFates:
-    return TokenFates(token_fates(found.baseline_keep, k), token_fates(found.candidate_keep, k))
 
 
 def token_fates(keep: Sequence[float], k: int) -> str:

@@ -11,30 +11,23 @@ from numpy.typing import NDArray
 
 from quantdraft.judge.acceptance import Replayed, replay_rounds
 from quantdraft.judge.analysis import analyse
-from quantdraft.judge.comparison import (
-    Bootstrap,
-    Spell,
-    best_k,
-    by_context,
-    by_domain,
-    by_position,
-    compare_acceptance,
-    find_disagreements,
-    slice_tokens,
-    speed_point,
-)
+from quantdraft.judge.comparison.disagreements import Spell, find_disagreements
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.judge.comparison.served import served_point, served_speed_undefined
+from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
+from quantdraft.judge.comparison.speeds import best_k, speed_point
 from quantdraft.judge.comparison.times import timed_throughout
 from quantdraft.judge.speedup import project_speed
-from quantdraft.judge.verdict import (
-    Evidence,
-    Policy,
+from quantdraft.judge.statistics.bootstrap import Bootstrap
+from quantdraft.judge.verdict.alarms import (
     control_strays,
-    decide,
     measured_alarms,
     not_quantized,
     served_alarms,
 )
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.record import (
     ARMS,
@@ -57,7 +50,8 @@ from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.record.terms import compact, nearest_to_usual
 from quantdraft.traffic.traffic import Traffic, token_counts
 
-Keeps = Mapping[str, Sequence[NDArray[np.float64]]]
+# "baseline", "candidate": of each prompt (num_response_tokens,).
+AcceptanceProbabilities = Mapping[str, Sequence[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class Measurements:
     created: str
     rule: AcceptanceRule
     ks: tuple[int, ...]
-    keeps: Keeps  # "baseline", "candidate": per prompt (num_response_tokens,)
+    probabilities: AcceptanceProbabilities
     traffic: Traffic
     latency: Latency
     live: tuple[LiveCheck, ...]
@@ -113,7 +107,7 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
 def _replay(measured: Measurements) -> dict[Arm, Replayed]:
     """Return the rounds of every prompt at every k, by arm."""
     ids = [response.prompt_id for response in measured.traffic.responses]
-    return {arm: replay_rounds(ids, measured.keeps[arm], measured.ks) for arm in ARMS}
+    return {arm: replay_rounds(ids, measured.probabilities[arm], measured.ks) for arm in ARMS}
 
 
 def _speeds(
@@ -204,7 +198,7 @@ def _disagreements(
     """Return the prompts to read; none where the text of the tokens is not known."""
     if measured.spell is None:
         return ()
-    return find_disagreements(measured.traffic, measured.keeps, replayed, k, measured.spell)
+    return find_disagreements(measured.traffic, measured.probabilities, replayed, k, measured.spell)
 
 
 def _point(
@@ -232,8 +226,8 @@ def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple
         by_context(token_counts(responses).prompt.tolist()),
         by_domain([response.domain for response in responses]),
     )
-    keeps = measured.keeps
-    return slice_tokens(keeps["baseline"], keeps["candidate"], k, cuts, bootstrap)
+    baseline, candidate = (measured.probabilities[arm] for arm in ARMS)
+    return slice_tokens(baseline, candidate, k, cuts, bootstrap)
 
 
 def _alarms(
@@ -247,13 +241,14 @@ def _alarms(
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
-    raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
-    of_target = control_strays(point.target_control_speedup, policy, "target")
-    raised += () if of_target is None else (of_target,)
-    raised += suspicions(measured.latency)
-    compute_dtype = measured.provenance.get("compute_dtype")
-    raised += served_alarms(measured.served, policy, compute_dtype)
-    return raised if false_claim is None else (false_claim, *raised)
+    raised = (
+        false_claim,
+        *measured_alarms(acceptance, point.control_speedup, measured.live, policy),
+        control_strays(point.target_control_speedup, policy, "target"),
+        *suspicions(measured.latency),
+        *served_alarms(measured.served, policy, measured.provenance.get("compute_dtype")),
+    )
+    return tuple(alarm for alarm in raised if alarm is not None)
 
 
 def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:

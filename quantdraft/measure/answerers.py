@@ -51,8 +51,13 @@ class OwnTarget:
     @property
     def description(self) -> dict[str, Any]:
         """Name, revision, float type, hash of the weights; and whether code of its own was run."""
-        given = self.settings
-        return describe_target(given.target, self.path, self.model, given.trust_remote_code)
+        described = {
+            "name": self.settings.target,
+            "revision": open_checkpoint(self.path).revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights_sha256": _weights_sha256(self.path),
+        }
+        return described | ({"trust_remote_code": True} if self.settings.trust_remote_code else {})
 
     @property
     def num_positions(self) -> int | None:
@@ -112,22 +117,6 @@ def open_answerer(settings: CaptureSettings, path: Path) -> Answerer:
     if settings.target_url is None:
         return OwnTarget(settings, path)
     return ServedTarget(settings, path, settings.target_url)
-
-
-def describe_target(
-    target: str, path: Path, model: Any, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Return a model's name, revision, float type and hash of its weights, for a traffic header.
-
-    That code of the checkpoint's own was run goes with the traffic into every report.
-    """
-    described = {
-        "name": target,
-        "revision": open_checkpoint(path).revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights_sha256": _weights_sha256(path),
-    }
-    return described | ({"trust_remote_code": True} if trust_remote_code else {})
 
 
 def _weights_sha256(path: Path) -> str:

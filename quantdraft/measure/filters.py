@@ -54,14 +54,10 @@ def without_overlong(traffic: Traffic, models: Sequence[Checkpoint | None]) -> T
     limit, name = min(limits)
     counts = token_counts(traffic.responses)
     kept = np.flatnonzero(counts.prompt + counts.response <= limit).tolist()
-    num_overlong = len(traffic.responses) - len(kept)
-    if num_overlong == 0:
-        return traffic
     words = f"longer, with their prompts, than the {limit} positions of '{name}'"
     if not kept:
         raise TrafficError(f"all responses are {words}. Give shorter ones.")
-    say(f"left out: {counted(num_overlong, 'response')} {words}")
-    return replace(traffic, responses=pick_items(traffic.responses, kept))
+    return _keep_only(traffic, kept, "response", words)
 
 
 def without_repeats(traffic: Traffic) -> Traffic:
@@ -76,11 +72,7 @@ def without_repeats(traffic: Traffic) -> Traffic:
         if pair not in seen:
             seen.add(pair)
             kept.append(index)
-    num_copies = len(traffic.responses) - len(kept)
-    if num_copies == 0:
-        return traffic
-    say(f"left out: {num_copies} responses that repeat another to the token")
-    return replace(traffic, responses=pick_items(traffic.responses, kept))
+    return _keep_only(traffic, kept, "response", "that repeat another to the token")
 
 
 def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
@@ -97,6 +89,13 @@ def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
         raise TrafficError(
             f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
-    left_out = counted(len(traffic.responses) - len(kept), "prompt")
-    say(f"left out: {left_out} that it was calibrated on")
+    return _keep_only(traffic, kept, "prompt", "that it was calibrated on")
+
+
+def _keep_only(traffic: Traffic, kept: Sequence[int], noun: str, why: str) -> Traffic:
+    """Return the traffic with the responses at these places; the number of the others is shown."""
+    num_left_out = len(traffic.responses) - len(kept)
+    if num_left_out == 0:
+        return traffic
+    say(f"left out: {counted(num_left_out, noun)} {why}")
     return replace(traffic, responses=pick_items(traffic.responses, kept))

@@ -20,7 +20,7 @@ from torch import Tensor
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
 from quantdraft.measure.near_ties import TextStatus, coarsest, text_status
-from quantdraft.measure.replay import keep_probabilities, response_logits
+from quantdraft.measure.replay import acceptance_probabilities, response_logits
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.speculation import LiveRun, next_logits, speculate
 from quantdraft.measure.verification import RoundPlan
@@ -83,18 +83,25 @@ def _sessions(
     return [Session(model, len(some), longest + k + 1, mode) for model in models]
 
 
-def live_keep(
+def live_probabilities(
     target: Any, draft: Any, prompts: Sequence[LivePrompt], rule: AcceptanceRule, sampling: Sampling
 ) -> list[NDArray[np.float64]]:
-    """Return keep probabilities of the loop's own text, (num_response_tokens,) for each prompt."""
+    """Return the probabilities of the loop's own texts, (num_response_tokens,) for each prompt."""
     responses = tuple(prompt.response for prompt in prompts)
     if rule == "rejection":
-        logprobs = target_logprobs(target, responses, sampling)
-        responses = tuple(
-            replace(r, logprobs=tuple(lp.tolist()))
-            for r, lp in zip(responses, logprobs, strict=True)
-        )
-    return keep_probabilities(draft, Traffic(responses, sampling), rule)
+        responses = with_logprobs(target, responses, sampling)
+    return acceptance_probabilities(draft, Traffic(responses, sampling), rule)
+
+
+def with_logprobs(
+    target: Any, responses: Sequence[Response], sampling: Sampling
+) -> tuple[Response, ...]:
+    """Return the responses with the log-probability of every token under the target."""
+    logprobs = target_logprobs(target, responses, sampling)
+    return tuple(
+        replace(r, logprobs=tuple(each.tolist()))
+        for r, each in zip(responses, logprobs, strict=True)
+    )
 
 
 def target_logprobs(

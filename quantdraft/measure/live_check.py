@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.tensors.unpacking import quantized_modules, rounds_activations
@@ -15,9 +14,9 @@ from quantdraft.engines.native.model import NativeModel, borrow, load_native
 from quantdraft.engines.native.session import live_mode
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.judge.acceptance import Floats, replay_rounds, rounds_between
-from quantdraft.measure.live import LivePrompt, live_keep, run_live
-from quantdraft.measure.near_ties import input_step, text_keeps
+from quantdraft.judge.acceptance import Floats, replay_rounds
+from quantdraft.measure.live import LivePrompt, live_probabilities, run_live
+from quantdraft.measure.near_ties import RoundBounds, bounded_rounds, input_step
 from quantdraft.measure.subject import Subject
 from quantdraft.record import LiveCheck
 from quantdraft.record.terms import nearest_to_usual
@@ -29,14 +28,6 @@ OWN_TEXTS = (
 )
 
 
-class LiveRounds(NamedTuple):
-    """Replayed rounds of each text; where arithmetic is not exact, the fewest and the most too."""
-
-    replayed: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-
-
 def check_live(
     subject: Subject,
     probabilities: Mapping[str, Sequence[Floats]],
@@ -46,7 +37,7 @@ def check_live(
 ) -> tuple[LiveCheck, ...]:
     """Run the live loop of both arms on the first prompts, and hold it against replay.
 
-    probabilities: keep probabilities of the traffic's own texts, by arm
+    probabilities: acceptance probabilities of the traffic's own texts, by arm
     Returns nothing without a target, or for no prompts.
     """
     target = subject.models.target
@@ -79,14 +70,14 @@ def check_arm(
     subject: Subject,
     target: NativeModel,
     arm: str,
-    keep: Sequence[Floats],
+    probabilities: Sequence[Floats],
     k: int,
     num_prompts: int,
     seed: int,
 ) -> LiveCheck:
     """Run one arm's live loop, and replay what it wrote; a divergent text is not replayed.
 
-    keep: of the traffic's own texts, which hold for a loop that wrote the same
+    probabilities: of the traffic's own texts, which hold for a loop that wrote the same
     """
     checkpoint = subject.draft(arm)
     draft = load_runnable(subject, checkpoint)
@@ -107,7 +98,8 @@ def check_arm(
     texts = [prompt.text for prompt in prompts]
     counted = [index for index, text in enumerate(texts) if text != "divergent"]
     some = [prompts[index] for index in counted]
-    rounds = live_rounds(subject, checkpoint, some, [keep[index] for index in counted], k, is_exact)
+    own = [probabilities[index] for index in counted]
+    rounds = live_rounds(subject, checkpoint, some, own, k, is_exact)
     return LiveCheck(
         num_speculative_tokens=k,
         arm=arm,
@@ -134,39 +126,34 @@ def live_rounds(
     subject: Subject,
     checkpoint: Checkpoint,
     prompts: Sequence[LivePrompt],
-    keep: Sequence[Floats],
+    probabilities: Sequence[Floats],
     k: int,
     is_exact: bool,
-) -> LiveRounds:
+) -> RoundBounds:
     """Replay the texts that the loop wrote under one draft.
 
-    keep: of the traffic's own texts, for the same prompts
+    probabilities: of the traffic's own texts, for the same prompts
     """
     if not prompts:
-        return LiveRounds(())
+        return RoundBounds(())
     ids = [prompt.response.prompt_id for prompt in prompts]
     if is_expectation(subject):
         assert subject.models.target is not None
         models = subject.load(subject.models.target), subject.load(checkpoint)
-        drawn = live_keep(*models, prompts, subject.rule, subject.sampling)
-        return LiveRounds(_count_rounds(ids, drawn, k))
+        drawn = live_probabilities(*models, prompts, subject.rule, subject.sampling)
+        return RoundBounds(_count_rounds(ids, drawn, k))
     if is_exact and all(prompt.text == "identical" for prompt in prompts):
-        return LiveRounds(_count_rounds(ids, keep, k))
+        return RoundBounds(_count_rounds(ids, probabilities, k))
     # The native kernels that are not exact compute in 16 bits.
     dtype = type_name(subject.dtype) if is_exact else "bfloat16"
     step = input_step(quantized_modules(checkpoint).values())
     texts = [prompt.response for prompt in prompts]
-    found = text_keeps(subject.load(checkpoint), texts, dtype, step)
-    own = [each.keep for each in found]
-    replayed = _count_rounds(ids, own, k)
-    if is_exact:
-        return LiveRounds(replayed)
-    low, high = rounds_between(ids, own, [each.is_near_tie for each in found], k)
-    return LiveRounds(replayed, low, high)
+    found = bounded_rounds(subject.load(checkpoint), texts, k, dtype, step)
+    return RoundBounds(found.replayed) if is_exact else found
 
 
-def _count_rounds(ids: list[str], keep: Sequence[Floats], k: int) -> tuple[float, ...]:
-    return tuple(replay_rounds(ids, keep, [k]).num_drafts[0].tolist())
+def _count_rounds(ids: list[str], probabilities: Sequence[Floats], k: int) -> tuple[float, ...]:
+    return tuple(replay_rounds(ids, probabilities, [k]).num_drafts[0].tolist())
 
 
 def load_runnable(subject: Subject, checkpoint: Checkpoint) -> NativeModel:

@@ -11,7 +11,7 @@ from quantdraft.common.progress import bar
 from quantdraft.common.resume import stage
 from quantdraft.judge.acceptance import Floats
 from quantdraft.measure.probabilities import open_file_store
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.served.serve import serve, served_k
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.measure.settings import EvaluateSettings
@@ -22,7 +22,7 @@ from quantdraft.traffic.traffic import token_counts
 
 
 def replay_arm(subject: Subject, arm: str, shared_stages: Path | None = None) -> list[Floats]:
-    """Return the keep probability of every response token under one draft, prompt by prompt.
+    """Return the acceptance probability of every response token under one draft, prompt by prompt.
 
     A killed replay goes on after its last whole batch; the numbers stay on the disk.
 
@@ -42,7 +42,7 @@ def replay_arm(subject: Subject, arm: str, shared_stages: Path | None = None) ->
             return store.arrays()
         draft = subject.load(subject.draft(arm))
         with bar(len(responses), f"replay {arm}", "prompt") as progress:
-            return keep_probabilities(draft, subject.traffic, subject.rule, progress, store)
+            return acceptance_probabilities(draft, subject.traffic, subject.rule, progress, store)
 
 
 def has_identical_logits(subject: Subject) -> bool:
@@ -78,14 +78,5 @@ def measure_served(subject: Subject, settings: EvaluateSettings) -> Served | Non
         "given": [*serving.spec, *serving.args],
         "num_loads": serving.num_loads,
     }
-    run = Serve(
-        settings,
-        subject.models,
-        some,
-        subject.rule,
-        subject.device,
-        subject.dtype,
-        subject.run_dir,
-        k,
-    )
+    run = Serve(replace(subject, traffic=some), settings, k)
     return stage(subject.run_dir, "served", inputs, Served, lambda: serve(run))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import require_compatible
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.errors import CheckpointError, OptionError

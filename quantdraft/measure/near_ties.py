@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantdraft.checkpoints.formats import WeightFormat
-from quantdraft.measure.replay import greedy_keeps, response_logits
+from quantdraft.judge.acceptance import Floats, replay_rounds, rounds_between
+from quantdraft.measure.replay import greedy_probabilities, response_logits
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import token_counts
 
 TextStatus = Literal["identical", "near-tie", "divergent", "sampled", "own"]
-Floats = NDArray[np.float64]
 
 # Bits of a float type after its leading one: a number's last place is its power of two times
 # 2^-bits.
@@ -40,10 +40,10 @@ INPUT_STEPS = {"int8": 2.0**-5, "float8": 2.0**-3, "float4": 2.0**-1}
 INPUT_STEPS |= {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-class TextKeeps(NamedTuple):
+class GreedyAcceptance(NamedTuple):
     """The tokens that a greedy draft proposes of one response: (num_response_tokens,) each."""
 
-    keep: Floats  # 1 where the draft proposes the token, else 0
+    probabilities: Floats  # 1 where the draft proposes the token, else 0
     is_near_tie: NDArray[np.bool_]  # another correct kernel may find the opposite
 
 
@@ -103,9 +103,9 @@ def text_status(
     return "near-tie" if is_tie else "divergent"
 
 
-def text_keeps(
+def greedy_acceptance(
     draft: Any, responses: Sequence[Response], dtype: str, input_step: float = 0.0
-) -> list[TextKeeps]:
+) -> list[GreedyAcceptance]:
     """Return which tokens of the responses a greedy draft proposes, and which it might as well not.
 
     A token is a near-tie where it leads the next best by no more than the limit, or lacks no more.
@@ -113,14 +113,37 @@ def text_keeps(
     dtype, input_step: see `near_tie_limit`
     """
     lengths = token_counts(responses).response.tolist()
-    found = [TextKeeps(np.empty(n), np.zeros(n, np.bool_)) for n in lengths]
+    found = [GreedyAcceptance(np.empty(n), np.zeros(n, np.bool_)) for n in lengths]
     for span in response_logits(draft, responses):
         first, last = span.first_token, span.first_token + len(span.logits)
         ids = torch.tensor(span.response.response_token_ids[first:last], device=span.logits.device)
-        keep, is_near_tie = found[span.prompt]
-        keep[first:last] = greedy_keeps(span.logits, ids)
+        probabilities, is_near_tie = found[span.prompt]
+        probabilities[first:last] = greedy_probabilities(span.logits, ids)
         is_near_tie[first:last] = _are_near_ties(span.logits, ids, dtype, input_step)
     return found
+
+
+class RoundBounds(NamedTuple):
+    """The rounds of each text under one draft, and the fewest and the most by near-ties."""
+
+    replayed: tuple[float, ...]
+    low: tuple[float, ...] = ()  # () where the arithmetic is exact
+    high: tuple[float, ...] = ()
+
+
+def bounded_rounds(
+    draft: Any, responses: Sequence[Response], k: int, dtype: str, input_step: float
+) -> RoundBounds:
+    """Return the rounds of every response under a greedy draft, and what near-ties allow.
+
+    dtype, input_step: see `near_tie_limit`
+    """
+    found = greedy_acceptance(draft, responses, dtype, input_step)
+    ids = [response.prompt_id for response in responses]
+    probabilities = [each.probabilities for each in found]
+    is_near_tie = [each.is_near_tie for each in found]
+    replayed = replay_rounds(ids, probabilities, [k]).num_drafts[0].tolist()
+    return RoundBounds(tuple(replayed), *rounds_between(ids, probabilities, is_near_tie, k))
 
 
 def _are_near_ties(logits: Tensor, ids: Tensor, dtype: str, input_step: float) -> NDArray[np.bool_]:

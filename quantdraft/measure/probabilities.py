@@ -1,4 +1,4 @@
-"""Stores of keep probabilities: in memory, or in a file with which a killed replay goes on.
+"""Stores of acceptance probabilities: in memory, or in a file with which a killed replay goes on.
 
 The file is a flat array of float64, all responses one after another, NaN where nothing was computed
 yet. It costs the disk 8 bytes a token and memory nothing.
@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +20,13 @@ from quantdraft.common.files import sweep_files, write_json
 from quantdraft.common.locks import is_at
 from quantdraft.common.resume import STAGES_DIR, key_of, read_kept
 from quantdraft.errors import OutputError
+from quantdraft.judge.acceptance import Floats
 
-Floats = NDArray[np.float64]
 _BLOCK = 2**20  # numbers written at once
 
 
-class ProbabilityStore(Protocol):
-    """A place for the numbers of a replay; `prompt` is a position in the traffic."""
-
-    def has(self, prompt: int) -> bool:
-        """Return whether every token of the response has its number."""
-
-    def put(self, prompt: int, first_token: int, values: Floats) -> None:
-        """Store the numbers of some tokens of a response."""
-
-    def arrays(self) -> list[Floats]:
-        """Return the numbers of every prompt, (num_response_tokens,)."""
-
-
 class MemoryStore:
-    """A store for a replay that is short, or never killed."""
+    """A store for a replay that is short, or never killed; a prompt is a place in the traffic."""
 
     def __init__(self, num_tokens: Sequence[int]) -> None:
         self._arrays: list[Floats] = [np.full(length, np.nan) for length in num_tokens]
@@ -100,6 +87,9 @@ class FileStore:
         # By descriptor: the name may stand for another file by now.
         with open(os.dup(self._file), "rb") as file:
             return np.asarray(np.memmap(file, np.float64, "r", shape=(num_tokens,)), np.float64)
+
+
+ProbabilityStore = MemoryStore | FileStore
 
 
 @contextlib.contextmanager

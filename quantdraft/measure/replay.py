@@ -1,7 +1,8 @@
 """Traffic replay: what is kept of a draft's proposals for text that the target has produced.
 
-One teacher-forced pass over prompt and response gives the keep probability of every response token,
-from which `quantdraft.judge.acceptance` counts the rounds of any k: no loop, no target in memory.
+One teacher-forced pass over prompt and response gives the acceptance probability of every response
+token, from which `quantdraft.judge.acceptance` counts the rounds of any k: no loop, no target in
+memory.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class Span(NamedTuple):
     response: Response
 
 
-def keep_probabilities(
+def acceptance_probabilities(
     draft: Any,
     traffic: Traffic,
     rule: AcceptanceRule,
     progress: Callable[[int], None] = lambda num_prompts: None,
     store: ProbabilityStore | None = None,
 ) -> list[NDArray[np.float64]]:
-    """Return an array (num_response_tokens,) float64 of keep probabilities for each prompt.
+    """Return an array (num_response_tokens,) float64 of acceptance probabilities for each prompt.
 
     The rules are DESIGN's: `greedy` and `greedy_draft` need token ids alone; `rejection` also needs
     the target's processed log-probabilities and the sampling they came from; `exact_match` needs
@@ -58,20 +59,20 @@ def keep_probabilities(
     progress(sum(store.has(prompt) for prompt in range(len(num_tokens))))
     for span in response_logits(draft, traffic.responses, store.has):
         last = span.first_token + len(span.logits)
-        values = _keep_of(span.logits, span.response, span.first_token, rule, sampling)
+        values = _probabilities_of(span.logits, span.response, span.first_token, rule, sampling)
         store.put(span.prompt, span.first_token, values)
         if last == num_tokens[span.prompt]:
             progress(1)
     return store.arrays()
 
 
-def _keep_of(
+def _probabilities_of(
     logits: Tensor, response: Response, first: int, rule: AcceptanceRule, sampling: Sampling
 ) -> NDArray[np.float64]:
     last = first + len(logits)
     ids = torch.tensor(response.response_token_ids[first:last], device=logits.device)
     if rule in ("greedy", "greedy_draft"):
-        return greedy_keeps(logits, ids)
+        return greedy_probabilities(logits, ids)
     draft = processed_logprobs(logits, sampling).gather(-1, ids[:, None])[:, 0].double()
     if rule == "exact_match":
         return draft.exp().cpu().numpy()
@@ -80,7 +81,7 @@ def _keep_of(
     return (draft - target).exp().clamp(max=1.0).cpu().numpy()
 
 
-def greedy_keeps(logits: Tensor, ids: Tensor) -> NDArray[np.float64]:
+def greedy_probabilities(logits: Tensor, ids: Tensor) -> NDArray[np.float64]:
     """Return 1 where a token is the draft's most probable one, else 0; NaN without finite logits.
 
     logits: (tokens, vocab) float32, ids: (tokens,) int64

@@ -143,6 +143,46 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedSettings:
+    """What the evaluations of a sweep or a choice have in common; fields as in the parts above."""
+
+    device: str | None = None
+    dtype: DtypeChoice = "auto"
+    threads: int | None = None
+    acceptance_rule: AcceptanceRule | None = None
+    ks: tuple[int, ...] = ALL_KS
+    timing: TimingSettings = field(default_factory=TimingSettings)
+    live_prompts: int = 4
+    policy: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
+
+    def evaluation(
+        self,
+        candidate: str,
+        target: str | None,
+        baseline: str,
+        traffic_path: Path,
+        output: Path,
+        shared_stages: Path | None = None,
+    ) -> EvaluateSettings:
+        """Return the settings of one candidate's evaluation."""
+        return EvaluateSettings(
+            ModelSettings(candidate, target, baseline, self.device, self.dtype, self.threads),
+            TrafficSettings(traffic_path, acceptance_rule=self.acceptance_rule),
+            self.ks,
+            self.timing,
+            live_prompts=self.live_prompts,
+            policy=self.policy,
+            seed=self.seed,
+            output=output,
+            shared_stages=shared_stages,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureSettings:
     """What `capture` is asked for; defaults are the command line's."""
 

@@ -8,39 +8,16 @@ proposes k tokens, and a last round may be cut by the limit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from quantdraft.engines.native.session import Session
 from quantdraft.measure.sampling import draw, processed_logprobs
 from quantdraft.measure.verification import RoundPlan, Verification, pick, verify
-
-
-class Runner(Protocol):
-    """A model decoding a batch; see `quantdraft.engines.native.session.Session`."""
-
-    batch_size: int
-    device: torch.device
-    slot_step: int  # attention reads a multiple of so many slots; 1: just the live ones
-
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        num_live: int,
-        at: Tensor | None = None,
-        sees_all: bool = False,
-    ) -> Tensor:
-        """Return logits (batch, n, vocab) of tokens (batch, m) fed at `positions` (batch, m)."""
-
-    def num_live(self, longest: int) -> int:
-        """Return the cache slots to attend to when the longest row holds `longest` tokens."""
-
-    def call(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """Return `function(*inputs)`, or what a recording of it gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +56,8 @@ class _Row:
 
 @torch.inference_mode()
 def speculate(
-    target: Runner,
-    draft: Runner | None,
+    target: Session,
+    draft: Session | None,
     prompts: Sequence[Sequence[int]],
     plan: RoundPlan,
     *,
@@ -111,8 +88,8 @@ def speculate(
 
 
 def _round(
-    target: Runner,
-    draft: Runner | None,
+    target: Session,
+    draft: Session | None,
     rows: list[_Row],
     plan: RoundPlan,
     eos_token_ids: frozenset[int],
@@ -158,7 +135,7 @@ def _extend(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> int
     return len(kept)
 
 
-def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
+def _prefill(target: Session, draft: Session | None, rows: list[_Row]) -> Tensor:
     """Let both models read the prompts; return the target's logits, (batch, 1, vocab).
 
     Prompts are padded on the right: what a short row writes beyond its end is written again, by
@@ -175,7 +152,7 @@ def _prefill(target: Runner, draft: Runner | None, rows: list[_Row]) -> Tensor:
 
 
 def _proposal(
-    draft: Runner, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
+    draft: Session, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Propose k tokens a row. A row whose proposals were all kept feeds the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
@@ -195,7 +172,7 @@ def _proposal(
 
 
 def propose(
-    draft: Runner,
+    draft: Session,
     plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
@@ -229,7 +206,7 @@ def propose(
 
 
 def _verification(
-    target: Runner,
+    target: Session,
     plan: RoundPlan,
     fed: Tensor,
     positions: Tensor,
@@ -271,7 +248,7 @@ def _cut(emitted: list[int], eos_token_ids: frozenset[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def next_logits(target: Runner, prefix_token_ids: Sequence[int]) -> Tensor:
+def next_logits(target: Session, prefix_token_ids: Sequence[int]) -> Tensor:
     """Return the target's logits for the token after the prefix, (vocab,) float32.
 
     target: of batch size 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from quantdraft.checkpoints.checkpoint import (
     require_own_files,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads import DraftHead, draft_head
+from quantdraft.checkpoints.heads.head import DraftHead, draft_head
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
-from quantdraft.quantize.backends import BACKENDS, QuantizationJob
-from quantdraft.quantize.calibration import CalibrationData, calibration_data
+from quantdraft.quantize.backends import BACKENDS
+from quantdraft.quantize.backends.job import QuantizationJob
+from quantdraft.quantize.calibration import calibration_data
 from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import weigh_recipe
-from quantdraft.quantize.proof.proof import Proof, prove
+from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
 from quantdraft.quantize.staging import copy_unchanged_files, stage_source
 from quantdraft.record import MIN_SPEEDUP
@@ -80,8 +82,15 @@ def apply(
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)
         proof = prove(recipe, source, candidate, torch_device)
-        ledger = weigh_recipe(recipe, source, candidate, min_speedup)
-        manifest = _manifest(recipe, candidate, data, proof, ledger) | {
+        # No date, so that equal inputs give equal bytes.
+        manifest = {
+            "schema_version": MANIFEST_SCHEMA_VERSION,
+            "recipe": json.loads(recipe.model_dump_json()),
+            "calibration": data.record,
+            "seeds": {"calibration": recipe.seed},
+            "ledger": weigh_recipe(recipe, source, candidate, min_speedup),
+            "proof": asdict(proof),
+            "sha256": directory_sha256(staging),
             "draft": model_identity(source, draft) | {"path": str(source.path.absolute())},
             "environment": environment(str(torch_device)),
         }
@@ -99,25 +108,6 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
     if head is None:
         require_tokenizer(source)
     return source, head
-
-
-def _manifest(
-    recipe: Recipe,
-    candidate: Checkpoint,
-    data: CalibrationData,
-    proof: Proof,
-    ledger: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the content of quantdraft.json; no date, so that equal inputs give equal bytes."""
-    return {
-        "schema_version": MANIFEST_SCHEMA_VERSION,
-        "recipe": json.loads(recipe.model_dump_json()),
-        "calibration": data.record,
-        "seeds": {"calibration": recipe.calibration.seed if recipe.calibration else None},
-        "ledger": ledger,
-        "proof": proof.as_dict(),
-        "sha256": directory_sha256(candidate.path, exclude=frozenset({MANIFEST_FILE})),
-    }
 
 
 def applied_lines(checkpoint: Checkpoint) -> list[str]:

@@ -148,7 +148,7 @@ def _read_hub(settings: Calibration, tokenizer: Any) -> tuple[list[_Sample], dic
 
 
 def _require_consent(recipe: Recipe, settings: Calibration, path: Path | None) -> None:
-    """Return a recipe alone reaches no network: the user names the data set too."""
+    """Raise RecipeError unless the user names the data set too: no recipe alone downloads."""
     if str(path) != settings.dataset:
         raise RecipeError(
             f"recipe {recipe.name!r} is calibrated on the Hub's data set {settings.dataset!r}, "

@@ -12,9 +12,9 @@ import math
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.heads.head import DraftHead
-from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import RecipeError
+from quantdraft.quantize.ledger import untied_tensors
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
 from quantdraft.quantize.recipe_formats import formats_by_module
 
@@ -42,43 +42,32 @@ def recipe_for_head(recipe: Recipe, head: DraftHead) -> Recipe:
     """
     if recipe.is_identity:
         return recipe
-    _require_data_free(recipe, head)
+    if not _is_data_free(recipe):
+        raise RecipeError(
+            f"recipe {recipe.name!r} loads or runs the draft, and a draft head "
+            f"({head.family.title}) does not run without its target. Data-free recipes: "
+            f"{', '.join(_data_free_names(head))}."
+        )
     if recipe.lm_head != "keep" and not head.can_quantize_head:
         raise RecipeError(
             f"recipe {recipe.name!r} quantizes the output head, and this draft head "
             f"({head.family.title}) shares the target's. Use one that keeps it: "
-            + f"{', '.join(_data_free_names(head))}."
+            f"{', '.join(_data_free_names(head))}."
         )
     _require_flat_experts(recipe, head)
     patterns = [pattern for each in head.family.excluded for pattern in each.patterns]
     return recipe.model_copy(update={"ignore": (*recipe.ignore, *patterns, NORMS)})
 
 
-def _require_data_free(recipe: Recipe, head: DraftHead) -> None:
-    """Raise RecipeError for a recipe that needs a forward pass; name the others."""
-    if not _is_data_free(recipe):
-        raise RecipeError(
-            f"recipe {recipe.name!r} loads or runs the draft, and a draft head "
-            f"({head.family.title}) does not run without its target. Data-free recipes: "
-            + f"{', '.join(_data_free_names(head))}."
-        )
-
-
 def _is_data_free(recipe: Recipe) -> bool:
     is_ours = recipe.backend == "llmcompressor" and recipe.modifiers is None
-    return recipe.is_identity or (is_ours and not recipe.needs_calibration)
+    return is_ours and not recipe.needs_calibration
 
 
 def _data_free_names(head: DraftHead) -> list[str]:
-    recipes = [load_recipe(name) for name in bundled_recipe_names()]
-    can_take_head = head.can_quantize_head
-    return [
-        recipe.name
-        for recipe in recipes
-        if _is_data_free(recipe)
-        and not recipe.is_identity
-        and (recipe.lm_head == "keep" or can_take_head)
-    ]
+    recipes = map(load_recipe, bundled_recipe_names())
+    fitting = [r for r in recipes if r.lm_head == "keep" or head.can_quantize_head]
+    return [recipe.name for recipe in fitting if _is_data_free(recipe)]
 
 
 def _require_flat_experts(recipe: Recipe, head: DraftHead) -> None:
@@ -111,15 +100,13 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
 
 
 def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
-    formats = formats_by_module(recipe, source.tensors)
-    widths = {module: source.tensors[f"{module}.weight"] for module in formats}
-    if source.has_tied_head and recipe.lm_head != "keep":
-        widths[HEAD] = source.tensors[source.embedding_name]
-        formats |= formats_by_module(recipe, {f"{HEAD}.weight": widths[HEAD]})
+    tensors = untied_tensors(source, recipe)
+    formats = formats_by_module(recipe, tensors)
     if not formats:
         raise RecipeError(f"recipe {recipe.name!r} ignores every layer of '{source.path}'.")
-    for module, info in widths.items():
-        fmt, columns = formats[module], info.shape[1]
+    for module, fmt in formats.items():
+        info = tensors[f"{module}.weight"]
+        columns = info.shape[1]
         group_size = fmt.block[1] if fmt.block else fmt.group_size
         if fmt.library == "bitsandbytes":  # its blocks run on from row to row
             group_size = None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
-from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, kv_scales
 from quantdraft.checkpoints.weights import ELEMENT_BYTES, TensorInfo
 from quantdraft.quantize.recipe import Recipe
@@ -78,7 +78,7 @@ def projected_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Tenso
 def untied_tensors(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, TensorInfo]:
     """Return the source's tensors, with a head of its own where the recipe quantizes a tied one."""
     tensors = dict(checkpoint.tensors)
-    if checkpoint.has_tied_head and recipe.lm_head != "keep" and not recipe.is_identity:
+    if checkpoint.has_tied_head and recipe.lm_head != "keep":
         tensors[f"{HEAD}.weight"] = tensors[checkpoint.embedding_name]
     return tensors
 
@@ -99,16 +99,15 @@ def part_of(name: str) -> Part:
     return "other"
 
 
-def head_options(
-    checkpoint: Checkpoint, recipe: Recipe, context_length: int = 0
-) -> tuple[HeadOption, ...]:
+def head_options(checkpoint: Checkpoint, recipe: Recipe) -> tuple[HeadOption, ...]:
     """Return what keep, 8-bit and 4-bit heads would cost under this recipe, in that order."""
     options = []
     for lever in recipe.head_levers:
         variant = recipe.model_copy(update={"lm_head": lever})
         ledger = project(checkpoint, variant)
-        step_bytes = ledger.step_bytes(context_length)
-        options.append(HeadOption(lever, ledger.head_bytes, step_bytes, has_one_group(variant)))
+        options.append(
+            HeadOption(lever, ledger.head_bytes, ledger.step_bytes(), has_one_group(variant))
+        )
     return tuple(options)
 
 

@@ -171,6 +171,11 @@ class Recipe(BaseModel):
         return self.calibration is not None
 
     @property
+    def seed(self) -> int | None:
+        """The seed of the choice of samples, and of the library; None without calibration."""
+        return self.calibration.seed if self.calibration else None
+
+    @property
     def moves_scales(self) -> bool:
         """True when layers may trade scale with their neighbours (AWQ, SmoothQuant)."""
         verbatim = " ".join(self.modifiers or ()).lower()

@@ -33,7 +33,7 @@ def stage_source(recipe: Recipe, source: Checkpoint, output: Path) -> Iterator[C
     staging = hidden_directory(output, "source")
     try:
         files = sorted({info.file for info in source.tensors.values()})
-        if source.has_tied_head and recipe.lm_head != "keep" and not recipe.is_identity:
+        if source.has_tied_head and recipe.lm_head != "keep":
             _untie_head(source, staging, files)
         else:
             optional = [INDEX_FILE] if (source.path / INDEX_FILE).is_file() else []

@@ -90,6 +90,11 @@ class Evaluation:
         found = (row for row in self.acceptance if row.num_speculative_tokens == k)
         return next(found, None)
 
+    @property
+    def acceptance_at_its_k(self) -> AcceptanceComparison | None:
+        """Both arms' acceptance at the candidate's k of the operating point."""
+        return self.acceptance_at(self.operating_point.candidate_num_speculative_tokens)
+
     def point_at(self, k: int) -> SpeedPoint | None:
         """Return both arms' speed at one k, or None where it was not replayed."""
         points = (p for p in self.equal_k if p.candidate_num_speculative_tokens == k)
@@ -99,7 +104,7 @@ class Evaluation:
     def plane(self) -> Plane | None:
         """The break-even plane at the candidate's k; None where a step was not timed."""
         k = self.operating_point.candidate_num_speculative_tokens
-        point, acceptance = self.point_at(k), self.acceptance_at(k)
+        point, acceptance = self.point_at(k), self.acceptance_at_its_k
         if point is None or acceptance is None:
             return None
         if point.baseline_draft_step_ms is None or point.baseline_verify_step_ms is None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantdraft.record.verdict import MIN_SPEEDUP
+from quantdraft.record.wording import num_bytes, percent, times
 
 MIN_HEAD_SAVING = 0.05  # share of a step's bytes from which a quantized head is worth its risk
 
@@ -79,13 +80,16 @@ def estimated_cost_ratio(draft: Ledger, target: Ledger, context_length: int = 0)
 def head_advice(options: tuple[HeadOption, ...]) -> str:
     """Return one sentence: which head is worth it by bytes alone, with each option's bytes."""
     keep = options[0]
-    listed = ", ".join(f"{o.lever} {_mb(o.head_bytes)}" for o in options)
+    listed = ", ".join(f"{o.lever} {num_bytes(o.head_bytes)}" for o in options)
     savings = {o.lever: 1 - o.step_bytes / keep.step_bytes for o in options}
     if savings.get("8-bit", 0.0) < MIN_HEAD_SAVING:
-        return f"Head: keep it ({listed}; 8 bits save under {MIN_HEAD_SAVING:.0%} of a step)."
+        least = percent(MIN_HEAD_SAVING, 0)
+        return f"Head: keep it ({listed}; 8 bits save under {least} of a step)."
+    share = percent(keep.head_bytes / keep.step_bytes, 0)
+    by_8, by_4 = (percent(savings[lever], 0) for lever in ("8-bit", "4-bit"))
     advice = (
-        f"Head: {keep.head_bytes / keep.step_bytes:.0%} of a step if kept ({listed}); 8 bits save "
-        f"{savings['8-bit']:.0%} of a step, 4 bits {savings['4-bit']:.0%}: worth trying."
+        f"Head: {share} of a step if kept ({listed}); 8 bits save {by_8} of a step, 4 bits {by_4}: "
+        "worth trying."
     )
     for option in options:
         if not option.has_one_group:  # at most one: the other width is the body's own
@@ -133,21 +137,19 @@ def ledger_summary(
 def _sentence(summary: Mapping[str, Any]) -> str:
     before, after = summary["baseline"]["step_bytes"], summary["candidate"]["step_bytes"]
     bound, largest = summary["ceiling"], summary["largest_speedup"]
-    text = f"A draft step reads {_mb(before)} → {_mb(after)}: at most {bound:.2f}x as fast."
+    text = (
+        f"A draft step reads {num_bytes(before)} → {num_bytes(after)}: at most {times(bound)} as "
+        "fast."
+    )
     if largest is not None:
         k, cost_ratio = summary["num_speculative_tokens"], summary["cost_ratio"]
-        text += f" At k = {k} and c = {cost_ratio:.3f} that is at most {largest:.2f}x overall."
+        text += f" At k = {k} and c = {cost_ratio:.3f} that is at most {times(largest)} overall."
     if not summary["can_pay"]:
-        text += (
-            f" It cannot pay: a go needs {summary['min_speedup']:.2f}x, even at equal acceptance."
-        )
+        needed = times(summary["min_speedup"])
+        text += f" It cannot pay: a go needs {needed}, even at equal acceptance."
     return text
 
 
 def _plain(ledger: Ledger, context_length: int) -> dict[str, int]:
     totals = {"weight_bytes": ledger.weight_bytes, "step_bytes": ledger.step_bytes(context_length)}
     return asdict(ledger) | totals
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.2f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"

@@ -6,13 +6,14 @@ and report.json. Table cells are finished words; a chart is a specification.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quantdraft.record import Arm
 from quantdraft.record.analysis import TokenFate
 
 Tone = Literal["good", "bad", "doubt", "plain"]
-Arm = Literal["baseline", "candidate", "control", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,20 @@ class Table:
     tone_column: int = 0  # the column that the tones colour
     caption: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Mapping[str, str]],
+        numeric: Iterable[int] = (),
+        *,
+        tones: Sequence[Tone] = (),
+        tone_column: int = 0,
+        caption: str = "",
+    ) -> Table:
+        """Return a table of rows that name their cells; there is one row at least."""
+        cells = tuple(tuple(row.values()) for row in rows)
+        return cls(tuple(rows[0]), cells, frozenset(numeric), tuple(tones), tone_column, caption)
+
 
 @dataclass(frozen=True, slots=True)
 class Equation:
@@ -74,7 +89,7 @@ class Equation:
     numerator: str
     denominator: str
     result: str
-    arm: Arm = "plain"
+    arm: Arm | Literal["plain"] = "plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,15 +46,10 @@ def model_card(
     seen: what the engine itself was seen to do with it
     """
     recipe = (manifest or {}).get("recipe") or {}
-    what = (
-        _what(recipe, manifest, evaluation)
-        if gguf_type is None
-        else _what_gguf(manifest, gguf_type)
-    )
     parts = [
         _front_matter(manifest, evaluation, gguf_type),
         f"# {name}",
-        escape(what),
+        escape(_what(recipe, base_model(manifest, evaluation), gguf_type)),
         *_verdict(evaluation),
         f"## Serve it with {engine}",
         f"```{'python' if engine == 'transformers' else 'sh'}\n{launch.strip()}\n```",
@@ -93,21 +88,13 @@ def base_model(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -
     return name if is_hub_id else PurePath(name).name or None
 
 
-def _what(
-    recipe: dict[str, Any], manifest: dict[str, Any] | None, evaluation: Evaluation | None
-) -> str:
-    base = base_model(manifest, evaluation) or "an unnamed draft"
-    summary = recipe.get("summary")
-    how = f" by the recipe {recipe['name']} ({str(summary).rstrip('.')})" if summary else ""
-    return f"A draft model for speculative decoding: {base}, quantized{how}."
-
-
-def _what_gguf(manifest: dict[str, Any] | None, gguf_type: str) -> str:
-    base = base_model(manifest, None) or "an unnamed draft"
-    return (
-        f"A draft model for speculative decoding: {base}, converted from full precision to GGUF "
-        f"({gguf_type})."
-    )
+def _what(recipe: dict[str, Any], base: str | None, gguf_type: str | None) -> str:
+    summary, how = recipe.get("summary"), "quantized"
+    if gguf_type is not None:
+        how = f"converted from full precision to GGUF ({gguf_type})"
+    elif summary:
+        how += f" by the recipe {recipe['name']} ({str(summary).rstrip('.')})"
+    return f"A draft model for speculative decoding: {base or 'an unnamed draft'}, {how}."
 
 
 def _verdict(evaluation: Evaluation | None) -> list[str]:

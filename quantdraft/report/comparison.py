@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from quantdraft.record import ComparedRuns, Comparison, Evaluation
 from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
 from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
 from quantdraft.report.glossary import words_section
-from quantdraft.report.sections.headline import model_name, sentence
+from quantdraft.report.sections.headline import sentence, subtitle
 from quantdraft.report.sections.plane import plane_chart
 from quantdraft.report.sections.recipes import (
     acceptance_table,
@@ -26,7 +25,7 @@ def comparison_document(compared: ComparedRuns) -> Document:
     k = together.num_speculative_tokens
     return Document(
         title=_title(ordered),
-        subtitle=_subtitle(ordered[0]),
+        subtitle=subtitle(ordered[0]),
         banner=_banner(together),
         lead=(
             *_obstacles(ordered),
@@ -123,37 +122,16 @@ def _plane_section(ordered: Sequence[Evaluation]) -> tuple[Section, ...]:
     return () if chart is None else (Section("Break-even", (chart,)),)
 
 
-def _conditions(evaluation: Evaluation) -> tuple[Any, ...]:
-    latency = evaluation.latency
-    return (latency.engine, latency.device, latency.batch_size, latency.context_length)
-
-
 def _conditions_differ(evaluations: Sequence[Evaluation]) -> tuple[Block, ...]:
     """Return a notice where the runs were timed on different machines or batches."""
-    found = {_conditions(evaluation) for evaluation in evaluations}
-    if len(found) == 1:
+    found = [
+        f"{each.engine} on {each.device}, batch {each.batch_size}, context {each.context_length}"
+        for each in (evaluation.latency for evaluation in evaluations)
+    ]
+    if len(set(found)) == 1:
         return ()
-    rows = tuple(
-        f"{e.name}: {e.latency.engine} on {e.latency.device}, batch {e.latency.batch_size}, "
-        f"context {e.latency.context_length}"
-        for e in evaluations
-    )
+    rows = tuple(f"{e.name}: {words}" for e, words in zip(evaluations, found, strict=True))
     return (Notice("Timed under different conditions: read across rows with care", rows, "doubt"),)
-
-
-def _subtitle(evaluation: Evaluation) -> str:
-    latency = evaluation.latency
-    return " · ".join(
-        (
-            f"draft {model_name(evaluation.provenance, 'baseline')}",
-            f"target {model_name(evaluation.provenance, 'target')}",
-            counted(len(evaluation.prompts), "prompt"),
-            f"rule {evaluation.acceptance_rule}",
-            f"batch {latency.batch_size}",
-            f"context {latency.context_length}",
-            f"{latency.engine} on {latency.device}",
-        )
-    )
 
 
 def _verdict(evaluation: Evaluation) -> str:

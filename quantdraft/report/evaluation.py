@@ -7,16 +7,14 @@ from quantdraft.report.blocks import Document
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections import headline
 from quantdraft.report.sections.acceptance import acceptance_section
-from quantdraft.report.sections.diagnosis import diagnosis_sections
 from quantdraft.report.sections.evidence import evidence_section
 from quantdraft.report.sections.grid import grid_section
 from quantdraft.report.sections.latency import latency_section
-from quantdraft.report.sections.live import live_section
 from quantdraft.report.sections.plane import plane_section
 from quantdraft.report.sections.reading import reading_section
 from quantdraft.report.sections.record import ledger_section, provenance_section
 from quantdraft.report.sections.rounds import time_section
-from quantdraft.report.sections.served import served_sections
+from quantdraft.report.sections.served import live_section, served_sections
 from quantdraft.report.sections.speed import noise_section, speed_section
 
 
@@ -24,11 +22,11 @@ def document(evaluation: Evaluation) -> Document:
     """Return the whole report of one evaluation: the answer, why, and then the evidence."""
     return Document(
         title=evaluation.name,
-        subtitle=headline.subtitle(evaluation),
+        subtitle=headline.subtitle(evaluation, headline.at_ks(evaluation)),
         banner=headline.banner(evaluation),
         lead=headline.lead(evaluation),
         sections=(
-            *diagnosis_sections(evaluation),
+            *headline.diagnosis_sections(evaluation),
             speed_section(evaluation),
             time_section(evaluation),
             acceptance_section(evaluation),

@@ -87,10 +87,8 @@ class LineReader(Generic[Item]):
         self.is_large = path.is_file() and path.stat().st_size > MAX_BYTES_IN_MEMORY
         self.names: list[str] = []
         self._items: list[Item] = []
-        self._lines, self._sizes = (
-            array("Q"),
-            array("Q"),
-        )  # offset and number of each; sizes of each
+        self._lines = array("Q")  # offset and number of each
+        self._sizes = array("Q")
 
     def add(self, found: Located) -> bool:
         """Parse one object and keep it; False where it is left out."""

@@ -18,9 +18,9 @@ from quantdraft.errors import TrafficError, nearest
 from quantdraft.traffic.jsonl import LineReader, located_entries, shorten
 
 PROMPT_KEYS = ("prompt", "messages", "conversations")
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant"}
-_ROLES |= {"assistant": "assistant", "model": "assistant", "bing": "assistant", "bard": "assistant"}
-_ROLES |= {"system": "system"}
+_ANSWERERS = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
+_ROLES = {"human": "user", "user": "user", "system": "system"}
+_ROLES |= dict.fromkeys(_ANSWERERS, "assistant")
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,10 @@ def _read_entry(path: Path, place: str, entry: dict[str, Any]) -> Prompt | None:
             raise TrafficError(f"{where}: 'prompt' is empty. Remove the line or give it a text.")
         return Prompt(prompt_id, text=entry["prompt"], domain=domain)
     if "messages" in entry:
-        asked = _without_answer(read_messages(entry["messages"], where), where)
+        messages = read_messages(entry["messages"], where)
+        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        if not asked:
+            raise TrafficError(f"{where}: 'messages' holds no turn before the assistant's.")
         return Prompt(prompt_id, messages=asked, domain=domain)
     if "conversations" in entry:
         opening = _turns_before_answer(entry["conversations"], where)
@@ -140,13 +143,6 @@ def _read_entry(path: Path, place: str, entry: dict[str, Any]) -> Prompt | None:
     )
 
 
-def _without_answer(messages: tuple[dict[str, str], ...], where: str) -> tuple[dict[str, str], ...]:
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    if not asked:
-        raise TrafficError(f"{where}: 'messages' holds no turn before the assistant's.")
-    return asked
-
-
 def _turns_before_answer(conversation: Any, where: str) -> tuple[dict[str, str], ...]:
     """Return the turns before the first answer to a human; () when no human speaks."""
     if not isinstance(conversation, list):
@@ -156,9 +152,8 @@ def _turns_before_answer(conversation: Any, where: str) -> tuple[dict[str, str],
         role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise TrafficError(f"{where}: a turn needs 'from' and 'value'. Found {shorten(turn)}.")
-        has_asked = any(message["role"] == "user" for message in opening)
-        if role == "assistant" and has_asked:
-            return tuple(opening)
         if role != "assistant":  # cut conversations of ShareGPT may open with an answer
             opening.append({"role": role, "content": turn["value"]})
+        elif any(message["role"] == "user" for message in opening):
+            return tuple(opening)
     return tuple(opening) if any(message["role"] == "user" for message in opening) else ()

@@ -95,7 +95,8 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
     reader = LineReader(path, parse, _num_tokens)
     for found in located_entries(path):
         if not header and not num_lines and "quantdraft_traffic" in found.entry:
-            header = _check_header(path, found.entry)
+            header = found.entry
+            _require_header(path, header)
             skipped = [str(reason) for reason in header.get("skipped", ())]
             continue
         num_lines += 1
@@ -104,7 +105,7 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
         except UnusableLineError as reason:
             skipped.append(f"{found.place}: {reason}")
             num_round_trip_failures += isinstance(reason, RoundTripError)
-    _check_whole(path, header, num_lines)
+    _require_whole(path, header, num_lines)
     if not reader.names:
         raise TrafficError(
             f"'{path}' holds no usable response. The first reason: {skipped[0]}"
@@ -171,7 +172,7 @@ def response_line(response: Response, prompt: str = "", text: str = "") -> str:
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+def _require_header(path: Path, header: dict[str, Any]) -> None:
     if header["quantdraft_traffic"] != TRAFFIC_VERSION:
         raise TrafficError(
             f"'{path}' is traffic of version {header['quantdraft_traffic']!r}; this quantdraft "
@@ -183,10 +184,9 @@ def _check_header(path: Path, header: dict[str, Any]) -> dict[str, Any]:
                 f"{path}:line 1: {key!r} of the header is {type(header[key]).__name__}. "
                 "Run `quantdraft capture` again."
             )
-    return header
 
 
-def _check_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
+def _require_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
     expected = header.get("num_prompts", num_lines)
     if expected != num_lines:
         raise TrafficError(

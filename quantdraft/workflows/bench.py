@@ -226,10 +226,11 @@ def _free_name(checkpoint: Checkpoint, taken: dict[str, WeightSource]) -> str:
 def _provenance(
     settings: BenchSettings, contenders: Contenders, device: torch.device
 ) -> dict[str, Any]:
+    output = settings.output
     return {
         **environment(str(device)),
         "command": command_line(sys.argv[1:]),
-        "settings": {key: _plain(value) for key, value in asdict(settings).items()},
+        "settings": asdict(settings) | {"output": None if output is None else str(output)},
         "arms": {
             name: {
                 "name": source.name,
@@ -243,7 +244,3 @@ def _provenance(
 
 def _identity(source: WeightSource) -> dict[str, Any] | None:
     return None if source.checkpoint is None else model_identity(source.checkpoint)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
-from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_compatible
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.errors import OptionError, RecipeError

@@ -17,11 +17,12 @@ from quantdraft.measure.settings import (
     CaptureSettings,
     EvaluateSettings,
     ModelSettings,
+    SharedSettings,
     TimingSettings,
     TrafficSettings,
 )
 from quantdraft.quantize.apply import apply
-from quantdraft.quantize.recipe import load_recipe
+from quantdraft.quantize.recipe import Recipe, load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.choices import ModeChoice
 from quantdraft.record.wording import counted
@@ -32,7 +33,8 @@ from quantdraft.workflows.check import check
 from quantdraft.workflows.compare import compare
 from quantdraft.workflows.evaluate import evaluate
 from quantdraft.workflows.export.export import ExportSettings, export
-from quantdraft.workflows.select import SelectSettings, select, selection_text
+from quantdraft.workflows.select.select import SelectSettings, select
+from quantdraft.workflows.select.view import selection_text
 
 RECIPES = ("identity", "fp8", "int8", "int4", "int4-gptq")
 KS = tuple(range(1, 9))
@@ -64,29 +66,17 @@ def demo(
 
     say(f"1. check: does the draft fit the target?  {check(target, draft).lines()[-1]}")
     traffic = {name: _capture(output, name, target, num_prompts, say) for name in PROMPTS}
-    runs = []
     for number, recipe in enumerate(recipes, 3):
         say(f"{number}. {recipe.name}: {recipe.summary}")
-        candidate = output / "candidates" / recipe.name
-        if not candidate.exists():
-            apply(recipe, draft, candidate, calibration=traffic["calibration"])
-        run_dir = output / "runs" / recipe.name
-        if not (run_dir / RECORD_FILE).exists():
-            evaluate(_settings(candidate, target, draft, traffic["prompts"], run_dir))
-        runs.append(run_dir)
-        say(f"   {_line(read_evaluation(run_dir / RECORD_FILE))}")
-
+        _measure(output, recipe, target, draft, traffic, say)
+    runs = [output / "runs" / recipe.name for recipe in recipes]
     say("")
     say(render_comparison(compare(runs, output / "comparison", force=True)))
-    evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
     say("")
     _select(output, target, traffic["prompts"], runs, say)
+    evaluations = [read_evaluation(run_dir / RECORD_FILE) for run_dir in runs]
     _export_best(evaluations, output, target, say)
-    say("")
-    say(f"Report:     {output / 'comparison' / 'report.html'}")
-    say(f"Choice:     {output / 'selection' / 'report.html'}")
-    say(f"One recipe: {runs[-1] / 'report.html'} (beside it: evaluation.json, the record)")
-    say(f"Took {time.monotonic() - started:.0f} s.")
+    _say_where(output, runs[-1], time.monotonic() - started, say)
     return evaluations
 
 
@@ -140,6 +130,19 @@ def _pair() -> Path:
     return pair_dir().relative_to(here) if pair_dir().is_relative_to(here) else pair_dir()
 
 
+def _measure(
+    output: Path, recipe: Recipe, target: str, draft: str, traffic: dict[str, Path], say: Say
+) -> None:
+    """Apply a recipe and evaluate its candidate, unless that was done before; say the verdict."""
+    candidate, run_dir = output / "candidates" / recipe.name, output / "runs" / recipe.name
+    if not candidate.exists():
+        apply(recipe, draft, candidate, calibration=traffic["calibration"])
+    if not (run_dir / RECORD_FILE).exists():
+        evaluate(_settings(candidate, target, draft, traffic["prompts"], run_dir))
+    verdict = read_evaluation(run_dir / RECORD_FILE).verdict
+    say(f"   {verdict.decision}: {sentence(verdict)}")
+
+
 def _settings(
     candidate: Path, target: str, draft: str, traffic: Path, run_dir: Path
 ) -> EvaluateSettings:
@@ -167,8 +170,7 @@ def _select(output: Path, target: str, traffic: Path, runs: Sequence[Path], say:
             traffic_path=traffic,
             runs=tuple(runs),
             output=output / "selection",
-            evaluation=EvaluateSettings(
-                models=ModelSettings("", target),
+            evaluations=SharedSettings(
                 ks=KS,
                 timing=TimingSettings(latency_seconds=LATENCY_SECONDS, mode=_mode()),
                 live_prompts=0,
@@ -186,32 +188,35 @@ def _mode() -> ModeChoice:
     return live_mode(device) if device.type == "cpu" else "auto"
 
 
-def _line(evaluation: Evaluation) -> str:
-    return f"{evaluation.verdict.decision}: {sentence(evaluation.verdict)}"
-
-
 def _export_best(evaluations: list[Evaluation], output: Path, target: str, say: Say) -> None:
     """Export the fastest recipe; unless it is a go, the export says loudly that it is none."""
-    timed = [e for e in evaluations if _speedup(e) is not None and not e.verdict.is_control]
-    if not timed:
+    speeds = {
+        each.name: speedup.value
+        for each in evaluations
+        if (speedup := each.operating_point.speedup_over_baseline) and not each.verdict.is_control
+    }
+    if not speeds:
         say("Nothing is exported: no recipe could be timed on this machine.")
         return
-    best = max(timed, key=lambda evaluation: _speedup(evaluation) or 0.0)
+    best = max(speeds, key=lambda name: speeds[name])
     exported = export(
         ExportSettings(
-            output / "candidates" / best.name,
+            output / "candidates" / best,
             "vllm",
             output / "export",
             target=target,
-            run=output / "runs" / best.name,
+            run=output / "runs" / best,
             force=True,
         )
     )
-    say(f"Export of the fastest, {best.name}:")
+    say(f"Export of the fastest, {best}:")
     for line in exported.lines:
         say(f"  {line}")
 
 
-def _speedup(evaluation: Evaluation) -> float | None:
-    speedup = evaluation.operating_point.speedup_over_baseline
-    return None if speedup is None else speedup.value
+def _say_where(output: Path, run_dir: Path, seconds: float, say: Say) -> None:
+    say("")
+    say(f"Report:     {output / 'comparison' / 'report.html'}")
+    say(f"Choice:     {output / 'selection' / 'report.html'}")
+    say(f"One recipe: {run_dir / 'report.html'} (beside it: evaluation.json, the record)")
+    say(f"Took {seconds:.0f} s.")

@@ -19,13 +19,12 @@ from quantdraft.common.files import file_sha256, require_outside, write_text
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
-from quantdraft.engines.llamacpp.candidate import gguf_of
 from quantdraft.engines.registry import measured_engine
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
-from quantdraft.judge.verdict import load_policy
+from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
 from quantdraft.measure.latency.timing_plan import Review
 from quantdraft.measure.live_check import check_live
@@ -96,12 +95,13 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
     else:
         latency, grid, live = served_latency(subject, settings.timing, served), [], ()
     is_control = _is_copy(models.candidate, is_same)
+    own_ledger = _engine_ledger(settings, models.candidate)
     return Measurements(
         name=_name(models.candidate),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rule=rule,
         ks=settings.ks,
-        keeps=probabilities,
+        probabilities=probabilities,
         traffic=traffic,
         latency=latency,
         grid=tuple(grid),
@@ -110,11 +110,11 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
         is_control=is_control,
         not_quantized=false_claim,
         has_identical_logits=is_same,
-        ledgers=(byte_ledger(models.baseline), _candidate_ledger(models.candidate)),
+        ledgers=(byte_ledger(models.baseline), own_ledger or byte_ledger(models.candidate)),
         provenance=_provenance(settings, models, traffic, device),
         seed=settings.seed,
         spell=speller((models.target or models.candidate).path),
-        baseline_name=_baseline_name(models, is_control),
+        baseline_name=_baseline_name(models, is_control or own_ledger is not None),
     )
 
 
@@ -155,16 +155,15 @@ def _as_engine_loads(settings: EvaluateSettings) -> ModelSettings:
     return replace(models, candidate=engine.candidate(models.candidate, models.baseline, serving))
 
 
-def _candidate_ledger(candidate: Checkpoint) -> Ledger:
-    """Return what a step reads of the candidate; of a GGUF, of the file that is served."""
-    served = gguf_of(candidate)
-    return byte_ledger(candidate) if served is None else served.ledger
+def _engine_ledger(settings: EvaluateSettings, candidate: Checkpoint) -> Ledger | None:
+    """Return what a step reads of the file that the engine serves for the candidate, if another."""
+    serving = settings.serving
+    return None if serving.is_native else measured_engine(serving.engine).served_ledger(candidate)
 
 
-def _baseline_name(models: Models, is_control: bool) -> str:
+def _baseline_name(models: Models, is_same_draft: bool) -> str:
     """Return how the baseline is called: by its own name where the candidate is another draft."""
-    is_plain = models.candidate.quantization is None and gguf_of(models.candidate) is None
-    is_other = is_plain and not is_control
+    is_other = models.candidate.quantization is None and not is_same_draft
     return f"baseline '{models.baseline.name}'" if is_other else "full-precision draft"
 
 
@@ -199,25 +198,15 @@ def _begin_run(run_dir: Path, settings: EvaluateSettings) -> None:
 def _provenance(
     settings: EvaluateSettings, models: Models, traffic: Traffic, device: torch.device
 ) -> dict[str, Any]:
-    given = {
-        "target": settings.models.target,
-        "baseline": settings.models.baseline,
-        "candidate": settings.models.candidate,
-    }
-    identities = {
-        arm: None if checkpoint is None else model_identity(checkpoint, given[arm])
-        for arm, checkpoint in (
-            ("target", models.target),
-            ("baseline", models.baseline),
-            ("candidate", models.candidate),
-        )
-    }
+    asked, target = settings.models, models.target
     source = settings.traffic.traffic_path or settings.traffic.prompts
     return {
         **environment(str(device)),
-        **identities,
+        "target": None if target is None else model_identity(target, asked.target),
+        "baseline": model_identity(models.baseline, asked.baseline),
+        "candidate": model_identity(models.candidate, asked.candidate),
         "command": command_line(sys.argv[1:]),
-        "compute_dtype": str(pick_dtype(settings.models.dtype, device)).removeprefix("torch."),
+        "compute_dtype": str(pick_dtype(asked.dtype, device)).removeprefix("torch."),
         "traffic": {
             "path": str(source),
             "sha256": traffic.sha256,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.engines.kernels import KERNELS
-from quantdraft.engines.support import Support, support
+from quantdraft.engines.registry import support_tables
+from quantdraft.engines.support import Support
 from quantdraft.quantize.backends.packages import install_command, missing_packages
 from quantdraft.quantize.recipe import (
     Recipe,
@@ -128,7 +129,16 @@ def catalogue() -> tuple[Entry, ...]:
 
 def entry_of(recipe: Recipe) -> Entry:
     """Return what this machine can do with a recipe; the format of a verbatim one is not known."""
-    return _entry(recipe, *_device())
+    device, capability = _device()
+    missing, kernels = missing_packages(recipe.backend), _kernels(recipe)
+    return Entry(
+        recipe=recipe,
+        missing_packages=missing,
+        install=install_command(recipe.backend) if missing else None,
+        kernels=kernels,
+        device_problem=_device_problem(recipe, kernels, device, capability),
+        engines={name: each.of_recipe(recipe) for name, each in support_tables().items()},
+    )
 
 
 def recipes_json(name: str | None = None) -> str:
@@ -161,19 +171,6 @@ def recipe_text(name: str) -> str:
     entry = entry_of(recipe)
     facts = [entry.sentences()[1], *entry.engine_sentences()]
     return "\n".join([text, *(f"# {fact}" for fact in facts)])
-
-
-def _entry(recipe: Recipe, device: str, capability: float | None) -> Entry:
-    missing = missing_packages(recipe.backend)
-    kernels = _kernels(recipe)
-    return Entry(
-        recipe=recipe,
-        missing_packages=missing,
-        install=install_command(recipe.backend) if missing else None,
-        kernels=kernels,
-        device_problem=_device_problem(recipe, kernels, device, capability),
-        engines=support(recipe),
-    )
 
 
 def _kernels(recipe: Recipe) -> dict[str, tuple[str, ...]]:

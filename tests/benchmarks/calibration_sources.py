@@ -36,9 +36,9 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.common.files import write_json, write_text
 from quantdraft.judge.acceptance import Replayed, replay_rounds
-from quantdraft.judge.comparison import compare_acceptance
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.measure.capture import capture
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import Calibration, Recipe, load_recipe
@@ -128,7 +128,7 @@ def replayed(checkpoint: Path, traffic: Traffic) -> Run:
     """One teacher-forced pass over the held-out prompts."""
     model = load_model(checkpoint, torch.float32, torch.device("cpu"))
     ids = [response.prompt_id for response in traffic.responses]
-    keep = keep_probabilities(model, traffic, "greedy")
+    keep = acceptance_probabilities(model, traffic, "greedy")
     return Run(replay_rounds(ids, keep, [K]), np.concatenate(keep) > 0)
 
 

@@ -19,8 +19,8 @@ from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.judge.acceptance import replay_rounds
-from quantdraft.judge.comparison import speed_point
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.measure.latency.grid import measure_grid
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.latency.timing_plan import TimingPlan

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from quantdraft.judge.comparison import with_step_speedups
+from quantdraft.judge.comparison.speeds import with_step_speedups
 from quantdraft.record import Latency
 from quantdraft.workflows.bench import BenchSettings, contenders_of, measure_bench
 from tests.pages import render_bench

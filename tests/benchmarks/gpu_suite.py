@@ -32,7 +32,7 @@ from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session, modes
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource
 from quantdraft.errors import NoKernelError
-from quantdraft.judge.comparison import with_step_speedups
+from quantdraft.judge.comparison.speeds import with_step_speedups
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.speculation import speculate
 from quantdraft.measure.verification import RoundPlan

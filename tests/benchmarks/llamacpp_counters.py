@@ -33,7 +33,7 @@ from quantdraft.engines.llamacpp.trial import answers
 from quantdraft.engines.measured import Request, ServerPlan
 from quantdraft.engines.measured import decode_ms_per_token as milliseconds
 from quantdraft.errors import EngineError, QuantDraftError
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.traffic.traffic import Response, Sampling, Traffic
 from tests.benchmarks.llamacpp_counts import Counts, predicted_counts
 
@@ -73,7 +73,7 @@ def replayed(file: Path, requests: list[Request], found: list[Answer]) -> list[C
         Response(str(index), request.prompt_token_ids, answer.completion.token_ids)
         for index, (request, answer) in enumerate(zip(requests, found, strict=True))
     )
-    keeps = keep_probabilities(draft, Traffic(texts, Sampling()), "greedy")
+    keeps = acceptance_probabilities(draft, Traffic(texts, Sampling()), "greedy")
     return [predicted_counts([bool(each) for each in keep], K) for keep in keeps]
 
 

@@ -208,7 +208,7 @@ def predicted(dense: Path, asked: Any, texts: list[tuple[int, ...]]) -> list[flo
     import torch
 
     from quantdraft.checkpoints.tensors.loading import load_model
-    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import Sampling, Traffic
     from tests.benchmarks.llamacpp_counts import predicted_counts
 
@@ -217,5 +217,5 @@ def predicted(dense: Path, asked: Any, texts: list[tuple[int, ...]]) -> list[flo
         for response, text in zip(asked.responses, texts, strict=True)
     )
     draft = load_model(dense, torch.float32, torch.device("cpu"))
-    keeps = keep_probabilities(draft, Traffic(responses, Sampling()), "greedy")
+    keeps = acceptance_probabilities(draft, Traffic(responses, Sampling()), "greedy")
     return [float(predicted_counts([bool(kept) for kept in keep], K).rounds) for keep in keeps]

@@ -116,15 +116,15 @@ def replayed(baseline: Path, candidate: Path, work: Path) -> dict[str, Any]:
 
     from quantdraft.checkpoints.tensors.loading import load_model
     from quantdraft.judge.acceptance import replay_rounds
-    from quantdraft.judge.comparison import compare_acceptance
-    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.judge.comparison.lengths import compare_acceptance
+    from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import read_traffic
 
     asked = read_traffic(work / TRAFFIC)
     ids, arms = [response.prompt_id for response in asked.responses], []
     for path in (baseline, candidate):
         draft = load_model(path, torch.float32, torch.device("cpu"))
-        arms.append(replay_rounds(ids, keep_probabilities(draft, asked, "greedy"), [K]))
+        arms.append(replay_rounds(ids, acceptance_probabilities(draft, asked, "greedy"), [K]))
     found = compare_acceptance(*arms, K)
     return {
         "baseline_rate": found.baseline_rate,

@@ -100,9 +100,9 @@ def write_traffic(path: Path, size: int) -> None:
 def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     """Processor seconds of every part, and by how much the peak memory grew."""
     from quantdraft.judge.acceptance import replay_rounds
-    from quantdraft.judge.comparison import compare_acceptance
+    from quantdraft.judge.comparison.lengths import compare_acceptance
     from quantdraft.measure.probabilities import open_file_store
-    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import read_traffic, token_counts
 
     draft = tiny_draft()
@@ -118,7 +118,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     done("read")
     num_tokens = token_counts(traffic.responses).response.tolist()
     with open_file_store(run_dir, "keep", {"traffic": traffic.sha256}, num_tokens) as kept:
-        keeps = keep_probabilities(draft, traffic, "greedy", store=kept)
+        keeps = acceptance_probabilities(draft, traffic, "greedy", store=kept)
     done("replay")
     names = [response.prompt_id for response in traffic.responses]
     rounds = replay_rounds(names, keeps, KS)

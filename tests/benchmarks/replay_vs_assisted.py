@@ -28,7 +28,7 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
@@ -85,7 +85,7 @@ def assisted(
 def compare(traffic: Traffic, target: Any, draft: Any, ks: list[int]) -> dict[str, Any]:
     """Counts of both, k by k, and the time each took for all k."""
     started = time.perf_counter()
-    keep = keep_probabilities(draft, traffic, "greedy")
+    keep = acceptance_probabilities(draft, traffic, "greedy")
     ids = [response.prompt_id for response in traffic.responses]
     replayed = replay_rounds(ids, keep, ks, first_token_from_prefill=False)
     replay_s = time.perf_counter() - started

@@ -15,14 +15,14 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.checkpoints.weights import read_header, read_tensors
 from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.registry import ENGINES, engine_named
 from quantdraft.measure.models import source_of
 from quantdraft.quantize.ledger import byte_ledger, head_options, project
 from quantdraft.quantize.recipe import load_recipe
@@ -203,7 +203,7 @@ def _findings(checkpoint: Checkpoint) -> None:
     target = read_target(str(checkpoint.path))
     draft = Draft(Path("draft"), checkpoint.config, target.config)
     pair = replace(LAUNCH, dtype=target.dtype(None), quantization=checkpoint.quantization or {})
-    for engine in ENGINES.values():
+    for engine in map(engine_named, ENGINES):
         engine.check(draft)
         compile_if_python(engine.launch(pair))
     target.stamp(None)
@@ -223,7 +223,7 @@ def _asked_head(checkpoint: Checkpoint) -> None:
     head.summary()
     pair = replace(LAUNCH, quantization=checkpoint.quantization or {})
     for engine in ("vllm", "sglang"):
-        serving = head_engine(head, ENGINES[engine])
+        serving = head_engine(head, engine_named(engine))
         serving.launch(pair)
         serving.check(Draft(Path("draft"), checkpoint.config, LLAMA_CONFIG))
 

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from quantdraft.judge.comparison import (
-    Bootstrap,
-    compare_acceptance,
-    speed_point,
-    what_would_settle,
-)
-from quantdraft.judge.verdict import Evidence, Policy, decide, measured_alarms
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.statistics.bootstrap import Bootstrap
+from quantdraft.judge.statistics.settling import what_would_settle
+from quantdraft.judge.verdict.alarms import measured_alarms
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import AcceptanceComparison, Interval, SpeedPoint
 from tests.campaigns.simulated import K, World, drawn, make_world, with_speedup
 

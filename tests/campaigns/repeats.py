@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.reference import pair_dir
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, read_evaluation
 
 LIMIT = Policy().min_speedup_over_baseline

@@ -20,7 +20,7 @@ from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
 from quantdraft.measure.live import run_live
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
@@ -63,7 +63,7 @@ def test_greedy_rounds_are_equal_for_every_prompt_and_every_k(natives, draft, tm
     long = tuple(r for r in traffic.responses if len(r.response_token_ids) == 128)
     assert len(long) >= 20
     traffic = replace(traffic, responses=long)
-    keep = keep_probabilities(draft, traffic, "greedy")
+    keep = acceptance_probabilities(draft, traffic, "greedy")
     ids = [response.prompt_id for response in traffic.responses]
     for k in range(1, 9):
         live = run_live(*natives, traffic, num_speculative_tokens=k, rule="greedy")
@@ -79,7 +79,7 @@ def test_rejection_means_agree_within_four_standard_errors(natives, draft, tmp_p
     for seed in range(num_seeds):
         sampling = Sampling(temperature=0.8, seed=seed)
         traffic = captured(tmp_path / f"{seed}.jsonl", sampling, num_prompts, num_tokens)
-        keep = keep_probabilities(draft, traffic, "rejection")
+        keep = acceptance_probabilities(draft, traffic, "rejection")
         rounds = replay_rounds([r.prompt_id for r in traffic.responses], keep, ks)
         for k in ks:
             run = run_live(

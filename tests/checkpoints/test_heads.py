@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("llmcompressor")
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.checkpoints.heads import FAMILIES, draft_head, engine_method
+from quantdraft.checkpoints.heads.families import FAMILIES, engine_method
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.engines.engine import LaunchPair
 from quantdraft.engines.findings import Draft
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, QuantDraftError, RecipeError
 from quantdraft.measure.models import open_models
 from quantdraft.measure.settings import ModelSettings
@@ -319,7 +320,8 @@ def test_the_proof_sees_what_was_written_wrongly(
 
 def test_a_quantized_exclusion_is_refused(heads: Callable[[str], Path], tmp_path: Path) -> None:
     """A recipe without the family's exclusions quantizes fc: the proof must not let it pass."""
-    from quantdraft.quantize.backends import BACKENDS, QuantizationJob
+    from quantdraft.quantize.backends import BACKENDS
+    from quantdraft.quantize.backends.job import QuantizationJob
 
     source, recipe = open_checkpoint(heads("eagle3")), load_recipe("int8")
     job = QuantizationJob(recipe, source, tmp_path, "cpu", (), lambda _step: None)
@@ -353,13 +355,13 @@ def test_each_engine_is_told_its_own_method(applied: Applied, layout: str) -> No
     assert head is not None
     pair = LaunchPair("org/T", Path("/srv/head"), 4, quantization=checkpoint.quantization or {})
     method, algorithm = METHODS[layout]
-    words = shlex.split(head_engine(head, ENGINES["vllm"]).launch(pair))
+    words = shlex.split(head_engine(head, engine_named("vllm")).launch(pair))
     assert json.loads(words[-1]) == {
         "method": method,
         "model": "/srv/head",
         "num_speculative_tokens": 4,
     }
-    words = shlex.split(head_engine(head, ENGINES["sglang"]).launch(pair))
+    words = shlex.split(head_engine(head, engine_named("sglang")).launch(pair))
     assert words[words.index("--speculative-algorithm") + 1] == algorithm
     flag = words.index("--speculative-draft-model-quantization")
     assert words[flag + 1] == "compressed-tensors"
@@ -374,7 +376,7 @@ def test_block_sizes_count_as_each_family_counts_them(applied: Applied) -> None:
         head = draft_head(applied(layout, "int4"))
         assert head is not None
         words = shlex.split(
-            head_engine(head, ENGINES["sglang"]).launch(LaunchPair("T", Path("/d"), 4))
+            head_engine(head, engine_named("sglang")).launch(LaunchPair("T", Path("/d"), 4))
         )
         assert words[words.index(flag) + 1] == size
 
@@ -389,7 +391,7 @@ def test_what_engines_would_misread_is_found(applied: Applied) -> None:
         checkpoint = applied(layout, "int4")
         head = draft_head(checkpoint)
         assert head is not None
-        found = head_engine(head, ENGINES[engine]).check(
+        found = head_engine(head, engine_named(engine)).check(
             Draft(Path(path), checkpoint.config, target)
         )
         return " | ".join(f"{each.severity}: {each.message}" for each in found)

@@ -14,7 +14,7 @@ from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
@@ -43,7 +43,7 @@ def traffic(tmp_path_factory) -> Traffic:
 
 def acceptance_rate(draft: Path, traffic: Traffic) -> float:
     model = load_model(draft, torch.float32, torch.device("cpu"))
-    keep = keep_probabilities(model, traffic, "greedy")
+    keep = acceptance_probabilities(model, traffic, "greedy")
     ids = [response.prompt_id for response in traffic.responses]
     return replay_rounds(ids, keep, [K]).counts(K).acceptance_rate
 

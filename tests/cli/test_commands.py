@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from quantdraft.cli import main, parse_ks
-from quantdraft.cli.values import parse_names
+from quantdraft.cli import main
+from quantdraft.cli.values import parse_ks, parse_names
 from quantdraft.errors import OptionError
 from quantdraft.quantize import apply as applying
 from quantdraft.workflows import report as reporting

@@ -11,7 +11,7 @@ from quantdraft.cli import main
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.engines.vllm.settings import require_known_keys
 from quantdraft.errors import OptionError, nearest, nearest_path
-from quantdraft.judge.verdict import load_policy
+from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.quantize.recipe import load_recipe
 from tests.conftest import Pair
 

@@ -20,8 +20,8 @@ from quantdraft.workflows import bench as benching
 from quantdraft.workflows import compare as comparison
 from quantdraft.workflows import demo
 from quantdraft.workflows import evaluate as evaluation
-from quantdraft.workflows import select as selection
 from quantdraft.workflows.export import export
+from quantdraft.workflows.select import select as selection
 from quantdraft.workflows.sweep import sweep
 from tests.conftest import Pair
 

@@ -12,10 +12,11 @@ import torch
 
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
-from quantdraft.engines.kernels import KERNELS, NoKernelError, cuda
+from quantdraft.engines.kernels import KERNELS, cuda
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
 from quantdraft.engines.kernels.linear import pad_matrix
+from quantdraft.errors import NoKernelError
 
 IN, OUT = 1024, 256
 FP8 = torch.float8_e4m3fn
@@ -87,10 +88,10 @@ def test_without_a_gpu_the_kernels_say_so(fmt):
 INTERPRETED = """
 import torch
 from quantdraft.engines.kernels import triton_products as products
-from quantdraft.engines.kernels.dequantizing import paired_halves
-from quantdraft.checkpoints.tensors.unpacking import dequantized
-from quantdraft.checkpoints.tensors.rounding import rounded_inputs
-from quantdraft.checkpoints.stored_formats import SCHEMES
+from quantdraft.engines.kernels.dequantizing import pack_halves
+from quantdraft.checkpoints.tensors.unpacking import dequantize
+from quantdraft.checkpoints.tensors.rounding import round_inputs
+from quantdraft.checkpoints.formats import SCHEMES
 from tests.engines.test_cuda_kernels import FP8, random_weight
 
 for fmt, scheme in (("int8", "W8A8"), ("fp8", "FP8_DYNAMIC")):
@@ -99,24 +100,24 @@ for fmt, scheme in (("int8", "W8A8"), ("fp8", "FP8_DYNAMIC")):
     if fmt == "fp8":  # the interpreter rounds to FP8 wrongly (126 to 64): FP8 values as they are
         x = (x * 100).to(FP8).float()
         x[:, 7] = 448.0
-    rounded = rounded_inputs(x, SCHEMES[scheme])
+    rounded = round_inputs(x, SCHEMES[scheme])
     dtype = weight.integers.dtype
     values, step = products.round_rows_by_triton(x, dtype)
     assert torch.allclose(values.float() * step, rounded, atol=1e-5), fmt
     out = products.byte_product(x, weight.integers, weight.scale[:, 0].contiguous())
-    wanted = rounded @ dequantized(weight).T
+    wanted = rounded @ dequantize(weight).T
     assert float((out - wanted).norm() / wanted.norm()) < 1e-4, fmt
     if fmt == "int8":
         scale = weight.scale[:, 0].contiguous()
         out = products.byte_product(x, weight.integers, scale, rounds_inputs=False)
-        wanted = x @ dequantized(weight).T
+        wanted = x @ dequantize(weight).T
         assert float((out - wanted).norm() / wanted.norm()) < 1e-5, "weight only"
 for has_zero in (False, True):
     weight = random_weight("int4", columns=2560, outputs=37, has_zero=has_zero)
     x = torch.randn(3, 2560, generator=torch.Generator().manual_seed(1))
-    halves = paired_halves(weight.integers)
+    halves = pack_halves(weight.integers)
     out = products.nibble_product(x, halves, weight.scale, weight.zero_point, 128)
-    wanted = x @ dequantized(weight).T
+    wanted = x @ dequantize(weight).T
     assert float((out - wanted).norm() / wanted.norm()) < 1e-5, has_zero
 print("equal")
 """

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
-from quantdraft.engines.kernels import NoKernelError, choice, trials
+from quantdraft.engines.kernels import choice, trials
 from quantdraft.engines.kernels.book import NUM_VOTES, Book, Timing, hopeless, winner
 from quantdraft.engines.kernels.choice import (
     LinearByRows,
@@ -20,6 +20,7 @@ from quantdraft.engines.kernels.choice import (
 from quantdraft.engines.kernels.dense import DenseLinear, PrepackedLinear
 from quantdraft.engines.kernels.few_rows import Bf16FewRowsLinear
 from quantdraft.engines.kernels.operations import operations_fault
+from quantdraft.errors import NoKernelError
 from tests.clock import Clock
 
 CPU = torch.device("cpu")

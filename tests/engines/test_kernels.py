@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
-from quantdraft.engines.kernels import KERNELS, NoKernelError, kernels_for
+from quantdraft.engines.kernels import KERNELS, kernels_for
 from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
 from quantdraft.engines.kernels.cpu import (
     Int4Linear,
@@ -22,6 +22,7 @@ from quantdraft.engines.kernels.dequantizing import (
     pack_halves,
 )
 from quantdraft.engines.kernels.packed_products import _products
+from quantdraft.errors import NoKernelError
 
 OUT, IN = 96, 256
 # Inputs, scales and outputs rounded to bf16: each by at most 2**-9 of its value, in all 3 * 2**-9.

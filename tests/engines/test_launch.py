@@ -3,6 +3,7 @@
 import ast
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from quantdraft.engines.engine import LaunchPair
+from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.llamacpp import gguf as conversion
-from quantdraft.engines.registry import ENGINES, engine_named
-from quantdraft.engines.support import SUPPORT, stored_names, stored_support
+from quantdraft.engines.registry import ENGINES, engine_named, support_tables
+from quantdraft.engines.support import FORMATS, NO, YES, SupportTable, stored_names
 from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.errors import OptionError
 from tests.conftest import Pair as TinyPair
 
-vllm, sglang, transformers = (ENGINES[name] for name in ("vllm", "sglang", "transformers"))
-tensorrt_llm, llamacpp = ENGINES["tensorrt-llm"], ENGINES["llamacpp"]
+vllm, sglang, transformers = (engine_named(name) for name in ("vllm", "sglang", "transformers"))
+tensorrt_llm, llamacpp = engine_named("tensorrt-llm"), engine_named("llamacpp")
 
 
 def quantized(**group: Any) -> dict[str, Any]:
@@ -339,7 +340,7 @@ def test_a_stored_config_is_found_in_the_table(
 ) -> None:
     quantization = config.get("quantization_config", {})
     assert stored_names(quantization) == [name]
-    assert stored_support(quantization)["vllm"] == SUPPORT[name]["vllm"]
+    assert vllm.loads.of_checkpoint(quantization) == vllm.loads.formats[name]
     assert conversion.closest_type(quantization) == gguf_type
 
 
@@ -363,16 +364,49 @@ def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
 
 def test_every_engine_says_the_launch_line_in_its_file() -> None:
     pair = LaunchPair("org/T", Path("/srv/draft"), 4)
-    for engine in ENGINES.values():
+    for engine in map(engine_named, ENGINES):
         assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
 
 
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
-    for name, engine in ENGINES.items():
-        assert engine_named(name) is engine
+    for name in ENGINES:
+        engine = engine_named(name)
+        assert engine.name == name
+        assert set(engine.loads.formats) <= set(FORMATS)
         assert engine.launch_file
         assert engine.notes
     assert engine_named("llama.cpp") is llamacpp
     assert engine_named("tensorrt_llm") is tensorrt_llm
     with pytest.raises(OptionError, match="vllm, sglang, transformers, tensorrt-llm, llamacpp"):
         engine_named("ollama")
+
+
+class Mine(Engine):
+    name = "mine"
+    launch_file = "launch.sh"
+    notes = ("It is an example.",)
+    loads = SupportTable({"dense": YES, "int4": NO})
+
+    def launch(self, pair: LaunchPair) -> str:
+        return f"mine {pair.target} {pair.draft}"
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        return tuple(self.loading(draft))
+
+
+def test_an_engine_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "mine", f"{__name__}:Mine")
+    mine = engine_named("Mine")
+    assert mine.check(Draft(Path("d"), PLAIN, PLAIN)) == ()
+    (refused,) = mine.check(Draft(Path("d"), quantized(**INT4), PLAIN))
+    assert refused.message == "mine does not load int4: it has no loader for this format"
+    assert support_tables()["mine"] is Mine.loads
+
+
+def test_engines_names_are_known_before_an_engine_is_imported() -> None:
+    code = (
+        "import sys; from quantdraft.engines.registry import ENGINES; "
+        "print([name for name in sys.modules if name.startswith('quantdraft.engines.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['quantdraft.engines.registry']"

@@ -32,7 +32,7 @@ from quantdraft.engines.llamacpp.server import (
 from quantdraft.engines.llamacpp.trial import load_and_speculate, max_model_len
 from quantdraft.engines.measured import Request, ServerPlan
 from quantdraft.engines.process import free_port, running
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.registry import engine_named
 from quantdraft.errors import EngineError
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.traffic.traffic import Sampling
@@ -184,7 +184,7 @@ def test_the_command_is_the_exported_launch_line_on_the_loopback():
     command = llamacpp_command(Path("/b/llama-server"), PLAN_5, Path("/d"), 1234, ("-t", "1"))
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[-6:-4] == ["-t", "1"]  # and then ours, which win
-    launched = ENGINES["llamacpp"].launch(LaunchPair("/t", Path("/d"), 5)).split()
+    launched = engine_named("llamacpp").launch(LaunchPair("/t", Path("/d"), 5)).split()
     assert set(launched[1:]) <= set(command)
     assert command[command.index("--spec-draft-p-min") + 1] == "0"
     alone = llamacpp_command(Path("/b"), PLAN_5, None, 1234)
@@ -386,7 +386,7 @@ def test_llamacpps_counters_are_replays(llamacpp, tmp_path):
 
     from quantdraft.checkpoints.reference import pair_dir
     from quantdraft.engines.llamacpp.trial import answers
-    from quantdraft.measure.replay import keep_probabilities
+    from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import Response, Traffic
 
     draft = converted(pair_dir() / "draft", "f32", "draft", llamacpp, tmp_path)
@@ -402,7 +402,7 @@ def test_llamacpps_counters_are_replays(llamacpp, tmp_path):
         Response(str(i), r.prompt_token_ids, a.completion.token_ids)
         for i, (r, a) in enumerate(zip(requests, found, strict=True))
     ]
-    keeps = keep_probabilities(model, Traffic(tuple(texts), Sampling()), "greedy")
+    keeps = acceptance_probabilities(model, Traffic(tuple(texts), Sampling()), "greedy")
     predicted = [predicted_counts([bool(each) for each in keep], 4) for keep in keeps]
     counters = [each.counters for each in found]
     counted = [Counts(c.num_drafts, c.num_draft_tokens, c.num_accepted_tokens) for c in counters]

@@ -13,14 +13,16 @@ from torch import Tensor
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantize
-from quantdraft.engines.kernels import KERNELS, NoKernelError, choice, kernels_for
+from quantdraft.engines.kernels import KERNELS, choice, kernels_for
 from quantdraft.engines.kernels.book import Book
 from quantdraft.engines.kernels.dense import DenseLinear
 from quantdraft.engines.native import model as native
-from quantdraft.engines.native.model import largest_packing, load_native, promised_bytes
+from quantdraft.engines.native.linears import largest_packing, promised_bytes
+from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import RandomWeights, stored_weights
-from quantdraft.judge.verdict import not_quantized
+from quantdraft.errors import NoKernelError
+from quantdraft.judge.verdict.alarms import not_quantized
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 

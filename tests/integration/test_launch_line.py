@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.engines.engine import LaunchPair
-from quantdraft.engines.registry import ENGINES
+from quantdraft.engines.registry import engine_named
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.record import AcceptanceRule
 
@@ -35,7 +35,9 @@ print(json.dumps({"model": found.model, "dtype": found.dtype, "config": config})
 
 @pytest.mark.parametrize("rule", ["greedy", "rejection"])
 def test_the_installed_vllm_reads_the_launch_line(vllm: Environment, rule: AcceptanceRule) -> None:
-    line = ENGINES["vllm"].launch(LaunchPair("org/T", Path("/srv/my draft"), 5, "bfloat16", rule))
+    line = engine_named("vllm").launch(
+        LaunchPair("org/T", Path("/srv/my draft"), 5, "bfloat16", rule)
+    )
     words = shlex.split(line)[2:]
     # The wheel's `vllm serve` takes the model first, its server by --model.
     done = subprocess.run(

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantdraft.judge.advice import diagnoses, explained, explaining
 from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.advice.all import diagnoses, explained, explaining
 from quantdraft.judge.advice.limits import side, state_if
 from quantdraft.judge.comparison.slices import Term, contrast
 from quantdraft.judge.statistics.bootstrap import Bootstrap
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import (
     ArmLatency,
     Diagnosis,
@@ -273,8 +273,8 @@ def timed(batch_size: int, draft_ms: float, target_ms: float, per_token_ms: floa
 
 def with_curve(alpha: float, latency: Latency, *grid: Latency) -> Evaluation:
     """Equal prompts of that independent acceptance, and steps without noise."""
-    from quantdraft.judge.comparison import best_k, speed_point
     from quantdraft.judge.comparison.points import replayed_of
+    from quantdraft.judge.comparison.speeds import best_k, speed_point
 
     made = evaluation()
     ks = made.num_speculative_tokens

@@ -10,7 +10,7 @@ import pytest
 from quantdraft.common.files import read_record
 from quantdraft.judge.analysis import analyse, analysed, token_fates
 from quantdraft.judge.compare import compare_runs
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import (
     COMPARISON_SCHEMA_VERSION,
     Comparison,

@@ -5,21 +5,17 @@ import pytest
 
 from quantdraft.errors import OptionError, PairingError, UndefinedMetricError
 from quantdraft.judge.acceptance import Replayed, replay_rounds
-from quantdraft.judge.comparison import (
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
+from quantdraft.judge.comparison.speeds import best_k, speed_point
+from quantdraft.judge.statistics.bootstrap import (
+    MAX_UNITS,
     MIN_TIMINGS,
     Bootstrap,
-    Needed,
-    best_k,
-    by_context,
-    by_domain,
-    by_position,
-    compare_acceptance,
-    num_prompts_to_settle,
-    slice_tokens,
-    speed_point,
-    what_would_settle,
+    interval_of,
+    prompt_weights,
 )
-from quantdraft.judge.statistics.bootstrap import MAX_UNITS, interval_of, prompt_weights
+from quantdraft.judge.statistics.settling import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.record import MIN_PROMPTS, ArmLatency, Interval, Latency, StepSamples
 
 QUICK = Bootstrap(num_resamples=400)

@@ -12,7 +12,7 @@ import pytest
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.statistics.bootstrap import Bootstrap
-from quantdraft.judge.verdict import Policy
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import ArmLatency, Latency, StepSamples
 from quantdraft.traffic.responses import Response
@@ -43,7 +43,7 @@ def measured(ledger, num_prompts: int) -> Measurements:
         created="2026-01-01T00:00:00+00:00",
         rule="greedy",
         ks=KS,
-        keeps=keeps,
+        probabilities=keeps,
         traffic=Traffic(tuple(responses), Sampling()),
         latency=Latency("native", "cpu", 1, 1, 64, {}, unmeasured),
         live=(),
@@ -58,7 +58,7 @@ def measured(ledger, num_prompts: int) -> Measurements:
 
 def test_one_prompt_has_no_interval_and_no_verdict_but_what_would_settle_it(ledger):
     given = measured(ledger, 1)
-    alike = replace(given, keeps={arm: [np.full(NUM_TOKENS, 0.8)] for arm in ARMS})
+    alike = replace(given, probabilities={arm: [np.full(NUM_TOKENS, 0.8)] for arm in ARMS})
     found = judged(alike, Policy())
     assert all((a.candidate_rate.low, a.candidate_rate.high) == (0, 1) for a in found.acceptance)
     assert all(each.conditional_acceptance_loss is None for each in found.by_position)
@@ -112,8 +112,9 @@ def timed(draft_ms: dict[str, float]) -> Latency:
 def test_each_arm_is_judged_at_its_own_best_k(ledger):
     """A dear baseline pays at k = 1 alone, a cheap candidate at k = 8."""
     times = {"baseline": 3.0, "control": 3.0, "candidate": 0.01}
-    keeps = {arm: [np.full(NUM_TOKENS, 0.9) for _ in range(7)] for arm in ARMS}
-    found = judged(replace(measured(ledger, 7), latency=timed(times), keeps=keeps), Policy())
+    probabilities = {arm: [np.full(NUM_TOKENS, 0.9) for _ in range(7)] for arm in ARMS}
+    given = replace(measured(ledger, 7), latency=timed(times), probabilities=probabilities)
+    found = judged(given, Policy())
     point = found.operating_point
     ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
     assert ks == (1, 8)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import quantdraft
-from quantdraft.judge.advice import diagnoses
-from quantdraft.judge.verdict import Policy, policy_of
+from quantdraft.judge.advice.all import diagnoses
+from quantdraft.judge.verdict.policy import Policy, policy_of
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation
@@ -124,4 +124,4 @@ def test_check_and_apply_hold_the_bytes_to_the_given_policy(tiny_pair, tmp_path:
     assert "1.02×, what a go needs" in flat(run(*asked).stdout)
     made = apply(load_recipe("identity"), str(tiny_pair.draft), tmp_path / "D", min_speedup=50.0)
     assert made.manifest is not None
-    assert "a go needs 50.00x" in made.manifest["ledger"]["sentence"]
+    assert "a go needs 50.000×" in made.manifest["ledger"]["sentence"]

@@ -18,14 +18,16 @@ import torch
 from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer
 from quantdraft.errors import TrafficError, UndefinedMetricError
 from quantdraft.judge.acceptance import replay_rounds
-from quantdraft.judge.comparison import compare_acceptance, speed_point
-from quantdraft.judge.verdict import Evidence, decide
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
 from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
 from quantdraft.measure.filters import usable, without_repeats
 from quantdraft.measure.generation import generate
 from quantdraft.measure.probabilities import open_file_store
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.traffic import jsonl as lines
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
 from quantdraft.traffic.responses import Response
@@ -69,7 +71,7 @@ def test_a_drafts_broken_logits_are_undefined_by_the_name_of_the_prompt(value):
         logits[-1, -2, 4] = value  # the last row of a batch is its longest
 
     traffic = counting_up(3)
-    keeps = keep_probabilities(FakeDraft(spoil), traffic, "greedy")
+    keeps = acceptance_probabilities(FakeDraft(spoil), traffic, "greedy")
     assert [bool(np.isnan(each).any()) for each in keeps] == [False, False, True]
     with pytest.raises(UndefinedMetricError, match=r"prompt 'p2'.*float32"):
         replay_rounds([r.prompt_id for r in traffic.responses], keeps, [2])
@@ -80,9 +82,10 @@ def test_tokens_that_are_ruled_out_by_minus_infinity_are_no_broken_logits():
         logits[..., 0] = -INF
 
     traffic = counting_up(2)
-    assert all((each == 1).all() for each in keep_probabilities(FakeDraft(), traffic, "greedy"))
+    found = acceptance_probabilities(FakeDraft(), traffic, "greedy")
+    assert all((each == 1).all() for each in found)
     responses = tuple(r for r in traffic.responses if 0 not in r.response_token_ids)
-    keeps = keep_probabilities(FakeDraft(rule_out), Traffic(responses, Sampling()), "greedy")
+    keeps = acceptance_probabilities(FakeDraft(rule_out), Traffic(responses, Sampling()), "greedy")
     assert all((each == 1).all() for each in keeps)
 
 
@@ -167,7 +170,7 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
     traffic = counting_up(10)
     lengths = [len(r.response_token_ids) for r in traffic.responses]
     whole = FakeDraft()
-    expected = keep_probabilities(whole, traffic, "greedy")
+    expected = acceptance_probabilities(whole, traffic, "greedy")
     assert whole.num_rows == 10
 
     class Killed(FakeDraft):
@@ -181,10 +184,10 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
         open_file_store(tmp_path, "keep", {}, lengths) as keeps,
         pytest.raises(KeyboardInterrupt),
     ):
-        keep_probabilities(first, traffic, "greedy", store=keeps)
+        acceptance_probabilities(first, traffic, "greedy", store=keeps)
     done: list[int] = []
     with open_file_store(tmp_path, "keep", {}, lengths) as keeps:
-        found = keep_probabilities(second, traffic, "greedy", done.append, keeps)
+        found = acceptance_probabilities(second, traffic, "greedy", done.append, keeps)
     assert first.num_rows >= 4
     assert first.num_rows + second.num_rows == 10
     assert [each.tolist() for each in found] == [each.tolist() for each in expected]

@@ -16,9 +16,12 @@ from quantdraft.judge.acceptance import (
     closed_form_length,
     replay_rounds,
 )
-from quantdraft.judge.comparison import Bootstrap, compare_acceptance, speed_point
-from quantdraft.judge.verdict import Evidence, decide
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.speeds import speed_point
+from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.alarms import CONTROL_STRAYS, Alarm
+from quantdraft.judge.verdict.checks import Evidence
+from quantdraft.judge.verdict.decision import decide
 from quantdraft.record import Interval
 from tests.judge.test_comparison import latency_of
 from tests.judge.test_verdict import comparison, evidence
@@ -41,7 +44,7 @@ def replayed(keeps: list[list[float]], names: list[str] | None = None) -> Replay
 
 
 def candidate_of(keeps: list[list[float]], drawn: st.DataObject) -> list[list[float]]:
-    """Another draft's keep probabilities on the same tokens."""
+    """Another draft's acceptance probabilities on the same tokens."""
     return [drawn.draw(st.lists(probabilities, min_size=len(k), max_size=len(k))) for k in keeps]
 
 

@@ -14,7 +14,8 @@ from quantdraft.judge.comparison.served import (
     served_speed_undefined,
 )
 from quantdraft.judge.statistics.bootstrap import Bootstrap
-from quantdraft.judge.verdict import Policy, engine_disagrees, forced_dtype, served_alarms
+from quantdraft.judge.verdict.alarms import engine_disagrees, forced_dtype, served_alarms
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Served, ServedArm, ServedRequest
 from tests.fake_vllm import K
 

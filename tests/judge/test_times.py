@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from quantdraft.errors import PairingError
-from quantdraft.judge.comparison import Bootstrap
 from quantdraft.judge.comparison.times import (
     Timed,
     time_ratio,
@@ -14,6 +13,7 @@ from quantdraft.judge.comparison.times import (
     timed_throughout,
     widths_near_best,
 )
+from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.record import ArmLatency, Latency, StepSamples
 
 QUICK = Bootstrap(num_resamples=500)

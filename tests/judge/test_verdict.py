@@ -6,20 +6,18 @@ from pathlib import Path
 import pytest
 
 from quantdraft.errors import OptionError
-from quantdraft.judge.verdict import (
-    Evidence,
-    Policy,
+from quantdraft.judge.verdict.alarms import (
     acceptance_collapsed,
     control_strays,
-    decide,
     dtype_mismatch,
     live_divergent,
-    load_policy,
     measured_alarms,
     not_quantized,
     replay_disagrees,
 )
-from quantdraft.judge.verdict.checks import result_of
+from quantdraft.judge.verdict.checks import Evidence, result_of
+from quantdraft.judge.verdict.decision import decide
+from quantdraft.judge.verdict.policy import Policy, load_policy
 from quantdraft.record import (
     AcceptanceComparison,
     AcceptanceCounts,

@@ -10,7 +10,7 @@ import pytest
 from quantdraft.checkpoints.tensors.loading import load_tokenizer
 from quantdraft.errors import EngineError, TrafficError
 from quantdraft.measure.capture import capture
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.prompts import encode_prompt, read_prompts
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
@@ -118,4 +118,4 @@ def test_a_rule_that_needs_probabilities_is_refused(tiny_pair, fake, tmp_path):
     with serving(fake) as url:
         found = captured(tiny_pair, url, tmp_path / "t.jsonl", sampling=Sampling(temperature=1.0))
     with pytest.raises(TrafficError, match="processed_logprobs"):
-        keep_probabilities(None, found, "rejection")
+        acceptance_probabilities(None, found, "rejection")

@@ -17,7 +17,7 @@ from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.judge.acceptance import replay_rounds, rounds_between
 from quantdraft.measure.live import run_live
-from quantdraft.measure.near_ties import coarsest, near_tie_limit, text_keeps, text_status
+from quantdraft.measure.near_ties import coarsest, greedy_acceptance, near_tie_limit, text_status
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.traffic.responses import Response
@@ -261,14 +261,14 @@ def test_tokens_within_the_limit_of_another_are_near_ties_whichever_is_proposed(
     tied = tied_by(0.5)
     draft = load_model(tied.path, torch.float32, CPU)
     texts = [Response("own", PROMPTS[0], tied.answers[0]), Response("b", PROMPTS[0], tied.parted)]
-    own, other = text_keeps(draft, texts, "float32")
-    assert own.keep.tolist() == [1.0] * NUM_TOKENS
-    assert other.keep[AT] == 0
+    own, other = greedy_acceptance(draft, texts, "float32")
+    assert own.probabilities.tolist() == [1.0] * NUM_TOKENS
+    assert other.probabilities[AT] == 0
     one = [at for at, token in enumerate(tied.answers[0]) if token == tied.answers[0][AT]]
     assert np.flatnonzero(own.is_near_tie).tolist() == one
     assert other.is_near_tie[AT]
     apart = tied_by(2.0)
-    far = text_keeps(load_model(apart.path, torch.float32, CPU), texts[:1], "float32")[0]
+    far = greedy_acceptance(load_model(apart.path, torch.float32, CPU), texts[:1], "float32")[0]
     assert not far.is_near_tie.any()
 
 

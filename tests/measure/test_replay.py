@@ -12,8 +12,8 @@ from quantdraft.errors import TrafficError
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure import replay
 from quantdraft.measure.capture import capture
-from quantdraft.measure.live import live_keep, run_live, target_logprobs
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.live import live_probabilities, run_live, target_logprobs
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic
 from tests.conftest import Pair
@@ -59,7 +59,7 @@ def sampled(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffi
 @pytest.mark.parametrize("k", [1, 3, 4, 7])
 def test_live_rounds_equal_replayed_rounds_prompt_by_prompt(models, greedy, k):
     target, draft = models
-    keep = keep_probabilities(draft, greedy, "greedy")
+    keep = acceptance_probabilities(draft, greedy, "greedy")
     live = run_live(borrow(target), borrow(draft), greedy, num_speculative_tokens=k, rule="greedy")
     replayed = replay_rounds([r.prompt_id for r in greedy.responses], keep, [k])
 
@@ -83,7 +83,7 @@ def test_drawn_rounds_agree_with_replay_of_the_loops_own_text(models, sampled, r
     live = run_live(
         borrow(target), borrow(draft), many, num_speculative_tokens=3, rule=rule, seed=11
     )
-    keep = live_keep(target, draft, live, rule, sampled.sampling)
+    keep = live_probabilities(target, draft, live, rule, sampled.sampling)
     expected = replay_rounds([str(i) for i in range(len(live))], keep, [3]).num_drafts[0]
     difference = np.array([p.run.num_drafts for p in live]) - expected
     # exact for a draft that argmaxes; else within 4 standard errors of the mean difference
@@ -95,26 +95,26 @@ def test_drawn_rounds_agree_with_replay_of_the_loops_own_text(models, sampled, r
 
 def test_padding_and_batching_change_no_keep_probability(models, sampled, monkeypatch):
     _, draft = models
-    together = keep_probabilities(draft, sampled, "rejection")
+    together = acceptance_probabilities(draft, sampled, "rejection")
     monkeypatch.setattr(replay, "MAX_BATCH_TOKENS", 1)  # one prompt a pass
-    alone = keep_probabilities(draft, sampled, "rejection")
+    alone = acceptance_probabilities(draft, sampled, "rejection")
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_long_responses_in_pieces_give_the_same_numbers(models, sampled, monkeypatch):
     _, draft = models
-    whole = keep_probabilities(draft, sampled, "rejection")
+    whole = acceptance_probabilities(draft, sampled, "rejection")
     monkeypatch.setattr(replay, "MAX_LOGITS", 7 * 512)  # seven tokens a piece
-    pieces = keep_probabilities(draft, sampled, "rejection")
+    pieces = acceptance_probabilities(draft, sampled, "rejection")
     for one, other in zip(whole, pieces, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_a_model_replayed_against_itself_keeps_everything(models, greedy, sampled):
     target, _ = models
-    assert np.concatenate(keep_probabilities(target, greedy, "greedy")).min() == 1.0
-    kept = np.concatenate(keep_probabilities(target, sampled, "rejection"))
+    assert np.concatenate(acceptance_probabilities(target, greedy, "greedy")).min() == 1.0
+    kept = np.concatenate(acceptance_probabilities(target, sampled, "rejection"))
     assert kept.min() > 1 - 1e-3  # log-probabilities in the file have six decimals
 
 
@@ -129,4 +129,4 @@ def test_rejection_without_log_probabilities_is_refused(models, greedy):
     _, draft = models
     bare = tuple(r for r in greedy.responses)
     with pytest.raises(TrafficError, match="temperature above 0"):
-        keep_probabilities(draft, Traffic(bare, Sampling()), "rejection")
+        acceptance_probabilities(draft, Traffic(bare, Sampling()), "rejection")

@@ -20,6 +20,7 @@ pytest.importorskip("llmcompressor")
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.tensors.unpacking import quantized_modules
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import (
     CheckpointError,
@@ -36,7 +37,7 @@ from quantdraft.quantize.backends.packages import missing_packages
 from quantdraft.quantize.ledger import byte_ledger, project, projected_tensors
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.proof.tensors import require_promised_tensors
-from quantdraft.quantize.proof.weights import weight_errors
+from quantdraft.quantize.proof.weights import ComparedWeights
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
 from tests.conftest import Pair
 
@@ -165,8 +166,10 @@ def test_sharded_draft_gives_the_same_weights(
     model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
     sharded = apply_to(tmp_path / "sharded", "int4-head4", tmp_path / "out", traffic)
     assert len({info.file for info in sharded.tensors.values()}) > 2
-    errors = weight_errors(open_checkpoint(draft), sharded)
-    assert errors == weight_errors(open_checkpoint(draft), applied("int4-head4"))
+    whole = applied("int4-head4")
+    source, formats = open_checkpoint(draft), quantized_modules(whole)
+    errors = ComparedWeights(source, sharded, quantized_modules(sharded)).all_errors()
+    assert errors == ComparedWeights(source, whole, formats).all_errors()
 
 
 def test_untied_draft_keeps_its_own_head(draft: Path, traffic: Path, tmp_path: Path) -> None:

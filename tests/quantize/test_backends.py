@@ -18,9 +18,9 @@ from quantdraft.checkpoints.weights import INDEX_FILE, weight_files  # noqa: E40
 from quantdraft.errors import CheckpointError, MissingPackageError, RecipeError  # noqa: E402
 from quantdraft.quantize import apply as applying  # noqa: E402
 from quantdraft.quantize.apply import apply  # noqa: E402
-from quantdraft.quantize.backends import QuantizationJob  # noqa: E402
 from quantdraft.quantize.backends import llmcompressor as llmcompressor_backend  # noqa: E402
 from quantdraft.quantize.backends.config_groups import quantization_config  # noqa: E402
+from quantdraft.quantize.backends.job import QuantizationJob  # noqa: E402
 from quantdraft.quantize.backends.packages import missing_packages, require_packages  # noqa: E402
 from quantdraft.quantize.calibration import calibration_data  # noqa: E402
 from quantdraft.quantize.proof.proof import prove  # noqa: E402

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quantdraft.judge.analysis import analysed_bench
-from quantdraft.judge.comparison import step_ratio, with_step_speedups
+from quantdraft.judge.comparison.speeds import step_ratio, with_step_speedups
 from quantdraft.record import (
     BENCH_SCHEMA_VERSION,
     ArmLatency,

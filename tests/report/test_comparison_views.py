@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 
 from quantdraft.judge.acceptance import replay_rounds
-from quantdraft.judge.comparison import (
-    all_pairs,
-    by_domain,
-    compare_acceptance,
-    find_disagreements,
-    grid_points,
-    slice_tokens,
-    stops_paying_at,
-)
-from quantdraft.judge.comparison.points import replayed_of
+from quantdraft.judge.comparison.disagreements import find_disagreements
+from quantdraft.judge.comparison.lengths import compare_acceptance
+from quantdraft.judge.comparison.pairwise import all_pairs
+from quantdraft.judge.comparison.points import grid_points, replayed_of, stops_paying_at
+from quantdraft.judge.comparison.slices import by_domain, slice_tokens
 from quantdraft.judge.speedup import round_ms, speedup_over_baseline
 from quantdraft.record import Evaluation, Interval, StepSamples
 from quantdraft.record.plane import JOINT, Plane, ellipse

@@ -11,7 +11,8 @@ import pytest
 
 from quantdraft.record import PromptReplay
 from quantdraft.report import write_document
-from quantdraft.workflows.select import Selection, selection_document
+from quantdraft.workflows.select.record import Selection
+from quantdraft.workflows.select.view import selection_document
 from tests.example_evaluation import alarmed, evaluation, gridded, unmeasured, with_text
 from tests.pages import write_comparison, write_report
 from tests.workflows.test_select import DEEP, contender, selection_of

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantdraft.judge.comparison import grid_points
+from quantdraft.judge.comparison.points import grid_points
 from quantdraft.record import Evaluation, Interval
 from quantdraft.report.blocks import Chart
 from quantdraft.report.charts import drawing

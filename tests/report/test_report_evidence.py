@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from quantdraft.judge.advice import diagnoses
 from quantdraft.judge.advice.acceptance import alpha_of
+from quantdraft.judge.advice.all import diagnoses
 from quantdraft.judge.analysis import analysed
 from quantdraft.record import Evaluation, Interval, LiveCheck
 from quantdraft.report.blocks import Table

@@ -11,11 +11,8 @@ from quantdraft.errors import OptionError
 from quantdraft.record import provenance, read_evaluation
 from quantdraft.report import write_document
 from quantdraft.workflows.demo import demo
-from quantdraft.workflows.select import (
-    SELECTION_SCHEMA_VERSION,
-    Selection,
-    selection_document,
-)
+from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.view import selection_document
 from tests.examples import EXAMPLES, compared, draw, take
 from tests.pages import write_comparison, write_report
 

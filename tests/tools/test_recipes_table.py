@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantdraft.engines.support import support
+from quantdraft.engines.registry import support_tables
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Interval
 from quantdraft.report.views import markdown
@@ -83,7 +83,8 @@ def plan_of(
 def entry(name: str, missing: tuple[str, ...] = ()) -> Entry:
     recipe = load_recipe(name)
     install = "pip install 'quantdraft[x]'" if missing else None
-    return Entry(recipe, missing, install, {"cuda": ("Fp8Linear",)}, None, support(recipe))
+    engines = {name: table.of_recipe(recipe) for name, table in support_tables().items()}
+    return Entry(recipe, missing, install, {"cuda": ("Fp8Linear",)}, None, engines)
 
 
 def rows_of(parts: FakeParts, *entries: Entry) -> list[Row]:

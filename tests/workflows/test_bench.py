@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from quantdraft.cli import main, parse_numbers
+from quantdraft.cli import main
+from quantdraft.cli.values import parse_numbers
 from quantdraft.errors import OptionError, OutputExistsError
 from quantdraft.judge.analysis import analysed_bench
 from quantdraft.measure.latency import loaded as arms

@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_where_it_stopped(settings, monkeypatch):
     def no_replay(*_args, **_options):
         raise AssertionError("replayed again")
 
-    monkeypatch.setattr(measuring, "keep_probabilities", no_replay)
+    monkeypatch.setattr(measuring, "acceptance_probabilities", no_replay)
     evaluation = evaluate(settings)
     assert evaluation.acceptance
 
@@ -209,9 +209,9 @@ def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record
     old = record.read_bytes()
     forced = replace(quick, force=True)
     replays = []
-    real = measuring.keep_probabilities
+    real = measuring.acceptance_probabilities
     monkeypatch.setattr(
-        measuring, "keep_probabilities", lambda *a, **o: replays.append(1) or real(*a, **o)
+        measuring, "acceptance_probabilities", lambda *a, **o: replays.append(1) or real(*a, **o)
     )
     with monkeypatch.context() as patch:
 

@@ -14,8 +14,8 @@ from quantdraft.workflows.sweep.parcels import (
     Parcel,
     pack,
     require_own_directory,
-    unpack,
-    unpack_once,
+    unpack_parcel,
+    unpack_parcel_once,
 )
 
 
@@ -35,13 +35,13 @@ def test_a_directory_arrives_as_it_was_and_replaces_what_was_there(directory, tm
     place = tmp_path / "there" / "d"
     place.mkdir(parents=True)
     (place / "old").write_text("old")
-    unpack(pack(directory), place)
+    unpack_parcel(pack(directory), place)
     assert tree(place) == tree(directory)
     assert [p.name for p in place.parent.iterdir()] == ["d"], "nothing is left beside it"
 
 
 def test_a_file_arrives_as_it_was(directory, tmp_path):
-    unpack(pack(directory / "a.bin"), tmp_path / "there" / "a.bin")
+    unpack_parcel(pack(directory / "a.bin"), tmp_path / "there" / "a.bin")
     assert (tmp_path / "there" / "a.bin").read_bytes() == bytes(range(256))
 
 
@@ -58,7 +58,7 @@ def test_a_digest_tells_names_and_content_apart():
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out"])
 def test_a_parcel_stays_inside_its_place(name, tmp_path):
     with pytest.raises(OptionError, match="outside its directory"):
-        unpack(Parcel({name: b""}), tmp_path / "in" / "d")
+        unpack_parcel(Parcel({name: b""}), tmp_path / "in" / "d")
     assert not list((tmp_path / "in").iterdir())
 
 
@@ -105,9 +105,9 @@ def test_what_another_worker_brought_meanwhile_stays(tmp_path):
         (place / "a").write_bytes(b"first")
         return Parcel({"a": b"second"})
 
-    assert unpack_once(overtaken, place) == place
+    assert unpack_parcel_once(overtaken, place) == place
     assert (place / "a").read_bytes() == b"first"
-    assert unpack_once(lambda: pytest.fail("it is there already"), place) == place
+    assert unpack_parcel_once(lambda: pytest.fail("it is there already"), place) == place
     assert [p.name for p in place.parent.iterdir()] == ["d"]
 
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 
 from quantdraft.cli import main
-from quantdraft.engines.support import ENGINES, SUPPORT
+from quantdraft.engines.registry import support_tables
+from quantdraft.engines.support import FORMATS
 from quantdraft.quantize.recipe import bundled_path, bundled_recipe_names
 from quantdraft.report.views.screen import Screen
 from quantdraft.workflows.list_recipes import (
@@ -31,7 +32,7 @@ def entries() -> dict[str, Entry]:
 def test_every_bundled_recipe_is_there_and_knows_every_engine():
     found = entries()
     assert list(found) == bundled_recipe_names()
-    assert all(tuple(entry.engines) == ENGINES for entry in found.values())
+    assert all(list(entry.engines) == list(support_tables()) for entry in found.values())
 
 
 def test_int4_computes_on_a_cpu_and_fp8_does_not():
@@ -95,5 +96,5 @@ def test_a_verbatim_recipe_is_shown_as_it_is(tmp_path):
     assert json.loads(recipes_json(str(path)))["modifiers"] == {"QuantizationModifier": {}}
 
 
-def test_no_engine_is_misspelt_in_the_table():
-    assert all(set(row) <= set(ENGINES) for row in SUPPORT.values())
+def test_no_format_is_misspelt_in_a_table():
+    assert all(set(table.formats) <= set(FORMATS) for table in support_tables().values())

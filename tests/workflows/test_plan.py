@@ -17,14 +17,10 @@ from quantdraft.cli import main
 from quantdraft.errors import CheckpointError, OptionError
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import alpha_from_rate
-from quantdraft.workflows.plan import (
-    PlanSettings,
-    device_names,
-    load_device,
-    plan,
-    plan_curve,
-    plan_lines,
-)
+from quantdraft.workflows.plan.curve import plan_curve
+from quantdraft.workflows.plan.devices import device_names, load_device
+from quantdraft.workflows.plan.plan import PlanSettings, plan
+from quantdraft.workflows.plan.view import plan_lines
 
 KS = tuple(range(1, 17))
 PAIR = PlanSettings(0.75, target_config="llama-3.1-8b", draft_config="llama-3.2-1b", device="h200")

@@ -17,7 +17,6 @@ from quantdraft.workflows.sweep.jobs import Places
 from quantdraft.workflows.sweep.ray_cluster import CACHE_FILE, Resources, run_on_ray
 from quantdraft.workflows.sweep.ray_session import ray_session
 from quantdraft.workflows.sweep.sweep import sweep
-from tests.evaluation_settings import changed
 from tests.integration.test_loopback import LOOPBACK, descendants, listening
 from tests.workflows.test_sweep import settings, traffic
 
@@ -118,7 +117,7 @@ def test_a_job_that_fits_on_no_node_is_refused(tmp_path, address):
 
 
 def test_a_sweep_on_ray_has_the_record_of_one_in_this_process(settings: SweepSettings, address):
-    settings = replace(settings, evaluation=changed(settings.evaluation, threads=1))
+    settings = replace(settings, evaluations=replace(settings.evaluations, threads=1))
     sweep(settings)
     expected = (settings.output / "sweep.json").read_bytes()
     assert len(json.loads(expected)["cells"]) == 2

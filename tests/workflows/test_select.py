@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from quantdraft.cli import main
 from quantdraft.common.locks import sole_writer
 from quantdraft.errors import OptionError
-from quantdraft.judge.comparison import compare_acceptance, speed_point
+from quantdraft.judge.comparison.lengths import compare_acceptance
 from quantdraft.judge.comparison.points import replayed_of
+from quantdraft.judge.comparison.speeds import speed_point
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
@@ -26,17 +27,15 @@ from quantdraft.report import write_document
 from quantdraft.report.blocks import Chart
 from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.evaluate import evaluate
-from quantdraft.workflows.select import (
-    SELECTION_SCHEMA_VERSION,
-    Contender,
-    Selection,
-    Traits,
-    basis_of,
-    rank,
+from quantdraft.workflows.select.ranking import Contender, basis_of, rank
+from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
+from quantdraft.workflows.select.traits import Traits
+from quantdraft.workflows.select.view import (
+    answer,
+    selection_banner,
     selection_document,
     selection_text,
 )
-from quantdraft.workflows.select.view import answer, selection_banner
 from tests.conftest import Pair, save_noisy, save_tokenizer
 from tests.evaluation_settings import evaluation_settings
 from tests.example_evaluation import evaluation, rounds

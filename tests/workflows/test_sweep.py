@@ -20,7 +20,7 @@ from quantdraft.errors import (
     TrafficError,
 )
 from quantdraft.measure.capture import capture
-from quantdraft.measure.settings import CaptureSettings
+from quantdraft.measure.settings import CaptureSettings, SharedSettings, TimingSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import read_evaluation
@@ -32,7 +32,6 @@ from quantdraft.workflows.sweep.grid import SweepSettings, expand_sweeps, grid, 
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, is_done
 from quantdraft.workflows.sweep.local import run_local
 from tests.conftest import Pair
-from tests.evaluation_settings import changed, evaluation_settings
 
 
 def here(path: Path) -> Path:
@@ -59,15 +58,14 @@ def traffic(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tiny_pair: Pair, traffic: Path, tmp_path: Path) -> SweepSettings:
-    evaluation = evaluation_settings(
-        candidate="", ks=(1, 2), no_latency=True, live_prompts=0, threads=1
-    )
     return SweepSettings(
         drafts=(str(tiny_pair.draft),),
         recipes=("int8", "int4"),
         traffic_path=traffic,
         output=tmp_path / "sweep",
-        evaluation=evaluation,
+        evaluations=SharedSettings(
+            threads=1, ks=(1, 2), timing=TimingSettings(no_latency=True), live_prompts=0
+        ),
     )
 
 
@@ -100,9 +98,9 @@ def test_a_sweep_is_what_apply_and_evaluate_find_one_by_one(settings, tiny_pair,
     assert not result.failed
     apply(load_recipe("int4"), str(tiny_pair.draft), tmp_path / "int4")
     own = evaluate(
-        changed(
-            settings.evaluation,
+        settings.evaluations.evaluation(
             candidate=str(tmp_path / "int4"),
+            target=None,
             baseline=str(tiny_pair.draft),
             traffic_path=settings.traffic_path,
             output=tmp_path / "run",
@@ -167,10 +165,10 @@ def test_the_baseline_is_replayed_once_a_draft(settings, monkeypatch):
     from quantdraft.measure import measure as measuring
 
     replayed = []
-    probabilities = measuring.keep_probabilities
+    probabilities = measuring.acceptance_probabilities
     monkeypatch.setattr(
         measuring,
-        "keep_probabilities",
+        "acceptance_probabilities",
         lambda *given, **named: (replayed.append(1), probabilities(*given, **named))[1],
     )
     sweep.sweep(settings)
@@ -191,7 +189,7 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
         output=Path("out"),
         calibration=Path("owner/texts"),
         executor="ray",
-        evaluation=changed(settings.evaluation, target="owner/model"),
+        target="owner/model",
     )
     _, (made, judged) = grid(with_absolute_paths(given))
     assert (made.draft, made.output) == (
@@ -298,7 +296,7 @@ def test_what_stood_there_of_other_inputs_goes_before_the_work_begins(settings):
     _, (made, judged) = grid(replace(settings, recipes=("int8",)))
     run_jobs([made, judged], settings)
     _, (_, other) = grid(
-        replace(settings, recipes=("int8",), evaluation=changed(settings.evaluation, ks=(1,)))
+        replace(settings, recipes=("int8",), evaluations=replace(settings.evaluations, ks=(1,)))
     )
     assert (other.output / "evaluation.json").is_file()
     jobs.begin(other, here)

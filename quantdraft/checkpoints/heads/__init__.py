@@ -4,25 +4,3 @@ A head reads the target's hidden states and has no forward pass of its own, so i
 file to file. `families.yaml` describes the families. Left out: EAGLE-1 and -2, Medusa, and heads
 inside a target's own checkpoint.
 """
-
-from __future__ import annotations
-
-from quantdraft.checkpoints.heads.families import (
-    FAMILIES,
-    Exclusion,
-    Family,
-    engine_method,
-    family_of_config,
-)
-from quantdraft.checkpoints.heads.head import DraftHead, draft_head, require_draft_model
-
-__all__ = [
-    "FAMILIES",
-    "DraftHead",
-    "Exclusion",
-    "Family",
-    "draft_head",
-    "engine_method",
-    "family_of_config",
-    "require_draft_model",
-]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from quantdraft.errors import OptionError
 
@@ -52,23 +53,13 @@ class Family:
         return [p for p in patterns if not any(re.fullmatch(PREFIX + p, name) for name in known)]
 
 
-def _families() -> dict[str, Family]:
+def _read_families() -> dict[str, Family]:
     plain = yaml.safe_load(FAMILIES_FILE.read_text(encoding="utf-8"))
-    return {name: _family(name, entry) for name, entry in plain.items()}
+    named = {name: {"name": name, **entry} for name, entry in plain.items()}
+    return TypeAdapter(dict[str, Family]).validate_python(named)
 
 
-def _family(name: str, entry: Mapping[str, Any]) -> Family:
-    listed: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
-    }
-    listed["excluded"] = tuple(
-        Exclusion(tuple(each["modules"]), each["reason"], each["source"])
-        for each in entry["excluded"]
-    )
-    return Family(name=name, **listed)
-
-
-FAMILIES: Mapping[str, Family] = _families()
+FAMILIES: Mapping[str, Family] = _read_families()
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family | None:

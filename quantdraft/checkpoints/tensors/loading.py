@@ -109,9 +109,8 @@ def load_model(
         hidden = io.StringIO()
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
             if quantization is None:
-                return (
-                    _load_by_transformers(path, config, dtype, trust_remote_code).to(device).eval()
-                )
+                model = _load_by_transformers(path, config, dtype, trust_remote_code)
+                return model.to(device).eval()
             return _load_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
     except ImportError as error:
         method = str(_get_entry(quantization, "quant_method"))
@@ -144,9 +143,9 @@ def _load_quantized(
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
     model = _load_by_transformers(path, config, dtype, trust_remote_code)
-    if method == "compressed-tensors" and not is_unpacked:
-        return model.to(device).eval()
     if method == "compressed-tensors":
+        if not is_unpacked:
+            return model.to(device).eval()
         model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16
     model = model.to(device).eval()
     _unpack(model)

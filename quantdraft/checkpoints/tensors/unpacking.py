@@ -100,9 +100,8 @@ def unpack(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unp
     if fmt.library == "gptq":
         return _unpack_gptq(tensors, module, fmt)
     if fmt.library == "bitsandbytes" and fmt.num_bits == 8:
-        scale = (
-            _require_tensor(tensors, f"{module}.SCB").reshape(-1, 1) / 127
-        )  # the file has largest values
+        # The file has the largest values.
+        scale = _require_tensor(tensors, f"{module}.SCB").reshape(-1, 1) / 127
         return Unpacked(_require_tensor(tensors, f"{module}.weight"), scale, None, None, None)
     if fmt.library == "bitsandbytes":
         return _unpack_codebook(tensors, module, fmt.kind)
@@ -120,13 +119,11 @@ def _unpack_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFo
     zero_point = None
     if fmt.layout == "pack-quantized":
         shape = _require_tensor(tensors, f"{module}.weight_shape").tolist()
-        integers = unpack_int32(
-            _require_tensor(tensors, f"{module}.weight_packed"), fmt.num_bits, shape[1]
-        )
+        packed = _require_tensor(tensors, f"{module}.weight_packed")
+        integers = unpack_int32(packed, fmt.num_bits, shape[1])
         if not fmt.is_symmetric:
-            packed = _require_tensor(
-                tensors, f"{module}.weight_zero_point"
-            )  # packed along the rows
+            # Packed along the rows.
+            packed = _require_tensor(tensors, f"{module}.weight_zero_point")
             zero_point = unpack_int32(packed.T.contiguous(), fmt.num_bits, shape[0]).T
     else:
         integers = _require_tensor(tensors, f"{module}.weight")
@@ -146,9 +143,8 @@ def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) 
     packed = _require_tensor(tensors, f"{module}.qweight").T.contiguous()
     rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
     integers = unpack_int32(packed, fmt.num_bits, columns)
-    zero_point = unpack_int32(
-        _require_tensor(tensors, f"{module}.qzeros"), fmt.num_bits, rows
-    ).T.contiguous()
+    packed_zeros = _require_tensor(tensors, f"{module}.qzeros")
+    zero_point = unpack_int32(packed_zeros, fmt.num_bits, rows).T.contiguous()
     group_size = -(-columns // scale.shape[1])
     order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
     if order is not None:

@@ -9,61 +9,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
-from quantdraft.engines.kernels.cpu import (
-    Int4Linear,
-    Int8DynamicLinear,
-    Int8OnednnLinear,
-    Int8WeightOnlyLinear,
-)
-from quantdraft.engines.kernels.cuda import (
-    Fp8BlockLinear,
-    Fp8Linear,
-    Fp8TritonLinear,
-    Int4TinygemmLinear,
-    Int4TritonLinear,
-    Int8CublasLinear,
-    Int8TritonLinear,
-    Int8WeightOnlyTritonLinear,
-)
-from quantdraft.engines.kernels.dense import DenseLinear, PrepackedLinear, WeightFirstLinear
-from quantdraft.engines.kernels.dequantizing import Int8DequantizingLinear
-from quantdraft.engines.kernels.few_rows import (
-    Bf16FewRowsLinear,
-    F32FewRowsLinear,
-    Int4FewRowsLinear,
-    Int8DynamicFewRowsLinear,
-    Int8FewRowsLinear,
-)
+from quantdraft.engines.kernels import bitsandbytes, cpu, cuda, dense, dequantizing, few_rows
 from quantdraft.errors import NoKernelError
-
-__all__ = ["KERNELS", "NoKernelError", "kernels_for"]
 
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is, and
 # keeps the first where trials do not tell them apart: ours are part of a fused pass.
 KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "dense"): (
-        Bf16FewRowsLinear,
-        F32FewRowsLinear,
-        DenseLinear,
-        WeightFirstLinear,
-        PrepackedLinear,
+        few_rows.Bf16FewRowsLinear,
+        few_rows.F32FewRowsLinear,
+        dense.DenseLinear,
+        dense.WeightFirstLinear,
+        dense.PrepackedLinear,
     ),
-    ("cpu", "int4"): (Int4FewRowsLinear, Int4Linear),
-    ("cpu", "int8"): (Int8DynamicFewRowsLinear, Int8DynamicLinear, Int8OnednnLinear),
-    ("cpu", "int8-weight-only"): (Int8FewRowsLinear, Int8WeightOnlyLinear),
-    ("cpu", "nf4"): (BitsandbytesLinear,),
-    ("cpu", "fp4"): (BitsandbytesLinear,),
-    ("cpu", "llm-int8"): (LlmInt8Linear,),
-    ("cuda", "dense"): (DenseLinear,),
-    ("cuda", "int4"): (Int4TinygemmLinear, Int4TritonLinear),
-    ("cuda", "int8"): (Int8CublasLinear, Int8TritonLinear),
-    ("cuda", "int8-weight-only"): (Int8WeightOnlyTritonLinear, Int8DequantizingLinear),
-    ("cuda", "fp8"): (Fp8Linear, Fp8TritonLinear),
-    ("cuda", "fp8-block"): (Fp8BlockLinear,),
-    ("cuda", "nf4"): (BitsandbytesLinear,),
-    ("cuda", "fp4"): (BitsandbytesLinear,),
-    ("cuda", "llm-int8"): (LlmInt8Linear,),
+    ("cpu", "int4"): (few_rows.Int4FewRowsLinear, cpu.Int4Linear),
+    ("cpu", "int8"): (
+        few_rows.Int8DynamicFewRowsLinear,
+        cpu.Int8DynamicLinear,
+        cpu.Int8OnednnLinear,
+    ),
+    ("cpu", "int8-weight-only"): (few_rows.Int8FewRowsLinear, cpu.Int8WeightOnlyLinear),
+    ("cpu", "nf4"): (bitsandbytes.BitsandbytesLinear,),
+    ("cpu", "fp4"): (bitsandbytes.BitsandbytesLinear,),
+    ("cpu", "llm-int8"): (bitsandbytes.LlmInt8Linear,),
+    ("cuda", "dense"): (dense.DenseLinear,),
+    ("cuda", "int4"): (cuda.Int4TinygemmLinear, cuda.Int4TritonLinear),
+    ("cuda", "int8"): (cuda.Int8CublasLinear, cuda.Int8TritonLinear),
+    ("cuda", "int8-weight-only"): (
+        cuda.Int8WeightOnlyTritonLinear,
+        dequantizing.Int8DequantizingLinear,
+    ),
+    ("cuda", "fp8"): (cuda.Fp8Linear, cuda.Fp8TritonLinear),
+    ("cuda", "fp8-block"): (cuda.Fp8BlockLinear,),
+    ("cuda", "nf4"): (bitsandbytes.BitsandbytesLinear,),
+    ("cuda", "fp4"): (bitsandbytes.BitsandbytesLinear,),
+    ("cuda", "llm-int8"): (bitsandbytes.LlmInt8Linear,),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,36 +20,13 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Codebook, DoubleScale, Unpacked
 from quantdraft.engines.kernels import kernels_for
 from quantdraft.engines.kernels.book import NUM_VOTES, Book, book_of, hopeless, winner
-from quantdraft.engines.kernels.trials import Weight, first_outputs, held_bytes, trial
+from quantdraft.engines.kernels.trials import Question, Weight, first_outputs, held_bytes, trial
 
 # Numbers of rows at which kernels are tried; another number takes the answer of the nearest.
 TRIED_ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
 BOUNDS = tuple(few * many for few, many in pairwise(TRIED_ROWS))  # squares of what lies between
-MAX_OUTPUTS = (
-    16384  # of a weight in a trial: time goes as the outputs, and a head has ten times more
-)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A weight's shape and format whose kernels are to be compared, at its numbers of rows."""
-
-    kinds: tuple[type[Any], ...]
-    weight: Weight  # its first outputs
-    bias: Tensor | None
-    dtype: torch.dtype
-    device: torch.device
-    counts: tuple[int, ...]
-    name: str
-
-    def at(self, num_rows: int) -> str:
-        """Return the question at one number of rows, as the book has it."""
-        return f"{self.name} x {num_rows}"
-
-    @property
-    def names(self) -> list[str]:
-        """The question at each of its numbers of rows."""
-        return [self.at(count) for count in self.counts]
+# Of a weight in a trial: time goes as the outputs, and a head has ten times more.
+MAX_OUTPUTS = 16384
 
 
 _collections: list[dict[str, Question]] = []  # of those who collect, the innermost last
@@ -72,7 +49,8 @@ def fastest_linear(
     Raises NoKernelError or ValueError, with every kernel's reason, where none takes the weight.
     """
     counts = tuple(sorted({tried_rows(count) for count in rows}))
-    weight, bias = _move(weight, device), None if bias is None else bias.to(device)
+    weight = _map_tensors(weight, lambda tensor: tensor.detach().to(device))
+    bias = None if bias is None else bias.to(device)
     kinds = _kinds(device, weight_format, counts)
     facts = (device.type, weight_format, *_facts(weight), bias is not None, dtype)
     question = Question(
@@ -200,7 +178,7 @@ def _collect(question: Question, questions: dict[str, Question]) -> None:
     """Add a question, with a copy of the few weights it needs, so that its model can go."""
     known = questions.get(question.name)
     if known is None:
-        own = replace(question, weight=_clone(question.weight))
+        own = replace(question, weight=_map_tensors(question.weight, torch.clone))
     else:
         own = replace(known, counts=tuple(sorted({*known.counts, *question.counts})))
     questions[question.name] = own
@@ -209,13 +187,10 @@ def _collect(question: Question, questions: dict[str, Question]) -> None:
 def _vote(question: Question) -> None:
     """Hold one trial at every number of rows that lacks votes."""
     book = _book(question)
-    open_counts = [count for count in question.counts if not book.is_settled(question.at(count))]
+    open_counts = tuple(c for c in question.counts if not book.is_settled(question.at(c)))
     slow = set().union(*(hopeless(book.votes(name)) for name in question.names))
-    kinds = [kind for kind in question.kinds if kind.__name__ not in slow]
-    found = trial(
-        kinds, question.weight, question.bias, question.dtype, question.device, open_counts
-    )
-    for count, vote in found.items():
+    kinds = tuple(kind for kind in question.kinds if kind.__name__ not in slow)
+    for count, vote in trial(replace(question, kinds=kinds, counts=open_counts)).items():
         book.add(question.at(count), vote)
 
 
@@ -227,18 +202,10 @@ def _book(question: Question) -> Book:
     return book_of(str(question.device.type), torch.get_num_threads())
 
 
-def _move(weight: Weight, device: torch.device) -> Weight:
-    if isinstance(weight, Tensor):
-        return weight.detach().to(device)
-    return _map_tensors(weight, lambda tensor: tensor.to(device))
-
-
-def _clone(weight: Weight) -> Weight:
-    return weight.clone() if isinstance(weight, Tensor) else _map_tensors(weight, torch.clone)
-
-
-def _map_tensors(weight: Unpacked | Codebook, change: Callable[[Tensor], Tensor]) -> Weight:
+def _map_tensors(weight: Weight, change: Callable[[Tensor], Tensor]) -> Weight:
     """Return the weight with every tensor changed."""
+    if isinstance(weight, Tensor):
+        return change(weight)
 
     def change_value(value: Any) -> Any:
         return change(value) if isinstance(value, Tensor) else value

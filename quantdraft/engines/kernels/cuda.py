@@ -36,11 +36,14 @@ class RowScaledLinear(KernelLinear):
     """8-bit weights with one scale a row, padded to the sizes that libraries take."""
 
     multiple = 16
+    has_triton_for_few_rows = False  # a kernel that reads each weight once for a token or a few
 
     values: Tensor
     scale: Tensor
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
+        if self.has_triton_for_few_rows:
+            triton_products()
         octets = pad_matrix(weight.integers.view(torch.uint8), self.multiple, self.multiple)
         super().__init__(
             weight.integers.shape,
@@ -51,7 +54,10 @@ class RowScaledLinear(KernelLinear):
         )
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        return self._product(pad_matrix(rows, 1, self.multiple))
+        wide = pad_matrix(rows, 1, self.multiple)
+        if self.has_triton_for_few_rows and len(rows) <= FEW_ROWS:
+            return _multiply_bytes(wide, self.values, self.scale)
+        return self._product(wide)
 
     def _product(self, rows: Tensor) -> Tensor:
         raise NotImplementedError
@@ -81,18 +87,10 @@ class Fp8Linear(RowScaledLinear):
 
 
 class Fp8TritonLinear(Fp8Linear):
-    """The same bytes, multiplied by a kernel that reads each weight once for a token or a few."""
+    """The same bytes; for a token or a few, multiplied by a kernel that reads each weight once."""
 
     kernel = "fp8_triton"
-
-    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__(weight, bias, dtype)
-        triton_products()
-
-    def _product(self, rows: Tensor) -> Tensor:
-        if len(rows) > FEW_ROWS:
-            return super()._product(rows)
-        return _multiply_bytes(rows, self.values, self.scale)
+    has_triton_for_few_rows = True
 
 
 class Fp8BlockLinear(KernelLinear):
@@ -155,18 +153,10 @@ class Int8CublasLinear(RowScaledLinear):
 
 
 class Int8TritonLinear(Int8CublasLinear):
-    """The same bytes, multiplied by a kernel that reads each weight once for a token or a few."""
+    """The same bytes; for a token or a few, multiplied by a kernel that reads each weight once."""
 
     kernel = "int8_triton"
-
-    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__(weight, bias, dtype)
-        triton_products()
-
-    def _product(self, rows: Tensor) -> Tensor:
-        if len(rows) > FEW_ROWS:
-            return super()._product(rows)
-        return _multiply_bytes(rows, self.values, self.scale)
+    has_triton_for_few_rows = True
 
 
 class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):

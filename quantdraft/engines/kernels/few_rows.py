@@ -85,14 +85,17 @@ class Int8FewRowsLinear(FewRowsLinear):
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         inputs = _require_multiple(weight.integers, INT8_MULTIPLE)
-        group = next(size for size in INPUT_GROUPS if inputs % size == 0)
+        group = self._input_group(inputs)
         values = weight.integers.to(torch.int8).contiguous()
         scale = row_scales(weight).contiguous()
         packed = PackedWeight(self.kind, values, scale, None, inputs, group)
         super().__init__(packed, bias, weight.column_order)
 
+    def _input_group(self, inputs: int) -> int:
+        return next(size for size in INPUT_GROUPS if inputs % size == 0)
 
-class Int8DynamicFewRowsLinear(FewRowsLinear):
+
+class Int8DynamicFewRowsLinear(Int8FewRowsLinear):
     """8-bit weights and activations with one scale a row: W8A8 as compressed-tensors rounds it.
 
     The sums are exact on every instruction set; oneDNN's and fbgemm's need VNNI for that.
@@ -100,14 +103,10 @@ class Int8DynamicFewRowsLinear(FewRowsLinear):
 
     kind = "int8_dynamic"
 
-    def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        inputs = _require_multiple(weight.integers, INT8_MULTIPLE)
+    def _input_group(self, inputs: int) -> int:
         if inputs > MAX_DYNAMIC_INPUTS:
             raise ValueError(f"sums of more than {MAX_DYNAMIC_INPUTS} columns leave 32 bits")
-        values = weight.integers.to(torch.int8).contiguous()
-        scale = row_scales(weight).contiguous()
-        packed = PackedWeight(self.kind, values, scale, None, inputs, 0)
-        super().__init__(packed, bias, weight.column_order)
+        return 0
 
 
 class DenseFewRowsLinear(FewRowsLinear):
@@ -175,7 +174,7 @@ class PackedWeight:
     def product(self, x: Tensor) -> Tensor:
         """Return the product of x, (rows, in) float32 and contiguous: (rows, out)."""
         out = torch.empty(len(x), self.num_outputs)
-        compiled_library().multiply(ctypes.byref(self.operation(x, out, _allocate)))
+        compiled_library().multiply(ctypes.byref(self.operation(x, out, allocate_bytes)))
         return out
 
     def threads(self, num_rows: int) -> int:
@@ -217,5 +216,6 @@ def _require_multiple(weight: Tensor, multiple: int) -> int:
     return inputs
 
 
-def _allocate(num_bytes: int) -> Tensor:
+def allocate_bytes(num_bytes: int) -> Tensor:
+    """Return memory of that many bytes."""
     return torch.empty(num_bytes, dtype=torch.uint8)

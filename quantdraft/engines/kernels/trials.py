@@ -6,7 +6,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
-from quantdraft.engines.kernels.few_rows import FewRowsLinear
+from quantdraft.engines.kernels.few_rows import FewRowsLinear, allocate_bytes
 from quantdraft.engines.kernels.operations import Program, operations_fault
 from quantdraft.errors import NoKernelError, is_out_of_memory
 
@@ -23,32 +24,46 @@ Weight = Unpacked | Codebook | Tensor
 
 NUM_ROUNDS = 3  # of a trial; the trials of one question are several
 FAR_BEHIND = 2.5  # times the fastest, after two rounds: no disturbance of one explains that
-MAX_ERROR = (
-    0.1  # of a product; rounding inputs to 8 bits costs 0.03 at most, a wrong kernel about 1
-)
+# Of a product: rounding inputs to 8 bits costs 0.03 at most, a wrong kernel about 1.
+MAX_ERROR = 0.1
 CACHE_BYTES = 32 * 2**20  # more than a core's share of a CPU's caches
 NUM_CHECKED = 256  # outputs of a weight that are compared
 CUDA_CALLS = 32  # per captured graph: its launch is then a small part of the time
 
 
-def trial(
-    kinds: Sequence[type[Any]],
-    weight: Weight,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    counts: Sequence[int],
-) -> dict[int, Vote]:
+@dataclass(frozen=True)
+class Question:
+    """A weight's shape and format whose kernels are to be compared, at its numbers of rows."""
+
+    kinds: tuple[type[Any], ...]
+    weight: Weight  # its first outputs
+    bias: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+    counts: tuple[int, ...]
+    name: str
+
+    def at(self, num_rows: int) -> str:
+        """Return the question at one number of rows, as the book has it."""
+        return f"{self.name} x {num_rows}"
+
+    @property
+    def names(self) -> list[str]:
+        """The question at each of its numbers of rows."""
+        return [self.at(count) for count in self.counts]
+
+
+def trial(question: Question) -> dict[int, Vote]:
     """Time every kernel that takes the weight, at each number of rows; nothing where one is alone.
 
     A kernel that is wrong or fails is left out, with a warning; one that is far behind at few rows
     is not run with more. Raises NoKernelError or ValueError where none is left.
     """
-    kernels = _build_kernels(kinds, weight, bias, dtype)
+    kernels = _build_kernels(question)
     votes: dict[int, Vote] = {}
     with torch.inference_mode():
-        inputs = {count: _inputs(count, weight, dtype, device) for count in sorted(counts)}
-        racing = _check_kernels(kernels, next(iter(inputs.values())), weight, bias)
+        inputs = {count: _inputs(count, question) for count in sorted(question.counts)}
+        racing = _check_kernels(kernels, next(iter(inputs.values())), question)
         for count, x in inputs.items():
             if len(kernels) == 1 or len(racing) == 1:
                 votes[count] = {name: Timing(0.0, held_bytes(racing[name])) for name in racing}
@@ -59,7 +74,8 @@ def trial(
             votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
             least = min(seconds.values())
             racing = {n: racing[n] for n, s in seconds.items() if s <= HOPELESS * least}
-    _free_memory(device)
+    if question.device.type == "cuda":
+        torch.cuda.empty_cache()
     return votes
 
 
@@ -89,10 +105,10 @@ def first_outputs(weight: Weight, num_outputs: int) -> Weight:
 
 
 def _check_kernels(
-    kernels: Mapping[str, nn.Module], x: Tensor, weight: Weight, bias: Tensor | None
+    kernels: Mapping[str, nn.Module], x: Tensor, question: Question
 ) -> dict[str, nn.Module]:
     """Return the kernels whose product is right on this machine."""
-    faults = {name: _find_fault(kernel, x, weight, bias) for name, kernel in kernels.items()}
+    faults = {name: _find_fault(kernel, x, question) for name, kernel in kernels.items()}
     for name, fault in faults.items():
         if fault is not None:
             warnings.warn(f"kernel {kernels[name].kernel} is not used: {fault}", stacklevel=2)
@@ -102,15 +118,13 @@ def _check_kernels(
     return sound
 
 
-def _build_kernels(
-    kinds: Sequence[type[Any]], weight: Weight, bias: Tensor | None, dtype: torch.dtype
-) -> dict[str, nn.Module]:
+def _build_kernels(question: Question) -> dict[str, nn.Module]:
     """Build every kernel that takes the weight, by name."""
     built: dict[str, nn.Module] = {}
     reasons, is_missing = [], False
-    for kind in kinds:
+    for kind in question.kinds:
         try:
-            built[kind.__name__] = kind(weight, bias, dtype)
+            built[kind.__name__] = kind(question.weight, question.bias, question.dtype)
         except (ValueError, NoKernelError) as error:
             is_missing = is_missing or isinstance(error, NoKernelError)
             reasons.append(str(error))
@@ -119,9 +133,9 @@ def _build_kernels(
     return built
 
 
-def _find_fault(kernel: nn.Module, x: Tensor, weight: Weight, bias: Tensor | None) -> str | None:
+def _find_fault(kernel: nn.Module, x: Tensor, question: Question) -> str | None:
     """Return why a kernel is not used on this machine: it fails, or its product is wrong."""
-    few = first_outputs(weight, NUM_CHECKED)
+    few, bias = first_outputs(question.weight, NUM_CHECKED), question.bias
     values = few.float() if isinstance(few, Tensor) else dequantize(few)
     try:
         found = kernel(x)[:, : len(values)].float()
@@ -179,15 +193,11 @@ def _prepare_run(kernel: nn.Module, x: Tensor) -> Callable[[], object]:
     given = x.float()
     if isinstance(kernel, FewRowsLinear):
         out = torch.empty(len(x), kernel.out_features)
-        return Program([kernel.as_operation(given, out, _allocate)]).run
+        return Program([kernel.as_operation(given, out, allocate_bytes)]).run
     if operations_fault() is not None:
         return partial(kernel, x)
     out = torch.empty_like(kernel(x), dtype=torch.float32)
     return lambda: out.copy_(kernel(given.to(x.dtype)))
-
-
-def _allocate(num_bytes: int) -> Tensor:
-    return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 class GraphTimer:
@@ -220,16 +230,12 @@ class GraphTimer:
         return float(start.elapsed_time(end)) / 1e3 / CUDA_CALLS
 
 
-def _inputs(num_rows: int, weight: Weight, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _inputs(num_rows: int, question: Question) -> Tensor:
+    weight = question.weight
     width = weight.shape[1] if isinstance(weight, Tensor | Codebook) else weight.integers.shape[1]
     generator = torch.Generator().manual_seed(0)
-    return torch.randn((num_rows, width), generator=generator).to(device, dtype)
+    return torch.randn((num_rows, width), generator=generator).to(question.device, question.dtype)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _free_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ Left out: what transformers does not read from GGUF files, which is refused by i
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,26 +113,24 @@ def _manifest(file: Path, digest: str, source: Checkpoint) -> dict[str, Any]:
 
 def _main_type(reader: Any) -> str:
     """Return the type that most bytes of matrices are stored in, in small letters."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         if len(tensor.shape) > 1:
-            kind = tensor.tensor_type.name.lower()
-            sizes[kind] = sizes.get(kind, 0) + int(tensor.n_bytes)
-    return max(sizes, key=sizes.__getitem__)
+            sizes[tensor.tensor_type.name.lower()] += int(tensor.n_bytes)
+    return sizes.most_common(1)[0][0]
 
 
 def _ledger(reader: Any, source: Checkpoint) -> Ledger:
     """Return what a draft step reads of the file, by part; its cache has 16 bits."""
-    sums = dict.fromkeys(("attn", "ffn", "head", "norm", "other"), 0)
+    sums: Counter[str] = Counter()
     row_bytes = table_bytes = 0
     for tensor in reader.tensors:
         name, size = str(tensor.name), int(tensor.n_bytes)
         if name == "token_embd.weight":
             table_bytes, row_bytes = size, size // int(tensor.shape[-1])
             continue
-        parts = ("norm", "attn", "ffn")
-        part = "head" if name.startswith("output.") else _first_in(name, parts)
-        sums[part] += size
+        found = [part for part in ("norm", "attn", "ffn") if part in name]
+        sums["head" if name.startswith("output.") else [*found, "other"][0]] += size
     config = source.text_config
     heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
     head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
@@ -144,7 +143,3 @@ def _ledger(reader: Any, source: Checkpoint) -> Ledger:
         other_bytes=sums["other"],
         kv_bytes_per_context_token=2 * 2 * heads * head_dim * int(config["num_hidden_layers"]),
     )
-
-
-def _first_in(name: str, parts: tuple[str, ...]) -> str:
-    return next((part for part in parts if part in name), "other")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.engines.counters import CounterNames, Counters, parse_counters
+from quantdraft.engines.counters import CounterNames, Counters, read_counters
 from quantdraft.engines.http_client import HttpClient, token_ids
 from quantdraft.engines.measured import Completion, Request
 from quantdraft.errors import EngineError
 
-COUNTERS = CounterNames("llamacpp:", "tokens_predicted_total")
+COUNTERS = CounterNames("llamacpp:", "tokens_predicted_total", "Start it with --metrics.")
 
 
 class LlamacppClient:
@@ -47,10 +47,7 @@ class LlamacppClient:
 
     def counters(self) -> Counters:
         """Return the counters as they stand."""
-        text, num_tokens = self.http.get("/metrics"), COUNTERS.prefix + COUNTERS.num_tokens
-        if num_tokens not in text:
-            raise EngineError(f"{self.url}/metrics has no {num_tokens}. Start it with --metrics.")
-        return parse_counters(text, COUNTERS)
+        return read_counters(self.http, COUNTERS)
 
 
 def _body(request: Request) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """llama.cpp: GGUF alone, made from the full-precision draft, and a candidate of its own.
 
 Flags are those of ggml-org/llama.cpp, common/arg.cpp, at commit 0c1e570 (which llama-cpp-python
-0.3.36 carries). How a GGUF is made is `quantdraft.engines.llamacpp.gguf`'s.
+0.3.36 carries); what it loads is that of its converter there. How a GGUF is made is
+`quantdraft.engines.llamacpp.gguf`'s.
 """
 
 from __future__ import annotations
@@ -13,9 +14,30 @@ from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
 from quantdraft.engines.llamacpp.measured import MeasuredLlamacpp
 from quantdraft.engines.llamacpp.server import speculative_arguments
+from quantdraft.engines.support import (
+    BITSANDBYTES,
+    FP8,
+    INTEGERS,
+    NO,
+    Support,
+    SupportTable,
+)
 
 # Two vocabularies may differ by as many tokens; beyond that the server leaves the draft unused.
 MAX_VOCABULARY_DIFFERENCE = 128
+# Of its converter, which is for GGUF files of the candidate's own weights.
+LOADS = SupportTable(
+    dict.fromkeys(
+        ("dense", *INTEGERS, *FP8, "nvfp4", "nvfp4-weight-only", "gptq:int4"),
+        Support("part", "through its converter, to GGUF"),
+    )
+    | dict.fromkeys(("mxfp4", "mxfp8", "awq:int4", *BITSANDBYTES), NO)
+    | {"int8-weight-only": Support("no", "its converter takes packed weights in groups alone")},
+    kv_cache=Support("no", "its converter needs a config group of weights"),
+    several_groups=Support(
+        "no", "its converter takes one config group, of grouped or per-row weights"
+    ),
+)
 
 
 class Llamacpp(Engine):
@@ -23,6 +45,7 @@ class Llamacpp(Engine):
 
     name = "llamacpp"
     launch_file = "launch.sh"
+    loads = LOADS
     measured = MeasuredLlamacpp()
     notes = (
         "The GGUF is another quantization than the candidate it stands beside: its acceptance and "
@@ -51,13 +74,12 @@ class Llamacpp(Engine):
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:
-    unequal = unequal_vocabulary(draft)
-    if unequal and abs(unequal[0] - unequal[1]) > MAX_VOCABULARY_DIFFERENCE:
+    unequal = unequal_vocabulary(draft, MAX_VOCABULARY_DIFFERENCE)
+    if unequal:
         yield Finding(
             "warn",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: beyond a "
-            f"difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server serves without the "
-            "draft, and only its log says so.",
+            f"{unequal}: beyond a difference of {MAX_VOCABULARY_DIFFERENCE} tokens llama-server "
+            "serves without the draft, and only its log says so.",
         )
 
 

@@ -8,11 +8,9 @@ doubt, and drops short proposals).
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.engines.findings import float_type
@@ -31,11 +29,12 @@ from quantdraft.engines.llamacpp.server import (
     start_server,
     version,
 )
-from quantdraft.engines.measured import ServerPlan
+from quantdraft.engines.measured import Installation, MeasuredEngine, ServerPlan
 from quantdraft.engines.process import Server
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
+from quantdraft.record.step_bytes import Ledger
 from quantdraft.traffic.traffic import Sampling
 
 SERVER_BYTES = 10**9  # of one server, besides its weights
@@ -43,12 +42,10 @@ SERVER_BYTES = 10**9  # of one server, besides its weights
 INPUT_TYPES = {"f16": "float16", "bf16": "bfloat16", "q8_0": "int8", "q4_0": "int8"}
 
 
-class LlamacppInstallation:
+class LlamacppInstallation(Installation):
     """One built llama.cpp, with the user's arguments of its servers."""
 
-    is_synthetic = False
     server_bytes = SERVER_BYTES
-    speculative: Mapping[str, Any] = {}
 
     def __init__(self, llamacpp: Path | None, arguments: tuple[str, ...] = ()) -> None:
         self.llamacpp, self.arguments = llamacpp, arguments
@@ -73,14 +70,14 @@ class LlamacppInstallation:
         sources = require_sources(self.llamacpp)
         return cached_gguf(GgufConversion(checkpoint.path, FULL_PRECISION[dtype], sources, "model"))
 
-    @contextlib.contextmanager
-    def start(self, plan: ServerPlan, draft: Path | None, log: Path) -> Iterator[Server]:
+    def start(
+        self, plan: ServerPlan, draft: Path | None, log: Path
+    ) -> AbstractContextManager[Server]:
         """Start one server, not yet healthy; `draft` None: the target alone."""
-        with start_server(self.program, plan, draft, log, self.arguments) as server:
-            yield server
+        return start_server(self.program, plan, draft, log, self.arguments)
 
 
-class MeasuredLlamacpp:
+class MeasuredLlamacpp(MeasuredEngine):
     """How llama.cpp is served and counted on this machine."""
 
     title = "llama.cpp"
@@ -112,6 +109,11 @@ class MeasuredLlamacpp:
             converted as it is.
         """
         return candidate_checkpoint(name, baseline, _directory(settings))
+
+    def served_ledger(self, checkpoint: Checkpoint) -> Ledger | None:
+        """Return what a step reads of the candidate's GGUF."""
+        own = gguf_of(checkpoint)
+        return None if own is None else own.ledger
 
     def input_types(self, checkpoint: Checkpoint) -> frozenset[str]:
         """Return the type to which llama.cpp rounds the inputs of the candidate's products."""

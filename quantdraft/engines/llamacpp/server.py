@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from quantdraft.engines.llamacpp.gguf import built_tool
@@ -115,15 +115,13 @@ def llamacpp_command(
     return [*command, *arguments, "--host", "127.0.0.1", "--port", str(port)]
 
 
-@contextlib.contextmanager
 def start_server(
     program: Path, plan: ServerPlan, draft: Path | None, log: Path, arguments: Iterable[str] = ()
-) -> Iterator[Server]:
+) -> AbstractContextManager[Server]:
     """Start one llama-server on a free port of the loopback, not yet healthy."""
     port = free_port()
     command = llamacpp_command(program, plan, draft, port, arguments)
-    with running(command, port, log, llamacpp_variables(), LOG) as server:
-        yield server
+    return running(command, port, log, llamacpp_variables(), LOG)
 
 
 def device_type(server: Path) -> str:

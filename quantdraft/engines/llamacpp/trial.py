@@ -50,7 +50,6 @@ class Speculation:
     num_prompts: int | None = None
     num_tokens: int | None = None  # emitted, the first ones of every prompt included
     ms_per_token: float | None = None  # by the server's clock, one run: no measurement of speed
-    target_ms_per_token: float | None = None  # the same, without a draft
     version: str | None = None  # the server's own
 
 
@@ -154,7 +153,6 @@ def _compared(own: Sequence[Counted], found: Sequence[Counted], about: str) -> S
         num_prompts=len(found),
         num_tokens=sum(map(len, texts)),
         ms_per_token=decode_ms_per_token([each.completion for each in found]),
-        target_ms_per_token=decode_ms_per_token([each.completion for each in own]),
         version=about,
     )
 

@@ -6,29 +6,20 @@ transformers knows can be timed and decoded.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantdraft.engines.kernels import NoKernelError
+from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.native.linears import Linears
 from quantdraft.engines.native.weight_sources import WeightSource
+from quantdraft.errors import NoKernelError
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-class LinearBuilder(Protocol):
-    """Builds a module's Linear; see `quantdraft.engines.native.model.Linears`."""
-
-    dtype: torch.dtype
-    device: torch.device
-    kernels: set[str]
-
-    def one(self, module: str) -> nn.Module:
-        """Return the Linear of one module."""
-
-
-def load_borrowed(config: Any, source: WeightSource, linears: LinearBuilder) -> Any:
+def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
     """Load the architecture's transformers model with kernels for its quantized Linears."""
     import transformers
 
@@ -51,7 +42,7 @@ def load_borrowed(config: Any, source: WeightSource, linears: LinearBuilder) -> 
         parent, _, child = module.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, child, linears.one(module))
     if any(isinstance(module, nn.Linear) for module in model.modules()):
-        linears.kernels.add(f"linear_{str(linears.dtype).removeprefix('torch.')}")
+        linears.kernels.add(f"linear_{type_name(linears.dtype)}")
     return model.to(linears.device).eval()
 
 
@@ -76,7 +67,9 @@ class BorrowedRows:
         return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
 
     def _feed(self, index: int, token_ids: Tensor, start: int) -> Tensor:
-        rewind(self.caches[index], self.lengths[index] - start)
+        num_taken_back = self.lengths[index] - start
+        if num_taken_back > 0:
+            self.caches[index].crop(-num_taken_back)  # transformers removes by a negative count
         out = self.model(input_ids=token_ids, past_key_values=self.caches[index], use_cache=True)
         self.lengths[index] = start + token_ids.shape[1]
         logits: Tensor = out.logits
@@ -97,9 +90,3 @@ def rewindable_cache(model: Any) -> Any:
     cache = DynamicCache(config=model.config)  # states of linear attention, among others
     cache.activate_past_recording()
     return cache
-
-
-def rewind(cache: Any, num_tokens: int) -> None:
-    """Forget the newest `num_tokens` tokens. (transformers removes where the count is negative.)"""
-    if num_tokens > 0:
-        cache.crop(-num_tokens)

@@ -43,21 +43,12 @@ def stack_biases(biases: Sequence[Tensor | None], rows: Sequence[int]) -> Tensor
 
 
 def _are_alike(weights: Sequence[Unpacked]) -> bool:
-    first = weights[0]
-    for weight in weights:
-        if (weight.integers.dtype, weight.group_size, weight.block) != (
-            first.integers.dtype,
-            first.group_size,
-            first.block,
-        ):
-            return False
-        if (weight.zero_point is None) != (first.zero_point is None):
-            return False
-        if weight.block is not None and len(weight.integers) % weight.block[0]:
-            return False  # a block of scales would span two projections
-        if getattr(weight, "column_order", None) is not None:
-            return False  # each projection has an order of its own
-    return True
+    facts = {(w.integers.dtype, w.group_size, w.block, w.zero_point is None) for w in weights}
+    return len(facts) == 1 and not any(
+        # A block of scales would span two projections, or each has an order of its own.
+        (w.block is not None and len(w.integers) % w.block[0]) or w.column_order is not None
+        for w in weights
+    )
 
 
 class JoinedLinears(nn.Module):

@@ -13,24 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantdraft.checkpoints.checkpoint import end_token_ids, first_token_ids
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import HEAD
-from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked
 from quantdraft.common.quiet import hush_torchao
-from quantdraft.engines.kernels import NoKernelError, kernels_for
+from quantdraft.engines.kernels import kernels_for
 from quantdraft.engines.kernels.c_library import INSTRUCTION_SETS
-from quantdraft.engines.kernels.choice import fastest_linear
-from quantdraft.engines.kernels.trials import held_bytes
+from quantdraft.engines.kernels.dense import type_name
 from quantdraft.engines.native.borrowed import load_borrowed
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary, unsupported
-from quantdraft.engines.native.fusing import JoinedLinears, stack_biases, stack_weights
-from quantdraft.engines.native.weight_sources import Weight, WeightSource
-from quantdraft.errors import CheckpointError
+from quantdraft.engines.native.linears import Linears
+from quantdraft.engines.native.weight_sources import WeightSource
+from quantdraft.errors import CheckpointError, NoKernelError
 
 EXACT_KERNELS = (
     "linear_float32",
@@ -103,6 +100,7 @@ def load_native(
         kernels_for(device.type, name)  # before anything is loaded
     hush_torchao()  # transformers brings it
     config = _transformers_config(source)
+    generation = {} if checkpoint is None else read_generation_config(checkpoint.path)
     linears = Linears(source, dtype, device, tuple(rows))
     if unsupported(config) is None:
         model: nn.Module = _decoder(config, source, linears)
@@ -113,12 +111,12 @@ def load_native(
     return NativeModel(
         model=model,
         runtime=runtime,
-        compute_dtype=str(dtype).removeprefix("torch."),
+        compute_dtype=type_name(dtype),
         kernels=tuple(sorted(linears.kernels)),
         weight_bytes=_weight_bytes(model),
         source=source,
         end_token_ids=first_token_ids(
-            _generation_config(source).get("eos_token_id"),
+            generation.get("eos_token_id"),
             getattr(config.get_text_config(), "eos_token_id", None),
         ),
         quantized_bytes=linears.quantized_bytes,
@@ -128,7 +126,7 @@ def load_native(
 
 def borrow(model: Any) -> NativeModel:
     """Wrap a loaded transformers model as it is, dequantized; it is never timed."""
-    name = str(model.dtype).removeprefix("torch.")
+    name = type_name(model.dtype)
     return NativeModel(
         model=model,
         runtime="transformers modules",
@@ -138,66 +136,6 @@ def borrow(model: Any) -> NativeModel:
         source=None,
         end_token_ids=end_token_ids(model),
     )
-
-
-class Linears:
-    """Builds a model's Linears from a source, and remembers which kernels they got."""
-
-    def __init__(
-        self, source: WeightSource, dtype: torch.dtype, device: torch.device, rows: tuple[int, ...]
-    ) -> None:
-        self.source, self.dtype, self.device, self.rows = source, dtype, device, rows
-        self.kernels: set[str] = set()
-        self.quantized_bytes = self.promised_bytes = 0
-
-    def one(self, module: str, tied_to: Tensor | None = None) -> nn.Module:
-        """Return the Linear of one module; a tied head takes the embedding table itself."""
-        weight = self.source.weight(module) if tied_to is None else tied_to
-        return self._build(module, weight, self._bias(module))
-
-    def fused(self, modules: Sequence[str]) -> nn.Module:
-        """Return Linears of one input as one Linear where their formats allow it."""
-        weights = [self.source.weight(module) for module in modules]
-        joined = stack_weights(weights) if len({self._format(m) for m in modules}) == 1 else None
-        biases = [self._bias(module) for module in modules]
-        rows = [int(_num_rows(weight)) for weight in weights]
-        if joined is None:
-            parts = zip(modules, weights, biases, strict=True)
-            return JoinedLinears([self._build(*part) for part in parts], rows)
-        return self._build(modules[0], joined, stack_biases(biases, rows))
-
-    def tensor(self, name: str) -> Tensor:
-        """Return an unquantized tensor in the compute type, on the device."""
-        return self.source.tensor(name).to(self.device, self.dtype)
-
-    def table(self, name: str) -> Tensor:
-        """Return an embedding table, in the narrower of its stored type and the compute type."""
-        stored = self.source.tensor(name).to(self.device)
-        return stored if stored.dtype.itemsize < self.dtype.itemsize else stored.to(self.dtype)
-
-    def _build(self, module: str, weight: Weight, bias: Tensor | None) -> nn.Module:
-        try:
-            linear = fastest_linear(
-                weight, bias, self._format(module), self.dtype, self.device, self.rows
-            )
-        except ValueError as error:
-            raise NoKernelError(
-                f"the {self.device.type} kernel cannot take {module}: {error}"
-            ) from error
-        self.kernels.add(str(linear.kernel))
-        fmt = self.source.formats.get(module)
-        if fmt is not None and not isinstance(weight, Tensor):
-            self.quantized_bytes += largest_packing(linear)
-            self.promised_bytes += promised_bytes(weight, fmt)
-        return linear
-
-    def _format(self, module: str) -> str:
-        fmt = self.source.formats.get(module)
-        return "dense" if fmt is None else fmt.name
-
-    def _bias(self, module: str) -> Tensor | None:
-        name = f"{module}.bias"
-        return self.source.tensor(name) if self.source.has(name) else None
 
 
 def _decoder(config: Any, source: WeightSource, linears: Linears) -> Decoder:
@@ -264,31 +202,6 @@ def _transformers_config(source: WeightSource) -> Any:
         ) from error
     config._attn_implementation = None  # see `models.load_config`
     return config
-
-
-def _generation_config(source: WeightSource) -> dict[str, Any]:
-    """Read the generation config beside the weights; empty where there is none."""
-    checkpoint = source.checkpoint
-    return {} if checkpoint is None else read_generation_config(checkpoint.path)
-
-
-def largest_packing(linear: nn.Module) -> int:
-    """Return the bytes of a Linear's weight; of several packings, those of the largest."""
-    return max(held_bytes(part) for part in getattr(linear, "parts", (linear,)))
-
-
-def promised_bytes(weight: Unpacked | Codebook, fmt: WeightFormat) -> int:
-    """Return the bytes of a weight in its format: its integers, and 16 bits for each scale."""
-    if isinstance(weight, Codebook):
-        nested = 0 if weight.double is None else weight.double.scale.nbytes
-        return weight.integers.nbytes + weight.scale.nbytes + nested
-    zeros = 0 if weight.zero_point is None else weight.zero_point.numel()
-    bits = (weight.integers.numel() + zeros) * fmt.num_bits
-    return bits // 8 + 2 * weight.scale.numel()
-
-
-def _num_rows(weight: Weight) -> int:
-    return len(weight) if isinstance(weight, Tensor) else len(weight.integers)
 
 
 def _weight_bytes(model: nn.Module) -> int:

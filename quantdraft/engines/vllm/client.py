@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from quantdraft.engines.counters import CounterNames, Counters, parse_counters
+from quantdraft.engines.counters import CounterNames, Counters, read_counters
 from quantdraft.engines.http_client import HttpClient, token_ids
 from quantdraft.engines.measured import Completion, Request
 from quantdraft.errors import EngineError
 
-COUNTERS = CounterNames("vllm:", "generation_tokens_total")
+COUNTERS = CounterNames(
+    "vllm:", "generation_tokens_total", "Start the server without --disable-log-stats."
+)
 
 
 class VllmClient:
@@ -57,13 +59,7 @@ class VllmClient:
 
     def counters(self) -> Counters:
         """Return the counters as they stand."""
-        text, num_tokens = self.http.get("/metrics"), COUNTERS.prefix + COUNTERS.num_tokens
-        if num_tokens not in text:
-            raise EngineError(
-                f"{self.url}/metrics has no {num_tokens}. Start the server without "
-                "--disable-log-stats."
-            )
-        return parse_counters(text, COUNTERS)
+        return read_counters(self.http, COUNTERS)
 
 
 def completion_piece(event: dict[str, Any]) -> list[int]:

@@ -1,6 +1,7 @@
 """vLLM: how it is told of a draft, and which drafts it refuses or reads wrongly.
 
-Facts are of vLLM 0.32 and the threads named beside them; check them against the installed version.
+Facts are of vLLM 0.32, of its CPU build by running it, and of the threads named beside them; check
+them against the installed version.
 """
 
 from __future__ import annotations
@@ -18,19 +19,49 @@ from quantdraft.engines.findings import (
     unequal_vocabulary,
     vocab_size,
 )
-from quantdraft.engines.support import loading
+from quantdraft.engines.support import (
+    BITSANDBYTES,
+    FORMATS,
+    FP4,
+    YES,
+    Support,
+    SupportTable,
+)
 from quantdraft.engines.vllm.measured import MeasuredVllm
 from quantdraft.engines.vllm.settings import speculative_config
 
 # A draft's path that contains one of these makes vLLM pick another method than the one it is told.
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
-# Formats of a draft that vLLM's CPU backend cannot run; a GPU may.
-NOT_ON_CPU = {
-    "W8A16": "its CPU backend does not support 8-bit weight-only (quant type uint8b128)",
-    "FP8_BLOCK": "its CPU backend needs AMX for block-scaled FP8",
-    "FP8_STATIC": "its CPU backend fails on static FP8 activation scales",
-    "FP4": "its CPU backend has no FP4 kernel",
-}
+_ONE_GROUP = Support("no", "draft_model takes one config group (vllm#49893)")
+_BLACKWELL = Support("part", "Blackwell, or weight-only through Marlin")
+_AVX512 = Support("yes", "its kernel needs AVX-512")
+LOADS = SupportTable(
+    dict.fromkeys(FORMATS, YES)
+    | dict.fromkeys((*FP4, "mxfp8"), _BLACKWELL)
+    | dict.fromkeys(
+        BITSANDBYTES, Support("part", "before 0.32, slowly; 0.32 itself has no loader for it")
+    )
+    | {"int4-fp8": Support("part", "compute capability 9.0 and no other")},
+    kv_cache=Support("part", "its cache is then FP8; needs compute capability 8.9"),
+    several_groups=_ONE_GROUP,
+)
+# Where the CPU build does not load a format, its own message.
+LOADS_ON_CPU = SupportTable(
+    dict.fromkeys(FORMATS, YES)
+    | dict.fromkeys(FP4, Support("no", "Marlin FP4 not available"))
+    | dict.fromkeys(BITSANDBYTES, Support("no", "Unknown quantization method: bitsandbytes"))
+    | {
+        "int4": _AVX512,
+        "gptq:int4": _AVX512,
+        "int4-fp8": Support("no", "No compressed-tensors compatible scheme was found"),
+        "int8-weight-only": Support("no", "Quant type (uint8b128) not supported"),
+        "fp8-static": Support("no", "static_scaled_fp8_quant() expected at most 0 argument(s)"),
+        "fp8-block": Support("no", "needs AMX"),
+        "mxfp8": Support("no", "Failed to find a kernel that can implement MXFP8"),
+    },
+    kv_cache=Support("part", "FP8 KV cache on CPU requires x86 with AVX-512 or AMX"),
+    several_groups=_ONE_GROUP,
+)
 GPU_NEEDS = {
     "FP8": "FP8 activations need compute capability 8.9; older GPUs run it weight-only",
     "FP8_BLOCK": "block-scaled FP8 needs compute capability 8.9",
@@ -44,6 +75,7 @@ class Vllm(Engine):
     name = "vllm"
     launch_file = "launch.sh"
     measured = MeasuredVllm()
+    loads, loads_on_cpu = LOADS, LOADS_ON_CPU
     notes = (
         "The draft runs in the target's float type whatever its own config says; pin it with "
         "--dtype.",
@@ -65,7 +97,7 @@ class Vllm(Engine):
         """Return all in the draft's path, config and pairing that vLLM refuses or misreads."""
         return (
             *_path(draft),
-            *loading(draft, "vllm"),
+            *self.loading(draft),
             *_groups(draft),
             *_names(draft),
             *_vocabulary(draft),
@@ -137,16 +169,17 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
     elif unequal:
         yield Finding(
             "refuse",
-            f"vocab_size is {unequal[0]} in the draft and {unequal[1]} in the target: vLLM's "
-            "draft_model needs them equal. Export with --pad-vocab, which pads the draft's.",
+            f"{unequal}: vLLM's draft_model needs them equal. Export with --pad-vocab, which pads "
+            "the draft's.",
         )
 
 
 def _formats(draft: Draft) -> Iterator[Finding]:
-    name = draft.format
-    for table, where in ((NOT_ON_CPU, "not on a CPU"), (GPU_NEEDS, "GPU")):
-        if name in table:
-            yield Finding("warn", f"{name} in vLLM, {where}: {table[name]}.")
+    name, on_cpu = draft.format, LOADS_ON_CPU.of_checkpoint(draft.quantization)
+    if on_cpu.level == "no" and len(draft.groups) < 2:  # several are refused
+        yield Finding("warn", f"{name} in vLLM, not on a CPU: {on_cpu.note}.")
+    if name in GPU_NEEDS:
+        yield Finding("warn", f"{name} in vLLM, GPU: {GPU_NEEDS[name]}.")
 
 
 def _pinned(draft: Draft) -> Iterator[Finding]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.engines.measured import ServerPlan
+from quantdraft.engines.measured import Installation, MeasuredEngine, ServerPlan
 from quantdraft.engines.process import Server, free_port, running
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.engines.vllm import settings as own
@@ -22,7 +22,7 @@ from quantdraft.traffic.traffic import Sampling
 CPU_SERVER_BYTES, CUDA_SERVER_BYTES = 3 * 10**9, 4 * 10**9
 
 
-class VllmInstallation:
+class VllmInstallation(Installation):
     """One installed vLLM, with the user's settings of its servers."""
 
     def __init__(
@@ -43,21 +43,17 @@ class VllmInstallation:
             return (asked,)
         return ("float32", "bfloat16") if self.device_type == "cpu" else ("bfloat16",)
 
-    def model_file(self, checkpoint: Checkpoint, dtype: str) -> Path:
-        """Return the checkpoint's directory."""
-        return checkpoint.path.absolute()
-
-    @contextlib.contextmanager
-    def start(self, plan: ServerPlan, draft: Path | None, log: Path) -> Iterator[Server]:
+    def start(
+        self, plan: ServerPlan, draft: Path | None, log: Path
+    ) -> AbstractContextManager[Server]:
         """Start one server, not yet healthy; `draft` None: the target alone."""
         port, environment = free_port(), self.environment
         command = own.vllm_command(environment, plan, draft, port, self.speculative, self.arguments)
         variables = vllm_variables(environment.prefix, self.device_type)
-        with running(command, port, log, variables, LOG) as server:
-            yield server
+        return running(command, port, log, variables, LOG)
 
 
-class MeasuredVllm:
+class MeasuredVllm(MeasuredEngine):
     """How vLLM is served and counted on this machine."""
 
     title = "vLLM"
@@ -80,22 +76,3 @@ class MeasuredVllm:
         if rule == "exact_match":
             return "vLLM has no acceptance rule 'exact_match'. Use greedy_draft."
         return None
-
-    def candidate(self, name: str, baseline: str | None, settings: ServingSettings) -> str:
-        """Return the name: vLLM loads what is evaluated."""
-        return name
-
-    def input_types(self, checkpoint: Checkpoint) -> frozenset[str]:
-        """Return the types of the inputs that the checkpoint's formats round."""
-        from quantdraft.checkpoints.tensors.unpacking import quantized_modules  # imports torch
-
-        formats = quantized_modules(checkpoint).values()
-        return frozenset(fmt.activations for fmt in formats if fmt.activations)
-
-    def replay_type(self, checkpoint: Checkpoint, dtype: str) -> str:
-        """Return the servers' float type: the draft runs in the target's."""
-        return dtype
-
-    def num_round_tokens(self, num_tokens: int, is_cut: bool) -> int:
-        """Return all of them: every token after the first comes from a round."""
-        return num_tokens

@@ -2,7 +2,3 @@
 
 Nothing here decides go or no-go: the verdict does. Left out: advice that no measured number bears.
 """
-
-from quantdraft.judge.advice.all import diagnoses, explained, explaining
-
-__all__ = ["diagnoses", "explained", "explaining"]

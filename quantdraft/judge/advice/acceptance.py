@@ -9,7 +9,13 @@ verdict's checks hold the acceptance rate itself; every line here says which of 
 from __future__ import annotations
 
 from quantdraft.judge.acceptance import alpha_from_length
-from quantdraft.judge.advice.commands import evaluate_command, milder_recipe, model, traffic
+from quantdraft.judge.advice.commands import (
+    check_command,
+    evaluate_command,
+    milder_recipe,
+    model,
+    traffic,
+)
 from quantdraft.judge.advice.limits import (
     HIGH_ALPHA,
     MAX_DRAFT_SHARE,
@@ -20,8 +26,8 @@ from quantdraft.judge.advice.limits import (
     state_if,
 )
 from quantdraft.judge.verdict.policy import Policy
-from quantdraft.record import AcceptanceComparison, Evaluation, Interval
-from quantdraft.record.analysis import Diagnosis, State
+from quantdraft.record import ARMS, AcceptanceComparison, Evaluation, Interval
+from quantdraft.record.analysis import Diagnosis
 from quantdraft.record.wording import counted, estimated, times
 
 
@@ -35,61 +41,54 @@ def alpha_of(lengths: Interval, k: int) -> Interval:
     return Interval(*(alpha_from_length(end, k) for end in ends))
 
 
-def measured_acceptance(evaluation: Evaluation) -> AcceptanceComparison | None:
-    """Return both arms' acceptance at the candidate's k of the operating point."""
-    k = evaluation.operating_point.candidate_num_speculative_tokens
-    return evaluation.acceptance_at(k)
-
-
 def low_acceptance(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
     """Return a diagnosis where acceptance lies below one of the two limits, the lower one first."""
     acceptance = evaluation.acceptance_at(evaluation.shown_k)
     if acceptance is None:
         return ()
-    alpha = alpha_of(acceptance.candidate_length, acceptance.num_speculative_tokens)
-    diverged = _below(
-        evaluation, acceptance, alpha, policy.min_acceptance_rate, "diverged", _DIVERGED
-    )
-    wrong = _below(
-        evaluation, acceptance, alpha, policy.warn_acceptance_rate, "wrong-draft", _WRONG
-    )
+    diverged = _below(evaluation, acceptance, policy.min_acceptance_rate, "diverged")
+    wrong = _below(evaluation, acceptance, policy.warn_acceptance_rate, "wrong-draft")
     if diverged is not None and diverged.state == "found":
         return (diverged,)
     return tuple(found for found in (wrong, diverged) if found is not None)
 
 
-_DIVERGED = "draft and target diverge"
-_WRONG = "this is probably the wrong draft"
+FINDINGS = {
+    "diverged": "draft and target diverge",
+    "wrong-draft": "this is probably the wrong draft",
+}
 
 
 def _below(
-    evaluation: Evaluation,
-    acceptance: AcceptanceComparison,
-    alpha: Interval,
-    limit: float,
-    code: str,
-    finding: str,
+    evaluation: Evaluation, acceptance: AcceptanceComparison, limit: float, code: str
 ) -> Diagnosis | None:
+    k = acceptance.num_speculative_tokens
+    alpha, baseline = (alpha_of(acceptance.of(arm).length, k) for arm in ARMS[::-1])
     state = state_if(alpha, limit, "below")
     if state is None:
         return None
-    k = acceptance.num_speculative_tokens
-    baseline = alpha_of(acceptance.baseline_length, k)
-    is_recipe = side(baseline, limit) == "above"
+    command: str | None = None
     if state == "cannot tell":
-        action, command = more_prompts(alpha, limit, len(evaluation.prompts)), None
-    elif is_recipe:
+        action = more_prompts(alpha, limit, len(evaluation.prompts))
+    elif side(baseline, limit) == "above":
         action, command = milder_recipe(evaluation)
+    elif code == "diverged":
+        action = "compare tokens, special tokens and families of the pair"
+        command = check_command(evaluation)
     else:
-        action, command = _another_draft(evaluation, code)
+        action = "hold other drafts against the same traffic"
+        target, draft = model(evaluation, "target"), model(evaluation, "baseline")
+        command = (
+            f"quantdraft select --target {target} --draft {draft} --draft OTHER "
+            f"--traffic {traffic(evaluation)}"
+        )
     return Diagnosis(
         code=code,
         state=state,
-        finding=finding,
+        finding=FINDINGS[code],
         seen=(
             f"α = {estimated(alpha, 'rate')} at k = {k}, the baseline's "
-            f"{estimated(baseline, 'rate')} "
-            f"({_not_the_rate(acceptance)})"
+            f"{estimated(baseline, 'rate')} ({_not_the_rate(acceptance)})"
         ),
         limit=f"α below {100 * limit:.0f} %",
         source=PRACTITIONERS,
@@ -108,49 +107,6 @@ def _not_the_rate(acceptance: AcceptanceComparison) -> str:
     )
 
 
-def _another_draft(evaluation: Evaluation, code: str) -> tuple[str, str]:
-    target, draft = model(evaluation, "target"), model(evaluation, "baseline")
-    if code == "diverged":
-        return (
-            "compare tokens, special tokens and families of the pair",
-            f"quantdraft check --target {target} --draft {draft}",
-        )
-    return (
-        "hold other drafts against the same traffic",
-        f"quantdraft select --target {target} --draft {draft} --draft OTHER "
-        f"--traffic {traffic(evaluation)}",
-    )
-
-
-def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
-    """Return why speculation does not pay: the draft takes too long, or it is too often wrong.
-
-    Too dear: acceptance is high already, or the draft's steps take most of a round. Else the target
-    passes are most of it, and more accepted tokens would spread them further.
-    """
-    acceptance = measured_acceptance(evaluation)
-    speedup = evaluation.operating_point.speedup_over_autoregressive
-    if acceptance is None or speedup is None:
-        return ()
-    is_slow = state_if(speedup, policy.min_speedup_over_autoregressive, "below")
-    if is_slow is None:
-        return ()
-    k = acceptance.num_speculative_tokens
-    share = draft_share(evaluation, k)
-    is_high = state_if(alpha_of(acceptance.candidate_length, k), HIGH_ALPHA, "above")
-    if share is not None and share > MAX_DRAFT_SHARE:
-        why = f"drafting over {100 * MAX_DRAFT_SHARE:.0f} % of a round"
-        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", is_slow, why),)
-    if is_high is not None:
-        state: State = "found" if is_high == is_slow == "found" else "cannot tell"
-        why = f"α above {100 * HIGH_ALPHA:.0f} %"
-        return (_does_not_pay(evaluation, policy, acceptance, "draft-too-dear", state, why),)
-    if share is None:
-        return ()
-    why = f"α under {100 * HIGH_ALPHA:.0f} %"
-    return (_does_not_pay(evaluation, policy, acceptance, "draft-too-wrong", is_slow, why),)
-
-
 WHAT_HELPS = {
     "draft-too-dear": (
         "the draft's pass is too dear",
@@ -163,40 +119,57 @@ WHAT_HELPS = {
 }
 
 
-def _does_not_pay(
-    evaluation: Evaluation,
-    policy: Policy,
-    acceptance: AcceptanceComparison,
-    code: str,
-    state: State,
-    why: str,
-) -> Diagnosis:
-    k = acceptance.num_speculative_tokens
-    alpha = alpha_of(acceptance.candidate_length, k)
+def draft_too_dear(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
+    """Return why speculation does not pay: the draft takes too long, or it is too often wrong.
+
+    Too dear: acceptance is high already, or the draft's steps take most of a round. Else the target
+    passes are most of it, and more accepted tokens would spread them further.
+    """
+    acceptance = evaluation.acceptance_at_its_k
     speedup = evaluation.operating_point.speedup_over_autoregressive
-    assert speedup is not None
+    if acceptance is None or speedup is None:
+        return ()
+    is_slow = state_if(speedup, policy.min_speedup_over_autoregressive, "below")
+    if is_slow is None:
+        return ()
+    k, state = acceptance.num_speculative_tokens, is_slow
+    share = draft_share(evaluation, k)
+    alpha = alpha_of(acceptance.candidate_length, k)
+    is_high = state_if(alpha, HIGH_ALPHA, "above")
+    code = "draft-too-dear"
+    if share is not None and share > MAX_DRAFT_SHARE:
+        why = f"drafting over {100 * MAX_DRAFT_SHARE:.0f} % of a round"
+    elif is_high is not None:
+        state = "found" if is_high == is_slow == "found" else "cannot tell"
+        why = f"α above {100 * HIGH_ALPHA:.0f} %"
+    elif share is not None:
+        code, why = "draft-too-wrong", f"α under {100 * HIGH_ALPHA:.0f} %"
+    else:
+        return ()
     finding, helps = WHAT_HELPS[code]
     is_found = state == "found"
-    return Diagnosis(
-        code=code,
-        state=state,
-        finding=finding,
-        seen=(
-            f"α = {estimated(alpha, 'rate')} at k = {k} ({_not_the_rate(acceptance)}), and "
-            f"{estimated(speedup, 'speedup')} the target's own speed{_share(evaluation, k)}"
+    return (
+        Diagnosis(
+            code=code,
+            state=state,
+            finding=finding,
+            seen=(
+                f"α = {estimated(alpha, 'rate')} at k = {k} ({_not_the_rate(acceptance)}), and "
+                f"{estimated(speedup, 'speedup')} the target's own speed{_share(share, k)}"
+            ),
+            limit=f"{why} without a speedup over {times(policy.min_speedup_over_autoregressive)}",
+            source=PRACTITIONERS,
+            action=helps if is_found else "time longer, and replay more prompts",
+            command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
+            observed=alpha,
+            threshold=HIGH_ALPHA,
         ),
-        limit=f"{why} without a speedup over {times(policy.min_speedup_over_autoregressive)}",
-        source=PRACTITIONERS,
-        action=helps if is_found else "time longer, and replay more prompts",
-        command=evaluate_k(evaluation, k) if is_found and code == "draft-too-dear" else None,
-        observed=alpha,
-        threshold=HIGH_ALPHA,
     )
 
 
 def slower_than_baseline(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
     """Return what acceptance a candidate would need that is surely slower than the baseline."""
-    point, acceptance = evaluation.operating_point, measured_acceptance(evaluation)
+    point, acceptance = evaluation.operating_point, evaluation.acceptance_at_its_k
     speedup, needed = point.speedup_over_baseline, point.break_even_length
     if speedup is None or needed is None or acceptance is None or speedup.high >= 1:
         return ()
@@ -244,8 +217,7 @@ def draft_share(evaluation: Evaluation, k: int) -> float | None:
     return k * step_ms / (k * step_ms + verify_ms)
 
 
-def _share(evaluation: Evaluation, k: int) -> str:
-    share = draft_share(evaluation, k)
+def _share(share: float | None, k: int) -> str:
     if share is None:
         return ""
     takes = "takes" if k == 1 else "take"

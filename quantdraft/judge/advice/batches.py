@@ -10,7 +10,7 @@ from quantdraft.judge.comparison.points import grid_points, stops_paying_at
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import ARMS, Evaluation, GridPoint, Interval
-from quantdraft.record.analysis import Diagnosis
+from quantdraft.record.analysis import Diagnosis, State
 from quantdraft.record.wording import estimated, times
 
 BATCHES = "--batch-sizes 1,4,16,64"
@@ -47,7 +47,7 @@ def _at_context(
     assert ends is not None
     if state_if(ends, limit, "below") is None:
         return None
-    return _line(last, ends, limit, "cannot tell", "time longer, and replay more prompts")
+    return _at_point(last, ends, limit, "cannot tell", "time longer, and replay more prompts")
 
 
 def _stops(points: Sequence[GridPoint], stops_at: int, policy: Policy) -> Diagnosis:
@@ -57,19 +57,24 @@ def _stops(points: Sequence[GridPoint], stops_at: int, policy: Policy) -> Diagno
     word = "serve without speculation"
     if stops_at > points[0].batch_size:
         word += f" from batch {stops_at} on; below it, by the table of batch and context"
-    return _line(at, ends, policy.min_speedup_over_autoregressive, "found", word)
+    return _at_point(at, ends, policy.min_speedup_over_autoregressive, "found", word)
 
 
-def _line(point: GridPoint, ends: Interval, limit: float, state: str, action: str) -> Diagnosis:
+def _at_point(
+    point: GridPoint, ends: Interval, limit: float, state: State, action: str
+) -> Diagnosis:
     where = f"at batch {point.batch_size} and context {point.context_length}"
+    return _skip(where, "the better draft, at its best k,", ends, limit, state, action)
+
+
+def _skip(
+    where: str, draft: str, ends: Interval, limit: float, state: State, action: str
+) -> Diagnosis:
     return Diagnosis(
         code="skip-speculation",
-        state="found" if state == "found" else "cannot tell",
+        state=state,
         finding=f"{SKIP} {where}",
-        seen=(
-            f"the better draft, at its best k, is {estimated(ends, 'speedup')} as fast as the "
-            "target alone"
-        ),
+        seen=f"{draft} is {estimated(ends, 'speedup')} as fast as the target alone",
         limit=f"not over {times(limit)}",
         source=PAYS,
         action=action,
@@ -102,16 +107,5 @@ def _served(evaluation: Evaluation, policy: Policy) -> tuple[Diagnosis, ...]:
     state = state_if(ends, limit, "below")
     if state is None:
         return ()
-    return (
-        Diagnosis(
-            code="skip-speculation",
-            state=state,
-            finding=f"{SKIP} for one request at a time",
-            seen=f"the better draft is {estimated(ends, 'speedup')} as fast as the target alone",
-            limit=f"not over {times(limit)}",
-            source=PAYS,
-            action="serve without speculation" if state == "found" else "serve more prompts",
-            observed=ends,
-            threshold=limit,
-        ),
-    )
+    action = "serve without speculation" if state == "found" else "serve more prompts"
+    return (_skip("for one request at a time", "the better draft", ends, limit, state, action),)

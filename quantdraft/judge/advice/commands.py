@@ -28,6 +28,12 @@ def evaluate_command(evaluation: Evaluation, *options: str) -> str:
     return " ".join([*words, "--traffic", traffic(evaluation), *options])
 
 
+def check_command(evaluation: Evaluation) -> str:
+    """Return `quantdraft check` of the pair."""
+    target, draft = model(evaluation, "target"), model(evaluation, "baseline")
+    return f"quantdraft check --target {target} --draft {draft}"
+
+
 def milder_recipe(evaluation: Evaluation) -> tuple[str, str]:
     """Return the action and the command for a loss that the baseline does not show."""
     command = f"quantdraft apply --recipe int8 --draft {model(evaluation, 'baseline')}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantdraft.judge.comparison import num_prompts_to_settle
+from quantdraft.judge.statistics.settling import num_prompts_to_settle
 from quantdraft.record import MIN_PROMPTS, Interval
 from quantdraft.record.analysis import State
 

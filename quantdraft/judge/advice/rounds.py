@@ -8,8 +8,8 @@ from dataclasses import replace
 from quantdraft.judge.advice.acceptance import alpha_of
 from quantdraft.judge.advice.commands import evaluate_command
 from quantdraft.judge.advice.limits import K_BY_ALPHA, MEASURED, PRACTITIONERS, state_if
-from quantdraft.judge.comparison import speed_point
 from quantdraft.judge.comparison.points import replayed_of
+from quantdraft.judge.comparison.speeds import speed_point
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation, Interval, Latency
@@ -56,8 +56,7 @@ def _by_rule_of_thumb(evaluation: Evaluation) -> tuple[Diagnosis, ...]:
             finding=f"k = {k} is best",
             seen=(
                 f"α = {estimated(alpha, 'rate')} at k = {acceptance.num_speculative_tokens}, "
-                "and the "
-                "candidate's speed was not measured"
+                "and the candidate's speed was not measured"
             ),
             limit=f"a rule of thumb for this α is k = {k}",
             source=PRACTITIONERS,

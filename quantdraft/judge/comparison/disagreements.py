@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.record import Arm, Disagreement
+from quantdraft.record import ARMS, Arm, Disagreement
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Traffic
 
@@ -23,26 +23,26 @@ NUM_PROMPT_TOKENS = 64  # of the end of a prompt
 
 def find_disagreements(
     traffic: Traffic,
-    keeps: Mapping[str, Sequence[Floats]],
+    probabilities: Mapping[str, Sequence[Floats]],
     replayed: Mapping[Arm, Replayed],
     k: int,
     spell: Spell,
 ) -> tuple[Disagreement, ...]:
     """Return the prompts that cost the candidate most rounds beyond the baseline's, most first.
 
-    keeps: "baseline" and "candidate", per prompt (num_response_tokens,)
+    probabilities: "baseline" and "candidate", per prompt (num_response_tokens,)
     """
-    baseline, candidate = replayed["baseline"], replayed["candidate"]
-    lost = candidate.num_drafts[candidate.row(k)] - baseline.num_drafts[baseline.row(k)]
+    before, after = (replayed[arm].num_drafts[replayed[arm].row(k)] for arm in ARMS)
+    lost = after - before
     worst = [int(at) for at in np.argsort(-lost, kind="stable")[:NUM_PROMPTS] if lost[at] > 0]
     return tuple(
-        _disagreement(traffic.responses[at], keeps["baseline"][at], keeps["candidate"][at], spell)
+        _disagreement(traffic.responses[at], {arm: probabilities[arm][at] for arm in ARMS}, spell)
         for at in worst
     )
 
 
 def _disagreement(
-    response: Response, baseline: Floats, candidate: Floats, spell: Spell
+    response: Response, probabilities: Mapping[Arm, Floats], spell: Spell
 ) -> Disagreement:
     ids = response.response_token_ids
     return Disagreement(
@@ -50,7 +50,7 @@ def _disagreement(
         domain=response.domain,
         prompt_end="".join(spell(response.prompt_token_ids[-NUM_PROMPT_TOKENS:])),
         tokens=tuple(spell(ids[:NUM_TOKENS])),
-        baseline_keep=tuple(baseline[:NUM_TOKENS].tolist()),
-        candidate_keep=tuple(candidate[:NUM_TOKENS].tolist()),
+        baseline_keep=tuple(probabilities["baseline"][:NUM_TOKENS].tolist()),
+        candidate_keep=tuple(probabilities["candidate"][:NUM_TOKENS].tolist()),
         num_tokens_left_out=max(0, len(ids) - NUM_TOKENS),
     )

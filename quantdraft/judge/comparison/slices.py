@@ -64,8 +64,9 @@ def slice_tokens(
 ) -> tuple[tuple[Slice, ...], ...]:
     """Return for each cut a Slice for every label that has tokens, in the order of the labels.
 
-    baseline, candidate: keep probabilities as for `replay_rounds`, of the same responses. Memory
-    holds sums, a few numbers a prompt and label, not the tokens.
+    baseline, candidate: acceptance probabilities as for `replay_rounds`, of the same responses
+
+    Memory holds sums, a few numbers a prompt and label, not the tokens.
     """
     parts: list[dict[int, _Part]] = [{} for _ in cuts]
     for prompt, before, after in _side_by_side(baseline, candidate, k):

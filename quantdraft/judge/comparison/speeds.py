@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from quantdraft.judge.acceptance import Floats, Replayed
 from quantdraft.judge.comparison.lengths import check_paired
 from quantdraft.judge.comparison.times import (
     Timed,
-    TimeRatio,
     time_ratio,
     timed,
     timed_rounds,
@@ -21,14 +20,6 @@ from quantdraft.judge.comparison.times import (
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap, interval_of
 from quantdraft.judge.statistics.studentized import draw_alone, draw_length_ratio
 from quantdraft.record import ARMS, ArmLatency, Interval, Latency, SpeedPoint, StepSamples
-
-
-@dataclass(frozen=True, slots=True)
-class Quotient:
-    """A ratio of two acceptance lengths, or one length over 1, with its resamples."""
-
-    value: float
-    draws: Floats  # (num_resamples,)
 
 
 def speed_point(
@@ -51,12 +42,9 @@ def speed_point(
     check_paired(baseline, candidate)
     base_tau = baseline.counts(baseline_k).mean_acceptance_length
     cand_tau = candidate.counts(candidate_k).mean_acceptance_length
-    base_length = Quotient(base_tau, draw_alone(baseline, baseline_k, bootstrap).length)
-    cand_length = Quotient(cand_tau, draw_alone(candidate, candidate_k, bootstrap).length)
-    ratio = Quotient(
-        cand_tau / base_tau,
-        draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap),
-    )
+    base_drawn = draw_alone(baseline, baseline_k, bootstrap).length
+    cand_drawn = draw_alone(candidate, candidate_k, bootstrap).length
+    ratio_drawn = draw_length_ratio(baseline, candidate, baseline_k, candidate_k, bootstrap)
 
     base_step, cand_step = (timed_steps(latency, arm, 1) for arm in ARMS)
     alone = timed_steps(latency, "target", 1)
@@ -65,11 +53,16 @@ def speed_point(
     control_round = timed_rounds(latency, "control", baseline_k)
     target_control = timed_steps(latency, "target-control", 1)
 
-    def ratio_of(over: Timed | None, under: Timed | None) -> TimeRatio | None:
-        return time_ratio(over, under, latency, bootstrap)
+    def interval(
+        over: Timed | None, under: Timed | None, length: float = 1.0, drawn: Floats | float = 1.0
+    ) -> Interval | None:
+        """Return a ratio of times, times a ratio of lengths where there is one."""
+        found = time_ratio(over, under, latency, bootstrap)
+        if found is None:
+            return None
+        return interval_of(found.value * length, found.draws * drawn, None, bootstrap)
 
-    rounds = ratio_of(base_round, cand_round)
-    saving = ratio_of(cand_step, base_step)
+    rounds = time_ratio(base_round, cand_round, latency, bootstrap)
     pays_from = None if rounds is None else base_tau / rounds.value
     return SpeedPoint(
         baseline_num_speculative_tokens=baseline_k,
@@ -81,14 +74,12 @@ def speed_point(
         autoregressive_step_ms=_median(alone),
         baseline_ms_per_token=_median(base_round, base_tau),
         candidate_ms_per_token=_median(cand_round, cand_tau),
-        speedup_over_baseline=_interval(rounds, ratio, bootstrap),
-        speedup_over_autoregressive=_interval(ratio_of(alone, cand_round), cand_length, bootstrap),
-        baseline_speedup_over_autoregressive=_interval(
-            ratio_of(alone, base_round), base_length, bootstrap
-        ),
-        control_speedup=_interval(ratio_of(base_round, control_round), None, bootstrap),
-        target_control_speedup=_interval(ratio_of(alone, target_control), None, bootstrap),
-        draft_latency_saving=_saving(_interval(saving, None, bootstrap)),
+        speedup_over_baseline=interval(base_round, cand_round, cand_tau / base_tau, ratio_drawn),
+        speedup_over_autoregressive=interval(alone, cand_round, cand_tau, cand_drawn),
+        baseline_speedup_over_autoregressive=interval(alone, base_round, base_tau, base_drawn),
+        control_speedup=interval(base_round, control_round),
+        target_control_speedup=interval(alone, target_control),
+        draft_latency_saving=_saving(interval(cand_step, base_step)),
         break_even_length=pays_from,
         break_even_rate=None
         if pays_from is None
@@ -98,59 +89,48 @@ def speed_point(
 
 def best_k(points: Sequence[SpeedPoint]) -> dict[str, int | None]:
     """Return the k of least ms per token of "baseline" and "candidate"; None: not measured."""
-    baseline = [(p.baseline_ms_per_token, p.baseline_num_speculative_tokens) for p in points]
-    candidate = [(p.candidate_ms_per_token, p.candidate_num_speculative_tokens) for p in points]
-    return {"baseline": _k_of_least(baseline), "candidate": _k_of_least(candidate)}
+    found: dict[str, int | None] = {}
+    for arm in ARMS:
+        speeds = [point.of(arm) for point in points]
+        known = [
+            (each.ms_per_token, each.num_speculative_tokens)
+            for each in speeds
+            if each.ms_per_token is not None
+        ]
+        found[arm] = min(known)[1] if known else None
+    return found
 
 
 def step_ratio(
-    over: StepSamples, under: StepSamples, latency: Latency, bootstrap: Bootstrap = DEFAULT
+    over: StepSamples | None,
+    under: StepSamples | None,
+    latency: Latency,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Interval | None:
     """Return over / under, paired by block and resampled by load; None under MIN_TIMINGS blocks.
 
     Raises PairingError for samples with different numbers of blocks.
     """
-    return _interval(time_ratio(timed(over), timed(under), latency, bootstrap), None, bootstrap)
+    if over is None or under is None:
+        return None
+    found = time_ratio(timed(over), timed(under), latency, bootstrap)
+    return None if found is None else found.interval(bootstrap)
 
 
-def with_step_speedups(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Latency:
+def with_step_speedups(latency: Latency) -> Latency:
     """Return the same times with every arm's step held to the baseline's, and its head's share."""
     baseline = latency.arms.get("baseline")
+    over = None if baseline is None else baseline.steps.get(1)
 
     def filled(arm: ArmLatency) -> ArmLatency:
-        share = _steps_over(arm.head_step, arm.steps.get(1), latency, bootstrap)
-        over = None if baseline is None else baseline.steps.get(1)
+        share = step_ratio(arm.head_step, arm.steps.get(1), latency)
         return replace(
             arm,
-            step_speedup=_steps_over(over, arm.steps.get(1), latency, bootstrap),
+            step_speedup=step_ratio(over, arm.steps.get(1), latency),
             head_time_share=None if share is None else share.value,
         )
 
     return replace(latency, arms={name: filled(arm) for name, arm in latency.arms.items()})
-
-
-def _steps_over(
-    over: StepSamples | None, under: StepSamples | None, latency: Latency, bootstrap: Bootstrap
-) -> Interval | None:
-    if over is None or under is None:
-        return None
-    return step_ratio(over, under, latency, bootstrap)
-
-
-def _k_of_least(timed: Sequence[tuple[float | None, int]]) -> int | None:
-    measured = [(ms, k) for ms, k in timed if ms is not None]
-    return min(measured)[1] if measured else None
-
-
-def _interval(
-    ratio: TimeRatio | None, length: Quotient | None, bootstrap: Bootstrap
-) -> Interval | None:
-    """Return a ratio of times, times a ratio of lengths if given."""
-    if ratio is None:
-        return None
-    if length is None:
-        return ratio.interval(bootstrap)
-    return interval_of(ratio.value * length.value, ratio.draws * length.draws, None, bootstrap)
 
 
 def _saving(ratio: Interval | None) -> Interval | None:

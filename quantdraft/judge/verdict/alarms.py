@@ -140,8 +140,7 @@ def control_strays(
     return Alarm(
         CONTROL_STRAYS,
         f"the control strays: the {arm} against itself is {valued(control_speedup, 'speedup')}, "
-        "which "
-        "should be 1. Time again on a quiet machine, with more blocks.",
+        "which should be 1. Time again on a quiet machine, with more blocks.",
     )
 
 

@@ -80,28 +80,24 @@ def _speed_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check]:
     speed = evidence.speed
     over_draft, over_target = speed.speedup_over_baseline, speed.speedup_over_autoregressive
     why = evidence.speed_undefined or "latency was not measured"
+    of_draft = f"{valued(over_draft, 'speedup')} of the baseline draft's speed"
+    of_target = f"{valued(over_target, 'speedup')} of the target's own speed"
     return (
-        Check(
-            name=OVER_BASELINE,
-            kind="decides",
-            result=result_of(over_draft, ">=", policy.min_speedup_over_baseline),
-            observed=over_draft,
-            limit=policy.min_speedup_over_baseline,
-            comparison=">=",
-            reason=why
-            if over_draft is None
-            else f"{valued(over_draft, 'speedup')} of the baseline draft's speed",
+        _against_limit(
+            OVER_BASELINE,
+            "decides",
+            over_draft,
+            ">=",
+            policy.min_speedup_over_baseline,
+            of_draft if over_draft else why,
         ),
-        Check(
-            name=OVER_AUTOREGRESSIVE,
-            kind="decides",
-            result=result_of(over_target, ">", policy.min_speedup_over_autoregressive),
-            observed=over_target,
-            limit=policy.min_speedup_over_autoregressive,
-            comparison=">",
-            reason=why
-            if over_target is None
-            else f"{valued(over_target, 'speedup')} of the target's own speed",
+        _against_limit(
+            OVER_AUTOREGRESSIVE,
+            "decides",
+            over_target,
+            ">",
+            policy.min_speedup_over_autoregressive,
+            of_target if over_target else why,
         ),
     )
 
@@ -111,28 +107,25 @@ def _acceptance_checks(evidence: Evidence, policy: Policy) -> tuple[Check, Check
     kind: Kind = "advises" if evidence.is_speed_measured else "decides"
     k = evidence.rates.num_speculative_tokens
     loss, rate = evidence.rates.acceptance_rate_loss, evidence.rates.candidate_rate
+    most_lost, least = policy.max_acceptance_rate_loss, policy.min_acceptance_rate
+    kept = f"{valued(rate, 'rate')} of the proposed tokens"
     return (
-        Check(
-            name=RATE_LOSS,
-            kind=kind,
-            result=result_of(loss, "<=", policy.max_acceptance_rate_loss),
-            observed=loss,
-            limit=policy.max_acceptance_rate_loss,
-            comparison="<=",
-            reason=loss_words(loss),
-            num_speculative_tokens=k,
-        ),
-        Check(
-            name=RATE,
-            kind=kind,
-            result=result_of(rate, ">=", policy.min_acceptance_rate),
-            observed=rate,
-            limit=policy.min_acceptance_rate,
-            comparison=">=",
-            reason=f"{valued(rate, 'rate')} of the proposed tokens",
-            num_speculative_tokens=k,
-        ),
+        _against_limit(RATE_LOSS, kind, loss, "<=", most_lost, loss_words(loss), k),
+        _against_limit(RATE, kind, rate, ">=", least, kept, k),
     )
+
+
+def _against_limit(
+    name: str,
+    kind: Kind,
+    observed: Interval | None,
+    comparison: Comparison,
+    limit: float,
+    reason: str,
+    k: int | None = None,
+) -> Check:
+    result = result_of(observed, comparison, limit)
+    return Check(name, kind, result, observed, limit, comparison, reason, k)
 
 
 def _other_than_baseline(evidence: Evidence) -> Check:

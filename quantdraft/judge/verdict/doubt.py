@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantdraft.judge.comparison import Needed, num_prompts_to_settle, what_would_settle
+from quantdraft.judge.statistics.settling import Needed, num_prompts_to_settle, what_would_settle
 from quantdraft.judge.verdict.alarms import ACCEPTANCE_COLLAPSED, collapse_limits
 from quantdraft.judge.verdict.checks import Evidence
 from quantdraft.judge.verdict.policy import Policy

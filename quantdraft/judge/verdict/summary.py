@@ -61,8 +61,7 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
     if result[OVER_AUTOREGRESSIVE] == "unsure":
         return (
             f"{gain}, but whether it beats the target alone is open: it is "
-            f"{valued(over_target, 'speedup')} as "
-            "fast"
+            f"{valued(over_target, 'speedup')} as fast"
         )
     k = evidence.speed.candidate_num_speculative_tokens
     return f"{gain} and {valued(over_target, 'speedup')} as fast as the target alone, at k = {k}"
@@ -73,7 +72,7 @@ def _acceptance(evidence: Evidence) -> str:
     acceptance = evidence.rates
     return (
         f"At k = {acceptance.num_speculative_tokens} {evidence.candidate_name} has an acceptance "
-        "rate of "
-        f"{percent(acceptance.candidate_rate.value)} where the {evidence.baseline_name} has "
-        f"{percent(acceptance.baseline_rate.value)}, {loss_words(acceptance.acceptance_rate_loss)}"
+        f"rate of {percent(acceptance.candidate_rate.value)} where the {evidence.baseline_name} "
+        f"has {percent(acceptance.baseline_rate.value)}, "
+        f"{loss_words(acceptance.acceptance_rate_loss)}"
     )

@@ -19,9 +19,11 @@ from quantdraft.judge.comparison.times import (
     timed_rounds,
     timed_steps,
 )
-from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
+from quantdraft.judge.statistics.bootstrap import DEFAULT
 from quantdraft.record import ARMS, Alarm, Interval, Latency
 from quantdraft.record.wording import times, valued
+
+Step = tuple[str, int]  # an arm, and the new tokens of its step
 
 ABOVE_BYTE_LIMIT = "above_byte_limit"
 BASELINE_FAR_FROM_BANDWIDTH = "baseline_far_from_bandwidth"
@@ -41,36 +43,31 @@ LOAD_TOLERANCE = 0.15  # of a load's ratio from the middle of all loads'
 LOAD_ERRORS = 4.0  # and so many of its own standard errors
 
 
-def suspicions(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> tuple[Alarm, ...]:
+def suspicions(latency: Latency) -> tuple[Alarm, ...]:
     """Return every contradiction in the step times, with what was tried against it."""
     found = (
-        above_byte_limit(latency, bootstrap) or baseline_far_from_bandwidth(latency),
-        verification_cheaper(latency, bootstrap),
-        twins_differ(latency, bootstrap),
+        above_byte_limit(latency) or baseline_far_from_bandwidth(latency),
+        verification_cheaper(latency),
+        twins_differ(latency),
         loads_disagree(latency),
     )
     return tuple(alarm for alarm in found if alarm is not None)
 
 
-def above_byte_limit(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
+def above_byte_limit(latency: Latency) -> Alarm | None:
     """Return an alarm where the candidate's step is faster than its bytes allow."""
     if not {"baseline", "candidate"} <= set(latency.arms):
         return None
     limit = latency.byte_ratio("candidate")
-    ratio = _ratio(
-        timed_steps(latency, "baseline", 1),
-        timed_steps(latency, "candidate", 1),
-        latency,
-        bootstrap,
-    )
+    ratio = _ratio(latency, ("baseline", 1), ("candidate", 1))
     if ratio is None or limit is None or ratio.low <= limit * (1 + BYTE_TOLERANCE):
         return None
     return _alarm(
         latency,
         ABOVE_BYTE_LIMIT,
         f"the candidate's step is {valued(ratio, 'speedup')} as fast as the baseline's, and its "
-        "bytes allow "
-        f"{times(limit)}: the baseline runs on poor kernels ({_kernels(latency, 'baseline')}).",
+        f"bytes allow {times(limit)}: the baseline runs on poor kernels "
+        f"({_kernels(latency, 'baseline')}).",
     )
 
 
@@ -90,28 +87,22 @@ def baseline_far_from_bandwidth(latency: Latency) -> Alarm | None:
     )
 
 
-def verification_cheaper(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
+def verification_cheaper(latency: Latency) -> Alarm | None:
     """Return an alarm where a pass of the target over more tokens is faster than one over fewer."""
     target = latency.arms.get("target")
     for few, many in pairwise(sorted(target.steps)) if target is not None else ():
-        ratio = _ratio(
-            timed_steps(latency, "target", many),
-            timed_steps(latency, "target", few),
-            latency,
-            bootstrap,
-        )
+        ratio = _ratio(latency, ("target", many), ("target", few))
         if ratio is not None and ratio.high < 1 - WIDTH_TOLERANCE:
             return _alarm(
                 latency,
                 VERIFICATION_CHEAPER,
                 f"the target takes {valued(ratio, 'speedup')} as long for {many} new tokens as "
-                f"for {few}: the "
-                f"kernels of {few} are poor ({_kernels(latency, 'target')}).",
+                f"for {few}: the kernels of {few} are poor ({_kernels(latency, 'target')}).",
             )
     return None
 
 
-def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | None:
+def twins_differ(latency: Latency) -> Alarm | None:
     """Return an alarm where draft and target have one shape and format, and different steps."""
     arms = latency.arms
     for draft in ARMS:
@@ -122,17 +113,15 @@ def twins_differ(latency: Latency, bootstrap: Bootstrap = DEFAULT) -> Alarm | No
             continue
         if arms[draft].head_bytes != arms["target"].head_bytes:
             continue
-        steps = timed_steps(latency, draft, 1), timed_steps(latency, "target", 1)
-        ratio = _ratio(*steps, latency, bootstrap)
+        ratio = _ratio(latency, (draft, 1), ("target", 1))
         if ratio is None or (ratio.low <= 1 + TWIN_TOLERANCE and ratio.high >= 1 - TWIN_TOLERANCE):
             continue
         return _alarm(
             latency,
             TWINS_DIFFER,
             f"the {draft} has the target's shape and format, and its step takes "
-            f"{valued(ratio, 'speedup')} as "
-            f"long: they run on different kernels ({_kernels(latency, draft)}; target: "
-            f"{_kernels(latency, 'target')}).",
+            f"{valued(ratio, 'speedup')} as long: they run on different kernels "
+            f"({_kernels(latency, draft)}; target: {_kernels(latency, 'target')}).",
         )
     return None
 
@@ -180,11 +169,10 @@ def _error(values: Floats) -> float:
     return 1.25 * spread / math.sqrt(max(len(values) - 1, 1))
 
 
-def _ratio(
-    over: Timed | None, under: Timed | None, latency: Latency, bootstrap: Bootstrap
-) -> Interval | None:
-    found = time_ratio(over, under, latency, bootstrap)
-    return None if found is None else found.interval(bootstrap)
+def _ratio(latency: Latency, over: Step, under: Step) -> Interval | None:
+    """Return how much longer one arm's step takes than another's, paired by block."""
+    found = time_ratio(timed_steps(latency, *over), timed_steps(latency, *under), latency, DEFAULT)
+    return None if found is None else found.interval(DEFAULT)
 
 
 def _kernels(latency: Latency, arm: str) -> str:
@@ -192,9 +180,6 @@ def _kernels(latency: Latency, arm: str) -> str:
 
 
 def _alarm(latency: Latency, code: str, message: str) -> Alarm:
-    tried = (
-        " Kernels were chosen again by new trials and all was timed again: it stayed."
-        if latency.retried
-        else ""
-    )
-    return Alarm(code, f"{message}{tried} Time again on a quiet machine.")
+    if latency.retried:
+        message += " Kernels were chosen again by new trials and all was timed again: it stayed."
+    return Alarm(code, f"{message} Time again on a quiet machine.")

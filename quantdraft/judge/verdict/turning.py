@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantdraft.judge.verdict.policy import policy_of
+from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation
 from quantdraft.record.wording import (
     change_points,
@@ -20,24 +20,19 @@ from quantdraft.record.wording import (
 MEMORY_BOUND = 0.70
 
 
-def speed_limit(evaluation: Evaluation) -> float:
-    """Return the least speedup over the baseline that the verdict asked for."""
-    return policy_of(evaluation).min_speedup_over_baseline
-
-
-def turning_points(evaluation: Evaluation) -> tuple[str, ...]:
+def turning_points(evaluation: Evaluation, policy: Policy) -> tuple[str, ...]:
     """Return a sentence each for draft step and acceptance; none where the speed is undefined."""
-    lines = (_other_draft_step(evaluation), _other_acceptance(evaluation))
+    limit = policy.min_speedup_over_baseline
+    lines = (_other_draft_step(evaluation, limit), _other_acceptance(evaluation, limit))
     return tuple(line for line in lines if line is not None)
 
 
-def _other_draft_step(evaluation: Evaluation) -> str | None:
+def _other_draft_step(evaluation: Evaluation, limit: float) -> str | None:
     """Return the draft step at which the estimate meets the limit, at the measured acceptance."""
-    plane, limit = evaluation.plane, speed_limit(evaluation)
-    k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
+    plane, acceptance = evaluation.plane, evaluation.acceptance_at_its_k
     if plane is None or acceptance is None:
         return None
+    k, now = plane.num_speculative_tokens, evaluation.operating_point.draft_speedup
     needed = plane.needed_draft_speedup(acceptance.acceptance_rate_loss.value, limit)
     if needed is None:
         return (
@@ -47,19 +42,18 @@ def _other_draft_step(evaluation: Evaluation) -> str | None:
     measured = "its own was not measured" if now is None else f"measured {times(now.value)}"
     return (
         f"At the measured acceptance, {times(limit)} over the baseline, both at k = {k}, needs a "
-        "draft step "
-        f"{times(needed)} as fast as the baseline's, {milliseconds(plane.draft_step_ms / needed)} "
-        f"({measured})."
+        f"draft step {times(needed)} as fast as the baseline's, "
+        f"{milliseconds(plane.draft_step_ms / needed)} ({measured})."
     )
 
 
-def _other_acceptance(evaluation: Evaluation) -> str | None:
+def _other_acceptance(evaluation: Evaluation, limit: float) -> str | None:
     """Return the acceptance at which the estimate meets the limit, at the measured draft step."""
-    plane, limit = evaluation.plane, speed_limit(evaluation)
-    k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance, now = evaluation.acceptance_at(k), evaluation.operating_point.draft_speedup
+    plane, acceptance = evaluation.plane, evaluation.acceptance_at_its_k
+    now = evaluation.operating_point.draft_speedup
     if plane is None or acceptance is None or now is None:
         return None
+    k = plane.num_speculative_tokens
     allowed = plane.allowed_loss(now.value, limit)
     measured = change_points(-acceptance.acceptance_rate_loss.value)
     if acceptance.baseline_rate.value - allowed > 1:
@@ -74,7 +68,7 @@ def _other_acceptance(evaluation: Evaluation) -> str | None:
     )
 
 
-def obstacle(evaluation: Evaluation) -> str | None:
+def obstacle(evaluation: Evaluation, policy: Policy) -> str | None:
     """Return what keeps it from a go, e.g. a step that memory does not bound; None for a go."""
     verdict = evaluation.verdict
     if verdict.decision == "go":
@@ -85,25 +79,27 @@ def obstacle(evaluation: Evaluation) -> str | None:
         return f"its draft step was not timed: {evaluation.latency.undefined['candidate']}."
     if verdict.decision == "inconclusive" and (doubt := _doubt(evaluation)):
         return f"{doubt}."
-    parts = [_step(evaluation), _needed(evaluation), _over_target(evaluation)]
-    said = "; ".join(part for part in parts if part)
-    return f"{said}." if said else "speed was not measured."
+    parts = (
+        _step(evaluation),
+        _needed(evaluation, policy.min_speedup_over_baseline),
+        _over_target(evaluation, policy.min_speedup_over_autoregressive),
+    )
+    text = "; ".join(part for part in parts if part)
+    return f"{text}." if text else "speed was not measured."
 
 
 def _doubt(evaluation: Evaluation) -> str:
     """Return the speed check whose limit lies inside the interval, and what would settle it."""
-    unsure = [
-        check
+    lines = [
+        f"its {check.name}, {valued(check.observed, check.name)}, is not told apart from the limit "
+        f"of {metric(check.limit, check.name)}"
         for check in evaluation.verdict.checks
         if check.kind == "decides" and check.result == "unsure" and check.limit is not None
     ]
-    said = [
-        f"its {check.name}, {valued(check.observed, check.name)}, is not told apart from the limit "
-        f"of {metric(check.limit, check.name)}"
-        for check in unsure
-    ]
     settle = evaluation.verdict.to_settle
-    return "; ".join([*said, *([f"to settle it: {settle}"] if settle else [])]) if said else ""
+    if lines and settle:
+        lines.append(f"to settle it: {settle}")
+    return "; ".join(lines)
 
 
 def _step(evaluation: Evaluation) -> str:
@@ -111,47 +107,38 @@ def _step(evaluation: Evaluation) -> str:
     saving, latency = evaluation.operating_point.draft_latency_saving, evaluation.latency
     if saving is None or "candidate" not in latency.arms:
         return ""
-    said = f"beside the baseline's its draft step is {step_change(saving)}"
+    text = f"beside the baseline's its draft step is {step_change(saving)}"
     byte_ratio = latency.byte_ratio("candidate")
     if byte_ratio is None or byte_ratio <= 1 or saving.value >= 1 - 1 / byte_ratio:
-        return said
-    said += f", where its bytes alone would make it {shorter(1 - 1 / byte_ratio)}"
-    return said + _not_bound_by_memory(evaluation)
-
-
-def _not_bound_by_memory(evaluation: Evaluation) -> str:
-    """Return that the baseline's step is far from the memory's limit, where it is."""
-    latency = evaluation.latency
-    if "baseline" not in latency.arms:
-        return ""
+        return text
+    text += f", where its bytes alone would make it {shorter(1 - 1 / byte_ratio)}"
     fraction = latency.bandwidth_fraction("baseline")
-    if fraction is None or fraction >= MEMORY_BOUND:
-        return ""
-    return (
-        f" (a draft step of this size is not bound by memory: the baseline's reads at "
-        f"{percent(fraction, 0)} of the copy bandwidth)"
-    )
+    if fraction is not None and fraction < MEMORY_BOUND:
+        text += (
+            " (a draft step of this size is not bound by memory: the baseline's reads at "
+            f"{percent(fraction, 0)} of the copy bandwidth)"
+        )
+    return text
 
 
-def _needed(evaluation: Evaluation) -> str:
+def _needed(evaluation: Evaluation, limit: float) -> str:
     """Return the step that the speedup asked for would need, at the measured acceptance."""
-    plane, limit = evaluation.plane, speed_limit(evaluation)
+    plane, acceptance = evaluation.plane, evaluation.acceptance_at_its_k
     now = evaluation.operating_point.draft_speedup
-    k = evaluation.operating_point.candidate_num_speculative_tokens
-    acceptance = evaluation.acceptance_at(k)
     if plane is None or acceptance is None or now is None:
         return ""
     loss = acceptance.acceptance_rate_loss.value
     needed = plane.needed_draft_speedup(loss, limit)
-    lost = f"at k = {k} the acceptance rate changes by {change_points(-loss)}"
+    k, change = plane.num_speculative_tokens, change_points(-loss)
+    lost = f"at k = {k} the acceptance rate changes by {change}"
     if needed is None:
         return f"{lost}, and no draft step, however short, would give {times(limit)}"
     return f"{lost}, and {times(limit)} would need a step {shorter(1 - 1 / needed)}"
 
 
-def _over_target(evaluation: Evaluation) -> str:
+def _over_target(evaluation: Evaluation, limit: float) -> str:
     ends = evaluation.operating_point.speedup_over_autoregressive
-    if ends is None or ends.low > policy_of(evaluation).min_speedup_over_autoregressive:
+    if ends is None or ends.low > limit:
         return ""
     return (
         f"with it speculation runs at {significant(ends.value)} times the target's own speed "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -39,13 +39,6 @@ CLEAR_RATIO = 4.0
 Share = Callable[[float], None]
 
 
-class Step(Protocol):
-    """One model at one batch and context, ready to run a step as often as asked."""
-
-    def step(self, num_tokens: int) -> None:
-        """Run a pass over `num_tokens` new tokens of every row, take its argmax, and go back."""
-
-
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A loaded model and the way its steps run."""
@@ -55,7 +48,7 @@ class Arm:
     source: WeightSource
     mode_trial_ms: dict[str, float] = field(default_factory=dict)
 
-    def open_step(self, batch_size: int, context_length: int, max_new: int) -> Step:
+    def open_step(self, batch_size: int, context_length: int, max_new: int) -> Stepper:
         """Return the step at one point; its cache lives as long as it does."""
         return Stepper(self.native, batch_size, context_length, max_new, self.mode)
 
@@ -238,7 +231,7 @@ def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, 
     return tuple(sorted({batch * width for batch in batch_sizes for width in widths}))
 
 
-def probe_ms(step: Step, num_tokens: int, device: torch.device) -> float:
+def probe_ms(step: Stepper, num_tokens: int, device: torch.device) -> float:
     """Return the ms of one step, after another one in which caches and compilers settle."""
     step.step(num_tokens)
     synchronize(device)

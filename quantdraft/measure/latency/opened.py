@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from quantdraft.measure.latency.loaded import BASELINE, TARGETS, Arm, Step
+from quantdraft.engines.native.steps import Stepper
+from quantdraft.measure.latency.loaded import BASELINE, TARGETS, Arm
 from quantdraft.measure.latency.timing_plan import MIN_LOADS
 
 BLOCKS_PER_LOAD, WARMUP_BLOCKS = 4, 1  # at least
@@ -21,7 +22,7 @@ class Opened:
     """One arm at one point."""
 
     arm: Arm
-    step: Step
+    step: Stepper
     peak_memory_bytes: int
     probe_ms: dict[int, float]  # by new tokens: one look, not a sample
 
@@ -58,12 +59,12 @@ def rehearsal(
     return partial(_run_target_then_draft, arm.step, draft)
 
 
-def _run_steps(step: Step, times: int) -> None:
+def _run_steps(step: Stepper, times: int) -> None:
     for _ in range(times):
         step.step(1)
 
 
-def _run_target_then_draft(target: Step, draft: Step | None) -> None:
+def _run_target_then_draft(target: Stepper, draft: Stepper | None) -> None:
     _run_steps(target, NUM_REHEARSALS - 1)
     if draft is not None:
         _run_steps(draft, 1)

@@ -20,10 +20,16 @@ from quantdraft.engines.counters import Counters
 from quantdraft.engines.findings import float_type
 from quantdraft.engines.kernels.dense import type_name
 from quantdraft.errors import EngineError
-from quantdraft.judge.acceptance import replay_rounds, rounds_between
-from quantdraft.measure.live import known_status, target_logprobs
-from quantdraft.measure.near_ties import TextStatus, coarsest, text_keeps, text_status, widest_step
-from quantdraft.measure.replay import keep_probabilities, response_logits
+from quantdraft.judge.acceptance import replay_rounds
+from quantdraft.measure.live import known_status, with_logprobs
+from quantdraft.measure.near_ties import (
+    TextStatus,
+    bounded_rounds,
+    coarsest,
+    text_status,
+    widest_step,
+)
+from quantdraft.measure.replay import acceptance_probabilities, response_logits
 from quantdraft.measure.served.fleet import ArmAnswer
 from quantdraft.measure.served.served_run import Serve
 from quantdraft.record import AcceptanceRule, Served, ServedArm, ServedRequest
@@ -62,9 +68,9 @@ def rounds_replayed(
     draft: Any, responses: Sequence[Response], rule: AcceptanceRule, sampling: Sampling, k: int
 ) -> list[float]:
     """Return the rounds that a draft needs for texts, one number for each response."""
-    keeps = keep_probabilities(draft, Traffic(tuple(responses), sampling), rule)
+    probabilities = acceptance_probabilities(draft, Traffic(tuple(responses), sampling), rule)
     ids = [response.prompt_id for response in responses]
-    return [float(n) for n in replay_rounds(ids, keeps, [k]).num_drafts[0]]
+    return [float(n) for n in replay_rounds(ids, probabilities, [k]).num_drafts[0]]
 
 
 def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
@@ -75,21 +81,20 @@ def replay_dtype(given: torch.dtype, served: str) -> torch.dtype:
 def _texts(run: Serve, served: Served, answers: Sequence[ArmAnswer]) -> Texts:
     """Return what each text is against the traffic's; the target is loaded once."""
     asked = {(answer.prompt, answer.completion.token_ids) for answer in answers}
-    if not run.sampling.is_greedy:
+    if not run.subject.sampling.is_greedy:
         return dict.fromkeys(asked, "sampled")
-    on = replay_dtype(run.dtype, served.dtype)
-    target = load_model(run.target.path, on, run.device) if answers else None
+    on = replay_dtype(run.subject.dtype, served.dtype)
+    target = load_model(run.target.path, on, run.subject.device) if answers else None
     stored = float_type(run.target.config)
-    dtype = coarsest(_compared_in(run, served), run.traffic.dtype or stored)
-    return {
-        (prompt, ids): _text(target, run.traffic, run.traffic.responses[prompt], ids, dtype)
-        for prompt, ids in asked
-    }
+    traffic = run.subject.traffic
+    dtype = coarsest(_compared_in(run, served), traffic.dtype or stored)
+    return {(prompt, ids): _text(target, traffic, prompt, ids, dtype) for prompt, ids in asked}
 
 
 def _text(
-    target: Any, traffic: Traffic, response: Response, found: tuple[int, ...], dtype: str
+    target: Any, traffic: Traffic, prompt: int, found: tuple[int, ...], dtype: str
 ) -> TextStatus:
+    response = traffic.responses[prompt]
     wanted = response.response_token_ids
 
     def logits_before(at: int) -> Tensor:
@@ -106,7 +111,7 @@ def _compared_in(run: Serve, served: Served) -> str:
     """
     if served.dtype in DTYPES:
         return served.dtype
-    return "bfloat16" if run.settings.models.dtype == "auto" else type_name(run.dtype)
+    return "bfloat16" if run.settings.models.dtype == "auto" else type_name(run.subject.dtype)
 
 
 def _arm(
@@ -148,56 +153,38 @@ def _replay_texts(
 ) -> list[Rounds]:
     """Return the rounds of each answer's text under the draft; equal texts are replayed once."""
     texts = dict.fromkeys((answer.prompt, answer.completion.token_ids) for answer in answers)
-    responses = [_round_text(run, prompt, ids) for prompt, ids in texts]
-    k, on = run.num_speculative_tokens, replay_dtype(run.dtype, served.dtype)
+    responses = tuple(_round_text(run, prompt, ids) for prompt, ids in texts)
+    k, on = run.num_speculative_tokens, replay_dtype(run.subject.dtype, served.dtype)
     if served.is_expectation:
-        responses = _with_logprobs(run, responses, on)
+        target = load_model(run.target.path, on, run.subject.device)
+        responses = with_logprobs(target, responses, run.subject.sampling)
+        del target
+        gc.collect()
     draft_type = run.measured.replay_type(checkpoint, type_name(on))
-    draft = load_model(checkpoint.path, DTYPES[draft_type], run.device)
+    draft = load_model(checkpoint.path, DTYPES[draft_type], run.subject.device)
     is_exact = _compared_in(run, served) == "float32" and step == 0
     if is_exact or served.is_expectation:
-        found = rounds_replayed(draft, responses, run.rule, run.sampling, k)
+        found = rounds_replayed(draft, responses, run.subject.rule, run.subject.sampling, k)
         rounds = [Rounds(number) for number in found]
     else:
-        rounds = uncertain_rounds(draft, responses, k, _compared_in(run, served), step)
+        bounds = bounded_rounds(draft, responses, k, _compared_in(run, served), step)
+        rounds = [Rounds(*each) for each in zip(*bounds, strict=True)]
     by_text = dict(zip(texts, rounds, strict=True))
     return [by_text[answer.prompt, answer.completion.token_ids] for answer in answers]
 
 
 def _round_text(run: Serve, prompt: int, ids: tuple[int, ...]) -> Response:
     """Return an answer as a response, without the tokens that come from no round."""
-    asked = run.traffic.responses[prompt]
+    asked = run.subject.traffic.responses[prompt]
     is_cut = len(ids) >= len(asked.response_token_ids)
     num_tokens = run.measured.num_round_tokens(len(ids), is_cut)
     return replace(asked, response_token_ids=ids[:num_tokens], logprobs=None)
 
 
-def uncertain_rounds(
-    draft: Any, responses: Sequence[Response], k: int, dtype: str, step: float
-) -> list[Rounds]:
-    """Return the rounds of every response, and the fewest and the most that near-ties allow."""
-    found = text_keeps(draft, responses, dtype, step)
-    ids = [response.prompt_id for response in responses]
-    keeps = [each.keep for each in found]
-    replayed = replay_rounds(ids, keeps, [k]).num_drafts[0].tolist()
-    low, high = rounds_between(ids, keeps, [each.is_near_tie for each in found], k)
-    return [Rounds(*each) for each in zip(replayed, low, high, strict=True)]
-
-
-def _with_logprobs(run: Serve, responses: Sequence[Response], on: torch.dtype) -> list[Response]:
-    target = load_model(run.target.path, on, run.device)
-    logprobs = target_logprobs(target, responses, run.sampling)
-    del target
-    gc.collect()
-    return [
-        replace(r, logprobs=tuple(p.tolist())) for r, p in zip(responses, logprobs, strict=True)
-    ]
-
-
 def _record(run: Serve, answer: ArmAnswer, status: TextStatus, rounds: Rounds) -> ServedRequest:
     completion, counters = answer.completion, answer.counters
     return ServedRequest(
-        prompt_id=run.traffic.responses[answer.prompt].prompt_id,
+        prompt_id=run.subject.traffic.responses[answer.prompt].prompt_id,
         num_tokens=len(completion.token_ids),
         num_first_tokens=completion.num_first_tokens,
         seconds=completion.seconds,

@@ -6,10 +6,9 @@ engine's counters must be; they are kept side by side, prompt by prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from quantdraft.common.progress import bar, say
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
 from quantdraft.engines.measured import Installation, Request, ServerPlan
+from quantdraft.engines.registry import engine_named
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.measure.latency.memory import available_bytes
@@ -55,13 +55,14 @@ def serve(run: Serve) -> Served:
     Raises OptionError for what the engine would refuse or misread, EngineError when a server dies
     while it is asked. A server that does not come up makes its arm undefined, with its own reason.
     """
-    refusal = run.measured.refusal(run.rule, run.sampling)
+    subject, title = run.subject, run.measured.title
+    refusal = run.measured.refusal(subject.rule, subject.sampling)
     if refusal is not None:
         raise OptionError(refusal)
     if len(run.settings.ks) > 1 and run.settings.serving.k is None:
         k = run.num_speculative_tokens
-        say(f"{run.title} serves one k: {k}, of -k the nearest to 4. Another: --engine-k N.")
-    requests = [_request(run, index) for index in range(len(run.traffic.responses))]
+        say(f"{title} serves one k: {k}, of -k the nearest to 4. Another: --engine-k N.")
+    requests = [_request(run, index) for index in range(len(subject.traffic.responses))]
     before = load_average()
     served, answers = (
         _ask_running(run, requests) if run.settings.serving.urls else _ask_own(run, requests)
@@ -74,7 +75,7 @@ def serve(run: Serve) -> Served:
 def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswers]:
     """Ask servers of ours, in the first float type that the candidate runs in."""
     found = run.measured.open(run.settings.serving)
-    for checkpoint in (run.models.baseline, run.models.candidate):
+    for checkpoint in (run.subject.models.baseline, run.subject.models.candidate):
         _require_servable(run, checkpoint)
     answers = ArmAnswers({}, {})
     num_loads = run.settings.serving.num_loads or NUM_LOADS
@@ -82,12 +83,12 @@ def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswer
         share = _memory_share(run, found, dtype)
         is_interleaved = share is not None
         plan = _server_plan(run, found, dtype, share)
-        fleet = Fleet(run.measured, found, plan, _drafts(run, found, dtype), run.run_dir)
+        fleet = Fleet(run.measured, found, plan, _drafts(run, found, dtype), run.subject.run_dir)
         how = "all at once" if is_interleaved else "one after another"
         times = f"started {num_loads} times" if num_loads > 1 else "started once"
-        say(f"{run.title} {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
+        say(f"{run.measured.title} {found.version}: {len(ARMS)} servers, {how}, {times}, {dtype}")
         total = len(requests) * len(ARMS) * num_visits(num_loads)
-        with bar(total, f"{run.title} {dtype}", "request") as progress:
+        with bar(total, f"{run.measured.title} {dtype}", "request") as progress:
             ask = fleet.ask_together if is_interleaved else fleet.ask_one_by_one
             answers = ask(requests, num_loads, progress)
         if "candidate" not in answers.undefined:
@@ -95,11 +96,9 @@ def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswer
         say(f"{dtype}: {answers.undefined['candidate']}")
     if num_loads == 1:
         say(ONE_LOAD)
+    served = _without_arms(run, found.version, found.device_type, dtype, is_interleaved)
     speculative = dict(found.speculative)
-    served = _without_arms(
-        run, found.version, found.device_type, dtype, speculative, is_interleaved
-    )
-    return replace(served, is_synthetic=found.is_synthetic), answers
+    return replace(served, speculative=speculative, is_synthetic=found.is_synthetic), answers
 
 
 def _ask_running(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswers]:
@@ -110,11 +109,11 @@ def _ask_running(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAn
         warm_up(client, requests)
     say(ONE_LOAD)
     total = len(requests) * len(clients) * num_visits(1)
-    with bar(total, run.title, "request") as progress:
+    with bar(total, run.measured.title, "request") as progress:
         answers = ask_in_turns(clients, requests, progress)
     undefined = {arm: "no server was given for it" for arm in ARMS if arm not in clients}
     version = next(iter(clients.values())).version()
-    served = _without_arms(run, version, "the servers' own", "unknown", {}, True)
+    served = _without_arms(run, version, "the servers' own", "unknown", True)
     return served, ArmAnswers(answers, undefined)
 
 
@@ -135,12 +134,7 @@ def parse_urls(given: Sequence[str]) -> dict[str, str]:
 
 
 def _without_arms(
-    run: Serve,
-    version: str,
-    device: str,
-    dtype: str,
-    extra: Mapping[str, Any],
-    is_interleaved: bool,
+    run: Serve, version: str, device: str, dtype: str, is_interleaved: bool
 ) -> Served:
     return Served(
         engine=run.settings.serving.engine,
@@ -148,11 +142,11 @@ def _without_arms(
         device=device,
         dtype=dtype,
         num_speculative_tokens=run.num_speculative_tokens,
-        speculative=dict(extra),
+        speculative={},
         is_interleaved=is_interleaved,
         arms={},
-        is_expectation=run.rule == "rejection" and not run.sampling.is_greedy,
-        replay_dtype=type_name(replay_dtype(run.dtype, dtype)),
+        is_expectation=run.subject.rule == "rejection" and not run.subject.sampling.is_greedy,
+        replay_dtype=type_name(replay_dtype(run.subject.dtype, dtype)),
     )
 
 
@@ -162,7 +156,7 @@ def _server_plan(run: Serve, found: Installation, dtype: str, share: float | Non
         dtype=dtype,
         num_speculative_tokens=run.num_speculative_tokens,
         max_model_len=_max_model_len(run),
-        rule=run.rule,
+        rule=run.subject.rule,
         seed=run.settings.seed,
         memory_share=None if found.device_type == "cpu" else share,
     )
@@ -180,7 +174,7 @@ def _drafts(run: Serve, found: Installation, dtype: str) -> dict[str, Path | Non
 def _max_model_len(run: Serve) -> int:
     """Return the longest prompt and response, with a round to spare where the target has it."""
     longest = max(
-        len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.traffic.responses
+        len(r.prompt_token_ids) + len(r.response_token_ids) for r in run.subject.traffic.responses
     )
     wanted = -(-(longest + run.num_speculative_tokens + 1) // 64) * 64
     limit = num_positions(run.target.text_config)
@@ -189,13 +183,13 @@ def _max_model_len(run: Serve) -> int:
 
 def _request(run: Serve, index: int) -> Request:
     """Return the request for a prompt: as many tokens as its response has, ended as that was."""
-    response = run.traffic.responses[index]
+    response = run.subject.traffic.responses[index]
     ends = stored_end_token_ids(run.target)
     has_ended = response.response_token_ids[-1] in ends
     return Request(
         prompt_token_ids=response.prompt_token_ids,
         max_tokens=len(response.response_token_ids),
-        sampling=run.sampling,
+        sampling=run.subject.sampling,
         seed=run.settings.seed + index,
         stop_token_ids=ends if has_ended else (),
     )
@@ -203,22 +197,23 @@ def _request(run: Serve, index: int) -> Request:
 
 def _require_servable(run: Serve, draft: Checkpoint) -> None:
     """Raise OptionError for a draft that the engine refuses."""
-    found = run.engine.check(Draft(draft.path.absolute(), draft.config, run.target.config))
+    engine = engine_named(run.settings.serving.engine)
+    found = engine.check(Draft(draft.path.absolute(), draft.config, run.target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
-        raise OptionError(f"{run.title} cannot serve '{draft.path}': {refused[0]}")
+        raise OptionError(f"{run.measured.title} cannot serve '{draft.path}': {refused[0]}")
 
 
 def _memory_share(run: Serve, found: Installation, dtype: str) -> float | None:
     """Return the share of memory of each server, or None where not all of them fit."""
     item_bytes = 4 if dtype == "float32" else 2
-    models = [run.target, run.models.baseline]
+    models = [run.target, run.subject.models.baseline]
     elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
     needed = elements * item_bytes * 1.2 + found.server_bytes
     if found.device_type == "cpu":
         free = total = available_bytes(torch.device("cpu"))
-    elif found.device_type == "cuda" and run.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(run.device)
+    elif found.device_type == "cuda" and run.subject.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(run.subject.device)
     else:
         return None
     if free is None or total is None or len(ARMS) * needed > 0.9 * free:

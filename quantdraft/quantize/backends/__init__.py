@@ -10,8 +10,6 @@ from collections.abc import Callable
 from quantdraft.quantize.backends import bitsandbytes, gptqmodel, identity, llmcompressor
 from quantdraft.quantize.backends.job import QuantizationJob
 
-__all__ = ["BACKENDS", "QuantizationJob"]
-
 BACKENDS: dict[str, Callable[[QuantizationJob], None]] = {
     "none": identity.quantize,
     "llmcompressor": llmcompressor.quantize,

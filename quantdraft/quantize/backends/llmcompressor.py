@@ -7,11 +7,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.common.progress import bar
-from quantdraft.common.quiet import Progress, disk_errors, quiet
+from quantdraft.common.quiet import disk_errors, quiet
 from quantdraft.errors import CheckpointError, RecipeError
 from quantdraft.quantize.backends.config_groups import (
     HEAD_TARGET,
@@ -38,10 +39,11 @@ def quantize(job: QuantizationJob) -> None:
     with quiet(job.progress) as progress, disk_errors():
         require_packages(job.recipe)
         _silence_loggers()
+        job = replace(job, progress=progress)
         if job.recipe.needs_calibration or job.recipe.modifiers is not None:
-            _quantize_in_memory(job, progress)
+            _quantize_in_memory(job)
         else:
-            _quantize_files(job, progress)
+            _quantize_files(job)
 
 
 def _silence_loggers() -> None:
@@ -54,14 +56,12 @@ def _silence_loggers() -> None:
         logger.disable(library)
     try:
         logger.level("METRIC")
-    except (
-        ValueError
-    ):  # absent where the user has switched the logs off, and logged to all the same
+    except ValueError:  # absent where the user switched the logs off, and logged to all the same
         logger.level("METRIC", no=38)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
-def _quantize_files(job: QuantizationJob, progress: Progress) -> None:
+def _quantize_files(job: QuantizationJob) -> None:
     """Round to nearest, as the library's `model_free_ptq` does, but a few tensors at a time.
 
     The library holds a whole file, and starts every weight with random numbers. The result is
@@ -71,52 +71,52 @@ def _quantize_files(job: QuantizationJob, progress: Progress) -> None:
     from llmcompressor.entrypoints.model_free.save_utils import update_config
     from transformers.initialization import no_init_weights
 
-    progress("quantizing the safetensors")
+    job.progress("quantizing the safetensors")
     config = quantization_config(job.recipe)
     shutil.copyfile(job.source.path / "config.json", job.output / "config.json")
     try:
         with no_init_weights():
             rewrite_weights(job.source, job.output, ModelFreePtqConverter(config), job.device)
     except (ValueError, NotImplementedError) as error:
-        raise RecipeError(_refusal_text(job, error)) from error
+        raise job.refusal(error) from error
     update_config(job.output, config)
 
 
-def _quantize_in_memory(job: QuantizationJob, progress: Progress) -> None:
+def _quantize_in_memory(job: QuantizationJob) -> None:
     """Calibrate by forward passes over the samples, in float32 where bfloat16 is slow."""
     import torch
     from llmcompressor import oneshot
+    from torch.utils.data import DataLoader
 
     from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
 
     device = torch.device(job.device)
-    progress("loading the draft")
+    job.progress("loading the draft")
     model = load_model(job.source.path, pick_dtype("auto", device), device)
-    torch.manual_seed(job.recipe.calibration.seed if job.recipe.calibration else 0)
-    num_tokens = sum(len(sample) for sample in job.samples)
-    progress(f"calibrating on {len(job.samples)} samples, {num_tokens} tokens")
-    data = {"dataset": _batches(job), "pipeline": "sequential"} if job.samples else {}
+    job.start_calibration()
+    batches: Any = DataLoader(job.batches(), batch_size=None, shuffle=False)  # type: ignore[arg-type]
+    data = {"dataset": batches, "pipeline": "sequential"} if job.samples else {}
     with _disable_pinning(), _show_progress(job):
         try:
             oneshot(
                 model=model,
                 processor=load_tokenizer(job.source.path),  # asked for, not used: batches are ids
-                recipe=_modifiers(job, progress),
+                recipe=_modifiers(job),
                 **data,
             )
         except (ValueError, NotImplementedError, KeyError, TypeError) as error:
-            raise RecipeError(_refusal_text(job, error)) from error
+            raise job.refusal(error) from error
     _save_model(model, job)
 
 
-def _modifiers(job: QuantizationJob, progress: Progress) -> Any:
+def _modifiers(job: QuantizationJob) -> Any:
     """Return llm-compressor's own recipe: its modifiers in order, or the verbatim text."""
     if job.recipe.modifiers is not None:
         # The library takes text, or objects; this is the text its own files have.
         return json.dumps({"quantdraft_stage": {"verbatim_modifiers": job.recipe.modifiers}})
     if job.recipe.method == "gptq":
         # The head's modifier computes scales of every layer again, so GPTQ's own come last.
-        return [*_head_modifiers(job), _gptq_modifier(job, progress)]
+        return [*_head_modifiers(job), _gptq_modifier(job)]
     if job.recipe.method == "autoround":
         return [_autoround_modifier(job)]
     return [*_rescaling_modifiers(job), _rounding_modifier(job)]
@@ -146,7 +146,7 @@ def _rounding_modifier(job: QuantizationJob) -> Any:
     )
 
 
-def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any:
+def _gptq_modifier(job: QuantizationJob) -> Any:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     class ReportingGPTQModifier(GPTQModifier):  # type: ignore[misc]
@@ -155,7 +155,7 @@ def _gptq_modifier(job: QuantizationJob, progress: Callable[[str], None]) -> Any
         def compress_module_list(self, module_list: list[Any]) -> None:
             super().compress_module_list(module_list)
             if module_list:
-                progress(f"quantized {self._num_compressed_modules} of {num_modules} layers")
+                job.progress(f"quantized {self._num_compressed_modules} of {num_modules} layers")
 
         def on_finalize(self, state: Any, **kwargs: Any) -> bool:
             if self._rtn_fallback_module_names:
@@ -197,35 +197,22 @@ def _head_modifiers(job: QuantizationJob) -> list[Any]:
     return [QuantizationModifier(config_groups={"head": scheme(head, HEAD_TARGET)})]
 
 
-def _batches(job: QuantizationJob) -> Any:
-    """Return batches of one sample, so that no padding enters the statistics."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    rows = [torch.tensor([sample]) for sample in job.samples]
-    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
-    return DataLoader(batches, batch_size=None, shuffle=False)  # type: ignore[arg-type]
-
-
 @contextlib.contextmanager
 def _show_progress(job: QuantizationJob) -> Iterator[None]:
     """Show a bar over the decoder layers, and what follows them, as they are calibrated."""
     from llmcompressor.core import LifecycleCallbacks
 
-    original = LifecycleCallbacks.__dict__["sequential_epoch_end"]
+    original = LifecycleCallbacks.sequential_epoch_end
     num_layers = int(job.source.text_config.get("num_hidden_layers", 0))
     with bar(num_layers + 1, "calibrate", "layer") as advance:
 
-        def end_epoch(cls: Any, /, modules: list[Any], **options: Any) -> Any:
-            result = original.__func__(cls, modules, **options)
+        def end_epoch(_: Any, modules: list[Any], **options: Any) -> Any:
+            result = original(modules, **options)
             advance(1)
             return result
 
-        LifecycleCallbacks.sequential_epoch_end = classmethod(end_epoch)
-        try:
+        with _replaced_method(LifecycleCallbacks, "sequential_epoch_end", end_epoch):
             yield
-        finally:
-            LifecycleCallbacks.sequential_epoch_end = original
 
 
 @contextlib.contextmanager
@@ -237,12 +224,19 @@ def _disable_pinning() -> Iterator[None]:
     if torch.accelerator.is_available():
         yield
         return
-    original = IntermediatesCache.__dict__["_pin_intermediate"]
-    IntermediatesCache._pin_intermediate = classmethod(lambda _cls, _intermediate: None)
+    with _replaced_method(IntermediatesCache, "_pin_intermediate", lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Give a class of the library another class method while the block runs."""
+    original = vars(owner)[name]
+    setattr(owner, name, classmethod(method))
     try:
         yield
     finally:
-        IntermediatesCache._pin_intermediate = original
+        setattr(owner, name, original)
 
 
 def _save_model(model: Any, job: QuantizationJob) -> None:
@@ -283,11 +277,3 @@ def _release_names(job: QuantizationJob, config: dict[str, Any]) -> None:
     elif job.recipe.scheme != "none":
         ours = quantization_config(job.recipe).model_dump(mode="json")
         quantization |= {key: ours[key] for key in ("config_groups", "ignore")}
-
-
-def _refusal_text(job: QuantizationJob, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # pydantic says in its first line how many errors there are, then which.
-    num_said = 3 if "validation error" in lines[0] else 1
-    said = ": ".join(line.strip() for line in lines[:num_said])
-    return f"recipe {job.recipe.name!r} cannot be applied to this draft: {said}"

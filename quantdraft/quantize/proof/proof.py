@@ -7,21 +7,27 @@ scales, so a fault of the library that wrote or loads them is found.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.formats import WeightFormat
-from quantdraft.checkpoints.heads import DraftHead, draft_head
-from quantdraft.checkpoints.stored_formats import KV_SCALES
+from quantdraft.checkpoints.heads.head import DraftHead, draft_head
+from quantdraft.checkpoints.stored_formats import (
+    KV_SCALES,
+    linear_modules,
+    matches,
+    stored_format,
+)
+from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError
-from quantdraft.quantize.proof import heads as head_proof
 from quantdraft.quantize.proof.tensors import require_promised_tensors
 from quantdraft.quantize.proof.weights import (
     ComparedWeights,
+    Deviation,
     error_limit,
     require_small,
     require_unchanged,
@@ -71,15 +77,11 @@ class Proof:
     weights_bytes: int
     without_logits: str | None = None  # why they were not compared, where they were not
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for the manifest."""
-        return asdict(self)
-
 
 def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
     """Open the candidate as an engine would and check it against the source; see the limits above.
 
-    A draft head is not run: its files alone are checked.
+    A draft head is not run, as it computes from its target's hidden states: its files are checked.
     Raises CheckpointError, naming what failed. One model is in memory at a time.
     """
     require_promised_tensors(recipe, source, candidate)
@@ -99,15 +101,53 @@ def prove(recipe: Recipe, source: Checkpoint, candidate: Checkpoint, device: tor
 def _head_proof(
     recipe: Recipe, head: DraftHead, source: Checkpoint, candidate: Checkpoint
 ) -> Proof:
+    from quantdraft.checkpoints.tensors.unpacking import quantized_modules
+
     require_unchanged(source, candidate)
-    head_proof.require_excluded(head, candidate)
-    head_proof.require_finite_scales(candidate)
-    modules, error, limit = 0, 0.0, 0.0
-    if not recipe.is_identity:
-        modules, error, limit = head_proof.widest_deviation(source, candidate)
-    weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
-    reason = head_proof.reason_without_logits(head)
-    return Proof(modules, error, limit, None, None, None, weights_bytes, reason)
+    _require_excluded(head, candidate)
+    _require_scales(candidate, (".weight_scale", ".weight_global_scale"), may_be_zero=True)
+    formats = {} if recipe.is_identity else quantized_modules(candidate)
+    errors = ComparedWeights(source, candidate, formats).all_errors()
+    if not errors and not recipe.is_identity:
+        raise CheckpointError(f"'{candidate.path}' holds no quantized layer.")
+    require_small(errors, formats)
+    reason = (
+        f"logits were not compared: a draft head ({head.family.title}) has no forward pass "
+        "without its target"
+    )
+    return Proof(
+        len(formats),
+        *_widest(errors, formats),
+        None,
+        None,
+        None,
+        candidate.num_bytes,
+        without_logits=reason,
+    )
+
+
+def _widest(
+    errors: Mapping[str, Deviation], formats: Mapping[str, WeightFormat]
+) -> tuple[float, float]:
+    """Return the largest error of all layers, and its limit; 0 where none is quantized."""
+    if not errors:
+        return 0.0, 0.0
+    widest = max(errors, key=lambda module: errors[module].error)
+    return errors[widest].error, error_limit(formats[widest])
+
+
+def _require_excluded(head: DraftHead, candidate: Checkpoint) -> None:
+    """Raise CheckpointError where the config or the tensors quantize what the family excludes."""
+    patterns = [pattern for each in head.family.excluded for pattern in each.patterns]
+    for module in linear_modules(head.tensors):
+        if not matches(module, patterns):
+            continue
+        info = candidate.tensors.get(f"{module}.weight")
+        is_claimed = stored_format(candidate.quantization or {}, module) is not None
+        if info is None or info.dtype not in FLOAT_DTYPES or is_claimed:
+            raise CheckpointError(
+                f"{module!r} is quantized, and engines read it raw in {head.family.title} heads."
+            )
 
 
 def _quantized_proof(
@@ -118,7 +158,8 @@ def _quantized_proof(
     from quantdraft.checkpoints.tensors.unpacking import quantized_modules
 
     formats = quantized_modules(candidate)
-    _require_usable_scales(candidate)
+    # Scales of inputs and of the cache, which no weight shows.
+    _require_scales(candidate, (*KV_SCALES, ".input_scale", ".input_global_scale"))
     with bar(len(formats), "check against the draft", "layer") as advance:
         stored = ComparedWeights(source, candidate, formats, recipe.moves_scales, advance=advance)
         baseline, reference = _reference_logits(stored, device)
@@ -142,16 +183,8 @@ def _quantized_proof(
             f"'{candidate.path}' gives logits {to_baseline:.3f} away from the draft's (limit "
             f"{MAX_FUNCTION_DISTANCE}): what was scaled out of one layer is not in the next."
         )
-    widest = max(errors, key=lambda module: errors[module].error, default=None)
-    return Proof(
-        num_quantized_modules=len(formats),
-        largest_weight_error=errors[widest].error if widest else 0.0,
-        weight_error_limit=error_limit(formats[widest]) if widest else 0.0,
-        baseline_logit_distance=to_baseline,
-        logit_distance=distance,
-        logit_distance_limit=limit,
-        weights_bytes=sum(info.num_bytes for info in candidate.tensors.values()),
-    )
+    widest = _widest(errors, formats)
+    return Proof(len(formats), *widest, to_baseline, distance, limit, candidate.num_bytes)
 
 
 def logit_limit(fmt: WeightFormat) -> float:
@@ -161,23 +194,28 @@ def logit_limit(fmt: WeightFormat) -> float:
     return LOGIT_DISTANCE_LIMITS[fmt.activations]
 
 
-def _require_usable_scales(candidate: Checkpoint) -> None:
-    """Require numbers above 0 as scales of inputs and of the cache, which no weight shows."""
+def _require_scales(
+    candidate: Checkpoint, suffixes: tuple[str, ...], *, may_be_zero: bool = False
+) -> None:
+    """Raise CheckpointError where a tensor with one of these endings holds what is no scale."""
     from quantdraft.checkpoints.tensors.unpacking import read_tensor
 
     for name in candidate.tensors:
-        if name.endswith((*KV_SCALES, ".input_scale", ".input_global_scale")):
+        if name.endswith(suffixes):
             scale = read_tensor(candidate, name).float()
-            if not bool(((scale > 0) & scale.isfinite()).all()):
-                raise CheckpointError(f"{name!r} is {scale.tolist()}, and a scale is above 0.")
+            is_scale = scale >= 0 if may_be_zero else scale > 0
+            wrong = scale[~(is_scale & scale.isfinite())]
+            if len(wrong):
+                raise CheckpointError(
+                    f"{name!r} holds {wrong[0]:g}, which is no scale: a scale is above 0."
+                )
 
 
 def _identity_proof(source: Checkpoint, candidate: Checkpoint, device: torch.device) -> Proof:
     distance = logit_distance(probe_logits(candidate, device), probe_logits(source, device))
     if distance != 0.0:
         raise CheckpointError(f"'{candidate.path}' is not an exact copy of the draft.")
-    weights_bytes = sum(info.num_bytes for info in candidate.tensors.values())
-    return Proof(0, 0.0, 0.0, 0.0, 0.0, 0.0, weights_bytes)
+    return Proof(0, 0.0, 0.0, 0.0, 0.0, 0.0, candidate.num_bytes)
 
 
 def probe_logits(checkpoint: Checkpoint, device: torch.device) -> Tensor:

@@ -86,32 +86,21 @@ def require_small(errors: Mapping[str, Deviation], formats: Mapping[str, WeightF
             )
 
 
-def weight_errors(
-    source: Checkpoint, candidate: Checkpoint, moves_scales: bool = False
-) -> dict[str, Deviation]:
-    """Return how far each quantized module is from its own weight, Ŵ from the stored numbers.
-
-    moves_scales: layers exchanged scale with their neighbours, as in AWQ: W is then the draft's
-    own weight times the factor of each row and column that brings it closest to Ŵ
-    """
-    from quantdraft.checkpoints.tensors.unpacking import quantized_modules
-
-    formats = quantized_modules(candidate)
-    return ComparedWeights(source, candidate, formats, moves_scales).all_errors()
-
-
 @dataclass(frozen=True, slots=True)
 class ComparedWeights:
     """A candidate's weights as we dequantize them, each measured when it is first read.
 
     Reading and dequantizing is most of the work, so the pass that multiplies by a weight is also
     the one that compares it with the draft's.
+
+    moves_scales: layers exchanged scale with their neighbours, as in AWQ: W is then the draft's
+    own weight times the factor of each row and column that brings it closest to Ŵ
     """
 
     source: Checkpoint
     candidate: Checkpoint
     formats: Mapping[str, WeightFormat]
-    moves_scales: bool
+    moves_scales: bool = False
     errors: dict[str, Deviation] = field(default_factory=dict)
     advance: Callable[[float], None] = lambda num_modules: None  # as each is measured
 

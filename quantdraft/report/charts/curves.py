@@ -9,7 +9,7 @@ from typing import Any
 from quantdraft.record import Interval
 from quantdraft.record.wording import valued
 from quantdraft.report.blocks import Table
-from quantdraft.report.charts.style import arm_scale, ends, finish, inline, level, name_scale
+from quantdraft.report.charts import style
 
 K_TITLE = "k, tokens proposed a round"
 
@@ -51,7 +51,7 @@ def curves_spec(
         {
             "name": curve.name,
             "k": k,
-            **ends(value),
+            **style.ends(value),
             "shown": valued(value, metric),
             "best": "best k" if k == curve.best_k else "",
         }
@@ -59,19 +59,16 @@ def curves_spec(
         for k, value in curve.points
     ]
     names = [curve.name for curve in curves]
+    scale = style.name_scale(names, "baseline") if is_by_recipe else style.arm_scale()
     ks = sorted({k for curve in curves for k, _ in curve.points})
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(style.inline(rows)).encode(
         x=alt.X(
             "k:Q",
             title=K_TITLE,
             axis=alt.Axis(values=ks, format="d", grid=False),
             scale=alt.Scale(domain=[min(ks), max(ks)], nice=False, padding=14),
         ),
-        color=alt.Color(
-            "name:N",
-            scale=name_scale(names, "baseline") if is_by_recipe else arm_scale(),
-            legend=alt.Legend(title=None, symbolType="stroke", symbolOpacity=1),
-        ),
+        color=style.coloured("name", scale, symbolType="stroke", symbolOpacity=1),
     )
     y = alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=False))
     shade: dict[str, Any] = {"opacity": alt.value(0.14)}
@@ -84,12 +81,9 @@ def curves_spec(
     drawn = base.mark_line(strokeWidth=2).encode(y=y, **line)
     dots = base.mark_point(filled=True, size=36).encode(
         y=y,
-        tooltip=[
-            alt.Tooltip("name:N", title="draft"),
-            alt.Tooltip("k:Q", title="k"),
-            alt.Tooltip("shown:N", title=y_title),
-            alt.Tooltip("best:N", title="note"),
-        ],
+        tooltip=style.tooltip(
+            {"name:N": "draft", "k:Q": "k", "shown:N": y_title, "best:N": "note"}
+        ),
         **line,
     )
     ring = (
@@ -97,6 +91,6 @@ def curves_spec(
         .mark_point(size=190, filled=False, strokeWidth=1.8, fillOpacity=0)
         .encode(y=y, **line)
     )
-    rule = [] if reference is None else [level(*reference)]
+    rule = [] if reference is None else [style.level(*reference)]
     chart = alt.layer(*rule, band, drawn, dots, ring)
-    return finish(chart.add_params(chosen) if is_by_recipe else chart, height=height)
+    return style.finish(chart.add_params(chosen) if is_by_recipe else chart, height=height)

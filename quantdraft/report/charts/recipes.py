@@ -7,22 +7,9 @@ from typing import Any
 
 from quantdraft.record import Comparison, Evaluation
 from quantdraft.record.wording import UNDEFINED, milliseconds, times, valued
-from quantdraft.report.blocks import Chart, Table
+from quantdraft.report.blocks import Chart
+from quantdraft.report.charts import style
 from quantdraft.report.charts.curves import LineByK, curve_table, curves_spec
-from quantdraft.report.charts.style import (
-    LIGHT,
-    RATE,
-    WIDE,
-    cross,
-    crosses,
-    ends,
-    finish,
-    inline,
-    level,
-    name_scale,
-    near_range,
-    whiskers,
-)
 from quantdraft.report.safety import shown_text
 
 STEP = "draft step, ms (left: faster)"
@@ -37,66 +24,47 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
 
     limit = ordered[0].known_analysis.min_speedup_over_baseline
     speeds = [each.operating_point.speedup_over_baseline for each in ordered]
-    low, high = near_range([speed.value for speed in speeds if speed], 1.0, limit)
+    low, high = style.near_range([speed.value for speed in speeds if speed], 1.0, limit)
     rows = [
         {
             "name": each.name,
-            **ends(speed if speed and low <= speed.value <= high else None),
+            **style.ends(speed if speed and low <= speed.value <= high else None),
             "decision": each.verdict.decision,
             "shown": valued(speed, "speedup"),
         }
         for each, speed in zip(ordered, speeds, strict=True)
     ]
-    names = alt.Y(
-        "name:N",
-        sort=None,
-        title=None,
-        axis=alt.Axis(labelFontSize=13, ticks=False),
-        scale=alt.Scale(domain=[shown_text(each.name, 120) for each in ordered]),
-    )
-    base = alt.Chart(inline(rows)).encode(
+    names = style.names_down("name").scale(domain=[shown_text(each.name, 120) for each in ordered])
+    base = alt.Chart(style.inline(rows)).encode(
         y=names,
-        color=alt.Color(
-            "decision:N",
-            scale=alt.Scale(
-                domain=["go", "no-go", "inconclusive"],
-                range=[LIGHT["good"], LIGHT["bad"], LIGHT["doubt"]],
-            ),
-            legend=alt.Legend(title=None),
-        ),
-        tooltip=[
-            alt.Tooltip("name:N", title="recipe"),
-            alt.Tooltip("shown:N", title="speedup"),
-            alt.Tooltip("decision:N", title="verdict"),
-        ],
+        color=style.coloured("decision", style.colour_scale(style.VERDICT_COLOURS)),
+        tooltip=style.tooltip({"name:N": "recipe", "shown:N": "speedup", "decision:N": "verdict"}),
     )
-    whisker, dot = whiskers(base, "speedup over the baseline draft", size=90)
+    whisker, dot = style.whiskers(base, "speedup over the baseline draft", size=90)
     missing = (
-        alt.Chart(inline(row for row in rows if row["shown"] == UNDEFINED))
-        .mark_text(align="left", dx=6, color=LIGHT["quiet"], text=UNDEFINED)
+        alt.Chart(style.inline(row for row in rows if row["shown"] == UNDEFINED))
+        .mark_text(align="left", dx=6, color=style.LIGHT["quiet"], text=UNDEFINED)
         .encode(y=names, x=alt.value(0))
     )
     below = [f"◂ {times(speed.value)}" if speed and speed.value < low else "" for speed in speeds]
     above = [f"{times(speed.value)} ▸" if speed and speed.value > high else "" for speed in speeds]
     far = [
-        alt.Chart(inline({**row, "far": text} for row, text in zip(rows, texts, strict=True)))
+        alt.Chart(style.inline({**row, "far": text} for row, text in zip(rows, texts, strict=True)))
         .mark_text(align="left" if is_below else "right", dx=6 if is_below else -6)
         .encode(y=names, x=alt.value(0 if is_below else "width"), text="far:N")
         for texts, is_below in ((below, True), (above, False))
         if any(texts)
     ]
-    no_gain = level(1.0, "no gain", axis="x", is_before=True)
-    go = level(limit, f"go from {times(limit)}", axis="x", dash=False)
+    no_gain = style.level(1.0, "no gain", axis="x", is_before=True)
+    go = style.level(limit, f"go from {times(limit)}", axis="x", dash=False)
     drawn = alt.layer(no_gain, go, whisker, dot, missing, *far)
     return Chart(
         name="speedups",
         title="Speedup over the baseline draft",
         description="95 % intervals, each draft at its own best k; no mark: undefined.",
-        spec=finish(drawn, height=34 * len(rows)),
-        data=Table(
-            ("Recipe", "Speedup (95 % interval)", "Verdict"),
-            tuple((str(r["name"]), str(r["shown"]), str(r["decision"])) for r in rows),
-            frozenset({1}),
+        spec=style.finish(drawn, height=34 * len(rows)),
+        data=style.rows_table(
+            rows, {"name": "Recipe", "shown": "Speedup (95 % interval)", "decision": "Verdict"}, {1}
         ),
         is_wide=True,
     )
@@ -110,7 +78,7 @@ def pareto_chart(compared: Comparison) -> Chart | None:
     if not places:
         return None
     steps = [each.draft_step_ms.value for each in places]
-    low, high = near_range(steps, steps[0], steps[0])
+    low, high = style.near_range(steps, steps[0], steps[0])
     near = [each for each in places if low <= each.draft_step_ms.value <= high]
     far = ", ".join(each.name for each in places if each not in near)
     front = sorted(
@@ -119,32 +87,28 @@ def pareto_chart(compared: Comparison) -> Chart | None:
     rows: list[dict[str, Any]] = [
         {
             "name": each.name,
-            **cross(each.draft_step_ms, each.acceptance_rate),
+            **style.cross(each.draft_step_ms, each.acceptance_rate),
             "step": milliseconds(each.draft_step_ms.value),
             "rate": valued(each.acceptance_rate, "rate"),
         }
         for each in places
     ]
-    base = alt.Chart(inline(row for row in rows if low <= row["x"] <= high)).encode(
-        color=alt.Color(
-            "name:N",
-            scale=name_scale([each.name for each in near], "baseline"),
-            legend=alt.Legend(title=None, symbolOpacity=1),
+    base = alt.Chart(style.inline(row for row in rows if low <= row["x"] <= high)).encode(
+        color=style.coloured(
+            "name", style.name_scale([each.name for each in near], "baseline"), symbolOpacity=1
         ),
     )
-    middle, rules = crosses(base, STEP, RATE)
+    middle, rules = style.crosses(base, STEP, style.RATE)
     dots = base.mark_point(filled=True, size=100, opacity=1).encode(
         **middle,
-        tooltip=[
-            alt.Tooltip("name:N", title="recipe"),
-            alt.Tooltip("step:N", title="draft step"),
-            alt.Tooltip("rate:N", title="acceptance rate"),
-        ],
+        tooltip=style.tooltip(
+            {"name:N": "recipe", "step:N": "draft step", "rate:N": "acceptance rate"}
+        ),
     )
     line = (
-        alt.Chart(inline({"x": step_ms, "y": rate} for step_ms, rate in front))
-        .mark_line(color=LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
-        .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=RATE))
+        alt.Chart(style.inline({"x": step_ms, "y": rate} for step_ms, rate in front))
+        .mark_line(color=style.LIGHT["quiet"], strokeDash=[3, 3], interpolate="step-after")
+        .encode(x=alt.X("x:Q", title=STEP), y=alt.Y("y:Q", title=style.RATE))
     )
     return Chart(
         name="pareto",
@@ -157,11 +121,9 @@ def pareto_chart(compared: Comparison) -> Chart | None:
             "pairs below."
             + (f" Too far left or right to be drawn, see the numbers: {far}." if far else "")
         ),
-        spec=finish(alt.layer(line, *rules, dots), height=320, width=WIDE),
-        data=Table(
-            ("Draft", "Draft step", "Acceptance rate"),
-            tuple((str(r["name"]), str(r["step"]), str(r["rate"])) for r in rows),
-            frozenset({1, 2}),
+        spec=style.finish(alt.layer(line, *rules, dots), height=320, width=style.WIDE),
+        data=style.rows_table(
+            rows, {"name": "Draft", "step": "Draft step", "rate": "Acceptance rate"}, {1, 2}
         ),
         is_wide=True,
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from quantdraft.record import Interval
 from quantdraft.record.wording import bare_ms, times, valued
-from quantdraft.report.blocks import Chart, Table
-from quantdraft.report.charts.style import against_one, ends, finish, inline, name_scale
+from quantdraft.report.blocks import Chart
+from quantdraft.report.charts import style
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def draft_steps_chart(steps: Sequence[DraftStep]) -> Chart:
         {
             "name": step.name,
             "arm": step.arm,
-            **ends(step.ratio),
+            **style.ends(step.ratio),
             "limit": step.byte_ratio,
             "shown": valued(step.ratio, "ratio"),
             "shown_limit": times(step.byte_ratio),
@@ -40,26 +40,24 @@ def draft_steps_chart(steps: Sequence[DraftStep]) -> Chart:
         for step in steps
     ]
     arms = list(dict.fromkeys(step.arm for step in steps))
-    base = alt.Chart(inline(rows)).encode(
-        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False)),
-        color=alt.Color("arm:N", scale=name_scale(arms), legend=None),
-        tooltip=[
-            alt.Tooltip("name:N", title="arm"),
-            alt.Tooltip("shown:N", title="measured"),
-            alt.Tooltip("shown_limit:N", title="ratio of the bytes"),
-        ],
+    base = alt.Chart(style.inline(rows)).encode(
+        y=style.names_down("name"),
+        color=alt.Color("arm:N", scale=style.name_scale(arms), legend=None),
+        tooltip=style.tooltip(
+            {"name:N": "arm", "shown:N": "measured", "shown_limit:N": "ratio of the bytes"}
+        ),
     )
-    drawn = against_one(base, "draft step: baseline over arm", one="baseline", by_bytes="limit")
+    drawn = style.against_one(
+        base, "draft step: baseline over arm", one="baseline", by_bytes="limit"
+    )
     return Chart(
         name="draft-steps",
         title="Draft steps against the baseline's",
         description="Baseline over arm with 95 % interval, right of 1: faster. Diamond: the "
         "ratio of the bytes, which is the limit where memory alone decides.",
-        spec=finish(drawn, height=30 * max(len(rows), 2)),
-        data=Table(
-            ("Arm", "Measured", "Ratio of the bytes"),
-            tuple((str(r["name"]), str(r["shown"]), str(r["shown_limit"])) for r in rows),
-            frozenset({1, 2}),
+        spec=style.finish(drawn, height=30 * max(len(rows), 2)),
+        data=style.rows_table(
+            rows, {"name": "Arm", "shown": "Measured", "shown_limit": "Ratio of the bytes"}, {1, 2}
         ),
     )
 
@@ -92,7 +90,7 @@ def target_steps_chart(steps: Sequence[TargetStep]) -> Chart:
     ]
     places = list(dict.fromkeys(step.place for step in steps))
     drawn = (
-        alt.Chart(inline(rows))
+        alt.Chart(style.inline(rows))
         .mark_line(point=alt.OverlayMarkDef(size=50), strokeWidth=2)
         .encode(
             x=alt.X("m:Q", title="new tokens m", axis=alt.Axis(tickMinStep=1)),
@@ -100,14 +98,12 @@ def target_steps_chart(steps: Sequence[TargetStep]) -> Chart:
             color=alt.Color(
                 "place:N",
                 sort=None,
-                scale=name_scale(places),
+                scale=style.name_scale(places),
                 legend=alt.Legend(title=None) if len(places) > 1 else None,
             ),
-            tooltip=[
-                alt.Tooltip("place:N", title="batch × context"),
-                alt.Tooltip("m:Q", title="new tokens"),
-                alt.Tooltip("shown:N", title="target pass"),
-            ],
+            tooltip=style.tooltip(
+                {"place:N": "batch × context", "m:Q": "new tokens", "shown:N": "target pass"}
+            ),
         )
     )
     return Chart(
@@ -115,10 +111,8 @@ def target_steps_chart(steps: Sequence[TargetStep]) -> Chart:
         title="What more tokens cost the target",
         description="One target pass over m new tokens, over one of a single token. Flat is "
         "what speculation lives on.",
-        spec=finish(drawn, height=220),
-        data=Table(
-            ("Batch × context", "m", "Target pass"),
-            tuple((str(r["place"]), str(r["m"]), str(r["shown"])) for r in rows),
-            frozenset({1, 2}),
+        spec=style.finish(drawn, height=220),
+        data=style.rows_table(
+            rows, {"place": "Batch × context", "m": "m", "shown": "Target pass"}, {1, 2}
         ),
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantdraft.record import Interval
+from quantdraft.record import ARMS, Interval
+from quantdraft.report.blocks import Table
 from quantdraft.report.safety import shown_values
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ DARK = {
     "olive": "#c5c95b",
     "none": "#262b30",
 }
+VERDICT_COLOURS = {"go": LIGHT["good"], "no-go": LIGHT["bad"], "inconclusive": LIGHT["doubt"]}
 # Of names side by side, in turn; the baseline has a colour of its own.
 HUES = ("candidate", "orange", "good", "violet", "bad", "teal", "olive", "doubt")
 
@@ -59,7 +61,6 @@ WIDE = 960
 NUM_TICKS = 8  # about so many along a long axis: more are not read, and touch on a phone
 RATE = "acceptance rate (up: better)"  # along y
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
-ARMS = ("baseline", "candidate")
 
 CONFIG: dict[str, Any] = {
     "aria": False,  # the page describes the picture and has its numbers in a table
@@ -129,11 +130,46 @@ def cross(x: Interval, y: Interval) -> dict[str, float]:
     }
 
 
-def arm_scale() -> alt.Scale:
-    """Return the colours of baseline and candidate, the same in every chart."""
+def rows_table(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], numeric: Iterable[int]
+) -> Table:
+    """Return some fields of a chart's rows as its table. columns: their titles by field"""
+    cells = tuple(tuple(str(row[field]) for field in columns) for row in rows)
+    return Table(tuple(columns.values()), cells, frozenset(numeric))
+
+
+def tooltip(titles: Mapping[str, str]) -> list[alt.Tooltip]:
+    """Return what a mark says under the pointer: its fields with their types, and their titles."""
     import altair as alt
 
-    return alt.Scale(domain=list(ARMS), range=[LIGHT[arm] for arm in ARMS])
+    return [alt.Tooltip(field, title=title) for field, title in titles.items()]
+
+
+def names_down(field: str) -> alt.Y:
+    """Return one row for every name, in the order given."""
+    import altair as alt
+
+    axis = alt.Axis(ticks=False, labelFontSize=13)
+    return alt.Y(f"{field}:N", sort=None, title=None, axis=axis)
+
+
+def coloured(field: str, scale: alt.Scale, **legend: Any) -> alt.Color:
+    """Return a field's colours and their legend, which has no title unless one is given."""
+    import altair as alt
+
+    return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(**{"title": None, **legend}))
+
+
+def colour_scale(colours: Mapping[str, str]) -> alt.Scale:
+    """Return a scale of these colours by name, in the legend's order."""
+    import altair as alt
+
+    return alt.Scale(domain=list(colours), range=list(colours.values()))
+
+
+def arm_scale() -> alt.Scale:
+    """Return the colours of baseline and candidate, the same in every chart."""
+    return colour_scale({arm: LIGHT[arm] for arm in ARMS})
 
 
 def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:

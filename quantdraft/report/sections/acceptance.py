@@ -1,8 +1,15 @@
-"""Acceptance: by position in the round and by part of the traffic."""
+"""Acceptance by position in the round and by part of the traffic, and what was lost in each."""
 
 from __future__ import annotations
 
-from quantdraft.record import MIN_PROMPTS, AcceptanceComparison, AcceptanceCounts, Evaluation, Slice
+from quantdraft.record import (
+    ARMS,
+    MIN_PROMPTS,
+    AcceptanceComparison,
+    AcceptanceCounts,
+    Evaluation,
+    Slice,
+)
 from quantdraft.record.wording import (
     ALPHA_NAME,
     RATE_NAME,
@@ -47,40 +54,19 @@ def acceptance_section(evaluation: Evaluation) -> Section:
 
 
 def _sums_table(evaluation: Evaluation, acceptance: AcceptanceComparison) -> Table:
-    before, after, k = (
-        acceptance.baseline,
-        acceptance.candidate,
-        acceptance.num_speculative_tokens,
-    )
+    k, analysis = acceptance.num_speculative_tokens, evaluation.known_analysis
+    lost = valued(acceptance.acceptance_rate_loss, "loss")
+    alphas = analysis.baseline_alpha, analysis.candidate_alpha
+    arms = [acceptance.of(arm) for arm in ARMS]
     return Table(
         (f"At k = {k}", "Baseline (95 % interval)", "Candidate (95 % interval)"),
         (
-            (
-                title_of(RATE_NAME),
-                valued(acceptance.baseline_rate, "rate"),
-                valued(acceptance.candidate_rate, "rate"),
-            ),
-            (
-                ALPHA_NAME,
-                valued(evaluation.known_analysis.baseline_alpha, "rate"),
-                valued(evaluation.known_analysis.candidate_alpha, "rate"),
-            ),
-            (
-                "Tokens a round, τ",
-                valued(acceptance.baseline_length, "length"),
-                valued(acceptance.candidate_length, "length"),
-            ),
-            ("Rounds", count(before.num_drafts), count(after.num_drafts)),
-            (
-                "Accepted draft tokens",
-                count(before.num_accepted_tokens),
-                count(after.num_accepted_tokens),
-            ),
-            (
-                "Acceptance rate lost, baseline minus candidate",
-                "",
-                valued(acceptance.acceptance_rate_loss, "loss"),
-            ),
+            (title_of(RATE_NAME), *(valued(arm.rate, "rate") for arm in arms)),
+            (ALPHA_NAME, *(valued(alpha, "rate") for alpha in alphas)),
+            ("Tokens a round, τ", *(valued(arm.length, "length") for arm in arms)),
+            ("Rounds", *(count(arm.counts.num_drafts) for arm in arms)),
+            ("Accepted draft tokens", *(count(arm.counts.num_accepted_tokens) for arm in arms)),
+            ("Acceptance rate lost, baseline minus candidate", "", lost),
         ),
         numeric=frozenset({1, 2}),
         caption=BOTH_RATES,
@@ -146,18 +132,14 @@ def early_or_late(slices: tuple[Slice, ...]) -> str:
     if len(slices) < 2:
         return "Early or late: undefined, the response was not cut into parts."
     first, last = slices[0], slices[-1]
-    if (
-        first.candidate_conditional_acceptance is None
-        or last.candidate_conditional_acceptance is None
-    ):
+    at_first = first.candidate_conditional_acceptance
+    at_last = last.candidate_conditional_acceptance
+    if at_first is None or at_last is None:
         return "Early or late: undefined, one part of the responses has no proposals."
-    rise = last.candidate_conditional_acceptance - first.candidate_conditional_acceptance
-    when = compared(rise, 0.0, "early", "late", "evenly")
+    when = compared(at_last - at_first, 0.0, "early", "late", "evenly")
     return (
-        f"The candidate's rejections fall {when}: it keeps "
-        f"{percent(first.candidate_conditional_acceptance)} of the tokens it is asked for "
-        f"({first.name}) and "
-        f"{percent(last.candidate_conditional_acceptance)} ({last.name}). "
+        f"The candidate's rejections fall {when}: it keeps {percent(at_first)} of the tokens it is "
+        f"asked for ({first.name}) and {percent(at_last)} ({last.name}). "
         f"{_of_the_baseline(first, last, when)}"
     ).strip()
 
@@ -183,8 +165,6 @@ def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Cha
         )
         for part in slices
         if part.conditional_acceptance_loss is not None
-        and part.baseline_conditional_acceptance is not None
-        and part.candidate_conditional_acceptance is not None
     ]
     described = (
         f"Kept of the tokens asked for at k = {k}, baseline minus candidate, 95 % intervals."
@@ -194,30 +174,19 @@ def slice_chart(name: str, title: str, slices: tuple[Slice, ...], k: int) -> Cha
 
 def slice_table(title: str, slices: tuple[Slice, ...], k: int) -> Table:
     """Return one row for every part. Conditional acceptance: kept / asked for."""
-    return Table(
-        columns=(
-            title,
-            "Prompts",
-            "Tokens",
-            "Baseline kept",
-            "Candidate kept",
-            "Lost (95 % interval)",
-        ),
-        rows=tuple(_slice_row(part) for part in slices),
-        numeric=frozenset(range(1, 6)),
-        caption=f"Both drafts at k = {k}. Kept: of the tokens asked for.",
-    )
-
-
-def _slice_row(part: Slice) -> tuple[str, ...]:
-    return (
-        part.name,
-        count(part.num_prompts),
-        count(part.num_tokens),
-        percent(part.baseline_conditional_acceptance),
-        percent(part.candidate_conditional_acceptance),
-        _lost(part),
-    )
+    rows = [
+        {
+            title: part.name,
+            "Prompts": count(part.num_prompts),
+            "Tokens": count(part.num_tokens),
+            "Baseline kept": percent(part.baseline_conditional_acceptance),
+            "Candidate kept": percent(part.candidate_conditional_acceptance),
+            "Lost (95 % interval)": _lost(part),
+        }
+        for part in slices
+    ]
+    caption = f"Both drafts at k = {k}. Kept: of the tokens asked for."
+    return Table.of(rows, range(1, 6), caption=caption)
 
 
 def _lost(part: Slice) -> str:

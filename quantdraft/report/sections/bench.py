@@ -30,22 +30,8 @@ from quantdraft.report.charts.steps import (
     target_steps_chart,
 )
 
-BASELINE, TARGET = "baseline", "target"
+TARGET = "target"
 MAX_PLACES = 3  # named one by one
-DRAFT_COLUMNS = (
-    "Batch",
-    "Context",
-    "Arm",
-    "Median ms",
-    "10–90 %",
-    "Ratio to baseline",
-    "Limit",
-    "Bytes",
-    "GB/s",
-    "Of copy bandwidth",
-    "Head, of bytes",
-    "Head, of time",
-)
 RANDOM_WEIGHTS = (
     "Random weights in a published model's shape: this is latency only. Whether the draft is "
     "accepted is in the weights, so nothing here says that it pays."
@@ -75,7 +61,7 @@ def bench_document(bench: Bench) -> Document:
             (*_target_chart(bench.points), *target_blocks(bench.points)),
         ),
         Section("What computes", (arms_table(bench.points),)),
-        *roofline_sections(bench.points),
+        *_roofline_sections(bench.points),
         *_left_out(bench.points),
     ]
     return Document(
@@ -102,19 +88,19 @@ def _draft_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
 
 def draft_blocks(points: Sequence[Latency], caption: str = LIMITS) -> tuple[Block, ...]:
     """Return one row for every draft and point; empty where no draft was timed."""
-    rows = [row for point in points for row in _draft_rows(point)]
+    rows = [
+        _draft_row(point, arm)
+        for point in points
+        for arm in point.arms.values()
+        if arm.name != TARGET
+    ]
     if not rows:
         return ()
-    has_heads = any(row[-1] != UNDEFINED for row in rows)  # an evaluation does not time them
-    num_columns = len(DRAFT_COLUMNS) - (not has_heads)
-    return (
-        Table(
-            columns=DRAFT_COLUMNS[:num_columns],
-            rows=tuple(row[:num_columns] for row in rows),
-            numeric=frozenset(range(num_columns)) - {DRAFT_COLUMNS.index("Arm")},
-            caption=caption,
-        ),
-    )
+    last = list(rows[0])[-1]
+    if all(row[last] == UNDEFINED for row in rows):  # an evaluation does not time heads
+        rows = [{title: cell for title, cell in row.items() if title != last} for row in rows]
+    numeric = [at for at, title in enumerate(rows[0]) if title != "Arm"]
+    return (Table.of(rows, numeric, caption=caption),)
 
 
 def memory_alone(points: Sequence[Latency]) -> list[str]:
@@ -129,29 +115,23 @@ def memory_alone(points: Sequence[Latency]) -> list[str]:
     return [sentence for sentence in said if sentence is not None]
 
 
-def _draft_rows(point: Latency) -> list[tuple[str, ...]]:
-    return [
-        (str(point.batch_size), str(point.context_length), *_draft_row(point, arm))
-        for arm in point.arms.values()
-        if arm.name != TARGET
-    ]
-
-
-def _draft_row(point: Latency, arm: ArmLatency) -> tuple[str, ...]:
+def _draft_row(point: Latency, arm: ArmLatency) -> dict[str, str]:
     figures = point.figures(arm.name)
-    rate = figures.bytes_per_s
-    return (
-        arm.name,
-        bare_ms(figures.median_ms),
-        spread(arm.steps[1].samples_ms if 1 in arm.steps else ()),
-        "1" if arm.name == "baseline" else valued(figures.ratio, "ratio"),
-        times(figures.byte_ratio),
-        num_bytes(arm.step_bytes),
-        significant(rate / 1e9) if rate else UNDEFINED,
-        percent(figures.bandwidth_fraction),
-        percent(figures.head_bytes_share),
-        percent(figures.head_time_share),
-    )
+    ratio = "1" if arm.name == "baseline" else valued(figures.ratio, "ratio")
+    return {
+        "Batch": str(point.batch_size),
+        "Context": str(point.context_length),
+        "Arm": arm.name,
+        "Median ms": bare_ms(figures.median_ms),
+        "10–90 %": spread(arm.steps[1].samples_ms if 1 in arm.steps else ()),
+        "Ratio to baseline": ratio,
+        "Limit": times(figures.byte_ratio),
+        "Bytes": num_bytes(arm.step_bytes),
+        "GB/s": significant(figures.bytes_per_s / 1e9) if figures.bytes_per_s else UNDEFINED,
+        "Of copy bandwidth": percent(figures.bandwidth_fraction),
+        "Head, of bytes": percent(figures.head_bytes_share),
+        "Head, of time": percent(figures.head_time_share),
+    }
 
 
 def _target_chart(points: Sequence[Latency]) -> tuple[Block, ...]:
@@ -210,7 +190,7 @@ def _arm_row(arm: ArmLatency) -> tuple[str, ...]:
     )
 
 
-def roofline_sections(points: Iterable[Latency]) -> tuple[Section, ...]:
+def _roofline_sections(points: Iterable[Latency]) -> tuple[Section, ...]:
     """Return what the machine reached at best in the same run; nothing where not measured."""
     found = next((point.roofline for point in points if point.roofline), None)
     return () if found is None else (Section("What this machine can do", (roofline_table(found),)),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantdraft.record import Evaluation, GridPoint
 from quantdraft.record.wording import undefined
 from quantdraft.report.blocks import Block, Bullets, Paragraph, Section
-from quantdraft.report.charts.planes import VerdictCell, paying_chart, verdict_map
+from quantdraft.report.charts.planes import paying_chart, verdict_map
 from quantdraft.report.sections.headline import missing_speed
 
 TITLE = "Batch and context"
@@ -24,23 +24,14 @@ def grid_section(evaluation: Evaluation) -> Section:
     if not points:
         why = undefined(missing_speed(evaluation))
         return Section(TITLE, (Paragraph(f"The verdict by batch: {why}."), Paragraph(HOW)))
-    blocks: list[Block] = [verdict_map([_cell(evaluation, point) for point in points])]
+    own = evaluation.latency.batch_size, evaluation.latency.context_length
+    blocks: list[Block] = [verdict_map(points, own)]
     if len(points) == 1:
         blocks = [Paragraph(HOW)]
     elif (chart := paying_chart(points)) is not None:
         blocks.append(chart)
     blocks.append(Bullets(tuple(_stopping(points, evaluation.known_analysis.stops_paying_at))))
     return Section(TITLE, tuple(blocks))
-
-
-def place_of(evaluation: Evaluation) -> tuple[int, int]:
-    """Return batch and context of the verdict's own operating point."""
-    return evaluation.latency.batch_size, evaluation.latency.context_length
-
-
-def _cell(evaluation: Evaluation, point: GridPoint) -> VerdictCell:
-    is_here = place_of(evaluation) == (point.batch_size, point.context_length)
-    return VerdictCell(point, point.decision or "undefined", is_here)
 
 
 def _stopping(points: tuple[GridPoint, ...], found: dict[int, int | None]) -> list[str]:

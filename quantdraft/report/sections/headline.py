@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.record import ARMS, Check, Evaluation, Verdict
+from quantdraft.record import ARMS, Check, Diagnosis, Evaluation, Verdict
 from quantdraft.record.verdict import RATE, RATE_LOSS
 from quantdraft.record.wording import (
     RATE_NAME,
@@ -24,7 +24,7 @@ from quantdraft.record.wording import (
     valued,
     whole_sentence,
 )
-from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Table, Tone
+from quantdraft.report.blocks import Banner, Block, Figure, Figures, Notice, Section, Table, Tone
 
 OPENINGS = ("speed was ", "the ", "control: ", "speculation with ", "acceptance ")
 OLDER_WORDS = "for want of speed ("  # as records of earlier versions say it
@@ -83,27 +83,43 @@ def lead(evaluation: Evaluation) -> tuple[Block, ...]:
     return (*blocks, _strip(evaluation), checks_table(evaluation, verdict.summary))
 
 
-def checks_table(evaluation: Evaluation, said: str = "") -> Table:
-    """Return every check, those that decide first. said: the words above, which are not repeated"""
-    ordered = sorted(evaluation.verdict.checks, key=lambda check: check.kind != "decides")
-    return Table(
-        columns=("Check", "Result", "Observed (95 % interval)", "Limit", "Role"),
-        rows=tuple(_check_row(evaluation, check, said) for check in ordered),
-        tones=tuple(TONES[check.result] for check in ordered),
-        tone_column=1,
+def diagnosis_sections(evaluation: Evaluation) -> tuple[Section, ...]:
+    """Return what the numbers point to, and what to do next; nothing where nothing was found."""
+    found = evaluation.known_analysis.diagnoses
+    return (
+        (Section("Diagnosis", tuple(_diagnosis_notice(each) for each in found)),) if found else ()
     )
 
 
+def _diagnosis_notice(each: Diagnosis) -> Notice:
+    finding = title_of(each.finding)
+    next_step = f"{each.action}: `{each.command}`" if each.command else each.action
+    return Notice(
+        finding if each.state == "found" else f"Cannot tell: {each.finding}",
+        (f"Seen: {each.seen}", f"Held to: {each.limit} ({each.source})", f"Next: {next_step}"),
+        "doubt" if each.state == "found" else "plain",
+    )
+
+
+def checks_table(evaluation: Evaluation, said: str = "") -> Table:
+    """Return every check, those that decide first. said: the words above, which are not repeated"""
+    ordered = sorted(evaluation.verdict.checks, key=lambda check: check.kind != "decides")
+    rows = tuple(_check_row(evaluation, check, said) for check in ordered)
+    tones = tuple(TONES[check.result] for check in ordered)
+    columns = ("Check", "Result", "Observed (95 % interval)", "Limit", "Role")
+    return Table(columns, rows, tones=tones, tone_column=1)
+
+
 def _check_row(evaluation: Evaluation, check: Check, said: str) -> tuple[str, ...]:
-    comparison = {">=": "≥", "<=": "≤", ">": ">", None: ""}[check.comparison]
-    has_limit = check.limit is not None and check.comparison is not None
+    limit = "—"
+    if check.limit is not None and check.comparison is not None:
+        comparison = {">=": "≥", "<=": "≤", ">": ">"}[check.comparison]
+        limit = f"{comparison} {metric(check.limit, check.name)}{_at(evaluation, check)}"
     return (
         title_of(RATE_NAME if check.name == RATE else check.name),
         check.result,
         valued(check.observed, check.name) if check.observed else _absent(check, said),
-        f"{comparison} {metric(check.limit, check.name)}{_at(evaluation, check)}"
-        if has_limit
-        else "—",
+        limit,
         check.kind,
     )
 
@@ -230,8 +246,8 @@ def missing_speed(evaluation: Evaluation) -> str:
     return "; ".join(reasons) if reasons else "its latency was not measured"
 
 
-def subtitle(evaluation: Evaluation) -> str:
-    """Return what was compared, on which traffic, at which operating point."""
+def subtitle(evaluation: Evaluation, ks: str = "") -> str:
+    """Return what was compared, on which traffic, at which operating point. ks: its k, in words"""
     latency, record = evaluation.latency, evaluation.provenance
     return " · ".join(
         (
@@ -239,7 +255,7 @@ def subtitle(evaluation: Evaluation) -> str:
             f"target {model_name(record, 'target')}",
             counted(len(evaluation.prompts), "prompt"),
             f"rule {evaluation.acceptance_rule}",
-            at_ks(evaluation),
+            *([ks] if ks else []),
             f"batch {latency.batch_size}",
             f"context {latency.context_length}",
             f"{latency.engine} on {latency.device}",

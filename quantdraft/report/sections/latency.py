@@ -1,8 +1,8 @@
-"""What was timed and with which kernels, held against the machine's own limits."""
+"""Latency: what was timed, with which kernels, beside the limits of the machine."""
 
 from __future__ import annotations
 
-from quantdraft.record import ArmLatency, Evaluation
+from quantdraft.record import ArmLatency, Evaluation, StepSamples
 from quantdraft.record.wording import (
     UNDEFINED,
     bare_ms,
@@ -25,14 +25,23 @@ from quantdraft.report.sections.bench import (
     target_blocks,
 )
 
+WEIGHTS = (
+    "Weights / time is resident bytes over the median step: compare it with the machine's memory "
+    "bandwidth."
+)
+
 
 def latency_section(evaluation: Evaluation) -> Section:
     """Return what was timed, with which kernels, and what was not and why."""
     latency = evaluation.latency
     blocks: list[Block] = [Paragraph(_conditions(evaluation))]
-    rows = [row for arm in latency.arms.values() for row in _arm_rows(arm)]
+    rows = [
+        _step_row(arm, new_tokens, step)
+        for arm in latency.arms.values()
+        for new_tokens, step in sorted(arm.steps.items())
+    ]
     if rows:
-        blocks += [_latency_table(rows), arms_table([latency])]
+        blocks += [Table.of(rows, range(1, 6), caption=WEIGHTS), arms_table([latency])]
     blocks += _against_limits(evaluation)
     if latency.undefined:
         rows_undefined = tuple((arm, undefined(why)) for arm, why in latency.undefined.items())
@@ -75,40 +84,17 @@ def _saving_and_limit(evaluation: Evaluation) -> str:
     return f"{said} {memory_alone}" if memory_alone else said
 
 
-def _latency_table(rows: list[tuple[str, ...]]) -> Table:
-    return Table(
-        columns=(
-            "Arm",
-            "New tokens",
-            "Median ms",
-            "10–90 %",
-            "Samples",
-            "Weights / time",
-        ),
-        rows=tuple(rows),
-        numeric=frozenset(range(1, 6)),
-        caption=(
-            "Weights / time is resident bytes over the median step: "
-            "compare it with the machine's memory bandwidth."
-        ),
-    )
-
-
-def _arm_rows(arm: ArmLatency) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for new_tokens, step in sorted(arm.steps.items()):
-        samples, middle = step.samples_ms, step.median_ms
-        rows.append(
-            (
-                arm.name,
-                str(new_tokens),
-                bare_ms(middle),
-                spread(samples),
-                count(len(samples)),
-                f"{significant(arm.weight_bytes / middle / 1e6)} GB/s" if middle else UNDEFINED,
-            )
-        )
-    return rows
+def _step_row(arm: ArmLatency, new_tokens: int, step: StepSamples) -> dict[str, str]:
+    samples, middle = step.samples_ms, step.median_ms
+    rate = f"{significant(arm.weight_bytes / middle / 1e6)} GB/s" if middle else UNDEFINED
+    return {
+        "Arm": arm.name,
+        "New tokens": str(new_tokens),
+        "Median ms": bare_ms(middle),
+        "10–90 %": spread(samples),
+        "Samples": count(len(samples)),
+        "Weights / time": rate,
+    }
 
 
 def _conditions(evaluation: Evaluation) -> str:

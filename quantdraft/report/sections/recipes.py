@@ -14,27 +14,17 @@ from quantdraft.record.wording import (
     times,
     valued,
 )
-from quantdraft.report.blocks import Table, Tone
+from quantdraft.report.blocks import Table
 from quantdraft.report.sections.headline import TONES
 
 
 def speed_table(ordered: Sequence[Evaluation]) -> Table:
     """Return what each recipe gains, and the decision."""
-    columns = (
-        "Recipe",
-        "Decision",
-        "Speedup over baseline",
-        "Speedup over AR",
-        "Draft step",
-        "Against the baseline's step",
-        "k",
-    )
-    return Table(
-        columns=columns,
-        rows=tuple(_speed_row(evaluation) for evaluation in ordered),
-        numeric=frozenset(range(2, 7)),
+    return Table.of(
+        [_speed_row(evaluation) for evaluation in ordered],
+        range(2, 7),
         tone_column=1,
-        tones=tuple(TONES[evaluation.verdict.decision] for evaluation in ordered),
+        tones=[TONES[evaluation.verdict.decision] for evaluation in ordered],
         caption=(
             "Each draft at its own best k: the candidate's, and the baseline's where it differs. "
             "AR: autoregressive, the target alone."
@@ -42,17 +32,17 @@ def speed_table(ordered: Sequence[Evaluation]) -> Table:
     )
 
 
-def _speed_row(evaluation: Evaluation) -> tuple[str, ...]:
+def _speed_row(evaluation: Evaluation) -> dict[str, str]:
     point = evaluation.operating_point
-    return (
-        evaluation.name,
-        evaluation.verdict.decision,
-        valued(point.speedup_over_baseline, "speedup"),
-        valued(point.speedup_over_autoregressive, "speedup"),
-        milliseconds(point.candidate_draft_step_ms),
-        step_change(point.draft_latency_saving),
-        _best_ks(evaluation),
-    )
+    return {
+        "Recipe": evaluation.name,
+        "Decision": evaluation.verdict.decision,
+        "Speedup over baseline": valued(point.speedup_over_baseline, "speedup"),
+        "Speedup over AR": valued(point.speedup_over_autoregressive, "speedup"),
+        "Draft step": milliseconds(point.candidate_draft_step_ms),
+        "Against the baseline's step": step_change(point.draft_latency_saving),
+        "k": _best_ks(evaluation),
+    }
 
 
 def _best_ks(evaluation: Evaluation) -> str:
@@ -66,11 +56,9 @@ def _best_ks(evaluation: Evaluation) -> str:
 
 def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:
     """Return what each recipe costs in acceptance, at one k for all, and what it reads."""
-    columns = ("Recipe", "Acceptance rate", "Loss", "τ", "Bytes per step", "Ceiling")
-    return Table(
-        columns=columns,
-        rows=tuple(_acceptance_row(evaluation, k) for evaluation in ordered),
-        numeric=frozenset(range(1, 6)),
+    return Table.of(
+        [_acceptance_row(evaluation, k) for evaluation in ordered],
+        range(1, 6),
         caption=(
             f"Acceptance {'has no common k' if k is None else f'at k = {k} for all'}. "
             "Loss: baseline minus candidate acceptance rate. Ceiling: baseline bytes over "
@@ -79,25 +67,17 @@ def acceptance_table(ordered: Sequence[Evaluation], k: int | None) -> Table:
     )
 
 
-def _acceptance_row(evaluation: Evaluation, k: int | None) -> tuple[str, ...]:
+def _acceptance_row(evaluation: Evaluation, k: int | None) -> dict[str, str]:
     ledger = evaluation.ledger
-    return (
-        evaluation.name,
-        *_acceptance_cells(evaluation, k),
-        num_bytes((ledger.get("candidate") or {}).get("step_bytes")),
-        times(ledger.get("ceiling")),
-    )
-
-
-def _acceptance_cells(evaluation: Evaluation, k: int | None) -> tuple[str, str, str]:
-    acceptance = None if k is None else evaluation.acceptance_at(k)
-    if acceptance is None:
-        return UNDEFINED, UNDEFINED, UNDEFINED
-    return (
-        valued(acceptance.candidate_rate, "rate"),
-        valued(acceptance.acceptance_rate_loss, "loss"),
-        length(acceptance.candidate_length.value),
-    )
+    found = None if k is None else evaluation.acceptance_at(k)
+    return {
+        "Recipe": evaluation.name,
+        "Acceptance rate": valued(found.candidate_rate, "rate") if found else UNDEFINED,
+        "Loss": valued(found.acceptance_rate_loss, "loss") if found else UNDEFINED,
+        "τ": length(found.candidate_length.value) if found else UNDEFINED,
+        "Bytes per step": num_bytes((ledger.get("candidate") or {}).get("step_bytes")),
+        "Ceiling": times(ledger.get("ceiling")),
+    }
 
 
 def length_table(ordered: Sequence[Evaluation]) -> Table:
@@ -120,11 +100,10 @@ def _lengths(ordered: Sequence[Evaluation], k: int) -> tuple[str, ...]:
 def pairs_table(compared: Comparison) -> Table:
     """Return one row for every pair of recipes."""
     pairs, k = compared.pairs, compared.num_speculative_tokens
-    return Table(
-        columns=("Recipes", "Speed, first over second", "Acceptance rate, first minus second", ""),
-        rows=tuple(_pair_row(pair) for pair in pairs),
-        numeric=frozenset({1, 2}),
-        tones=tuple(_pair_tone(pair) for pair in pairs),
+    return Table.of(
+        [_pair_row(pair) for pair in pairs],
+        {1, 2},
+        tones=["good" if pair.is_different else "doubt" for pair in pairs],
         tone_column=3,
         caption=(
             f"Paired by prompt{'' if k is None else f', acceptance at k = {k}'}. Each recipe's "
@@ -135,15 +114,11 @@ def pairs_table(compared: Comparison) -> Table:
     )
 
 
-def _pair_row(pair: RecipePair) -> tuple[str, ...]:
-    gap = pair.acceptance_rate_gap
-    return (
-        f"{pair.one} and {pair.other}",
-        valued(pair.speed_ratio, "ratio"),
-        valued(gap, "loss") if gap else UNDEFINED,
-        {True: "different", False: "not told apart", None: UNDEFINED}[pair.is_different],
-    )
-
-
-def _pair_tone(pair: RecipePair) -> Tone:
-    return "good" if pair.is_different else "doubt"
+def _pair_row(pair: RecipePair) -> dict[str, str]:
+    is_different = {True: "different", False: "not told apart", None: UNDEFINED}
+    return {
+        "Recipes": f"{pair.one} and {pair.other}",
+        "Speed, first over second": valued(pair.speed_ratio, "ratio"),
+        "Acceptance rate, first minus second": valued(pair.acceptance_rate_gap, "loss"),
+        "": is_different[pair.is_different],
+    }

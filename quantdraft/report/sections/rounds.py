@@ -5,10 +5,11 @@ from __future__ import annotations
 from quantdraft.record import ARMS, Arm, Evaluation
 from quantdraft.record.wording import UNDEFINED, length, undefined
 from quantdraft.report.blocks import Block, Paragraph, Section
-from quantdraft.report.charts.bars import RoundLimit, RoundPart, round_chart
+from quantdraft.report.charts.bars import RoundPart, round_chart
 from quantdraft.report.sections.headline import missing_speed
 from quantdraft.report.sections.speed import break_even, equations, projection
 
+ALONE = "autoregressive: 1 token"
 OVERHEAD = (
     "Steps are timed one by one: what lies between them (choosing tokens, bookkeeping) is in no "
     "part. An engine's own overhead was not measured; `--engine vllm` measures whole rounds."
@@ -31,7 +32,7 @@ def time_section(evaluation: Evaluation) -> Section:
         why = undefined(missing_speed(evaluation))
         blocks.append(Paragraph(f"The time of a round: {why}."))
     else:
-        limits = [] if evaluation.served else _limits(evaluation)
+        limits = {} if evaluation.served else _limits(evaluation)
         blocks += [round_chart(parts, limits), Paragraph(SERVED if evaluation.served else OVERHEAD)]
     if not evaluation.served:
         blocks += [equations(evaluation), Paragraph(SYMBOLS)]
@@ -46,8 +47,7 @@ def _step_parts(evaluation: Evaluation) -> list[RoundPart]:
     point = evaluation.operating_point
     parts: list[RoundPart] = []
     if point.autoregressive_step_ms is not None:
-        name = "autoregressive: 1 token"
-        parts.append(RoundPart(name, "target pass", point.autoregressive_step_ms))
+        parts.append(RoundPart(ALONE, "target pass", point.autoregressive_step_ms))
     for arm in ARMS:
         drafting, verify = point.of(arm).drafting_ms, point.of(arm).verify_step_ms
         if drafting is None or verify is None:
@@ -80,18 +80,16 @@ def _arm_name(evaluation: Evaluation, arm: Arm) -> str:
     return f"{arm}, k = {k}: {tau} tokens"
 
 
-def _limits(evaluation: Evaluation) -> list[RoundLimit]:
+def _limits(evaluation: Evaluation) -> dict[str, float]:
     """Return k draft steps and one pass of the target over its weights, at the copy bandwidth."""
     latency, point = evaluation.latency, evaluation.operating_point
-    if "target" not in latency.arms:
-        return []
-    target = latency.figures("target").limit_ms
+    target = latency.figures("target").limit_ms if "target" in latency.arms else None
     if target is None:
-        return []
-    found = [RoundLimit("autoregressive: 1 token", target)] if point.autoregressive_step_ms else []
+        return {}
+    found = {ALONE: target} if point.autoregressive_step_ms else {}
     for arm in ARMS:
         step = latency.figures(arm).limit_ms if arm in latency.arms else None
         if step is not None and point.of(arm).draft_step_ms is not None:
             k = point.of(arm).num_speculative_tokens
-            found.append(RoundLimit(_arm_name(evaluation, arm), k * step + target))
+            found[_arm_name(evaluation, arm)] = k * step + target
     return found

@@ -115,43 +115,27 @@ def _best_k(evaluation: Evaluation) -> str:
 def k_table(evaluation: Evaluation) -> Table:
     """Return both arms at the same k, for every k that was replayed."""
     points = {point.candidate_num_speculative_tokens: point for point in evaluation.equal_k}
-    return Table(
-        columns=(
-            "k",
-            "τ baseline",
-            "τ candidate",
-            "ms/token baseline",
-            "ms/token candidate",
-            "Speedup over baseline",
-            "Baseline over AR",
-            "Candidate over AR",
-        ),
-        rows=tuple(_k_row(evaluation, k, points.get(k)) for k in evaluation.num_speculative_tokens),
-        numeric=frozenset(range(1, 8)),
+    return Table.of(
+        [_k_row(evaluation, k, points.get(k)) for k in evaluation.num_speculative_tokens],
+        range(1, 8),
         caption="Both arms at equal k. AR: autoregressive, the target alone.",
     )
 
 
-def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> tuple[str, ...]:
+def _k_row(evaluation: Evaluation, k: int, point: SpeedPoint | None) -> dict[str, str]:
     acceptance = evaluation.acceptance_at(k)
-    taus = (
-        (length(acceptance.baseline_length.value), length(acceptance.candidate_length.value))
-        if acceptance
-        else (UNDEFINED, UNDEFINED)
-    )
-    if point is None:
-        return (str(k), *taus, *([UNDEFINED] * 5))
-    baseline = point.baseline_speedup_over_autoregressive
-    candidate = point.speedup_over_autoregressive
-    return (
-        str(k),
-        *taus,
-        bare_ms(point.baseline_ms_per_token),
-        bare_ms(point.candidate_ms_per_token),
-        valued(point.speedup_over_baseline, "speedup"),
-        times(baseline.value if baseline else None),
-        times(candidate.value if candidate else None),
-    )
+    baseline = point.baseline_speedup_over_autoregressive if point else None
+    candidate = point.speedup_over_autoregressive if point else None
+    return {
+        "k": str(k),
+        "τ baseline": length(acceptance.baseline_length.value) if acceptance else UNDEFINED,
+        "τ candidate": length(acceptance.candidate_length.value) if acceptance else UNDEFINED,
+        "ms/token baseline": bare_ms(point.baseline_ms_per_token if point else None),
+        "ms/token candidate": bare_ms(point.candidate_ms_per_token if point else None),
+        "Speedup over baseline": valued(point.speedup_over_baseline if point else None, "speedup"),
+        "Baseline over AR": times(baseline.value if baseline else None),
+        "Candidate over AR": times(candidate.value if candidate else None),
+    }
 
 
 def speed_chart(evaluation: Evaluation) -> Chart | None:

@@ -94,7 +94,10 @@ def _num_names(block: Table) -> int:
 
 
 def _column(block: Table, index: int, *, is_tight: bool) -> _Column:
-    """is_tight: the heading takes as many lines, and wordy cells as little width, as they can."""
+    """Return a column's heading and width.
+
+    is_tight: the heading takes as many lines, and wordy cells as little width, as they can
+    """
     cells = [row[index] for row in block.rows]
     widest = max((len(cell) for cell in cells), default=0)
     heading = block.columns[index]

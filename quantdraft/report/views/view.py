@@ -1,4 +1,4 @@
-"""What a format of a report must be able to show, and the one place that tells blocks apart."""
+"""The interface of every format of a report, and the call of its method for a block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a model's directory is served: its weights and what an engine reads beside them."""
+"""The files of a model's directory that are served: weights, and what engines read beside them."""
 
 from __future__ import annotations
 

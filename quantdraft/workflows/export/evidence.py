@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import OptionError, PairingError, VerdictError
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record import Evaluation
 from quantdraft.record.terms import USUAL_K
 from quantdraft.report.card import NO_EVALUATION
 from quantdraft.report.sections.headline import sentence
-
-
-def read_evidence(run: Path | None) -> Evaluation | None:
-    """Return the evaluation of a run directory or of a record; None without one."""
-    if run is None:
-        return None
-    return read_evaluation(run / RECORD_FILE if run.is_dir() else run)
 
 
 def require_same_weights(checkpoint: Checkpoint, evaluation: Evaluation) -> None:

@@ -15,7 +15,7 @@ from quantdraft.checkpoints.checkpoint import (
     require_own_files,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads import draft_head
+from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
@@ -28,20 +28,20 @@ from quantdraft.engines.llamacpp.gguf import (
 )
 from quantdraft.engines.registry import engine_named
 from quantdraft.errors import CheckpointError, OptionError, VerdictError
-from quantdraft.judge.verdict import dtype_mismatch
-from quantdraft.record import Evaluation
+from quantdraft.judge.verdict.alarms import dtype_mismatch
+from quantdraft.record import Evaluation, read_evaluation
 from quantdraft.report.card import model_card
+from quantdraft.workflows.compare import record_file
 from quantdraft.workflows.export.contents import copy_served
 from quantdraft.workflows.export.evidence import (
     choose_k,
-    read_evidence,
     require_same_weights,
     require_verdict,
     verdict_warnings,
 )
 from quantdraft.workflows.export.gguf_check import ServerTrial, try_server
 from quantdraft.workflows.export.heads import head_engine
-from quantdraft.workflows.export.padding import Padding, pad, plan_padding
+from quantdraft.workflows.export.padding import Padding, pad, padded_config, plan_padding
 from quantdraft.workflows.export.target import Target, read_target
 
 LLAMACPP = "llamacpp"
@@ -153,7 +153,7 @@ def _open_job(settings: ExportSettings) -> _Job:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
         engine = head_engine(head, engine)
-    evaluation = read_evidence(settings.run)
+    evaluation = None if settings.run is None else read_evaluation(record_file(settings.run))
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
     output, target = settings.output.absolute(), read_target(settings.target)
@@ -222,19 +222,13 @@ def _engine_warnings(job: _Job) -> tuple[str, ...]:
     """Return the engine's warnings. Raises CheckpointError for what it refuses."""
     config = job.checkpoint.config
     if job.padding is not None:
-        config = _padded(config, job.padding.after)
+        config = padded_config(config, job.padding.after)
     draft = Draft(job.output, config, job.target.config)
     findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
         raise CheckpointError(f"{job.engine.name} cannot serve this draft: {'; '.join(refusals)}")
     return tuple(finding.message for finding in findings)
-
-
-def _padded(config: dict[str, object], rows: int) -> dict[str, object]:
-    text = config.get("text_config")
-    inner = {"text_config": {**text, "vocab_size": rows}} if isinstance(text, dict) else {}
-    return {**config, "vocab_size": rows, **inner}
 
 
 def _change_notes(job: _Job) -> Iterator[str]:

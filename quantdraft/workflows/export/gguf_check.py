@@ -1,6 +1,6 @@
-"""What llama.cpp's own server does with the GGUF that was made: the proof of an export.
+"""Try an exported GGUF in llama.cpp's own server: the proof of the export.
 
-It is started here, with the target's GGUF and the draft's, where it is built. A draft that it does
+Where the server is built, it serves the target's GGUF with the draft's. A draft that it does
 not load or never asks is not exported. Left out: speed, which one short run does not measure.
 """
 
@@ -26,7 +26,7 @@ WITHOUT_PROOF = "Not proven: whether llama.cpp loads the GGUF was not tried"
 
 @dataclass(frozen=True, slots=True)
 class ServerTrial:
-    """What was seen, for the card, and what to warn of."""
+    """What the server did, for the model card, and the warnings for the user."""
 
     seen: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

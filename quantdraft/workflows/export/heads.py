@@ -1,4 +1,4 @@
-"""Draft heads in vLLM and SGLang: launch lines, and what either would refuse or misread.
+"""Draft heads in vLLM and SGLang: launch lines, and what each engine refuses or misreads.
 
 vLLM's methods were read from vLLM 0.32 (config/speculative.py), SGLang's from its sources of late
 2026; SGLang is not run here.
@@ -11,11 +11,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from quantdraft.checkpoints.heads import DraftHead, engine_method
+from quantdraft.checkpoints.heads.families import engine_method
+from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, float_mix
 from quantdraft.engines.sglang import draft_quantization
-from quantdraft.engines.support import loading
 from quantdraft.engines.vllm.engine import METHOD_NAMES
 
 # vLLM takes these methods at their word; of another it asks the path first.
@@ -29,12 +29,13 @@ NOTES = (
 
 
 class HeadEngine(Engine):
-    """vLLM or SGLang, told of a draft head."""
+    """vLLM or SGLang, launched with a draft head."""
 
     notes = NOTES
 
     def __init__(self, head: DraftHead, engine: Engine) -> None:
         self.head, self.name, self.launch_file = head, engine.name, engine.launch_file
+        self.loads = engine.loads
 
     def launch(self, pair: LaunchPair) -> str:
         """Return the shell line that serves the target with this head."""
@@ -44,7 +45,7 @@ class HeadEngine(Engine):
         """Return what the engine refuses, or gets wrong without a message."""
         own = _vllm_findings if self.name == "vllm" else _sglang_findings
         return (
-            *loading(draft, self.name),
+            *self.loading(draft),
             *own(self.head, draft),
             *_pairing(self.head, draft),
             *float_mix(draft),

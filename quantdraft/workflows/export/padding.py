@@ -18,6 +18,7 @@ from quantdraft.checkpoints.checkpoint import MANIFEST_FILE, Checkpoint
 from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import HEAD, stored_format
 from quantdraft.checkpoints.weights import INDEX_FILE, TensorInfo
+from quantdraft.common.documents import read_json_object
 from quantdraft.common.files import file_sha256, write_json
 from quantdraft.engines.findings import vocab_size
 from quantdraft.errors import CheckpointError
@@ -113,7 +114,8 @@ def pad(checkpoint: Checkpoint, padding: Padding, staging: Path) -> None:
     files = {checkpoint.tensors[name].file for name in padding.rows}
     for file in sorted(files):
         _pad_file(checkpoint.path / file, staging / file, padding)
-    _pad_config(staging / "config.json", padding)
+    config = staging / "config.json"
+    write_json(config, padded_config(read_json_object(config), padding.after))
     _pad_index(checkpoint, staging, padding)
     _pad_manifest(staging, files, padding)
 
@@ -177,13 +179,13 @@ def _write_zeros(new: BinaryIO, size: int) -> None:
         size -= chunk
 
 
-def _pad_config(path: Path, padding: Padding) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    holders = [config, config.get("text_config") or {}]
-    for holder in holders:
-        if "vocab_size" in holder:
-            holder["vocab_size"] = padding.after
-    write_json(path, config)
+def padded_config(config: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return a config whose vocabulary has so many rows, wherever it states the size."""
+    padded = {**config, "vocab_size": rows} if "vocab_size" in config else config
+    text = config.get("text_config") or {}
+    if "vocab_size" in text:
+        padded = {**padded, "text_config": {**text, "vocab_size": rows}}
+    return padded
 
 
 def _pad_index(checkpoint: Checkpoint, staging: Path, padding: Padding) -> None:

@@ -1,4 +1,4 @@
-"""Target and draft that are not here: a directory, a config.json, or the name of a known shape.
+"""Read a model without its weights: from a directory, a config.json, or a known shape's name.
 
 Where a directory has weights their headers are read; else the tensors follow from the config.
 """

@@ -1,4 +1,4 @@
-"""The byte model: what a pair that is not here would gain if memory were the only limit.
+"""The byte model: what a pair would gain if memory were the only limit.
 
 A draft step takes its bytes over the bandwidth, a step of the target its own, and verifying k + 1
 tokens costs one step of the target. Acceptance is taken to be the same under every recipe. No
@@ -29,15 +29,15 @@ class RecipePrediction:
     """What the bytes allow under one recipe; `reason` says why there is no prediction."""
 
     recipe: str
-    step_bytes: int | None
-    ceiling: float | None  # the full-precision draft's bytes over these
-    draft_step_ms: float | None  # at least; None where no device was named
-    draft_cost: float | None  # c: draft bytes over target bytes
-    best_k: int | None
-    speedup_over_autoregressive: float | None  # at the best k
-    speedup_over_baseline: float | None  # each at its own best k, at equal acceptance
+    step_bytes: int | None = None
+    ceiling: float | None = None  # the full-precision draft's bytes over these
+    draft_step_ms: float | None = None  # at least; None where no device was named
+    draft_cost: float | None = None  # c: draft bytes over target bytes
+    best_k: int | None = None
+    speedup_over_autoregressive: float | None = None  # at the best k
+    speedup_over_baseline: float | None = None  # each at its own best k, at equal acceptance
     # The loss of acceptance per token that would eat the gain, both at the baseline's best k.
-    break_even_loss: float | None
+    break_even_loss: float | None = None
     reason: str | None = None
 
 
@@ -148,7 +148,7 @@ def _recipes(draft: Checkpoint, model: _Model) -> Iterator[RecipePrediction]:
             found = None if reason else model.row(name, project(draft, recipe))
         except (RecipeError, UndefinedMetricError) as error:
             found, reason = None, str(error)
-        yield found or _undefined(name, reason or "")
+        yield found or RecipePrediction(name, reason=reason or "")
 
 
 def _no_kernel(recipe: Recipe, device: Device | None) -> str | None:
@@ -160,10 +160,6 @@ def _no_kernel(recipe: Recipe, device: Device | None) -> str | None:
     if device is None or name in device.formats:
         return None
     return f"no kernel for its format on {device.name} is documented"
-
-
-def _undefined(name: str, reason: str) -> RecipePrediction:
-    return RecipePrediction(name, None, None, None, None, None, None, None, None, reason)
 
 
 def _order(row: RecipePrediction) -> tuple[bool, float, str]:

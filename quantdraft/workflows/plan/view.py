@@ -13,16 +13,6 @@ from quantdraft.workflows.plan.plan import CountedRate, Plan
 from quantdraft.workflows.plan.prediction import Prediction, RecipePrediction
 
 MIN_LOSS = 0.0005  # under it the points round to nothing
-CURVE_COLUMNS = (
-    "k",
-    "tokens a round",
-    "accepted / proposed",
-    "speedup",
-    "rule of thumb",
-    "arithmetic",
-    "pays from α",
-    "",
-)
 CURVE_LEGEND = (
     "speedup: over the target alone, Leviathan et al. (arXiv 2211.17192, theorem 3.8), if "
     "verifying costs one step of the target. rule of thumb: the draft charged once a round, too "
@@ -30,7 +20,6 @@ CURVE_LEGEND = (
     "a batch bound by arithmetic pays. pays from α: the acceptance per token asked for at which "
     "the speedup is 1. accepted / proposed: the rate that engines print, which falls with k."
 )
-PAIR_COLUMNS = ("recipe", "step", "at least", "c", "best k", "× target", "× draft", "may lose")
 PAIR_LEGEND = (
     "at least: a draft step if memory ran at its peak. c: draft bytes over target bytes. "
     "× target, × draft: speedup over the target alone and over the full-precision draft, each at "
@@ -60,25 +49,24 @@ def _curve_parts(curve: Curve, counted: CountedRate | None) -> Iterator[str | Ta
         f"draft step at {curve.draft_cost:.4g} of the target's"
     )
     yield ""
-    rows = tuple(_curve_cells(point, curve.best) for point in curve.points)
-    yield Table(CURVE_COLUMNS, rows, frozenset(range(7)))
+    yield Table.of([_curve_row(point, curve.best) for point in curve.points], range(7))
     yield ""
     yield _answer(curve)
     yield CURVE_LEGEND
 
 
-def _curve_cells(point: CurvePoint, best: CurvePoint) -> tuple[str, ...]:
+def _curve_row(point: CurvePoint, best: CurvePoint) -> dict[str, str]:
     pays_from = point.break_even_alpha
-    return (
-        str(point.num_speculative_tokens),
-        length(point.mean_acceptance_length),
-        percent(point.acceptance_rate),
-        times(point.leviathan),
-        times(point.rule_of_thumb),
-        times(point.operations),
-        "never" if pays_from is None else percent(pays_from),
-        "← best" if point is best else "",
-    )
+    return {
+        "k": str(point.num_speculative_tokens),
+        "tokens a round": length(point.mean_acceptance_length),
+        "accepted / proposed": percent(point.acceptance_rate),
+        "speedup": times(point.leviathan),
+        "rule of thumb": times(point.rule_of_thumb),
+        "arithmetic": times(point.operations),
+        "pays from α": "never" if pays_from is None else percent(pays_from),
+        "": "← best" if point is best else "",
+    }
 
 
 def _answer(curve: Curve) -> str:
@@ -126,7 +114,7 @@ def _pair_parts(prediction: Prediction) -> Iterator[str | Table]:
         sorted(group, key=lambda row: (len(row.recipe), row.recipe)) for group in by_bytes.values()
     ]
     rows = (prediction.baseline, *(group[0] for group in groups))
-    yield Table(PAIR_COLUMNS, tuple(map(_pair_cells, rows)), frozenset(range(1, 8)))
+    yield Table.of([_pair_row(row) for row in rows], range(1, 8))
     same = [[row.recipe for row in group] for group in groups if len(group) > 1]
     yield " ".join(f"{names[0]} stands for {', '.join(names[1:])} too." for names in same)
     yield ""
@@ -135,15 +123,15 @@ def _pair_parts(prediction: Prediction) -> Iterator[str | Table]:
         yield f"No prediction for {', '.join(names)}: {reason}."
 
 
-def _pair_cells(row: RecipePrediction) -> tuple[str, ...]:
+def _pair_row(row: RecipePrediction) -> dict[str, str]:
     loss = row.break_even_loss
-    return (
-        row.recipe,
-        num_bytes(row.step_bytes),
-        "" if row.draft_step_ms is None else milliseconds(row.draft_step_ms),
-        "" if row.draft_cost is None else f"{row.draft_cost:.4f}",
-        str(row.best_k),
-        times(row.speedup_over_autoregressive),
-        times(row.speedup_over_baseline),
-        "none" if loss is None or loss < MIN_LOSS else metric(loss, "loss"),
-    )
+    return {
+        "recipe": row.recipe,
+        "step": num_bytes(row.step_bytes),
+        "at least": "" if row.draft_step_ms is None else milliseconds(row.draft_step_ms),
+        "c": "" if row.draft_cost is None else f"{row.draft_cost:.4f}",
+        "best k": str(row.best_k),
+        "× target": times(row.speedup_over_autoregressive),
+        "× draft": times(row.speedup_over_baseline),
+        "may lose": "none" if loss is None or loss < MIN_LOSS else metric(loss, "loss"),
+    }

@@ -14,8 +14,8 @@ from quantdraft import __version__
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import QuantDraftError
-from quantdraft.judge.verdict import load_policy, policy_of
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.judge.verdict.policy import load_policy, policy_of
+from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.provenance import model_identity
@@ -27,13 +27,13 @@ def with_known_runs(
     cells: Sequence[Cell],
     jobs: Sequence[Job],
     runs: Sequence[Path],
-    settings: EvaluateSettings,
+    settings: SharedSettings,
     target: Checkpoint,
     drafts: Mapping[str, Checkpoint],
 ) -> tuple[list[Cell], list[Job]]:
     """Return the cells with the directories of runs that measured them, and the jobs left to do.
 
-    settings: of an evaluation, as the choice would make it
+    settings: of the evaluations that the choice would make
     drafts: the opened drafts, by what the user called them
     Raises what `read_evaluation` raises for a directory that holds no run.
     """
@@ -55,18 +55,18 @@ def with_known_runs(
 def _differences(
     record: Evaluation,
     cell: Cell,
-    settings: EvaluateSettings,
+    settings: SharedSettings,
     target: Checkpoint,
     draft: Checkpoint,
 ) -> Iterator[bool]:
     """Yield for every setting whether the run's differs from what the choice would measure."""
     known, latency = record.provenance, record.latency
     yield record.num_speculative_tokens != tuple(settings.ks)
-    yield settings.traffic.acceptance_rule not in (None, record.acceptance_rule)
+    yield settings.acceptance_rule not in (None, record.acceptance_rule)
     yield latency.batch_size != settings.timing.batch_size
     yield settings.timing.context_length not in (None, latency.context_length)
-    yield settings.models.device not in (None, latency.device)
-    yield settings.models.dtype not in ("auto", known.get("compute_dtype"))
+    yield settings.device not in (None, latency.device)
+    yield settings.dtype not in ("auto", known.get("compute_dtype"))
     yield not settings.timing.no_latency and not latency.arms
     yield policy_of(record) != load_policy(settings.policy)
     yield (known.get("versions") or {}).get("quantdraft") != __version__

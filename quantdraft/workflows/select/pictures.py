@@ -7,27 +7,15 @@ from typing import Any
 from quantdraft.record import Interval
 from quantdraft.record.wording import UNDEFINED, valued
 from quantdraft.report.blocks import Chart, Table
-from quantdraft.report.charts.style import (
-    LIGHT,
-    RATE,
-    WIDE,
-    against_one,
-    cross,
-    crosses,
-    ends,
-    finish,
-    inline,
-    name_scale,
-    whiskers,
-)
+from quantdraft.report.charts import style
 from quantdraft.report.safety import shown_values
 from quantdraft.workflows.select.record import Ranked, Selection
 
 STANDING = {
-    "recommended": LIGHT["good"],
-    "faster, no go": LIGHT["orange"],
-    "not told apart": LIGHT["doubt"],
-    "slower": LIGHT["baseline"],
+    "recommended": style.LIGHT["good"],
+    "faster, no go": style.LIGHT["orange"],
+    "not told apart": style.LIGHT["doubt"],
+    "slower": style.LIGHT["baseline"],
 }
 
 
@@ -51,30 +39,29 @@ def speeds_chart(selection: Selection) -> Chart:
         {
             "name": selection.row_name(row),
             "standing": standing(row, selection),
-            **ends(row.measured),
+            **style.ends(row.measured),
             "shown": valued(row.measured, "speedup"),
             "predicted": row.predicted.value,
             "shown_predicted": valued(row.predicted, "speedup"),
         }
         for row in selection.rows
     ]
-    found = [each for each in STANDING if any(row["standing"] == each for row in rows)]
-    base = alt.Chart(inline(rows)).encode(
-        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelFontSize=13, ticks=False)),
-        color=alt.Color(
-            "standing:N",
-            scale=alt.Scale(domain=found, range=[STANDING[each] for each in found]),
-            legend=alt.Legend(title=None),
+    seen = {row["standing"] for row in rows}
+    colours = {each: colour for each, colour in STANDING.items() if each in seen}
+    base = alt.Chart(style.inline(rows)).encode(
+        y=style.names_down("name"),
+        color=style.coloured("standing", style.colour_scale(colours)),
+        tooltip=style.tooltip(
+            {
+                "name:N": "draft and recipe",
+                "shown:N": "measured",
+                "shown_predicted:N": "predicted by bytes",
+                "standing:N": "standing",
+            }
         ),
-        tooltip=[
-            alt.Tooltip("name:N", title="draft and recipe"),
-            alt.Tooltip("shown:N", title="measured"),
-            alt.Tooltip("shown_predicted:N", title="predicted by bytes"),
-            alt.Tooltip("standing:N", title="standing"),
-        ],
     )
     title = "speed over the target alone"
-    drawn = against_one(base, title, one="target alone", by_bytes="predicted")
+    drawn = style.against_one(base, title, one="target alone", by_bytes="predicted")
     return Chart(
         name="speeds",
         title="Speed over the target alone",
@@ -82,8 +69,8 @@ def speeds_chart(selection: Selection) -> Chart:
             "Each at its own best k. Dots are measured, with 95 % intervals; diamonds are what "
             "the bytes alone would allow."
         ),
-        spec=finish(drawn, height=32 * max(len(rows), 2)),
-        data=_table(
+        spec=style.finish(drawn, height=32 * max(len(rows), 2)),
+        data=style.rows_table(
             rows,
             {
                 "name": "Draft and recipe",
@@ -91,16 +78,10 @@ def speeds_chart(selection: Selection) -> Chart:
                 "shown_predicted": "Predicted by bytes",
                 "standing": "Standing",
             },
-            frozenset({1, 2}),
+            {1, 2},
         ),
         is_wide=True,
     )
-
-
-def _table(rows: list[dict[str, Any]], columns: dict[str, str], numeric: frozenset[int]) -> Table:
-    """Return some fields of a chart's rows as a table. columns: their titles by field"""
-    cells = tuple(tuple(str(row[field]) for field in columns) for row in rows)
-    return Table(tuple(columns.values()), cells, numeric)
 
 
 def cost_chart(selection: Selection) -> Chart:
@@ -112,28 +93,32 @@ def cost_chart(selection: Selection) -> Chart:
 
     is_timed = all(row.step_cost is not None for row in selection.rows)
     rows = [_plane_row(row, selection, is_timed) for row in selection.rows]
-    base = alt.Chart(inline(rows)).encode(
-        color=alt.Color(
-            "draft:N",
-            scale=name_scale(_drafts(selection)),
-            legend=alt.Legend(title="draft", symbolType="square", symbolOpacity=1),
+    base = alt.Chart(style.inline(rows)).encode(
+        color=style.coloured(
+            "draft",
+            style.name_scale(_drafts(selection)),
+            title="draft",
+            symbolType="square",
+            symbolOpacity=1,
         )
     )
-    middle, rules = crosses(base, "c, draft step over target step (left: cheaper)", RATE)
+    middle, rules = style.crosses(
+        base, "c, draft step over target step (left: cheaper)", style.RATE
+    )
     dots = base.mark_point(filled=True, size=130, opacity=1).encode(
         **middle,
         shape=alt.Shape(
             "recipe:N",
             sort=None,
             legend=alt.Legend(
-                title="recipe", symbolFillColor=LIGHT["quiet"], symbolStrokeColor=LIGHT["quiet"]
+                title="recipe",
+                symbolFillColor=style.LIGHT["quiet"],
+                symbolStrokeColor=style.LIGHT["quiet"],
             ),
         ),
-        tooltip=[
-            alt.Tooltip("name:N", title="draft and recipe"),
-            alt.Tooltip("cost:N", title="draft step"),
-            alt.Tooltip("rate:N", title="acceptance rate"),
-        ],
+        tooltip=style.tooltip(
+            {"name:N": "draft and recipe", "cost:N": "draft step", "rate:N": "acceptance rate"}
+        ),
     )
     ring = (
         base.transform_filter("datum.standing === 'recommended'")
@@ -151,8 +136,8 @@ def cost_chart(selection: Selection) -> Chart:
             "recommended. The intervals are each row's own: differences are paired and narrower, "
             "see the table."
         ),
-        spec=finish(alt.layer(*rules, dots, ring), height=340, width=WIDE),
-        data=_table(rows, titles, frozenset({2, 3})),
+        spec=style.finish(alt.layer(*rules, dots, ring), height=340, width=style.WIDE),
+        data=style.rows_table(rows, titles, {2, 3}),
         is_wide=True,
     )
 
@@ -166,7 +151,7 @@ def _plane_row(row: Ranked, selection: Selection, is_timed: bool) -> dict[str, A
         "draft": selection.short_name(row.draft),
         "recipe": row.recipe,
         "standing": standing(row, selection),
-        **cross(cost, row.acceptance_rate),
+        **style.cross(cost, row.acceptance_rate),
         "cost": f"{cost.value:.3f}{interval}",
         "rate": valued(row.acceptance_rate, "rate"),
     }
@@ -185,7 +170,7 @@ def domains_chart(selection: Selection) -> Chart | None:
         {
             "domain": found.domain,
             "draft": selection.short_name(row.draft),
-            **ends(found.acceptance_rate),
+            **style.ends(found.acceptance_rate),
             "shown": valued(found.acceptance_rate, "rate"),
             "num_prompts": found.num_prompts,
         }
@@ -196,20 +181,22 @@ def domains_chart(selection: Selection) -> Chart | None:
     num_domains, drafts = len({row["domain"] for row in rows}), _drafts(selection)
     if num_domains < 2:
         return None
-    base = alt.Chart(inline(rows)).encode(
+    base = alt.Chart(style.inline(rows)).encode(
         y=alt.Y("domain:N", title=None, axis=alt.Axis(labelFontSize=13, ticks=False, grid=True)),
         yOffset=alt.YOffset(
             "draft:N", sort=shown_values(drafts), scale=alt.Scale(paddingOuter=0.4)
         ),
-        color=alt.Color("draft:N", scale=name_scale(drafts), legend=alt.Legend(title=None)),
-        tooltip=[
-            alt.Tooltip("draft:N", title="draft"),
-            alt.Tooltip("domain:N", title="domain"),
-            alt.Tooltip("shown:N", title="acceptance rate"),
-            alt.Tooltip("num_prompts:Q", title="prompts"),
-        ],
+        color=style.coloured("draft", style.name_scale(drafts)),
+        tooltip=style.tooltip(
+            {
+                "draft:N": "draft",
+                "domain:N": "domain",
+                "shown:N": "acceptance rate",
+                "num_prompts:Q": "prompts",
+            }
+        ),
     )
-    whisker, dot = whiskers(base, "acceptance rate (right: better)", size=80, is_share=True)
+    whisker, dot = style.whiskers(base, "acceptance rate (right: better)", size=80, is_share=True)
     height = max(26 * len(drafts) * num_domains, 60)
     return Chart(
         name="rates-by-domain",
@@ -218,7 +205,7 @@ def domains_chart(selection: Selection) -> Chart | None:
             f"Accepted / proposed at k = {selection.common_k}, each draft as it is, with 95 % "
             "intervals. Drafts that were trained on other text differ by domain; the mean hides it."
         ),
-        spec=finish(alt.layer(whisker, dot), height=height),
+        spec=style.finish(alt.layer(whisker, dot), height=height),
         data=_domains_table(rows),
     )
 

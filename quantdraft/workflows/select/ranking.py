@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from quantdraft.errors import OptionError
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import Floats, Replayed
-from quantdraft.judge.comparison import Bootstrap, compare_acceptance
-from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
+from quantdraft.judge.comparison.lengths import (
+    compare_acceptance,
+    draw_lengths,
+    num_prompts_with_rounds,
+)
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.comparison.speeds import step_ratio
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds, timed_steps
-from quantdraft.judge.statistics.bootstrap import interval_of
-from quantdraft.record import AcceptanceComparison, Evaluation, Interval, SpeedPoint
+from quantdraft.judge.statistics.bootstrap import Bootstrap, interval_of
+from quantdraft.record import Arm, Evaluation, Interval
+from quantdraft.record.acceptance import ArmAcceptance
+from quantdraft.record.timing import ArmSpeed
 from quantdraft.workflows.select.record import Basis, DomainRate, Ranked
 from quantdraft.workflows.select.traits import Traits
 
@@ -36,7 +40,7 @@ class Contender:
 
     draft: str
     recipe: str  # "none": the draft as it is
-    arm: Literal["baseline", "candidate"]  # of the run
+    arm: Arm  # of the run
     run: Evaluation
     step_bytes: int
     target_step_bytes: int
@@ -55,35 +59,29 @@ class Contender:
 
     @property
     def replayed(self) -> Replayed:
-        """The rounds of the run's prompts."""
+        """Its rounds on the run's prompts."""
         return replayed_of(self.run, self.arm)
 
-    def acceptance_rate(self, k: int) -> Interval:
-        """Return accepted / proposed of the run's record."""
-        row = self._acceptance(k)
-        return row.candidate_rate if self.arm == "candidate" else row.baseline_rate
+    def acceptance_at(self, k: int) -> ArmAcceptance:
+        """Return its acceptance at one k, from the run's record."""
+        found = self.run.acceptance_at(k)
+        assert found is not None
+        return found.of(self.arm)
 
-    def acceptance_length(self, k: int) -> Interval:
-        """Return the mean acceptance length of the run's record."""
-        row = self._acceptance(k)
-        return row.candidate_length if self.arm == "candidate" else row.baseline_length
+    def speed_at(self, k: int) -> ArmSpeed:
+        """Return its measured speed at one k, from the run's record."""
+        found = self.run.point_at(k)
+        assert found is not None
+        return found.of(self.arm)
 
     def measured_speed(self, k: int) -> Interval | None:
-        """Return the speedup over the target alone of the run's record."""
-        point = self._point(k)
-        if self.arm == "candidate":
-            return point.speedup_over_autoregressive
-        return point.baseline_speedup_over_autoregressive
+        """Return the measured speedup over the target alone."""
+        return self.speed_at(k).speedup_over_autoregressive
 
     def predicted_speed(self, k: int) -> Interval:
-        """Return the same if memory were the only limit."""
-        steps, length = speedup.round_ms(k, self.draft_cost, 1.0), self.acceptance_length(k)
+        """Return the speedup over the target alone if memory were the only limit."""
+        steps, length = speedup.round_ms(k, self.draft_cost, 1.0), self.acceptance_at(k).length
         return Interval(length.value / steps, length.low / steps, length.high / steps)
-
-    def draft_step_ms(self, k: int) -> float | None:
-        """Return the median of the draft step of the run's record."""
-        point, is_candidate = self._point(k), self.arm == "candidate"
-        return point.candidate_draft_step_ms if is_candidate else point.baseline_draft_step_ms
 
     def step_cost(self, bootstrap: Bootstrap) -> Interval | None:
         """Return c as it was measured; None where one of the steps was not timed."""
@@ -92,16 +90,6 @@ class Contender:
             return None
         step, alone = arms[self.arm].steps[1], arms["target"].steps[1]
         return step_ratio(step, alone, self.run.latency, bootstrap)
-
-    def _acceptance(self, k: int) -> AcceptanceComparison:
-        found = self.run.acceptance_at(k)
-        assert found is not None
-        return found
-
-    def _point(self, k: int) -> SpeedPoint:
-        found = self.run.point_at(k)
-        assert found is not None
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +103,7 @@ class _Speed:
 
     @property
     def length(self) -> float:
-        return self.contender.acceptance_length(self.k).value
+        return self.contender.acceptance_at(self.k).length.value
 
     @property
     def round_steps(self) -> float:
@@ -184,9 +172,9 @@ def _rank_one(
         num_speculative_tokens=one.k,
         measured=one.speed if basis == "measured" else None,
         predicted=_best(contender, "predicted", None).speed,
-        acceptance_rate=contender.acceptance_rate(common_k),
+        acceptance_rate=contender.acceptance_at(common_k).rate,
         mean_acceptance_length=one.length,
-        draft_step_ms=contender.draft_step_ms(one.k),
+        draft_step_ms=contender.speed_at(one.k).draft_step_ms,
         step_bytes=contender.step_bytes,
         draft_cost=contender.draft_cost,
         size_ratio=contender.size_ratio,

@@ -61,7 +61,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Rows fastest first. A draft that cannot be used has its reason in `refused`, by its name."""
+    """A choice: rows, fastest first; `refused` has the reason for each draft that was left out."""
 
     schema_version: int
     target: str

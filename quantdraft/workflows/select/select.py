@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantdraft.checkpoints.heads import require_draft_model
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import CheckpointError, OptionError, PairingError
-from quantdraft.judge.verdict import load_policy
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.judge.verdict.policy import load_policy
+from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.report import write_document
 from quantdraft.workflows.select.known import with_known_runs
@@ -46,7 +46,7 @@ class SelectSettings:
     drafts: tuple[str, ...]
     traffic_path: Path
     output: Path
-    evaluation: EvaluateSettings  # its candidate, baseline, traffic and output are each run's own
+    evaluations: SharedSettings = field(default_factory=SharedSettings)
     recipes: tuple[str, ...] = ()  # none: the drafts as they are
     calibration: Path | None = None
     runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
@@ -58,7 +58,7 @@ class SelectSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Pairing:
-    """The drafts that fit the target, opened, and why the others do not; by what the user said."""
+    """The drafts that fit the target, and why others do not, by the names that the user gave."""
 
     target: Checkpoint
     fitting: dict[str, Checkpoint]
@@ -81,7 +81,8 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         raise PairingError(f"no draft fits target '{settings.target}': {first}")
     with sole_writer(settings.output, is_inside=True):
         names = ("target", "drafts", "recipes", "traffic_path", "calibration")
-        claim_output(settings, names, "this choice")
+        wanted = {name: str(getattr(settings, name)) for name in names}
+        claim_output(settings.output, wanted, "this choice", settings.force)
         cells, outcomes = _measure(settings, pairing, say)
         selection = _conclude(settings, pairing, cells, outcomes)
         write_json(settings.output / SELECTION_FILE, selection)
@@ -104,7 +105,7 @@ def _check(settings: SelectSettings) -> None:
 
 
 def _pair(settings: SelectSettings) -> _Pairing:
-    """Open the drafts that speak the target's tokens; one that cannot be read is an error."""
+    """Open the drafts whose tokens are the target's; one that cannot be read is an error."""
     target_path = resolve_model(settings.target)
     fitting: dict[str, Checkpoint] = {}
     refused: dict[str, str] = {}
@@ -135,12 +136,13 @@ def _measure(
         recipes=settings.recipes or (AS_IS,),
         traffic_path=settings.traffic_path,
         output=settings.output,
-        evaluation=settings.evaluation,
+        target=settings.target,
+        evaluations=settings.evaluations,
         calibration=settings.calibration,
     )
     asked, jobs = grid(sweep)
     cells, jobs = with_known_runs(
-        asked, jobs, settings.runs, settings.evaluation, pairing.target, pairing.fitting
+        asked, jobs, settings.runs, settings.evaluations, pairing.target, pairing.fitting
     )
     for before, cell in zip(asked, cells, strict=True):
         if cell.run_dir != before.run_dir:
@@ -184,11 +186,11 @@ def _conclude(
         common_k=common_k,
         basis=basis,
         basis_reason="" if basis == "measured" else _why_predicted(contenders),
-        rows=rank(contenders, common_k, settings.evaluation.seed),
+        rows=rank(contenders, common_k, settings.evaluations.seed),
         refused=pairing.refused,
         failed=failed | apart,
         warnings={draft: lines for draft, lines in pairing.warnings.items() if lines},
-        min_speedup=load_policy(settings.evaluation.policy).min_speedup_over_autoregressive,
+        min_speedup=load_policy(settings.evaluations.policy).min_speedup_over_autoregressive,
     )
 
 
@@ -222,15 +224,16 @@ def _contenders(
     seen: set[str] = set()
     for cell, run in runs:
         traits = traits_of(pairing.fitting[cell.draft])
-        arms = [("baseline", "none")] if cell.draft not in seen else []
-        arms += [("candidate", cell.recipe)] if cell.recipe != AS_IS else []
+        arms: dict[Arm, str] = {} if cell.draft in seen else {"baseline": "none"}
+        if cell.recipe != AS_IS:
+            arms["candidate"] = cell.recipe
         seen.add(cell.draft)
-        for arm, recipe in arms:
+        for arm, recipe in arms.items():
             found.append(
                 Contender(
                     draft=cell.draft,
                     recipe=recipe,
-                    arm="baseline" if arm == "baseline" else "candidate",
+                    arm=arm,
                     run=run,
                     step_bytes=int(run.ledger[arm]["step_bytes"]),
                     target_step_bytes=of_target.step_bytes(int(run.ledger["context_length"])),

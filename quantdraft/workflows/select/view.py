@@ -22,7 +22,6 @@ from quantdraft.report.glossary import words_section
 from quantdraft.report.views import terminal
 from quantdraft.workflows.select.pictures import cost_chart, domains_chart, speeds_chart
 from quantdraft.workflows.select.record import Ranked, Selection
-from quantdraft.workflows.select.traits import Traits
 
 MAX_DIFFERENCES = 4
 MAX_NAMES = 2
@@ -101,7 +100,7 @@ def answer(selection: Selection) -> str:
 
 
 def _passed_over(row: Ranked, selection: Selection) -> str:
-    """Say why a row that measured faster is not taken."""
+    """Return why a row that measured faster is not taken."""
     why = f"its verdict is {row.decision}"
     if row.alarms:
         why = f"it raised the alarm {', '.join(row.alarms)}"
@@ -113,21 +112,9 @@ def _passed_over(row: Ranked, selection: Selection) -> str:
 
 def ranking_table(selection: Selection) -> Table:
     """Return one row for each draft and recipe, fastest first."""
-    return Table(
-        columns=("Draft", "Recipe", "k", "Measured", "Predicted", "Against the first", "Verdict"),
-        rows=tuple(
-            (
-                selection.short_name(row.draft),
-                row.recipe,
-                str(row.num_speculative_tokens),
-                valued(row.measured, "speedup"),
-                valued(row.predicted, "speedup"),
-                "–" if row.speed_ratio is None else valued(row.speed_ratio, "speed ratio"),
-                f"alarm: {', '.join(row.alarms)}" if row.alarms else row.decision or "–",
-            )
-            for row in selection.rows
-        ),
-        numeric=frozenset({2, 3, 4, 5}),
+    return Table.of(
+        [_ranking_row(row, selection) for row in selection.rows],
+        {2, 3, 4, 5},
         caption=(
             f"In the order of the {selection.basis} speedup over the target alone, each at its own "
             "best k, with 95 % intervals. Predicted: if memory were the only limit. Against "
@@ -138,8 +125,21 @@ def ranking_table(selection: Selection) -> Table:
     )
 
 
+def _ranking_row(row: Ranked, selection: Selection) -> dict[str, str]:
+    ratio, alarms = row.speed_ratio, ", ".join(row.alarms)
+    return {
+        "Draft": selection.short_name(row.draft),
+        "Recipe": row.recipe,
+        "k": str(row.num_speculative_tokens),
+        "Measured": valued(row.measured, "speedup"),
+        "Predicted": valued(row.predicted, "speedup"),
+        "Against the first": "–" if ratio is None else valued(ratio, "speed ratio"),
+        "Verdict": f"alarm: {alarms}" if alarms else row.decision or "–",
+    }
+
+
 def _reasons(selection: Selection) -> Iterator[str]:
-    """Say of every row after the first what it loses in tokens and in time, and how it differs."""
+    """Yield what every row after the first loses in tokens and in time, and how it differs."""
     best = selection.rows[0]
     if len(selection.rows) == 1:
         yield "There is nothing to compare it with."
@@ -154,7 +154,7 @@ def _reasons(selection: Selection) -> Iterator[str]:
 
 
 def _gap(row: Ranked, selection: Selection) -> str:
-    """Compare both rates at the common k: at each one's own k they would not compare."""
+    """Return the difference of the acceptance rates at the common k, in words."""
     gap = row.acceptance_gap.value if row.acceptance_gap else 0.0
     side = compared(gap, 0.0, "higher", "lower", "")
     size = f"{change_points(abs(gap)).lstrip('+')} {side}" if side else "the same"
@@ -168,7 +168,7 @@ def _cost(row: Ranked) -> str:
 
 
 def _difference(row: Ranked, best: Ranked) -> str:
-    """List the traits that differ, where the drafts do."""
+    """Return the traits that differ, where the drafts do."""
     if row.draft == best.draft:
         return "the same draft"
     found = row.traits.differences(best.traits)
@@ -178,29 +178,21 @@ def _difference(row: Ranked, best: Ranked) -> str:
 
 def cost_table(selection: Selection) -> Table:
     """Return acceptance at one k for all, and what a step reads and takes."""
-    return Table(
-        columns=(
-            "Draft",
-            "Recipe",
-            "Acceptance rate",
-            "Minus the first",
-            "Step",
-            "Bytes",
-            "c by bytes",
-        ),
-        rows=tuple(
-            (
-                selection.short_name(row.draft),
-                row.recipe,
-                valued(row.acceptance_rate, "rate"),
-                "–" if row.acceptance_gap is None else _points(row.acceptance_gap),
-                milliseconds(row.draft_step_ms),
-                num_bytes(row.step_bytes),
-                f"{row.draft_cost:.3f}",
-            )
-            for row in selection.rows
-        ),
-        numeric=frozenset(range(2, 7)),
+    rows = [
+        {
+            "Draft": selection.short_name(row.draft),
+            "Recipe": row.recipe,
+            "Acceptance rate": valued(row.acceptance_rate, "rate"),
+            "Minus the first": "–" if row.acceptance_gap is None else _points(row.acceptance_gap),
+            "Step": milliseconds(row.draft_step_ms),
+            "Bytes": num_bytes(row.step_bytes),
+            "c by bytes": f"{row.draft_cost:.3f}",
+        }
+        for row in selection.rows
+    ]
+    return Table.of(
+        rows,
+        range(2, 7),
         caption=(
             f"Acceptance at k = {selection.common_k} for all, paired by prompt. "
             "Bytes of a draft step at batch 1; c by bytes: those over the target's. The "
@@ -219,47 +211,35 @@ def traits_table(selection: Selection) -> Table:
     """Return one row for each draft: what may explain the differences."""
     first = {row.draft: row for row in reversed(selection.rows)}
     by_size = sorted(first.values(), key=lambda row: row.traits.num_parameters)
-    return Table(
-        columns=(
-            "Draft",
-            "Family",
-            "Size",
-            "Target is",
-            "Layers",
-            "Hidden",
-            "Heads",
-            "MLP",
-            "Trained on",
-        ),
-        rows=tuple(
-            (selection.short_name(row.draft), *_traits_cells(row.traits, row.size_ratio))
-            for row in by_size
-        ),
-        numeric=frozenset(range(2, 8)),
+    return Table.of(
+        [_traits_row(row, selection) for row in by_size],
+        range(2, 8),
         caption="From each config; `trained on` only where the config states it. Usual are targets "
         "10 to 30 times as large.",
     )
 
 
-def _traits_cells(traits: Traits, size_ratio: float) -> tuple[str, ...]:
+def _traits_row(row: Ranked, selection: Selection) -> dict[str, str]:
+    traits = row.traits
     numbers = (traits.num_layers, traits.hidden_size, traits.num_heads, traits.num_kv_heads)
     layers, hidden, heads, kv_heads, mlp = (
         "?" if each is None else str(each) for each in (*numbers, traits.mlp_size)
     )
-    return (
-        traits.family,
-        f"{significant(traits.num_parameters / 1e6)}M",
-        f"{size_ratio:.1f}×",
-        layers,
-        hidden,
-        f"{heads}/{kv_heads}",
-        mlp,
-        traits.training_domain or "not stated",
-    )
+    return {
+        "Draft": selection.short_name(row.draft),
+        "Family": traits.family,
+        "Size": f"{significant(traits.num_parameters / 1e6)}M",
+        "Target is": f"{row.size_ratio:.1f}×",
+        "Layers": layers,
+        "Hidden": hidden,
+        "Heads": f"{heads}/{kv_heads}",
+        "MLP": mlp,
+        "Trained on": traits.training_domain or "not stated",
+    }
 
 
 def _warnings(selection: Selection) -> tuple[Block, ...]:
-    """List what does not fit well between a draft and the target."""
+    """Return what does not fit well between a draft and the target."""
     lines = [
         f"{selection.short_name(draft)}: {line}"
         for draft, found in selection.warnings.items()

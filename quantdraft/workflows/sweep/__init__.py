@@ -1,1 +1,1 @@
-"""Who does a sweep's jobs: this process, one after another, or a Ray cluster."""
+"""A sweep: its grid of jobs, and their run in this process or on a Ray cluster."""

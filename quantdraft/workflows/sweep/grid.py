@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_text
 from quantdraft.errors import OutputExistsError
-from quantdraft.measure.settings import EvaluateSettings
+from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
 from quantdraft.record.choices import ExecutorChoice
 from quantdraft.traffic.domains import split_by_domain
@@ -26,7 +25,8 @@ class SweepSettings:
     recipes: tuple[str, ...]
     traffic_path: Path
     output: Path
-    evaluation: EvaluateSettings  # its candidate, baseline, traffic and output are each cell's own
+    target: str | None = None
+    evaluations: SharedSettings = field(default_factory=SharedSettings)
     calibration: Path | None = None
     by_domain: bool = False
     executor: ExecutorChoice = "local"
@@ -92,16 +92,14 @@ def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
     def whole(path: Path | None) -> Path | None:  # an id of the Hub is no path
         return path.absolute() if path is not None and path.exists() else path
 
-    own = settings.evaluation
-    target = None if own.models.target is None else str(whole(Path(own.models.target)))
-    models = replace(own.models, target=target)
-    evaluation = replace(own, models=models, policy=whole(own.policy))
+    shared = settings.evaluations
     return replace(
         settings,
         traffic_path=settings.traffic_path.absolute(),
         output=settings.output.absolute(),
+        target=None if settings.target is None else str(whole(Path(settings.target))),
+        evaluations=replace(shared, policy=whole(shared.policy)),
         calibration=whole(settings.calibration),
-        evaluation=evaluation,
     )
 
 
@@ -129,7 +127,7 @@ def _apply_job(settings: SweepSettings, recipe: Recipe, draft: str, name: str) -
         draft=draft,
         calibration=settings.calibration,
         output=settings.output / "candidates" / name,
-        device=settings.evaluation.models.device,
+        device=settings.evaluations.device,
     )
 
 
@@ -145,12 +143,12 @@ def _evaluate_job(
     name = whole if domain is None else f"{whole}-{traffic.stem}"
     part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
     output = settings.output / "runs" / name
-    asked = settings.evaluation
-    own = replace(
-        asked,
-        models=replace(asked.models, candidate=str(made.output), baseline=draft),
-        traffic=replace(asked.traffic, traffic_path=traffic),
-        output=output,
+    own = settings.evaluations.evaluation(
+        str(made.output),
+        settings.target,
+        draft,
+        traffic,
+        output,
         shared_stages=settings.output / "shared" / f"{part}{_without(settings, made.recipe)}",
     )
     return EvaluateJob(name, own, output, made.name)
@@ -170,27 +168,19 @@ def calibrates_on_traffic(settings: SweepSettings) -> bool:
     return given is not None and given.resolve() == settings.traffic_path.resolve()
 
 
-class _Output(Protocol):
-    @property
-    def output(self) -> Path: ...
-    @property
-    def force(self) -> bool: ...
-
-
-def claim_output(settings: _Output, names: Sequence[str], what: str) -> None:
-    """Write the settings of these names to the output's settings.json.
+def claim_output(output: Path, settings: dict[str, str], what: str, force: bool) -> None:
+    """Write the settings that decide what is computed to the output's settings.json.
 
     The output may hold what the same settings computed, to go on with. what: names them in the
     error. Raises OutputExistsError where it holds something else, without `force`.
     """
-    path = settings.output / "settings.json"
-    wanted = json.dumps({name: str(getattr(settings, name)) for name in names}, indent=1)
+    path, wanted = output / "settings.json", json.dumps(settings, indent=1)
     known = path.read_text(encoding="utf-8") if path.is_file() else ""
     # Hidden are the lock, and what is left of a run that was killed before it wrote anything.
-    is_other = known != wanted and any(p.name[0] != "." for p in settings.output.iterdir())
-    if is_other and not settings.force:
+    is_other = known != wanted and any(p.name[0] != "." for p in output.iterdir())
+    if is_other and not force:
         raise OutputExistsError(
-            f"'{settings.output}' holds something else than {what}. Give another --output, or "
+            f"'{output}' holds something else than {what}. Give another --output, or "
             "--force to add to it."
         )
     write_text(path, wanted)

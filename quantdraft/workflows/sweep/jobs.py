@@ -1,8 +1,8 @@
 """Jobs of a sweep that any machine can do: quantize a draft, or evaluate a candidate.
 
-A job reads files and directories and writes one directory. Beside it stands a key of everything it
-depends on, from before the work begins: what a killed job has finished is gone on with, nothing is
-computed twice, and nothing stale is taken for new.
+A job reads files and directories and writes one directory. Before the work begins, a key of all
+that it depends on is written beside that directory. So a killed job continues where it stopped,
+nothing is computed twice, and an old output is not taken for a new one.
 """
 
 from __future__ import annotations
@@ -108,11 +108,8 @@ class EvaluateJob:
         """Evaluate the candidate; continue a run that was cut short."""
         from quantdraft.workflows.evaluate import evaluate
 
-        asked, models, path = (
-            self.settings,
-            self.settings.models,
-            self.settings.traffic.traffic_path,
-        )
+        asked, models = self.settings, self.settings.models
+        path = asked.traffic.traffic_path
         there = replace(
             models,
             candidate=_place_model(models.candidate, at),
@@ -149,9 +146,8 @@ OnOutcome = Callable[[Outcome], None]
 def perform(job: Job, at: Places, log: Path) -> Outcome:
     """Do a job unless its output is there already; a QuantDraftError becomes its outcome.
 
-    log: what the job says on the way goes there, not to the terminal
-    Raises OutputError where the disk refuses: that is no fault of this job, and others would meet
-    it too.
+    log: the file for what the job writes to stderr, in place of the terminal
+    Raises OutputError where the disk refuses: other jobs would fail in the same way.
     """
     if (before := done_before(job, at)) is not None:
         return before

@@ -52,7 +52,7 @@ def pack(path: Path) -> Parcel:
     return Parcel({_name(file, path): file.read_bytes() for file in found})
 
 
-def unpack(parcel: Parcel, place: Path) -> None:
+def unpack_parcel(parcel: Parcel, place: Path) -> None:
     """Write a parcel to `place`, whole or not at all; what is there already is replaced."""
     with _stage(parcel, place) as content:
         if place.is_dir():
@@ -60,7 +60,7 @@ def unpack(parcel: Parcel, place: Path) -> None:
         os.replace(content, place)
 
 
-def unpack_once(parcel: Callable[[], Parcel], place: Path) -> Path:
+def unpack_parcel_once(parcel: Callable[[], Parcel], place: Path) -> Path:
     """Unpack a parcel to `place` unless it is there already, and return the place.
 
     parcel: fetches it. Of several workers that unpack at once the first one's copy stays, as

@@ -1,8 +1,8 @@
-"""Run jobs on a Ray cluster, on every node's processors and GPUs; those of lost workers again.
+"""Run jobs on a Ray cluster, on the processors and GPUs of every node.
 
-Without a shared disk, inputs are put into Ray's object store once and unpacked once a node; outputs
-come back as results. With one, jobs read and write where the one who asks does: so they do in a
-cluster of this machine alone.
+A job whose worker was lost is run again. Without a shared disk, inputs are put into Ray's object
+store once and unpacked once a node, and outputs come back as results. With a shared disk, and in a
+cluster of this machine alone, jobs read and write the sweep's own paths.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from quantdraft.workflows.sweep.parcels import (
     Parcel,
     pack,
     require_own_directory,
-    unpack,
-    unpack_once,
+    unpack_parcel,
+    unpack_parcel_once,
 )
 from quantdraft.workflows.sweep.ray_session import ray_session
 
@@ -152,7 +152,7 @@ class _Crew:
             outcome: Outcome = self.ray.get(result)
             if outcome.error is None and not self.is_shared:
                 begin(self.jobs[name], _here)
-                unpack(self.ray.get(output), self.jobs[name].output)
+                unpack_parcel(self.ray.get(output), self.jobs[name].output)
         except self.ray.exceptions.RayError as error:
             return Outcome(name, f"its worker failed: {self._reason(error)}")
         return outcome
@@ -198,12 +198,16 @@ def _work(
         cache = require_own_directory(Path(tempfile.gettempdir()) / order.cache)
     except OutputError as error:
         return Outcome(job.name, str(error)), None
+
+    def unpack(digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
+        return unpack_parcel_once(parcel, cache / digest[:32] / path.name)
+
     places = {
-        sent.path: _unpack_input(cache, sent.digest, sent.path, partial(_fetch, ref))
+        sent.path: unpack(sent.digest, sent.path, partial(_fetch, ref))
         for sent, ref in order.inputs
     }
     if order.made is not None and output is not None:
-        places[order.made] = _unpack_input(cache, output.digest, order.made, lambda: output)
+        places[order.made] = unpack(output.digest, order.made, lambda: output)
 
     def at(path: Path) -> Path:
         # What is no input stays on the node: stages, and the output until it is whole.
@@ -224,11 +228,6 @@ def _perform_here(job: Job, at: Places, log: Path) -> Outcome:
         return perform(job, at, log)
     except OutputError as error:
         return Outcome(job.name, str(error))
-
-
-def _unpack_input(cache: Path, digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
-    """Unpack an input to this node's cache, and return its place there."""
-    return unpack_once(parcel, cache / digest[:32] / path.name)
 
 
 def _fetch(ref: Any) -> Parcel:

@@ -54,7 +54,9 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
     _check(settings)
     with sole_writer(settings.output, is_inside=True):
         names = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
-        claim_output(settings, names, "this sweep")  # who computes the grid is no part of it
+        # Who computes the grid is no part of it.
+        wanted = {name: str(getattr(settings, name)) for name in names}
+        claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
 
@@ -136,15 +138,15 @@ def _run(settings: SweepSettings, jobs: Sequence[Job]) -> dict[str, Outcome]:
 
 def _resources(settings: SweepSettings) -> Resources:
     memory = None if settings.memory_gb is None else int(settings.memory_gb * 1e9)
-    own = settings.evaluation
-    timed = not own.timing.no_latency and own.models.target is not None
+    shared = settings.evaluations
+    timed = not shared.timing.no_latency and settings.target is not None
     alone = None if timed else 1.0
-    cpus = settings.cpus or own.models.threads or alone
+    cpus = settings.cpus or shared.threads or alone
     return Resources(cpus, settings.gpus, memory)
 
 
 def _summarize(outcomes: dict[str, Outcome], jobs: Sequence[Job]) -> Iterator[str]:
-    """Say what was not computed, and why."""
+    """Yield a line for each job that was not computed, with the reason."""
     num_kept = sum(outcome.was_done for outcome in outcomes.values())
     if num_kept:
         yield f"{num_kept} of {len(jobs)} jobs were done before."

@@ -23,7 +23,7 @@ from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.common.files import write_text
 from quantdraft.judge.acceptance import replay_rounds
 from quantdraft.measure.capture import capture
-from quantdraft.measure.replay import keep_probabilities
+from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic
 from tests.tools.reference.corpus import SourceFile, read_corpus
@@ -122,7 +122,7 @@ def measure(work_dir: Path, output: Path) -> dict[str, Any]:
 
 def _measured(path: Path, traffic: Traffic, held_out: NDArray[np.uint16]) -> dict[str, Any]:
     draft = load_model(path, torch.float32, torch.device("cpu"))
-    keep = keep_probabilities(draft, traffic, "greedy")
+    keep = acceptance_probabilities(draft, traffic, "greedy")
     ids = [response.prompt_id for response in traffic.responses]
     counts = replay_rounds(ids, keep, [4]).counts(4)
     domains = {response.prompt_id: str(response.domain) for response in traffic.responses}
