@@ -53,8 +53,8 @@ def require_loopback(arguments: Iterable[str]) -> None:
         is_option = argument.startswith("-") and len(name) > 2
         if is_option and any(full.startswith(name) for full in OWN_OPTIONS):
             raise OptionError(
-                f"--engine-args --{name}: a server of ours listens on the loopback alone, on a free "
-                "port, without a key. Start your own, and give --engine-url."
+                f"--engine-args --{name}: a server of ours listens on the loopback alone, on a "
+                "free port, without a key. Start your own, and give --engine-url."
             )
 
 
