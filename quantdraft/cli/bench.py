@@ -46,12 +46,14 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 )
 @click.option(
     "--batch-sizes",
+    metavar="NUMBERS",
     default="1,2,4,8,16,32,64",
     show_default=True,
     help="The batch sizes that are timed.",
 )
 @click.option(
     "--context-lengths",
+    metavar="NUMBERS",
     default="128,512,2048",
     show_default=True,
     help="The numbers of cached tokens that are timed.",
@@ -59,6 +61,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
 @click.option(
     "--new-tokens",
     "-m",
+    metavar="NUMBERS",
     default="1-17",
     show_default=True,
     help="The numbers of new tokens in the target's passes.",

@@ -45,10 +45,12 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @options.CONTEXT_LENGTH
 @click.option(
     "--batch-sizes",
+    metavar="NUMBERS",
     help="Further batch sizes to time, each with every context: 1,8,32.",
 )
 @click.option(
     "--context-lengths",
+    metavar="NUMBERS",
     help="Further contexts to time: 128,512. Default with --batch-sizes: the traffic's own range.",
 )
 @options.latency_seconds(20.0)
@@ -77,19 +79,21 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     "--vllm-url",
     "engine_urls",
     multiple=True,
-    help="A server that runs already: URL of the candidate's, or ARM=URL.",
+    help="A server that runs already: the candidate's URL, or ARM=URL with ARM one of "
+    "autoregressive, baseline, candidate and control.",
 )
 @click.option(
     "--engine-spec",
     "--vllm-spec",
     multiple=True,
-    help="KEY=VALUE that is added to vLLM's speculative config.",
+    metavar="KEY=VALUE",
+    help="An entry to add to vLLM's speculative config. Give the option once for each.",
 )
 @click.option(
     "--engine-args",
     "--vllm-args",
     multiple=True,
-    help="One more argument for the engine's server.",
+    help="One more argument for the engine's server. Give the option once for each.",
 )
 @click.option(
     "--engine-prompts",
@@ -150,9 +154,10 @@ def evaluate(
 ) -> None:
     """Measure a quantized draft against its full-precision self, and decide.
 
-    Replays the traffic through both drafts (same tokens, every k at once), runs the live loop on a
-    few prompts as proof, times draft and target steps in turns, and writes evaluation.json,
-    report.md and report.html. A killed run resumes.
+    CANDIDATE is a directory that `apply` wrote, or another draft. The traffic is replayed through
+    both drafts (same tokens, every k at once); target and draft decode a few prompts together, to
+    check the replay; their steps are timed in turns. Writes evaluation.json, report.md and
+    report.html. A killed run goes on where it stopped when the same command is given again.
     """
     with show_progress("evaluate"):
         from quantdraft.engines.serving_settings import ServingSettings

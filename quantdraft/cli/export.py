@@ -40,7 +40,11 @@ ENGINE = Name("engine", lambda: list(ENGINES), is_open=True)
     "Tokens proposed in a round, for the launch line. Default: the measured best."
 )
 @options.output("The directory that is written.", required=True)
-@click.option("--pad-vocab", is_flag=True, help="Pad embedding and head to the target's rows.")
+@click.option(
+    "--pad-vocab",
+    is_flag=True,
+    help="Pad embedding and head to the target's number of rows.",
+)
 @click.option(
     "--draft", type=A_PATH, help="llamacpp: the full-precision draft that is converted to GGUF."
 )
@@ -75,12 +79,12 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write a directory the engine loads, a model card with the evidence, and the launch line.
+    """Write a directory that the engine loads, with a model card and the launch line.
 
-    llama.cpp loads GGUF alone: it is made from the full-precision draft by llama.cpp's own
-    converter where --llamacpp says where that is; else the commands are written. Where its server
-    is built there too (or on PATH), it loads the file and speculates with it, and the card says
-    what it counted.
+    CHECKPOINT is a directory that `apply` wrote. llama.cpp loads GGUF alone: with --llamacpp its
+    own converter makes it from the full-precision draft; else the commands for it are written.
+    Where llama.cpp's server is built there (or on PATH), it loads the file and speculates with it,
+    and the card says what it counted.
     """
     with show_progress("export"):
         from quantdraft.workflows.export.export import ExportSettings

@@ -187,9 +187,10 @@ KS = click.option(
     "-k",
     "--num-speculative-tokens",
     "ks",
+    metavar="NUMBERS",
     default=f"1-{MAX_K}",
     show_default=True,
-    help="Tokens proposed in a round: 4, 1-8 or 2,4,8. Each draft is judged at its best of them.",
+    help="Tokens proposed in a round: 4, 1-8 or 2,4,8. Each draft is judged at its best k of them.",
 )
 ACCEPTANCE_RULE = click.option(
     "--acceptance-rule",

@@ -22,7 +22,7 @@ A_CONFIG = Name("shape", known_shapes, is_open=True)
     "--alpha",
     "-a",
     type=float,
-    help="Acceptance per token that the draft is asked for, in 0..1: alpha of the paper.",
+    help="Acceptance per token that the draft is asked for, in 0..1 (arXiv:2211.17192).",
 )
 @click.option(
     "--acceptance-rate",
@@ -86,7 +86,7 @@ def plan(
       quantdraft plan --acceptance-rate 0.5 --measured-k 4 --draft-cost 0.05
 
     \b
-    The cost of a pair that is not here, and what each recipe could gain, from its configs:
+    With the configs of a pair: its cost, and what each recipe could gain:
       quantdraft plan -a 0.75 --target-config llama-3.1-8b --draft-config llama-3.2-1b --device h200
 
     Everything it prints is a prediction; `quantdraft evaluate` measures.

@@ -241,13 +241,14 @@ def _alarms(
         has_identical_logits=measured.has_identical_logits,
         complaint=measured.not_quantized,
     )
-    raised = measured_alarms(acceptance, point.control_speedup, measured.live, policy)
-    of_target = control_strays(point.target_control_speedup, policy, "target")
-    raised += () if of_target is None else (of_target,)
-    raised += suspicions(measured.latency)
-    compute_dtype = measured.provenance.get("compute_dtype")
-    raised += served_alarms(measured.served, policy, compute_dtype)
-    return raised if false_claim is None else (false_claim, *raised)
+    raised = (
+        false_claim,
+        *measured_alarms(acceptance, point.control_speedup, measured.live, policy),
+        control_strays(point.target_control_speedup, policy, "target"),
+        *suspicions(measured.latency),
+        *served_alarms(measured.served, policy, measured.provenance.get("compute_dtype")),
+    )
+    return tuple(alarm for alarm in raised if alarm is not None)
 
 
 def _ledger(measured: Measurements, point: SpeedPoint, policy: Policy) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from quantdraft.engines.engine import LaunchPair
+from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.llamacpp import gguf as conversion
-from quantdraft.engines.registry import ENGINES, engine_named
-from quantdraft.engines.support import FORMATS, stored_names
+from quantdraft.engines.registry import ENGINES, engine_named, support_tables
+from quantdraft.engines.support import FORMATS, NO, YES, SupportTable, stored_names
 from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.errors import OptionError
 from tests.conftest import Pair as TinyPair
@@ -378,3 +379,34 @@ def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:
     assert engine_named("tensorrt_llm") is tensorrt_llm
     with pytest.raises(OptionError, match="vllm, sglang, transformers, tensorrt-llm, llamacpp"):
         engine_named("ollama")
+
+
+class Mine(Engine):
+    name = "mine"
+    launch_file = "launch.sh"
+    notes = ("It is an example.",)
+    loads = SupportTable({"dense": YES, "int4": NO})
+
+    def launch(self, pair: LaunchPair) -> str:
+        return f"mine {pair.target} {pair.draft}"
+
+    def check(self, draft: Draft) -> tuple[Finding, ...]:
+        return tuple(self.loading(draft))
+
+
+def test_an_engine_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "mine", f"{__name__}:Mine")
+    mine = engine_named("Mine")
+    assert mine.check(Draft(Path("d"), PLAIN, PLAIN)) == ()
+    (refused,) = mine.check(Draft(Path("d"), quantized(**INT4), PLAIN))
+    assert refused.message == "mine does not load int4: it has no loader for this format"
+    assert support_tables()["mine"] is Mine.loads
+
+
+def test_engines_names_are_known_before_an_engine_is_imported() -> None:
+    code = (
+        "import sys; from quantdraft.engines.registry import ENGINES; "
+        "print([name for name in sys.modules if name.startswith('quantdraft.engines.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['quantdraft.engines.registry']"

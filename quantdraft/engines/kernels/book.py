@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 
 from quantdraft.common.files import cache_dir, write_text
 from quantdraft.errors import OutputError
@@ -42,6 +43,7 @@ class Timing(NamedTuple):
 
 
 Vote = Mapping[str, Timing]  # by kernel, in the order in which they are preferred
+VOTES = TypeAdapter(dict[str, list[Vote]])  # by question, as they are kept
 
 
 class Book:
@@ -152,14 +154,8 @@ def _fastest(vote: Vote) -> float:
 def _read(path: Path) -> dict[str, list[Vote]]:
     """Read the votes of a file; none where it is missing or not ours."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            str(question): [
-                {str(n): Timing(float(t[0]), int(t[1])) for n, t in vote.items()} for vote in votes
-            ]
-            for question, votes in plain.items()
-        }
-    except (OSError, ValueError, AttributeError, TypeError, IndexError, KeyError):
+        return VOTES.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
 
 

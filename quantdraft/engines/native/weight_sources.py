@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,45 +39,12 @@ RANDOM_FORMATS = {"int4", "int8", "int8-weight-only", "fp8", "fp8-block", "llm-i
 WEIGHT_SPREAD = 0.02  # as models are initialised; activations then stay finite through all layers
 
 
-class WeightSource(Protocol):
-    """A model's config and weights, each read when it is asked for."""
-
-    @property
-    def name(self) -> str:
-        """What to call the model in messages."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The model's config.json."""
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """The stored checkpoint, or None where there is none."""
-
-    @property
-    def formats(self) -> Mapping[str, WeightFormat]:
-        """The quantized modules and their formats; every other Linear is dense."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """What a draft step of this model reads."""
-
-    def has(self, name: str) -> bool:
-        """Return True when there is a tensor of this name."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor that is not quantized, in its stored float type."""
-
-    def weight(self, module: str) -> Weight:
-        """Return a Linear's weight: integers and scales if quantized, else (out, in) float."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
     """The tensors of a checkpoint's files."""
 
     checkpoint: Checkpoint
-    formats: Mapping[str, WeightFormat]
+    formats: Mapping[str, WeightFormat]  # of the quantized modules; every other Linear is dense
 
     @property
     def name(self) -> str:
@@ -99,11 +66,11 @@ class StoredWeights:
         return name in self.checkpoint.tensors
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """Read one tensor that is not quantized, in its stored float type."""
         return read_tensor(self.checkpoint, name)
 
     def weight(self, module: str) -> Weight:
-        """Read one Linear's weight as it is stored."""
+        """Read one Linear's weight: integers and scales if quantized, else (out, in) float."""
         fmt = self.formats.get(module)
         if fmt is None:
             return self.tensor(f"{module}.weight")
@@ -180,6 +147,10 @@ class RandomWeights:
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + zlib.crc32(name.encode()))
+
+
+# A model's config and weights, each read when it is asked for.
+WeightSource = StoredWeights | RandomWeights
 
 
 def _random_integers(

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from quantdraft.judge.acceptance import Floats, Replayed
+from quantdraft.judge.acceptance import Floats
 from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.judge.comparison.points import replayed_of
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds
@@ -51,11 +51,11 @@ def _acceptance_gap(
     one: Evaluation, other: Evaluation, k: int, bootstrap: Bootstrap
 ) -> Interval | None:
     here, there = replayed_of(one, "candidate"), replayed_of(other, "candidate")
-    if here.prompt_ids != there.prompt_ids or num_prompts_with_rounds(here) < MIN_PROMPTS:
+    num_prompts = num_prompts_with_rounds(here)
+    if here.prompt_ids != there.prompt_ids or num_prompts < MIN_PROMPTS:
         return None
     drawn_here, drawn_there = draw_lengths(here, there, k, k, bootstrap)
     value = here.counts(k).acceptance_rate - there.counts(k).acceptance_rate
-    num_prompts = num_prompts_with_rounds(here)
     return interval_of(value, drawn_here.rate - drawn_there.rate, num_prompts, bootstrap)
 
 
@@ -88,11 +88,5 @@ def _speed_draws(evaluation: Evaluation, number: int, bootstrap: Bootstrap) -> F
     times = time_ratio(*rounds, latency, own)
     if times is None:
         return None
-    return np.asarray(times.draws * _length_ratio(baseline, candidate, ks, bootstrap))
-
-
-def _length_ratio(
-    baseline: Replayed, candidate: Replayed, ks: tuple[int, int], bootstrap: Bootstrap
-) -> Floats:
-    base, cand = draw_lengths(baseline, candidate, *ks, bootstrap)
-    return np.asarray(cand.length / base.length)
+    before, after = draw_lengths(baseline, candidate, *ks, bootstrap)
+    return np.asarray(times.draws * (after.length / before.length))

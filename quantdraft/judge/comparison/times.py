@@ -24,6 +24,7 @@ from quantdraft.judge.statistics.bootstrap import (
 )
 from quantdraft.record import Interval, Latency, StepSamples
 
+NEAR_BEST = 0.03  # of the least ms per token: a k that may still turn out to be the best
 MIN_LOADS = 3  # under these, loads say nothing of their spread, and blocks are resampled
 
 
@@ -131,11 +132,8 @@ def _in_common(one: Timed, other: Timed, latency: Latency) -> tuple[Floats, Floa
     return one.ms[at], other.ms[there], blocks
 
 
-NEAR_BEST = 0.03  # of the least ms per token: a k that may still turn out to be the best
-
-
 def widths_near_best(
-    lengths: Mapping[str, Mapping[int, float]], latency: Latency, near: float = NEAR_BEST
+    lengths: Mapping[str, Mapping[int, float]], latency: Latency
 ) -> tuple[int, ...]:
     """Return the numbers of new tokens, 1 and k + 1, of every k that may be an arm's best.
 
@@ -147,7 +145,7 @@ def widths_near_best(
         rounds = {k: timed_rounds(latency, arm, k) for k in by_k}
         per_token = {k: float(np.median(r.ms)) / by_k[k] for k, r in rounds.items() if r}
         least = min(per_token.values(), default=0.0)
-        found |= {k + 1 for k, ms in per_token.items() if ms <= (1 + near) * least}
+        found |= {k + 1 for k, ms in per_token.items() if ms <= (1 + NEAR_BEST) * least}
     return tuple(sorted({1, *found})) if found else ()
 
 
