@@ -412,11 +412,12 @@ def test_names_that_look_like_paths_reach_no_hub(monkeypatch):
 # Secrets
 
 
-def test_a_command_is_recorded_without_what_gives_access():
+@pytest.mark.parametrize("args", ["--engine-args", "--vllm-args"])
+def test_a_command_is_recorded_without_what_gives_access(args):
     shown = command_line(
         [
-            *("evaluate", "out", "--vllm-url", "baseline=http://me:s3cret@host:8000/v1"),
-            *("--vllm-args", "--api-key", "--vllm-args", "s3cret", "--vllm-args=--hf-token=s3cret"),
+            *("evaluate", "out", "--engine-url", "baseline=http://me:s3cret@host:8000/v1"),
+            *(args, "--api-key", args, "s3cret", f"{args}=--hf-token=s3cret"),
             *("--traffic", "hf_s3cretabcdefgh", "--max-new-tokens", "4"),
         ]
     )

@@ -63,7 +63,7 @@ def install(name: str, directory: Path | None, force: bool, as_json: bool) -> No
         return
     click.echo(f"{name} {found.version} ({found.device_type}): {found.python}")
     if directory is not None:
-        click.echo(f"Use it with --vllm-python {found.python}")
+        click.echo(f"Use it with --engine-path {found.python}")
 
 
 def _print_engines(as_json: bool) -> None:

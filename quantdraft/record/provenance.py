@@ -18,7 +18,7 @@ HIDDEN = "(hidden)"
 SECRET_OPTION = re.compile(r"^-.*(^|[-_])(api[-_]?key|token|password|secret)$", re.IGNORECASE)
 USER_IN_URL = re.compile(r"(://)[^/\s]*@")
 HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
-PASSED_ON = frozenset({"--vllm-args"})
+PASSED_ON = frozenset({"--engine-args", "--vllm-args"})
 PACKAGES = (
     "quantdraft",
     "torch",

@@ -22,7 +22,7 @@ from quantdraft.engines.kernels.operations import operations_fault
 from quantdraft.engines.native import fused as fusion
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, Layer, Rotary
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
-from quantdraft.engines.native.fusing import JoinedLinears
+from quantdraft.engines.native.linears import JoinedLinears
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
 

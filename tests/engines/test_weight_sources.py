@@ -7,7 +7,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.unpacking import Unpacked, dequantize
-from quantdraft.engines.native.fusing import stack_weights
+from quantdraft.engines.native.linears import stack_weights
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.steps import Stepper

@@ -30,7 +30,7 @@ from quantdraft.engines.kernels.operations import (
     padded_dim,
 )
 from quantdraft.engines.native.decoder import Decoder, KVCache, Layer, RMSNorm
-from quantdraft.engines.native.fusing import JoinedLinears
+from quantdraft.engines.native.linears import JoinedLinears
 
 KEPT_BYTES = 64 * 2**20  # of all passes together whose lists and memory are kept
 

@@ -80,8 +80,8 @@ def find_vllm(python: Path | None = None) -> Environment:
     found = installed_vllm()
     if found is None:
         raise EngineError(
-            "vLLM is not installed: `quantdraft engines install vllm`, or give --vllm-python PATH "
-            "or --vllm-url URL."
+            "vLLM is not installed: `quantdraft engines install vllm`, or give --engine-path PATH "
+            "or --engine-url URL."
         )
     return found
 
@@ -89,7 +89,7 @@ def find_vllm(python: Path | None = None) -> Environment:
 def inspect(python: Path) -> Environment:
     """Ask a Python for its vLLM; what it said is kept beside it until its packages change."""
     if not python.is_file():
-        raise EngineError(f"'{python}' is no Python. Give --vllm-python the path of an executable.")
+        raise EngineError(f"'{python}' is no Python. Give --engine-path the path of an executable.")
     python = python.absolute()
     facts, key = python.parent.parent / FACTS_FILE, _packages(python)
     kept = _kept_facts(facts)

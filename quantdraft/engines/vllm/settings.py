@@ -27,7 +27,7 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise OptionError(f"--vllm-spec {pair!r}: write KEY=VALUE.")
+            raise OptionError(f"--engine-spec {pair!r}: write KEY=VALUE.")
         try:
             found[key] = parse_json(text)
         except ValueError:
@@ -53,8 +53,8 @@ def require_loopback(arguments: Iterable[str]) -> None:
         is_option = argument.startswith("-") and len(name) > 2
         if is_option and any(full.startswith(name) for full in OWN_OPTIONS):
             raise OptionError(
-                f"--vllm-args --{name}: a server of ours listens on the loopback alone, on a free "
-                "port, without a key. Start your own, and give --vllm-url."
+                f"--engine-args --{name}: a server of ours listens on the loopback alone, on a "
+                "free port, without a key. Start your own, and give --engine-url."
             )
 
 
