@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
@@ -12,8 +11,9 @@ from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_recorded
 from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
 from quantdraft.common.progress import show_progress
+from quantdraft.engines.registry import MEASURED
 from quantdraft.record import AcceptanceRule
-from quantdraft.record.choices import DtypeChoice, EngineChoice, ModeChoice
+from quantdraft.record.choices import DtypeChoice, ModeChoice
 
 SAMPLED = "with --prompts, how the target answers; with a log that does not say, how it was sampled"
 
@@ -63,7 +63,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @options.threads()
 @click.option(
     "--engine",
-    type=Name("engine", lambda: get_args(EngineChoice)),
+    type=Name("engine", lambda: ("native", *MEASURED)),
     default="native",
     show_default=True,
     help="Where speed is measured: by this process's own kernels, or in servers of an engine.",
@@ -141,7 +141,7 @@ def evaluate(
     device: str | None,
     dtype: DtypeChoice,
     threads: int | None,
-    engine: EngineChoice,
+    engine: str,
     engine_path: Path | None,
     engine_urls: tuple[str, ...],
     engine_spec: tuple[str, ...],

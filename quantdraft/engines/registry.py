@@ -20,6 +20,7 @@ ENGINES = {
     "tensorrt-llm": "quantdraft.engines.tensorrt_llm:TensorRtLlm",
     "llamacpp": "quantdraft.engines.llamacpp.engine:Llamacpp",
 }
+MEASURED = ("vllm", "llamacpp")  # those that `evaluate` serves with; they have `measured`
 ALIASES = {"llama.cpp": "llamacpp", "tensorrt_llm": "tensorrt-llm", "trtllm": "tensorrt-llm"}
 
 
@@ -42,13 +43,8 @@ def measured_engine(name: str) -> MeasuredEngine:
     """Return how an engine is served here. Raises OptionError for one that is not measured."""
     measured = engine_named(name).measured
     if measured is None:
-        raise OptionError(f"--engine {name} is not measured. Use {', '.join(measured_names())}.")
+        raise OptionError(f"--engine {name} is not measured. Use {', '.join(MEASURED)}.")
     return measured
-
-
-def measured_names() -> list[str]:
-    """Return the engines that `evaluate` serves with, by name."""
-    return [name for name in ENGINES if engine_named(name).measured is not None]
 
 
 def support_tables() -> dict[str, SupportTable]:

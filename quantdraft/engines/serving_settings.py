@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantdraft.common.files import coerce_paths
-from quantdraft.record.choices import EngineChoice
 
 # What only an engine with servers reads, as the command line spells it.
 OPTIONS = {
@@ -25,7 +24,7 @@ OPTIONS = {
 class ServingSettings:
     """The engine that serves the models; "native" is this process, which serves nothing."""
 
-    engine: EngineChoice = "native"
+    engine: str = "native"
     path: Path | None = None  # vLLM's Python, or llama.cpp's directory; None: the installed one
     urls: tuple[str, ...] = ()  # servers that the user runs: ARM=URL, or the candidate's URL
     spec: tuple[str, ...] = ()  # KEY=VALUE of the engine's speculative settings

@@ -8,5 +8,4 @@ from typing import Literal
 Mode = Literal["eager", "fused", "compiled", "graph"]
 ModeChoice = Literal["auto", Mode]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
-EngineChoice = Literal["native", "vllm", "llamacpp"]  # where speed is measured
 ExecutorChoice = Literal["local", "ray"]  # who does the jobs of a sweep

@@ -21,7 +21,7 @@ from quantdraft.engines.llamacpp.candidate import candidate_checkpoint, gguf_of
 from quantdraft.engines.llamacpp.gguf import FULL_PRECISION, GgufConversion, cached_gguf, convert
 from quantdraft.engines.llamacpp.measured import LlamacppInstallation
 from quantdraft.engines.llamacpp.server import find_server
-from quantdraft.engines.registry import measured_engine, measured_names
+from quantdraft.engines.registry import ENGINES, MEASURED, engine_named, measured_engine
 from quantdraft.errors import OptionError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.served.cross_check import rounds_replayed
@@ -165,7 +165,7 @@ def test_what_llamacpp_is_not_measured_with_is_refused(tiny_pair, traffic, llama
 
 
 def test_measured_engines_are_named(tiny_pair):
-    assert measured_names() == ["vllm", "llamacpp"]
+    assert [name for name in ENGINES if engine_named(name).measured] == list(MEASURED)
     with pytest.raises(OptionError, match=r"sglang is not measured\. Use vllm, llamacpp"):
         measured_engine("sglang")
 
