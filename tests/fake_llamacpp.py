@@ -21,6 +21,18 @@ ERROR_LINE = (
 )
 
 
+def build_server(directory: Path) -> None:
+    """Write a `llama-server` that is this fake where a build of llama.cpp has its own."""
+    program = directory / "build" / "bin" / "llama-server"
+    program.parent.mkdir(parents=True)
+    code = "import sys; from tests.fake_llamacpp import main; main()"
+    root = Path(__file__).parents[1]
+    program.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{root}' exec '{sys.executable}' -c '{code}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Routes of the fake. `plan` and `counts` are the server's."""
 

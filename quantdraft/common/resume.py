@@ -5,16 +5,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from quantdraft.common.documents import read_json
 from quantdraft.common.files import write_text
+from quantdraft.errors import OutputError
 
 Part = TypeVar("Part")
 
 STAGES_DIR = "stages"
+
+
+@contextlib.contextmanager
+def kept_when_refused(path: Path) -> Iterator[None]:
+    """Raise OutputError for what the disk refuses inside the block: the file stays, to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write '{path}': {error.strerror or error}. What is finished is kept there; "
+            "run the same command again to continue."
+        ) from error
 
 
 def stage(

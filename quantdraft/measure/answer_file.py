@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantdraft.common.progress import bar
-from quantdraft.errors import OutputError, OutputExistsError
+from quantdraft.common.resume import kept_when_refused
+from quantdraft.errors import OutputExistsError
 
 
 def write_answers(
@@ -30,7 +30,7 @@ def write_answers(
     refuses.
     """
     partial = output.with_name(f"{output.name}.partial")
-    with _naming_the_file(partial):
+    with kept_when_refused(partial):
         num_done = _resume(partial, header, names, batch_size, force)
         with (
             open(partial, "a", encoding="utf-8") as file,
@@ -83,14 +83,3 @@ def _is_answer(line: bytes, name: str) -> bool:
     except ValueError:
         return False
     return line.endswith(b"\n") and isinstance(found, dict) and found.get("prompt_id") == name
-
-
-@contextlib.contextmanager
-def _naming_the_file(partial: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{partial}': {error.strerror or error}. What is finished is kept there; "
-            "run the same command again to continue."
-        ) from error

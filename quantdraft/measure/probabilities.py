@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from quantdraft.common.files import sweep_files, write_json
 from quantdraft.common.locks import is_at
-from quantdraft.common.resume import STAGES_DIR, key_of, read_kept
-from quantdraft.errors import OutputError
+from quantdraft.common.resume import STAGES_DIR, kept_when_refused, key_of, read_kept
 from quantdraft.judge.acceptance import Floats
 
 _BLOCK = 2**20  # numbers written at once
@@ -102,18 +101,12 @@ def open_file_store(
     """
     path = run_dir / STAGES_DIR / f"{name}.f64"
     key = key_of(inputs | {"num_tokens": [int(length) for length in num_tokens]})
-    file = None
-    try:
+    with kept_when_refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path, key, 8 * int(sum(num_tokens)))
-        yield FileStore(file, num_tokens)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{path}': {error.strerror or error}. What is finished is kept there; "
-            "run the same command again to continue."
-        ) from error
-    finally:
-        if file is not None:
+        try:
+            yield FileStore(file, num_tokens)
+        finally:
             fcntl.flock(file, fcntl.LOCK_UN)  # what is mapped would hold it beyond the closing
             os.close(file)
 

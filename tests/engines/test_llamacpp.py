@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ from quantdraft.workflows.export.gguf_check import try_server
 from quantdraft.workflows.export.target import Target
 from tests import fake_llamacpp
 from tests.benchmarks.llamacpp_counts import Counts, predicted_counts
+from tests.fake_llamacpp import build_server
 
-ROOT = Path(__file__).parents[2]
 PLAN: dict[str, Any] = {
     "tokens": [5, 6, 7, 8],
     "draft_tokens": [5, 6, 7, 8],
@@ -62,13 +61,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("FAKE_LLAMACPP", str(tmp_path / "plan.json"))
     directory = tmp_path / "llama.cpp"
-    program = directory / "build" / "bin" / "llama-server"
-    program.parent.mkdir(parents=True)
-    code = "import sys; from tests.fake_llamacpp import main; main()"
-    program.write_text(
-        f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' -c '{code}' \"$@\"\n"
-    )
-    program.chmod(0o755)
+    build_server(directory)
     plan(tmp_path)
     return directory
 

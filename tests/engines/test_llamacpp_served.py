@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import Pair
 from tests.evaluation_settings import evaluation_settings
+from tests.fake_llamacpp import build_server
 
-ROOT = Path(__file__).parents[2]
 K = 4
 # Writes which model it was given, as a "GGUF".
 CONVERTER = """\
@@ -51,13 +50,7 @@ def llamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("FAKE_LLAMACPP", str(tmp_path / "plan.json"))
     directory = tmp_path / "llama.cpp"
-    program = directory / "build" / "bin" / "llama-server"
-    program.parent.mkdir(parents=True)
-    code = "import sys; from tests.fake_llamacpp import main; main()"
-    program.write_text(
-        f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' -c '{code}' \"$@\"\n"
-    )
-    program.chmod(0o755)
+    build_server(directory)
     (directory / "convert_hf_to_gguf.py").write_text(CONVERTER)
     (directory / "conversion").mkdir()
     (directory / "conversion" / "base.py").write_text("class TextModel: ...\n")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.engines.measured import MeasuredEngine
 from quantdraft.engines.registry import measured_engine
-from quantdraft.errors import OptionError
 from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.measure.subject import Subject
 
@@ -28,9 +27,7 @@ class Serve:
     @property
     def target(self) -> Checkpoint:
         """The target, without which nothing is served."""
-        if self.subject.models.target is None:
-            engine = self.settings.serving.engine
-            raise OptionError(f"--engine {engine} needs --target: it is what the engine serves.")
+        assert self.subject.models.target is not None  # `EvaluateSettings.check` asks for it
         return self.subject.models.target
 
     def checkpoint(self, arm: str) -> Checkpoint | None:
