@@ -106,7 +106,9 @@ def _verdict(evaluation: Evaluation | None) -> list[str]:
         return ["## Verdict: none", f"**{NO_EVALUATION}**"]
     verdict = evaluation.verdict
     parts = [f"## Verdict: {escape(verdict.decision)}", f"**{escape(sentence(verdict))}**"]
-    parts += [f"**Alarm {escape(alarm.code)}**: {escape(alarm.message)}" for alarm in verdict.alarms]
+    parts += [
+        f"**Alarm {escape(alarm.code)}**: {escape(alarm.message)}" for alarm in verdict.alarms
+    ]
     if verdict.to_settle:
         parts.append(f"What would settle it: {escape(verdict.to_settle)}.")
     return [*parts, render_block(figures(evaluation)), render_block(checks_table(evaluation))]

@@ -68,7 +68,9 @@ class _Markdown:
         return "\n".join(f"- {escape(item)}" for item in block.items)
 
     def notice(self, block: Notice) -> str:
-        return f"> **{escape(block.title)}**\n>\n" + "\n".join(f"> {escape(i)}" for i in block.items)
+        return f"> **{escape(block.title)}**\n>\n" + "\n".join(
+            f"> {escape(i)}" for i in block.items
+        )
 
     def figures(self, block: Figures) -> str:
         rows = tuple((figure.label, figure.value, figure.note) for figure in block.items)
