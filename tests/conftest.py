@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,25 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     save_noisy(root / "target", root / "draft", noise=0.06)
     write_prompts(root / "prompts.jsonl", 12)
     return Pair(root / "target", root / "draft", root / "prompts.jsonl")
+
+
+@pytest.fixture(scope="session")
+def architecture_pair(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[Path, Path]]:
+    """Return what gives the target and the draft of a tiny pair by its architecture's name.
+
+    The directories are made once a session: tests read them and never write to them.
+    """
+    root = tmp_path_factory.mktemp("architectures")
+
+    @functools.cache
+    def pair(name: str) -> tuple[Path, Path]:
+        from tests.architectures import save_pair
+
+        return save_pair(name, root / name)
+
+    return pair
 
 
 def save_tokenizer(directory: Path, order: int = 1) -> None:
