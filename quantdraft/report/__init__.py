@@ -1,7 +1,7 @@
 """The pages of a record: rows in JSON, Markdown, one HTML page, terminal text.
 
 A record is written before its pages. Pages that cannot be drawn are a DrawingError, and a command
-that measured says so by `draw` and ends well.
+that measured says so by `try_pages` and ends well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPARISON_FILE = "comparison.json"
 COMPARE_AGAIN = "quantdraft compare"  # of the same runs, into the same output
 
 
-def draw(write_pages: Callable[[], None], record: Path, again: str) -> None:
+def try_pages(write_pages: Callable[[], None], record: Path, again: str) -> None:
     """Write the pages of a record; where they cannot be drawn, say so in one line and go on.
 
     again: the command that draws them from the record
@@ -79,7 +79,7 @@ def write_bench(bench: Bench, output_dir: Path) -> None:
     """Write bench.json, the record, and then its views bench.md and bench.html."""
     write_json(output_dir / BENCH_RECORD_FILE, bench)
     again = "quantdraft report"  # of the directory, which may still be a temporary one
-    draw(lambda: write_bench_pages(bench, output_dir), Path(BENCH_RECORD_FILE), again)
+    try_pages(lambda: write_bench_pages(bench, output_dir), Path(BENCH_RECORD_FILE), again)
 
 
 def write_bench_pages(bench: Bench, output_dir: Path) -> None:
@@ -97,7 +97,9 @@ def write_comparison(compared: ComparedRuns, output_dir: Path) -> None:
     remove_pages(output_dir)
     record = output_dir / COMPARISON_FILE
     write_json(record, compared.comparison)
-    draw(lambda: write_document(comparison_document(compared), output_dir), record, COMPARE_AGAIN)
+    try_pages(
+        lambda: write_document(comparison_document(compared), output_dir), record, COMPARE_AGAIN
+    )
 
 
 def render_comparison(compared: ComparedRuns) -> str:

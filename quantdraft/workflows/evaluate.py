@@ -39,7 +39,7 @@ from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
-from quantdraft.report import draw, remove_pages, write_report
+from quantdraft.report import remove_pages, try_pages, write_report
 from quantdraft.traffic.traffic import Traffic
 
 
@@ -67,7 +67,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         remove_pages(run_dir)
         write_evaluation(evaluation, run_dir / RECORD_FILE)
         with step("write the report"):
-            draw(
+            try_pages(
                 lambda: write_report(evaluation, run_dir),
                 run_dir / RECORD_FILE,
                 f"quantdraft report {run_dir}",

@@ -33,7 +33,7 @@ def svg(spec: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=64)
 def _drawn(spec: str) -> str:
     """Return the SVG of a specification, drawn once for page and file."""
-    return renderer.draw({"spec": spec, "version": VEGA_LITE})
+    return renderer.request({"spec": spec, "version": VEGA_LITE})
 
 
 def svg_file(spec: Mapping[str, Any], title: str) -> str:
@@ -47,5 +47,5 @@ def svg_file(spec: Mapping[str, Any], title: str) -> str:
 @cache
 def scripts() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
-    bundle = renderer.draw({"snippet": SNIPPET, "version": VEGA_LITE})
+    bundle = renderer.request({"snippet": SNIPPET, "version": VEGA_LITE})
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -102,12 +102,12 @@ _LOCK = threading.Lock()
 _started: list[Renderer] = []
 
 
-def draw(request: Mapping[str, str]) -> str:
+def request(what: Mapping[str, str]) -> str:
     """Return what the chart library draws in its own process; DrawingError where it does not."""
     with _LOCK:
         running = _running()
         try:
-            return running.ask(request)
+            return running.ask(what)
         except BaseException as error:  # its next answer would be to this request
             if not isinstance(error, DrawingError) or running.has_ended:
                 _stop()

@@ -19,7 +19,7 @@ from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
-from quantdraft.report import draw, remove_pages, write_document
+from quantdraft.report import remove_pages, try_pages, write_document
 from quantdraft.workflows.select.known import with_known_runs
 from quantdraft.workflows.select.ranking import Contender, basis_of, rank
 from quantdraft.workflows.select.record import (
@@ -88,7 +88,7 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         selection = _conclude(settings, pairing, cells, outcomes)
         remove_pages(settings.output)
         write_json(settings.output / SELECTION_FILE, selection)
-        draw(
+        try_pages(
             lambda: write_document(selection_document(selection), settings.output),
             settings.output / SELECTION_FILE,
             AGAIN,
