@@ -28,6 +28,7 @@ from quantdraft.record.choices import DtypeChoice
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
+@options.CHANGES
 @options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
@@ -56,6 +57,7 @@ def select(
     target: str,
     drafts: tuple[str, ...],
     recipes: tuple[str, ...],
+    changes: tuple[str, ...],
     traffic_path: Path,
     calibration: Path | None,
     ks: str,
@@ -83,6 +85,7 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.workflows.select.select import SelectSettings
         from quantdraft.workflows.select.select import select as select_draft
         from quantdraft.workflows.select.view import selection_text
@@ -109,6 +112,7 @@ def select(
                 seed=seed,
             ),
             recipes=recipes,
+            changes=parse_changes(changes),
             calibration=calibration,
             runs=runs,
             force=force,
