@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import old_quantization
+from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
@@ -168,7 +169,7 @@ def _load_by_transformers(
     from transformers import AutoModelForCausalLM
 
     with _link_usual_names(path) as directory:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=dtype,
@@ -176,6 +177,8 @@ def _load_by_transformers(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
         )
+    fix_frequencies(model)
+    return model
 
 
 @contextlib.contextmanager
