@@ -93,7 +93,8 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     "--engine-args",
     "--vllm-args",
     multiple=True,
-    help="One more argument for the engine's server. Give the option once for each.",
+    help="One more argument for the engine's server, of those that place the work and share out "
+    "memory: --engine-args --max-num-seqs=4. Give the option once for each.",
 )
 @click.option(
     "--engine-prompts",

@@ -21,9 +21,7 @@ class InputFile(click.ParamType[Path]):
 
     name = "path"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, of a pipe that of a file with what it gives."""
         from quantdraft.cli.pipes import read_pipe
 
