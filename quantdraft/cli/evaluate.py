@@ -169,7 +169,7 @@ def evaluate(
             TrafficSettings,
         )
         from quantdraft.record import RECORD_FILE
-        from quantdraft.report import render_verdict
+        from quantdraft.report import render_verdict, where
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -217,5 +217,8 @@ def evaluate(
             force=force,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
-    lines = [render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"]
+    lines = [
+        render_verdict(evaluation),
+        where(run_dir, RECORD_FILE, f"quantdraft report {run_dir}"),
+    ]
     print_recorded(run_dir / RECORD_FILE, lines, as_json)
