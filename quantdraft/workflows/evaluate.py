@@ -20,6 +20,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
 from quantdraft.engines.registry import measured_engine
+from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
@@ -220,4 +221,14 @@ def _provenance(
             "target": traffic.target,
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
+        **_engine_settings(settings.serving),
     }
+
+
+def _engine_settings(serving: ServingSettings) -> dict[str, Any]:
+    """Return what the servers of an engine were given, besides what the record says of them."""
+    if serving.is_native:
+        return {}
+    found = measured_engine(serving.engine).passed_on.recorded_variables()
+    given = {"args": list(serving.args), "spec": list(serving.spec), "variables": found}
+    return {"engine": {"name": serving.engine, **given}}
