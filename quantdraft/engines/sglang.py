@@ -77,7 +77,7 @@ class Sglang(Engine):
         return (
             *self.loading(draft),
             *_method(draft),
-            *grouped_matrices(draft),
+            *untiled_matrices(draft),
             *several_groups(draft, "SGLang"),
             *_vocabulary(draft),
             *float_mix(draft),
@@ -105,7 +105,7 @@ def _method(draft: Draft) -> Iterator[Finding]:
         )
 
 
-def grouped_matrices(draft: Draft) -> Iterator[Finding]:
+def untiled_matrices(draft: Draft) -> Iterator[Finding]:
     """Yield the matrix of grouped integers for which its kernel has no tile."""
     problem = tile_problem(draft.grouped)
     if problem is not None:

@@ -101,7 +101,7 @@ class Vllm(Engine):
         return (
             *_path(draft),
             *self.loading(draft),
-            *grouped_matrices(draft),
+            *padded_matrices(draft),
             *_groups(draft),
             *_names(draft),
             *_vocabulary(draft),
@@ -121,7 +121,7 @@ def _path(draft: Draft) -> Iterator[Finding]:
         )
 
 
-def grouped_matrices(draft: Draft) -> Iterator[Finding]:
+def padded_matrices(draft: Draft) -> Iterator[Finding]:
     """Yield matrices of grouped integers that some of its builds do not multiply by."""
     problem = tile_problem(draft.grouped)
     if problem is not None:

@@ -51,7 +51,7 @@ class HeadEngine(Engine):
         own = _vllm_findings if is_vllm else _sglang_findings
         return (
             *self.loading(draft),
-            *(vllm.grouped_matrices if is_vllm else sglang.grouped_matrices)(draft),
+            *(vllm.padded_matrices if is_vllm else sglang.untiled_matrices)(draft),
             *own(self.head, draft),
             *_pairing(self.head, draft),
             *float_mix(draft),
