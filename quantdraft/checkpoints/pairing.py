@@ -16,6 +16,7 @@ from typing import Any, Literal
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.configs import read_generation_config
 from quantdraft.checkpoints.dense_view import dense_view
+from quantdraft.checkpoints.frequencies import frequencies_note
 from quantdraft.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
 from quantdraft.errors import PairingError
@@ -90,6 +91,7 @@ def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, 
         *_compare_sizes(target, draft),
         *_compare_float_types(target, draft),
         *_compare_context(target, draft),
+        *_rotary_notes(target, draft),
         *_side_by_side(target, draft),
     )
     order: tuple[Level, ...] = ("error", "warning", "info")
@@ -265,6 +267,13 @@ def _compare_context(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
             f"the draft knows {theirs} positions, the target {ours}: beyond {theirs} tokens "
             "speculation does not work. Limit the engine's max_model_len, or the traffic.",
         )
+
+
+def _rotary_notes(*sides: _Side) -> Iterator[PairingFinding]:
+    for side in sides:
+        note = frequencies_note(side.checkpoint.name, side.config)
+        if note is not None:
+            yield _warning("rotary-frequencies", note)
 
 
 def _side_by_side(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
