@@ -28,6 +28,7 @@ from quantdraft.record.choices import DtypeChoice
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
+@options.CHANGES
 @options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
@@ -56,6 +57,7 @@ def select(
     target: str,
     drafts: tuple[str, ...],
     recipes: tuple[str, ...],
+    changes: tuple[str, ...],
     traffic_path: Path,
     calibration: Path | None,
     ks: str,
@@ -83,6 +85,7 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.report import where
         from quantdraft.workflows.select.select import AGAIN, SelectSettings
         from quantdraft.workflows.select.select import select as select_draft
@@ -110,6 +113,7 @@ def select(
                 seed=seed,
             ),
             recipes=recipes,
+            changes=parse_changes(changes),
             calibration=calibration,
             runs=runs,
             force=force,

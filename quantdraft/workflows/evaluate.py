@@ -20,6 +20,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
 from quantdraft.engines.registry import measured_engine
+from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
@@ -36,7 +37,7 @@ from quantdraft.measure.step_times import measure_steps, served_latency
 from quantdraft.measure.subject import Subject
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
-from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.record.provenance import command_line, environment, model_identity, weights_sha256
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
 from quantdraft.report import remove_pages, try_pages, write_report
@@ -204,9 +205,10 @@ def _provenance(
 ) -> dict[str, Any]:
     asked, target = settings.models, models.target
     source = settings.traffic.traffic_path or settings.traffic.prompts
+    identity = None if target is None else model_identity(target, asked.target)
     return {
         **environment(str(device)),
-        "target": None if target is None else model_identity(target, asked.target),
+        "target": identity,
         "baseline": model_identity(models.baseline, asked.baseline),
         "candidate": model_identity(models.candidate, asked.candidate),
         "command": command_line(sys.argv[1:]),
@@ -218,6 +220,26 @@ def _provenance(
             "num_tokens": traffic.num_tokens,
             "sampling": None if traffic.sampling is None else asdict(traffic.sampling),
             "target": traffic.target,
+            "is_of_target": _is_of_target(traffic, identity),
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
+        **_engine_settings(settings.serving),
     }
+
+
+def _is_of_target(traffic: Traffic, identity: dict[str, Any] | None) -> bool | None:
+    """Return whether the target's files are those that made the traffic; None: it is not known."""
+    made_by = (traffic.target or {}).get("weights_sha256")
+    if made_by is None or identity is None:
+        return None
+    hashes = {name: each for name, each in identity["sha256"].items() if name != "config.json"}
+    return bool(weights_sha256(hashes) == made_by)
+
+
+def _engine_settings(serving: ServingSettings) -> dict[str, Any]:
+    """Return what the servers of an engine were given, besides what the record says of them."""
+    if serving.is_native:
+        return {}
+    found = measured_engine(serving.engine).passed_on.recorded_variables()
+    given = {"args": list(serving.args), "spec": list(serving.spec), "variables": found}
+    return {"engine": {"name": serving.engine, **given}}
