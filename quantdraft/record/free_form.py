@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
 
 from quantdraft.record.terms import Amount, Count, K, Ratio
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Text = str | None
+Limit = Annotated[float, Ge(0), Le(1e6)]  # of a policy
 Hashes = dict[str, str] | str | None
 # What each key holds; a dictionary here stands for one there, in which the same holds.
 Shape = Mapping[str, Any]
@@ -102,7 +105,7 @@ PROVENANCE = FreeForm(
         "target": MODEL,
         "baseline": MODEL,
         "candidate": MODEL,
-        "policy": dict[str, float],
+        "policy": dict[str, Limit],
         "seeds": dict[str, int],
         "traffic": {
             "path": Text,
