@@ -72,7 +72,7 @@ def _quantize_files(job: QuantizationJob) -> None:
     from transformers.initialization import no_init_weights
 
     job.progress("quantizing the safetensors")
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     shutil.copyfile(job.source.path / "config.json", job.output / "config.json")
     try:
         with no_init_weights():
@@ -138,7 +138,7 @@ def _rounding_modifier(job: QuantizationJob) -> Any:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     cache = None if job.recipe.kv_cache == "keep" else KV_CACHE_FP8
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     if not config.config_groups:
         return QuantizationModifier(kv_cache_scheme=cache)
     return QuantizationModifier(
@@ -166,7 +166,7 @@ def _gptq_modifier(job: QuantizationJob) -> Any:
                 )
             return bool(super().on_finalize(state, **kwargs))
 
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     modules = formats_by_module(job.recipe, job.source.tensors)
     num_modules = sum(1 for module in modules if module != HEAD)
     ReportingGPTQModifier.__name__ = "GPTQModifier"  # the library looks its arguments up by name
@@ -177,7 +177,7 @@ def _gptq_modifier(job: QuantizationJob) -> Any:
 def _autoround_modifier(job: QuantizationJob) -> Any:
     from llmcompressor.modifiers.autoround import AutoRoundModifier
 
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     return AutoRoundModifier(
         config_groups=config.config_groups,
         ignore=config.ignore,
@@ -275,5 +275,5 @@ def _release_names(job: QuantizationJob, config: dict[str, Any]) -> None:
             name if name.startswith("re:") else f"re:(.*\\.)?{re.escape(name)}$" for name in names
         ]
     elif job.recipe.scheme != "none":
-        ours = quantization_config(job.recipe).model_dump(mode="json")
+        ours = quantization_config(job.recipe, job.source.tensors).model_dump(mode="json")
         quantization |= {key: ours[key] for key in ("config_groups", "ignore")}
