@@ -10,15 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-<<<<<<< HEAD
-from quantdraft.checkpoints.formats import BNB_BLOCK, SCHEMES, WeightFormat
-from quantdraft.checkpoints.parts import kept_modules, tower_tensors
-from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
-=======
 from quantdraft.checkpoints import foreign_configs
 from quantdraft.checkpoints.formats import WeightFormat
-from quantdraft.checkpoints.weights import TensorInfo
->>>>>>> main
+from quantdraft.checkpoints.parts import kept_modules, tower_tensors
+from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
 from quantdraft.errors import CheckpointError
 
 HEAD = foreign_configs.HEAD

@@ -62,7 +62,9 @@ class SeparateExperts(nn.Module):
         top_k_weights: (tokens, k)
         """
         total = torch.zeros_like(hidden_states)
-        used = range(self.num_experts) if self.sees_all_tokens else top_k_index.unique().tolist()
+        used: Iterable[int] = range(self.num_experts)
+        if not self.sees_all_tokens:
+            used = sorted(set(top_k_index.flatten().tolist()))
         for index in used:
             tokens, places = torch.where(top_k_index == index)
             if self.sees_all_tokens:
@@ -78,14 +80,16 @@ class SeparateExperts(nn.Module):
         template = self.__dict__["template"]
         up: Tensor = expert.up_proj(inputs)
         if not template.has_gate:
-            outputs: Tensor = expert.down_proj(template.act_fn(up))
-            return outputs
+            return self._down(expert, template.act_fn(up))
         halves = [expert.gate_proj(inputs), up]
         if template.is_concatenated:
             joined = torch.cat(halves, dim=-1)
         else:  # one of the gate, one of the other, in turns
             joined = torch.stack(halves, dim=-1).flatten(-2)
-        outputs = expert.down_proj(template._apply_gate(joined))
+        return self._down(expert, template._apply_gate(joined))
+
+    def _down(self, expert: Any, inner: Tensor) -> Tensor:
+        outputs: Tensor = expert.down_proj(inner)
         return outputs
 
 
@@ -212,8 +216,6 @@ def _unstacked(conversion: Any) -> list[Any]:
         stored = source.split("*.")[-1].removesuffix("$").removesuffix(".weight")
         if stored != name:
             renames.append(
-                WeightRenaming(
-                    rf"\.experts\.(\d+)\.{re.escape(stored)}\.", rf".experts.\1.{name}."
-                )
+                WeightRenaming(rf"\.experts\.(\d+)\.{re.escape(stored)}\.", rf".experts.\1.{name}.")
             )
     return renames

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import old_quantization
-from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
+from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, read_tensors, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
     CheckpointError,
@@ -92,6 +93,7 @@ def load_model(
     trust_remote_code: bool = False,
     ignore_quantization: bool = False,
     is_unpacked: bool = True,
+    has_separate_experts: bool = False,
 ) -> Any:
     """Load a causal language model in `dtype`, on `device`, in eval mode.
 
@@ -100,6 +102,7 @@ def load_model(
 
     ignore_quantization: load as if the config had no quantization section
     is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
+    has_separate_experts: as `experts.separate_experts`, which compressed-tensors' are always
     """
     _silence_libraries()
     config = load_config(path, trust_remote_code, not ignore_quantization)
@@ -109,7 +112,8 @@ def load_model(
         hidden = io.StringIO()
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
             if quantization is None:
-                model = _load_by_transformers(path, config, dtype, trust_remote_code)
+                load = _load_experts if has_separate_experts else _load_by_transformers
+                model = load(path, config, dtype, trust_remote_code)
                 return model.to(device).eval()
             return _load_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
     except ImportError as error:
@@ -142,7 +146,8 @@ def _load_quantized(
     if method == "compressed-tensors":
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
-    model = _load_by_transformers(path, config, dtype, trust_remote_code)
+    load = _load_experts if method == "compressed-tensors" else _load_by_transformers
+    model = load(path, config, dtype, trust_remote_code)
     if method == "compressed-tensors":
         if not is_unpacked:
             return model.to(device).eval()
@@ -160,6 +165,12 @@ def _set_entry(config: Any, key: str, value: Any) -> None:
 def _get_entry(quantization: Any, key: str) -> Any:
     is_dict = isinstance(quantization, dict)
     return quantization.get(key) if is_dict else getattr(quantization, key, None)
+
+
+def _load_experts(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Load a model with its experts one by one: quantized, they have no place in one tensor."""
+    with separate_experts(config, read_tensors(path)):
+        return _load_by_transformers(path, config, dtype, trust_remote_code)
 
 
 def _load_by_transformers(

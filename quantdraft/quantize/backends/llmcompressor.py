@@ -88,15 +88,17 @@ def _quantize_in_memory(job: QuantizationJob) -> None:
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
 
+    from quantdraft.checkpoints.tensors.experts import every_token_to_every_expert
     from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
 
     device = torch.device(job.device)
     job.progress("loading the draft")
-    model = load_model(job.source.path, pick_dtype("auto", device), device)
+    dtype = pick_dtype("auto", device)
+    model = load_model(job.source.path, dtype, device, has_separate_experts=True)
     job.start_calibration()
     batches: Any = DataLoader(job.batches(), batch_size=None, shuffle=False)  # type: ignore[arg-type]
     data = {"dataset": batches, "pipeline": "sequential"} if job.samples else {}
-    with _disable_pinning(), _show_progress(job):
+    with _disable_pinning(), _show_progress(job), every_token_to_every_expert():
         try:
             oneshot(
                 model=model,

@@ -31,7 +31,13 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
     gc.collect()  # hooks and what they refer to are cycles: an earlier model is still there
     if (checkpoint.quantization or {}).get("quant_method") not in (None, "compressed-tensors"):
         return load_model(checkpoint.path, torch.float32, device)
-    model = load_model(checkpoint.path, _stored_dtype(checkpoint), device, is_unpacked=False)
+    model = load_model(
+        checkpoint.path,
+        _stored_dtype(checkpoint),
+        device,
+        is_unpacked=False,
+        has_separate_experts=True,
+    )
     if hasattr(model, "ct_decompress_hook"):  # it would unpack all at the first pass
         model.ct_decompress_hook.remove()
     stored = {id(p): name for name, p in model.named_parameters() if name in checkpoint.tensors}
