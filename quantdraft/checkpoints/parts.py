@@ -84,18 +84,19 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Yield the modules that stay in floats whatever the recipe: engines read them as such.
 
     Routers and gates of shared experts (a token sent to other experts is another token),
-    convolutions, the small projections of recurrences, whatever belongs to a tower, and GPT-NeoX's
-    output head, which has another name than the others'.
+    convolutions, norms whose name does not end so, the small projections of recurrences, whatever
+    belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
     """
     towers, are_routed = tower_tensors(tensors), has_experts(tensors)
     for name, info in tensors.items():
         module, _, parameter = name.rpartition(".")
-        if parameter != "weight" or len(info.shape) < 2:
+        if parameter != "weight" or module.endswith("norm"):
             continue
         is_convolution = len(info.shape) > 2 and not is_routed(name)
         is_router = are_routed and _ROUTER.fullmatch(module) is not None
         is_named = _OF_RECURRENCE.fullmatch(module) or module == "embed_out"
-        if is_convolution or is_router or is_named or name in towers:
+        is_vector = len(info.shape) < 2
+        if is_vector or is_convolution or is_router or is_named or name in towers:
             yield module
 
 
@@ -111,7 +112,8 @@ def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
             first = module.removeprefix("model.").split(".")[0]
             patterns[f"re:(.*\\.)?{re.escape(first)}\\..*"] = None
         else:
-            tail = re.split(r"\.\d+\.", module)[-1]
+            in_layer = re.split(r"\.\d+\.", module, maxsplit=1)
+            tail = in_layer[1] if len(in_layer) > 1 else module.rpartition(".")[2]
             patterns[f"re:(.*\\.)?{re.escape(tail)}$"] = None
     return list(patterns)
 

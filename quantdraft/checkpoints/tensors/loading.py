@@ -146,8 +146,9 @@ def _load_quantized(
     if method == "compressed-tensors":
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
-    load = _load_experts if method == "compressed-tensors" else _load_by_transformers
-    model = load(path, config, dtype, trust_remote_code)
+    with _without_packed_modules() if method == "compressed-tensors" else contextlib.nullcontext():
+        load = _load_experts if method == "compressed-tensors" else _load_by_transformers
+        model = load(path, config, dtype, trust_remote_code)
     if method == "compressed-tensors":
         if not is_unpacked:
             return model.to(device).eval()
@@ -165,6 +166,32 @@ def _set_entry(config: Any, key: str, value: Any) -> None:
 def _get_entry(quantization: Any, key: str) -> Any:
     is_dict = isinstance(quantization, dict)
     return quantization.get(key) if is_dict else getattr(quantization, key, None)
+
+
+@contextlib.contextmanager
+def _without_packed_modules() -> Iterator[None]:
+    """Keep transformers from filling modules anew whose Linears are packed: these have no weight.
+
+    It does so for what a file lacks, and Mamba's modules reach into their projections.
+    """
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel._initialize_weights
+
+    def initialize(model: Any, module: Any, *options: Any) -> None:
+        try:
+            original(model, module, *options)
+        except AttributeError:
+            linears = (child for child in module.children() if isinstance(child, torch.nn.Linear))
+            if all(hasattr(linear, "weight") for linear in linears):
+                raise
+            module._is_hf_initialized = True
+
+    PreTrainedModel._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = original
 
 
 def _load_experts(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
