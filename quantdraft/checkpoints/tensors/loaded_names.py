@@ -10,14 +10,20 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def loaded_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+def loaded_names(
+    model: Any, names: Iterable[str], conversions: Iterable[Any] | None = None
+) -> dict[str, str]:
     """Return the name that each stored tensor has in a loaded model, where it has one.
 
     Tensors that the library joins, splits or leaves out are missing.
+
+    conversions: the library's of this model; None: those that it used, which are all that matter
+        where all tensors were loaded
     """
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    conversions = getattr(model, "_weight_conversions", None) or ()
+    if conversions is None:
+        conversions = getattr(model, "_weight_conversions", None) or ()
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     own = {name: True for name, _ in (*model.named_parameters(), *model.named_buffers())}
     # A quantized Linear holds its weight under other names.

@@ -24,6 +24,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
     """Load the architecture's transformers model with kernels for its quantized Linears."""
     import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
     checkpoint = source.checkpoint
     architecture = (config.architectures or ["unknown"])[0]
@@ -43,7 +44,9 @@ def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
         model = model_class.from_pretrained(
             None, config=config, state_dict=plain, dtype=linears.dtype
         )
-    found = loaded_names(model, [f"{module}.weight" for module in source.formats])
+        conversions = get_model_conversion_mapping(model)
+    weights = [f"{module}.weight" for module in source.formats]
+    found = loaded_names(model, weights, conversions)
     for module in source.formats:
         if f"{module}.weight" not in found:
             raise NoKernelError(
