@@ -21,7 +21,7 @@ from quantdraft.errors import OptionError
     stopped="Nothing was written: an output appears whole or not at all.",
 )
 @options.RECIPE
-@options.draft("The full-precision draft: a directory or Hub id.")
+@options.draft("The full-precision draft: a directory or Hub id[@revision].")
 @options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
 @click.option(
     "--calibration",
