@@ -186,6 +186,14 @@ RECIPE = click.option(
     required=True,
     help="The recipe: a bundled name, or a path to a .yaml file.",
 )
+CHANGES = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A field of the recipe to change: group_size=64, lm_head=8-bit, calibration.seed=1. Give "
+    "the option once for each. The recipe's name follows: int4-g64.",
+)
 KS = click.option(
     "-k",
     "--num-speculative-tokens",

@@ -30,6 +30,7 @@ from quantdraft.record.choices import DtypeChoice
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
+@options.CHANGES
 @options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
@@ -58,6 +59,7 @@ def select(
     target: str,
     drafts: tuple[str, ...],
     recipes: tuple[str, ...],
+    changes: tuple[str, ...],
     traffic_path: Path,
     calibration: Path | None,
     ks: str,
@@ -85,6 +87,7 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.report import where
         from quantdraft.workflows.select.select import AGAIN, SelectSettings
         from quantdraft.workflows.select.select import select as select_draft
@@ -112,6 +115,7 @@ def select(
                 seed=seed,
             ),
             recipes=recipes,
+            changes=parse_changes(changes),
             calibration=calibration,
             runs=runs,
             force=force,
