@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.heads.inside import inner_names
 from quantdraft.checkpoints.parts import tower_tensors
 from quantdraft.checkpoints.weights import ELEMENT_BYTES, FLOAT_DTYPES, TensorInfo
 
@@ -73,10 +74,10 @@ def _kv_widths(checkpoint: Checkpoint) -> Iterator[tuple[int, int]]:
 
 def _text_shapes(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None]]:
     """Yield every module with a matrix, and its outputs; None where the format hides them."""
-    towers = tower_tensors(checkpoint.tensors)
+    unread = tower_tensors(checkpoint.tensors) | set(inner_names(checkpoint.tensors))
     for name, info in checkpoint.tensors.items():
         module, _, parameter = name.rpartition(".")
-        if name in towers or len(info.shape) != 2:
+        if name in unread or len(info.shape) != 2:
             continue
         if parameter in {"weight", "weight_packed"}:
             is_flat = info.dtype == "U8" and info.shape[1] == 1  # bitsandbytes' 4 bits

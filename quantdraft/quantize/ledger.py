@@ -16,6 +16,7 @@ from typing import Any, Literal
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.checkpoints.heads.head import draft_head
+from quantdraft.checkpoints.heads.inside import inner_mtp, inner_names, kept_text
 from quantdraft.checkpoints.parts import (
     has_experts,
     is_routed,
@@ -66,13 +67,15 @@ def weigh_recipe(
     after = project(source, recipe) if candidate is None else byte_ledger(candidate)
     draft = draft_head(source)
     has_options = recipe.modifiers is None and (draft is None or draft.can_quantize_head)
-    return ledger_summary(
+    summary = ledger_summary(
         byte_ledger(source),
         after,
         context_length=judged_context(recipe),
         head=head_options(source, recipe) if has_options else (),
         min_speedup=min_speedup,
     )
+    inner = inner_mtp(source)
+    return summary | ({"mtp": kept_text(inner)} if inner else {})
 
 
 def judged_context(recipe: Recipe) -> int:
@@ -136,7 +139,10 @@ def _ledger(
     row_bytes, head, towers = 0, draft_head(checkpoint), tower_tensors(tensors)
     num_used, num_routed = _expert_counts(checkpoint) if head is None else (0, 0)
     expert_bytes = 0
+    inner = frozenset(inner_names(tensors) if head is None else ())
     for name, info in tensors.items():
+        if name in inner:  # MTP layers of a whole model
+            continue
         part = part_of(name)
         if head is None and name in towers:
             continue
