@@ -14,6 +14,7 @@ from dataclasses import replace
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.heads.inside import inner_mtp, inner_patterns
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import RecipeError
 from quantdraft.quantize.group_sizes import largest_group, loading_engines
@@ -33,9 +34,17 @@ def fit_recipe(recipe: Recipe, source: Checkpoint, head: DraftHead | None) -> Re
 
     Raises RecipeError where it does not fit.
     """
-    fitted = recipe if head is None else recipe_for_head(recipe, head)
+    fitted = _without_mtp(recipe, source) if head is None else recipe_for_head(recipe, head)
     _require_applicable(fitted, source)
     return fitted
+
+
+def _without_mtp(recipe: Recipe, source: Checkpoint) -> Recipe:
+    """Add the draft's own MTP layers to the recipe's `ignore`: engines read parts of them raw."""
+    patterns = inner_patterns(inner_mtp(source))
+    if recipe.is_identity or not patterns:
+        return recipe
+    return recipe.model_copy(update={"ignore": (*recipe.ignore, *patterns)})
 
 
 def recipe_for_head(recipe: Recipe, head: DraftHead) -> Recipe:
