@@ -22,7 +22,7 @@ from quantdraft.errors import OptionError
 )
 @options.RECIPE
 @options.CHANGES
-@options.draft("The full-precision draft: a directory or Hub id.")
+@options.draft("The full-precision draft: a directory or Hub id[@revision].")
 @options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
 @click.option(
     "--calibration",

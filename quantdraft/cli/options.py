@@ -35,7 +35,9 @@ ADDS = "Add to a directory that holds something else."
 
 
 def target(
-    help_text: str = "The target: a directory or Hub id.", *, required: bool = False
+    help_text: str = "The target: a directory or Hub id[@revision].",
+    *,
+    required: bool = False,
 ) -> Decorator[Any]:
     """Return --target."""
     return click.option("--target", "-t", type=ModelName(), required=required, help=help_text)

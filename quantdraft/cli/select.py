@@ -24,7 +24,9 @@ from quantdraft.record.choices import DtypeChoice
     stopped="Finished runs are kept in the output: the same command goes on with the next.",
 )
 @options.target(required=True)
-@options.drafts("A full-precision draft: a directory or Hub id. Give the option once for each.")
+@options.drafts(
+    "A full-precision draft: a directory or Hub id[@revision]. Give the option once for each."
+)
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )

@@ -23,7 +23,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     example="quantdraft sweep --draft D --recipes ladder --target T --traffic traffic.jsonl",
     stopped="Finished cells are kept in the output: the same command goes on with the next.",
 )
-@options.drafts("A full-precision draft: a directory or Hub id. Give one or more.")
+@options.drafts("A full-precision draft: a directory or Hub id[@revision]. Give one or more.")
 @options.recipe_list(
     recipe_and_sweep_names,
     "--recipes",
