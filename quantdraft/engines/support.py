@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quantdraft.checkpoints.foreign_configs import READERS
 from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import stored_format
 from quantdraft.quantize.recipe import Recipe
@@ -74,6 +75,9 @@ def stored_names(quantization: Mapping[str, Any]) -> list[str]:
     method = str(quantization.get("quant_method"))
     if method == "awq":
         return [f"awq:int{quantization.get('bits', 4)}"]
+    if method in READERS and method not in {"gptq", "bitsandbytes"}:
+        fmt = stored_format(quantization, _A_LINEAR)
+        return [f"{method}:{fmt.name}" if fmt else method]
     groups = (quantization.get("config_groups") or {}).values()
     if quantization.get("kv_cache_scheme") and not groups:
         return ["dense"]
