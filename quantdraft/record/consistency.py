@@ -413,8 +413,9 @@ def _within(name: str, ends: Interval, low: float, high: float) -> Iterator[Prob
 
 
 def _above_0(name: str, ends: Interval | None) -> Iterator[Problem]:
-    if ends is not None and ends.low <= 0:
-        yield f"{name}.low", f"{ends.low:g} is no ratio of times"
+    for end in ("value", "low") if ends is not None else ():
+        if getattr(ends, end) <= 0:
+            yield f"{name}.{end}", f"{getattr(ends, end):g} is no ratio of times"
 
 
 def _is(name: str, value: float, made_of: float, by: str = "the counts") -> Iterator[Problem]:

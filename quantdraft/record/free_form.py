@@ -106,7 +106,7 @@ PROVENANCE = FreeForm(
         "baseline": MODEL,
         "candidate": MODEL,
         "policy": dict[str, Limit],
-        "seeds": dict[str, int],
+        "seeds": dict[str, Count],
         "traffic": {
             "path": Text,
             "sha256": Text,

@@ -11,7 +11,8 @@ from typing import Any
 
 from quantdraft.common.files import write_json, write_text
 
-KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "out of memory")
+# No charts: the drawing package is hidden, or `ulimit -v` lets its engine reserve too little.
+KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "out of memory", "no charts")
 COUNTS = ("kills", "lost", "half_written", "wrong")
 SUMS = (*COUNTS, "tracebacks", "ended_all_the_same", "resumed")
 
@@ -77,7 +78,9 @@ def fault_table(campaigns: list[dict[str, Any]]) -> str:
     for campaign in campaigns:
         for name, kinds in campaign["by_command"].items():
             total.update(kinds)
-            lines.append((name, *(str(kinds[kind]) for kind in KINDS), str(sum(kinds.values()))))
+            lines.append(
+                (name, *(str(kinds.get(kind, 0)) for kind in KINDS), str(sum(kinds.values())))
+            )
     lines.append(("all", *(str(total[kind]) for kind in KINDS), str(sum(total.values()))))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

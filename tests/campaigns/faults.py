@@ -4,9 +4,9 @@ python -m tests.campaigns.faults --kills 250 [--seed 0] [--commands capture,eval
     [--output DIR [--add]]
 
 The long-running commands run on a tiny random pair. Each is killed one to three times in a row
-(SIGKILL, SIGTERM, SIGINT, a full disk, memory that ends), at a random time or at a random write to
-its output, and then started once more and left alone. What it leaves is compared with what an
-undisturbed run left: to the byte where nothing is timed, in all but the times elsewhere.
+(SIGKILL, SIGTERM, SIGINT, a full disk, memory that ends, charts that cannot be drawn), at a random
+time or at a random write to its output, and then started once more and left alone; pages that are
+missing then are drawn by `report`. What it leaves is compared with what an undisturbed run left: to the byte where nothing is timed, in all but the times elsewhere.
 
 The last line is one JSON object: `kills`; `lost`, results that were on the disk and were computed
 again, or runs that could not go on; `half_written`, outputs that stood there unfinished, and
@@ -22,7 +22,7 @@ import random
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from tests.campaigns.fault_record import (
 )
 from tests.campaigns.judged_sweep import sweep_command
 from tests.campaigns.judging import Command
-from tests.campaigns.warm import Ended, Fault, import_what_was_imported, run
+from tests.campaigns.warm import HIDDEN, ULIMIT_V, Ended, Fault, import_what_was_imported, run
 
 SIGNALS = KINDS[:3]
 MAX_KILLS_IN_A_ROW = 3
@@ -141,6 +141,11 @@ def _one_story(
         if ended.status != 0 or not command.is_finished(path):
             tally.lost.append(f"{told} does not go on: {ended.log[-3000:]}")
             return
+    if any(not (path / page).is_file() for page in command.pages):
+        ended = _run(drawing_anew(command), work_dir, kept, told, tally)
+        still = [page for page in command.pages if not (path / page).is_file()]
+        if ended.status != 0 or still:
+            tally.lost.append(f"{told} has no {still}, and report fails: {ended.log[-3000:]}")
     if (found := command.final(path)) != undisturbed.final:
         tally.wrong.append(f"{told}: {judging.difference(undisturbed.final, found)}")
     if leftovers(path):  # it died after its last act: the next run, refused, clears them away
@@ -175,10 +180,18 @@ def _run(
     return ended
 
 
+def drawing_anew(command: Command) -> Command:
+    """Return the command that draws the pages of a finished output which lacks them."""
+    output = next(word for word in command.line.split() if word.endswith(f"/out/{command.result}"))
+    return replace(command, line=f"report {output}")
+
+
 def random_fault(undisturbed: Ended, rng: random.Random) -> Fault:
     """Signals fall half at any time and half at any write; disk and memory end in two ways each."""
     kind = rng.choice(KINDS)
     at_point = rng.randint(1, max(1, undisturbed.num_points))
+    if kind == "no charts":
+        return Fault(kind, limit=rng.choice((HIDDEN, ULIMIT_V)))
     if kind in SIGNALS:
         if rng.random() < 0.5:
             return Fault(kind, after_s=rng.uniform(0, 1.05 * undisturbed.seconds))

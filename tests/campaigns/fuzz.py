@@ -195,7 +195,9 @@ def _write(output: Path, total: dict[str, Any], tallies: list[Tally]) -> None:
             *rows,
             "",
             "A crash is any exception but a QuantDraftError, a message of several lines, or more "
-            f"than {SECONDS_PER_INPUT:g} s. A few of evaluation.json are drawn as a report too.",
+            f"than {SECONDS_PER_INPUT:g} s. It says what reading did: single values changed inside "
+            "valid records, and every view of them drawn, are another campaign, "
+            "[records.md](records.md).",
             "",
             *findings_lines(),
         ]

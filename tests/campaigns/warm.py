@@ -20,13 +20,14 @@ from typing import Any
 
 TIMEOUT_S = 600.0
 NO_SPACE = 28  # ENOSPC
+HIDDEN, ULIMIT_V = 0, 40_000_000 << 10  # limits of "no charts": no package, or `ulimit -v 40000000`
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What befalls a command: a signal or a shortage, at a time or at a write."""
 
-    kind: str  # "SIGKILL" | "SIGTERM" | "SIGINT" | "full disk" | "out of memory"
+    kind: str  # "SIGKILL" | "SIGTERM" | "SIGINT" | "full disk" | "out of memory" | "no charts"
     after_s: float | None = None  # a signal from outside
     at_point: int | None = None  # from inside, just before the n-th touch of the work directory
     limit: int | None = None  # bytes: of a file, or of memory beyond what is there at the start
@@ -128,7 +129,11 @@ def _be_the_command(
 def _limit(fault: Fault | None) -> None:
     if fault is None or fault.limit is None:
         return
-    if fault.kind == "full disk":  # Python ignores SIGXFSZ: writes beyond it fail
+    if fault.limit == HIDDEN and fault.kind == "no charts":
+        sys.modules["vl_convert"] = None  # type: ignore[assignment]
+    elif fault.kind == "no charts":
+        resource.setrlimit(resource.RLIMIT_AS, (fault.limit, fault.limit))
+    elif fault.kind == "full disk":  # Python ignores SIGXFSZ: writes beyond it fail
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, fault.limit))
     else:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -26,7 +26,7 @@ def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     drawing._drawn.cache_clear()
     monkeypatch.setattr(renderer, "_started", [])
     yield
-    renderer._stop()
+    renderer.end()
 
 
 @pytest.fixture

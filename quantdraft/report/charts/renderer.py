@@ -95,6 +95,7 @@ class Renderer:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         is_limited = limit != resource.RLIM_INFINITY
         hint = f"; it may reserve {limit / 1e9:.0f} GB (ulimit -v)" if is_limited else ""
+        why = why.rstrip(".")
         return f"ended its process ({how}){': ' if why else ''}{why}{hint}"
 
 
@@ -110,7 +111,7 @@ def request(what: Mapping[str, str]) -> str:
             return running.ask(what)
         except BaseException as error:  # its next answer would be to this request
             if not isinstance(error, DrawingError) or running.has_ended:
-                _stop()
+                end()
             raise
 
 
@@ -135,10 +136,11 @@ def _require_package() -> None:
         raise DrawingError(f"the package '{PACKAGE}' is not installed: pip install {DISTRIBUTION}")
 
 
-def _stop() -> None:
+def end() -> None:
+    """End the process, if one was started: the next chart starts another."""
     if _started and _started[0].pid == os.getpid():
         _started[0].close()
     _started.clear()
 
 
-atexit.register(_stop)
+atexit.register(end)
