@@ -13,10 +13,10 @@ from quantdraft.checkpoints.checkpoint import (
     MANIFEST_SCHEMA_VERSION,
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.heads.head import DraftHead, draft_head
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.backends import BACKENDS
@@ -26,7 +26,7 @@ from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
-from quantdraft.quantize.staging import copy_unchanged_files, stage_source
+from quantdraft.quantize.staging import complete_config, copy_unchanged_files, stage_source
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.wording import counted
@@ -78,6 +78,7 @@ def apply(
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
+            complete_config(staged, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)

@@ -12,10 +12,10 @@ from pathlib import Path
 from quantdraft.checkpoints.checkpoint import (
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.heads.head import draft_head
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
