@@ -20,6 +20,8 @@ MANIFEST_SCHEMA_VERSION = 1
 ADAPTER_FILE = "adapter_config.json"  # PEFT's
 EXPLICIT_WEIGHTS = "transformers_weights"  # a field of config.json that transformers obeys
 OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
+AWQ_CONFIG_FILE = "quant_config.json"  # AutoAWQ's
+MODELOPT_CONFIG_FILE = "hf_quant_config.json"  # ModelOpt's
 # Any one of these sets of files is a tokenizer that transformers can build.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -143,14 +145,21 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def old_quantization(path: Path) -> dict[str, Any]:
-    """Return the quantization section of a directory that auto-gptq made, or nothing.
+    """Return the quantization section that stands in a file of its own, or nothing.
 
-    Its quantize_config.json says bits and group size; newer ones have them in config.json too.
+    auto-gptq's quantize_config.json says bits and group size, AutoAWQ's quant_config.json too;
+    ModelOpt's hf_quant_config.json an algorithm. Newer ones have them in config.json as well.
     """
-    file = path / OLD_CONFIG_FILE
-    if not file.is_file() or "bits" not in (found := read_json_object(file)):
-        return {}
-    return {"quant_method": "gptq", **found}
+    modelopt = path / MODELOPT_CONFIG_FILE
+    if modelopt.is_file():
+        found = read_json_object(modelopt)
+        if isinstance(found.get("quantization"), dict):
+            return {"quant_method": "modelopt", **found}
+    for file in (path / OLD_CONFIG_FILE, path / AWQ_CONFIG_FILE):
+        if file.is_file() and (found := read_json_object(file)).keys() & {"bits", "w_bit"}:
+            method = "awq" if file.name == AWQ_CONFIG_FILE else "gptq"
+            return {"quant_method": method, **found}
+    return {}
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:

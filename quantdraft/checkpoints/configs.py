@@ -33,6 +33,7 @@ def _require_pattern(name: str) -> str:
 
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Bits = Annotated[int, Field(ge=1, le=64)]
+GroupSize = Annotated[int, Field(ge=-1, le=1 << 40)]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 TokenIds = Annotated[int, Field(ge=-1, le=1 << 40)] | list[Annotated[int, Field(ge=-1, le=1 << 40)]]
 # The name is copied into launch lines and a Python script.
@@ -75,14 +76,34 @@ class _CacheScheme(_Fields):
     num_bits: Bits | None = None
 
 
-class _Quantization(_Fields):
+class _OwnFile(_Fields):
+    """ModelOpt's section of hf_quant_config.json, which newer ones have in config.json, flat."""
+
+    quant_algo: str | None = None
+    group_size: GroupSize | None = None
+    exclude_modules: list[str] | None = None
+    quantized_layers: dict[str, dict[str, Any]] | None = None
+    kv_cache_quant_algo: str | None = None
+
+
+class _Quantization(_OwnFile):
     quant_method: str | None = None
+    quantization: _OwnFile | None = None
     bits: Bits | None = None
-    group_size: Annotated[int, Field(ge=-1, le=1 << 40)] | None = None
     ignore: list[Pattern] | None = None
     config_groups: dict[str, _Group] | None = None
-    kv_cache_scheme: _CacheScheme | None = None
+    kv_cache_scheme: _CacheScheme | str | None = None  # a word: AutoFP8's and ModelOpt's
     llm_int8_skip_modules: list[str] | None = None
+    modules_to_not_convert: list[str] | None = None
+    ignored_layers: list[str] | None = None
+    dynamic: dict[Pattern, dict[str, Any]] | bool | None = None  # GPTQModel's rules
+    weight_block_size: Annotated[list[Size], Field(min_length=2, max_length=2)] | None = None
+    activation_scheme: str | None = None
+    activation_scale_ub: float | None = None
+    version: str | None = None
+    w_bit: Bits | None = None
+    q_group_size: GroupSize | None = None
+    sparsity_config: dict[str, Any] | None = None
     format: str | None = None
     checkpoint_format: str | None = None
 

@@ -1,8 +1,8 @@
 """Formats of quantized weights: bits, scales and the stored tensors. Plain data, no torch.
 
-Three layouts of files are written and read: compressed-tensors (`weight_packed`, `weight_scale`),
-AutoGPTQ's (`qweight`, `qzeros`, `scales`) and bitsandbytes' (`weight`, `weight.absmax`). Left out:
-AWQ's own GEMM layout and GGUF.
+Three layouts of files are written: compressed-tensors (`weight_packed`, `weight_scale`),
+AutoGPTQ's (`qweight`, `qzeros`, `scales`) and bitsandbytes' (`weight`, `weight.absmax`). More are
+read: see `foreign_layouts`. Left out: GGUF.
 """
 
 from __future__ import annotations
@@ -39,6 +39,19 @@ BOOKKEEPING_SUFFIXES = (
 # Tensors that hold a text with numbers: their length is not known before the numbers are.
 FREE_LENGTH = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
 
+# Who wrote the files: their names, types and packing.
+Library = Literal[
+    "compressed-tensors",
+    "gptq",
+    "bitsandbytes",
+    "awq",
+    "awq-gemv",
+    "modelopt",
+    "fp8",
+    "fbgemm_fp8",
+    "mxfp4",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
@@ -55,14 +68,18 @@ class WeightFormat:
     has_static_inputs: bool = False  # calibrated: the file holds a scale for all inputs
     scale_type: Literal["float", "e4m3", "e8m0"] = "float"  # e4m3: under one float for the tensor
     has_one_scale: bool = False  # one for the whole weight
-    library: Literal["compressed-tensors", "gptq", "bitsandbytes"] = "compressed-tensors"
+    library: Library = "compressed-tensors"
     is_double: bool = False  # bitsandbytes: the scales are quantized as well
+    own_layout: str | None = None  # compressed-tensors': where it is not the scheme's usual one
+    input_bound: float | None = None  # FBGEMM: inputs are clamped to it before they are rounded
 
     @property
     def layout(self) -> str:
         """The name compressed-tensors has for this layout; of other libraries, the library's."""
         if self.library != "compressed-tensors":
             return self.library
+        if self.own_layout is not None:
+            return self.own_layout
         if self.scale_type == "e4m3":
             return "nvfp4-pack-quantized"
         if self.scale_type == "e8m0":
@@ -99,6 +116,8 @@ class WeightFormat:
         """The stored element type, as safetensors spells it."""
         if self.layout in {"float-quantized", "mxfp8-quantized"}:
             return "F8_E4M3"
+        if self.layout == "naive-quantized":
+            return "F8_E4M3" if self.kind == "float" else "I8"
         if self.layout == "int-quantized" or (self.library, self.num_bits) == ("bitsandbytes", 8):
             return "I8"
         is_bytes = "fp4" in self.layout or self.library == "bitsandbytes"
@@ -144,7 +163,9 @@ class WeightFormat:
             is_global = self.scale_type == "e4m3"
             name = "input_global_scale" if is_global else "input_scale"
             scales[f"{module}.{name}"] = one if is_global else replace(one, dtype=weight.dtype)
-        if not self.is_symmetric:  # packed along the rows
+        if not self.is_symmetric and "pack" not in self.layout:
+            scales[f"{module}.weight_zero_point"] = replace(weight, dtype="I8", shape=shape)
+        elif not self.is_symmetric:  # packed along the rows
             words = (math.ceil(shape[0] * self.num_bits / 32), shape[1])
             scales[f"{module}.weight_zero_point"] = replace(weight, dtype="I32", shape=words)
         return scales

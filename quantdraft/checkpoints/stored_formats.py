@@ -10,11 +10,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from quantdraft.checkpoints.formats import BNB_BLOCK, SCHEMES, WeightFormat
+from quantdraft.checkpoints import foreign_configs
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.errors import CheckpointError
 
-HEAD = "lm_head"
+HEAD = foreign_configs.HEAD
+# Of compressed-tensors.
+LAYOUTS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+)
 KV_SCALES = (".k_scale", ".v_scale")
 # Embedding tables are looked up, not multiplied: no scheme here quantizes them.
 EMBEDDINGS = r"(.*\.)?(embed_\w+|wte|wpe|word_embeddings|position_embeddings|tok_embeddings)"
@@ -40,21 +51,22 @@ def matches(module: str, patterns: Iterable[str]) -> bool:
 def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
     """Return the format that a quantization config claims for a module; None: not quantized.
 
-    Reads the configs of compressed-tensors, GPTQ and bitsandbytes; None for any other method.
+    Reads the configs of compressed-tensors and of the libraries of `foreign_configs`; None for
+    any other method.
     """
-    method = quantization.get("quant_method")
-    if method == "gptq":
-        return _gptq_format(quantization, module)
-    if method == "bitsandbytes":
-        return _bitsandbytes_format(quantization, module)
+    if quantization.get("quant_method") in foreign_configs.READERS:
+        return foreign_configs.foreign_format(quantization, module)
     if matches(module, quantization.get("ignore") or ()):
         return None
     groups = list((quantization.get("config_groups") or {}).values())
     # A name is narrower than a class: 're:.*lm_head$' wins over 'Linear'.
-    named = [g for g in groups if matches(module, g["targets"])]
+    exact = [g for g in groups if module in g["targets"]]
+    named = exact or [g for g in groups if matches(module, g["targets"])]
     by_class = [g for g in groups if "Linear" in g["targets"]]
     chosen = (named or by_class or [None])[0]
-    return None if chosen is None or not chosen.get("weights") else _read_format(chosen)
+    if chosen is None or not chosen.get("weights"):
+        return None
+    return _with_layout(_read_format(chosen), chosen.get("format") or quantization.get("format"))
 
 
 def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -67,34 +79,16 @@ def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     return scales
 
 
-def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
-    if module.rsplit(".", maxsplit=1)[-1] == HEAD and not quantization.get("lm_head"):
-        return None
-    group_size = quantization.get("group_size", -1)
-    if quantization.get("bits") is None:
-        raise CheckpointError("the quantization config is GPTQ's and does not say 'bits'.")
-    return WeightFormat(
-        num_bits=quantization["bits"],
-        kind="int",
-        group_size=None if group_size in {-1, None} else group_size,
-        is_symmetric=bool(quantization.get("sym", True)),
-        library="gptq",
-    )
-
-
-def _bitsandbytes_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | None:
-    skipped = quantization.get("llm_int8_skip_modules") or [HEAD]
-    if any(module == name or module.endswith(f".{name}") for name in skipped):
-        return None
-    if quantization.get("load_in_8bit"):
-        return SCHEMES["LLM_INT8"]
-    return WeightFormat(
-        num_bits=4,
-        kind="nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else "fp4",
-        group_size=BNB_BLOCK,
-        library="bitsandbytes",
-        is_double=bool(quantization.get("bnb_4bit_use_double_quant")),
-    )
+def _with_layout(fmt: WeightFormat, layout: str | None) -> WeightFormat:
+    """Return the format with the layout that the config names, where it is another than usual."""
+    if layout in {None, "mixed-precision", fmt.layout}:
+        return fmt
+    if layout not in LAYOUTS:
+        raise CheckpointError(
+            f"the quantization config has the format {layout!r}, which this quantdraft does not "
+            f"read; read are {', '.join(LAYOUTS)}."
+        )
+    return replace(fmt, own_layout=layout)
 
 
 def _read_format(group: Mapping[str, Any]) -> WeightFormat:

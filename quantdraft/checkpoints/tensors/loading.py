@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from quantdraft.checkpoints.checkpoint import old_quantization
+from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
+from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
@@ -103,6 +104,7 @@ def load_model(
     """
     _silence_libraries()
     config = load_config(path, trust_remote_code, not ignore_quantization)
+    require_complete(open_checkpoint(path), config)
     quantization = getattr(config, "quantization_config", None)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
@@ -124,6 +126,14 @@ def load_model(
     except Exception as error:  # libraries raise many types for configs and tensors they cannot use
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+
+
+def require_loadable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless the files hold the tensors that the architecture needs.
+
+    Headers alone are read; draft heads have no architecture that transformers knows.
+    """
+    require_complete(checkpoint, load_config(checkpoint.path))
 
 
 def _load_quantized(
