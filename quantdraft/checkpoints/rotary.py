@@ -96,9 +96,7 @@ def _contradictions(section: Mapping[str, Any]) -> Iterator[tuple[Said, Said]]:
         places += [(f"{prefix}.{key}", new.get(key)), (f"{OLD}.{key}", old.get(key))]
         yield from _unequal(places)
     local = _of_layers(section, SLIDING).get(BASE)
-    yield from _unequal(
-        [(LOCAL_BASE, section.get(LOCAL_BASE)), (f"{NEW}.{SLIDING}.{BASE}", local)]
-    )
+    yield from _unequal([(LOCAL_BASE, section.get(LOCAL_BASE)), (f"{NEW}.{SLIDING}.{BASE}", local)])
 
 
 def _unequal(said: list[Said]) -> Iterator[tuple[Said, Said]]:

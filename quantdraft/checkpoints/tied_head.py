@@ -1,7 +1,7 @@
 """Whether an output head is the embedding table: what the config says, and what the files hold.
 
 Where the config ties the two and a head is stored too, transformers uses the stored head and vLLM
-skips it (`skip_prefixes` "lm_head."). A copy is left out, so that all agree; another head is refused.
+skips it (`skip_prefixes` "lm_head."). A copy is left out, so that all agree; another is refused.
 """
 
 from __future__ import annotations

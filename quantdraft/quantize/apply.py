@@ -78,7 +78,8 @@ def apply(
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
-            complete_config(staged, staging)
+            if not recipe.is_identity:
+                complete_config(staged, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)

@@ -19,7 +19,7 @@ NAMES = {"LICENSE", "NOTICE", "mask_embedding"}  # the last: of some DFlash head
 
 
 def copy_served(checkpoint: Checkpoint, staging: Path) -> None:
-    """Copy what an engine may read: the weights that are listed, no others, and what is beside them.
+    """Copy what an engine may read: the weights that are listed, and what stands beside them.
 
     A directory of auto-gptq comes out as engines expect it today: the weights under their usual
     name, the quantization in config.json. The config has its rotary settings under the names that
