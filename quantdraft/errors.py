@@ -111,6 +111,10 @@ class OutputBusyError(OutputError):
     """Another run writes the same output at this moment."""
 
 
+class DrawingError(QuantDraftError):
+    """Pages that could not be drawn: the record they show is on the disk, whole."""
+
+
 class EngineError(QuantDraftError):
     """An engine that cannot be installed, started or asked, with its own reason."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 HIDDEN, INTER, VOCAB, DRAFT_VOCAB, KV, RANK = 256, 512, 512, 128, 128, 32
@@ -152,6 +152,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Shapes]] = {
             "num_hidden_layers": 2,
             "markov_rank": RANK,
             "block_size": 7,
+            "mask_token_id": 500,
         },
         _dspark(),
     ),
@@ -189,6 +190,15 @@ def write_head(directory: Path, layout: str, seed: int = 0) -> Path:
     tensors = {name: _tensor(name, shape, generator) for name, shape in shapes.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def edit_head(path: Path, tensors: dict[str, Any], config: dict[str, Any]) -> None:
+    """Replace tensors and fields of the config of a stored head; None removes."""
+    found = {**load_file(path / "model.safetensors"), **tensors}
+    save_file({n: t for n, t in found.items() if t is not None}, path / "model.safetensors")
+    fields = {**json.loads((path / "config.json").read_text(encoding="utf-8")), **config}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    (path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
 
 
 def _tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

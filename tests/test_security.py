@@ -31,10 +31,13 @@ from quantdraft.checkpoints.tensors.loading import (
 )
 from quantdraft.checkpoints.weights import read_header, read_tensors, weight_files
 from quantdraft.common.documents import MAX_YAML_BYTES, parse_json, parse_yaml
+from quantdraft.engines.llamacpp.server import PASSED_ON as LLAMACPP_PASSED_ON
 from quantdraft.engines.process import free_port
 from quantdraft.engines.vllm.client import VllmClient
+from quantdraft.engines.vllm.environment import CPU_REQUIREMENT, CUDA_REQUIREMENT, Environment
 from quantdraft.engines.vllm.server import vllm_variables
-from quantdraft.engines.vllm.settings import require_loopback
+from quantdraft.engines.vllm.settings import PASSED_ON as VLLM_PASSED_ON
+from quantdraft.engines.vllm.settings import require_known_keys
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.models import source_of
@@ -498,12 +501,94 @@ def test_a_server_stays_on_this_machine_whatever_the_environment_says(monkeypatc
     ["--host", "--host=0.0.0.0", "--hos", "--port=1", "--api-key", "--api_key=x", "--uds"],
 )
 def test_arguments_that_open_a_server_are_refused(argument):
-    with pytest.raises(OptionError, match="loopback alone"):
-        require_loopback(["--max-num-seqs", argument])
+    for passed_on in (VLLM_PASSED_ON, LLAMACPP_PASSED_ON):
+        with pytest.raises(OptionError, match="loopback alone"):
+            passed_on.require(["--threads", "2", argument][-1:])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--trust-remote-code", "--trust-rem", "--trust_remote_code", "--t", "--middleware=a.b"),
+        *("--served-model-name", "--served", "--config=x.yaml", "--load-format", "--load_f=pt"),
+        *("--hf-overrides", "--hf-overrides.a=1", "--worker-cls", "--worker-extension-cls=a.B"),
+        *("--scheduler-cls", "--logits-processors", "--reasoning-parser-plugin", "--model", "-O"),
+        *(
+            "--tool-parser-plugin",
+            "--speculative-config",
+            "-sc",
+            "-cc",
+            "-cc.backend=a.b",
+            "-O.x=1",
+        ),
+        *("--compilation-config", "--kv-transfer-config", "--otlp-traces-endpoint", "-dpa", "-n"),
+        *("@file", "--", "--enforce", "--log-config-file", "--lora-modules", "--generation-config"),
+        *(
+            "--enable-prefix-caching",
+            "--dtype",
+            "--tokenizer",
+            "--download-dir",
+            "-O4",
+            "-O=3",
+            "-O.x=1",
+            "",
+        ),
+    ],
+)
+def test_arguments_that_load_or_run_something_else_are_refused(argument):
+    with pytest.raises(OptionError, match="--engine-args"):
+        VLLM_PASSED_ON.require(["--max-num-seqs=8", argument])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("-m", "--model", "-md", "--model-url", "-hf", "--hf-repo", "--rpc", "--lora", "--tools"),
+        *("--api-key-file", "--path", "--slot-save-path", "--chat-template-file", "-np", "-a"),
+        *("--spec-draft-n-max", "--mmproj", "--models-dir", "--cache-ram", "--override-kv", "-dr"),
+    ],
+)
+def test_llamacpp_is_given_no_other_model_and_no_door(argument):
+    with pytest.raises(OptionError, match="--engine-args"):
+        LLAMACPP_PASSED_ON.require(["-t", "2", argument, "x"])
+
+
+def test_a_value_without_an_option_could_name_a_model():
+    for given in (["evil/model"], ["--enforce-eager=1", "evil/model"], ["-tp", "2", "evil/model"]):
+        with pytest.raises(OptionError, match="stands after no option"):
+            VLLM_PASSED_ON.require(given)
 
 
 def test_other_arguments_and_values_are_left_alone():
-    require_loopback(["--max-num-seqs", "8", "--hf-overrides", "{}", "host", "-O3", "-1"])
+    VLLM_PASSED_ON.require(["--max-num-seqs", "8", "-O3", "--max_num_seqs=4", "-tp", "2", "-tp=2"])
+    VLLM_PASSED_ON.require(["--cudagraph-capture-sizes", "1", "2", "4", "--no-async-scheduling"])
+    LLAMACPP_PASSED_ON.require(["-t", "2", "--threads-batch", "4", "-fa", "on", "--no-mmap"])
+
+
+def test_settings_of_an_engine_are_recorded_without_secrets(monkeypatch):
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "TRITON")
+    monkeypatch.setenv("VLLM_S3_ACCESS_KEY", "s3cret")
+    found = VLLM_PASSED_ON.recorded_variables()
+    assert found["VLLM_ATTENTION_BACKEND"] == "TRITON"
+    assert "s3cret" not in str(found)
+
+
+def test_a_draft_is_not_replaced_by_a_setting_of_the_engine(tmp_path):
+    vllm = Environment("python", "0.32.0", "cpu", ("method", "model"))
+    with pytest.raises(OptionError, match="--engine-spec model: the draft is the candidate"):
+        require_known_keys(["model"], vllm)
+    require_known_keys(["method"], vllm)
+
+
+def test_no_plugin_is_loaded_into_a_server(monkeypatch, tmp_path):
+    for name in ("VLLM_PLUGINS", "VLLM_MODEL_REDIRECT_PATH", "VLLM_SERVER_DEV_MODE"):
+        monkeypatch.setenv(name, "evil")
+    assert vllm_variables(tmp_path, "cuda")["VLLM_PLUGINS"] == ""
+    assert "evil" not in vllm_variables(tmp_path, "xpu").values()
+
+
+def test_what_is_installed_is_pinned():
+    assert CUDA_REQUIREMENT.partition("==")[2] == CPU_REQUIREMENT.partition("==")[2] != ""
 
 
 def test_ports_are_given_once():

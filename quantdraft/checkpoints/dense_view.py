@@ -12,7 +12,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from quantdraft.errors import CheckpointError
 COMPRESSED_TENSORS = "compressed-tensors"
 READ_METHODS = frozenset({COMPRESSED_TENSORS, "mxfp4", *READERS})
 # Parts of a quantized module beside `weight`, as any library names them; longest first.
-_PARTS = (
+PARTS = (
     "weight.quant_state.bitsandbytes__nf4",
     "weight.quant_state.bitsandbytes__fp4",
     "weight.nested_quant_map",
@@ -62,7 +62,7 @@ _PARTS = (
     "scales",
     "g_idx",
 )
-_PART = re.compile(rf"(.*)\.({'|'.join(map(re.escape, _PARTS))})")
+_PART = re.compile(rf"(.*)\.({'|'.join(map(re.escape, PARTS))})")
 _CACHE = re.compile(
     r".*\.((self_attn|attn|attention|self_attention)\.[qkv]_(scale|zero_point|global_scale)"
     r"|[qkv]_proj\.([kv]_scale|output_scale|output_zero_point)|kv_scale)"
@@ -123,6 +123,12 @@ def _require_known(checkpoint: Checkpoint, quantization: Mapping[str, Any] | Non
             f"'{checkpoint.path}' is quantized by {method!r}, which quantdraft does not read. "
             f"{_ADVICE}"
         )
+    layout = quantization.get("checkpoint_format") or quantization.get("format") or method
+    if method == "gptq" and layout not in {"gptq", "gptq_v2"}:
+        raise CheckpointError(
+            f"'{checkpoint.path}' is quantized by GPTQ with checkpoint_format {layout!r}; read are "
+            f"'gptq' and 'gptq_v2'. {_ADVICE}"
+        )
     sparsity = (quantization.get("sparsity_config") or {}).get("format", "dense")
     if sparsity != "dense":
         raise CheckpointError(
@@ -179,6 +185,8 @@ def _read_module(
             f"'{checkpoint.path}' holds {first!r} and no {name}.{values}: a scale without its "
             "weight. Download or copy the checkpoint again, or quantize it again."
         )
+    if "pre_quant_scale" in parts:
+        fmt = replace(fmt, has_input_factors=True)
     shape = dense_shape(fmt, parts, _noted_shape(checkpoint, name, parts))
     module = StoredModule(name, fmt, parts, shape)
     _require_complete(checkpoint, module)

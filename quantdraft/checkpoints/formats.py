@@ -16,16 +16,6 @@ from quantdraft.checkpoints.weights import TensorInfo
 BNB_BLOCK = 64  # weights in a row of the flattened matrix that share an absolute maximum
 BNB_NESTED_BLOCK = 256  # of those maxima, how many share one in turn when they are quantized too
 LLM_INT8_THRESHOLD = 6.0  # LLM.int8() keeps a column in 16 bits where some input reaches this
-# Tensors that a quantized module may own, besides `weight` itself.
-QUANTIZED_SUFFIXES = (
-    "weight_packed",
-    "weight_scale",
-    "weight_shape",
-    "weight_zero_point",
-    "weight_global_scale",
-    "input_scale",
-    "input_global_scale",
-)
 # Tensors that describe a weight to its loader; they are read once, not in every step.
 BOOKKEEPING_SUFFIXES = (
     ".weight_shape",
@@ -71,6 +61,7 @@ class WeightFormat:
     library: Library = "compressed-tensors"
     is_double: bool = False  # bitsandbytes: the scales are quantized as well
     own_layout: str | None = None  # compressed-tensors': where it is not the scheme's usual one
+    has_input_factors: bool = False  # AWQ's, kept beside the weight: inputs are multiplied first
     input_bound: float | None = None  # FBGEMM: inputs are clamped to it before they are rounded
 
     @property
@@ -92,6 +83,10 @@ class WeightFormat:
     @property
     def name(self) -> str:
         """What a kernel has to compute in, as `quantdraft.engines.kernels` lists it."""
+        return self._plain_name + ("-scaled-inputs" if self.has_input_factors else "")
+
+    @property
+    def _plain_name(self) -> str:
         if self.library == "bitsandbytes":
             return self.kind if self.num_bits == 4 else "llm-int8"
         if self.kind == "int" and self.num_bits == 8:

@@ -28,10 +28,10 @@ OPTIONAL: Mapping[str, frozenset[str]] = {
             "output_zero_point",
         }
     ),
-    "gptq": frozenset({"g_idx", "qzeros"}),
+    "gptq": frozenset({"g_idx"}),
     "bitsandbytes": frozenset({"weight_format"}),
-    "awq": frozenset({"qzeros"}),
-    "awq-gemv": frozenset({"qzeros"}),
+    "awq": frozenset(),
+    "awq-gemv": frozenset(),
     "modelopt": frozenset({"pre_quant_scale"}),
     "fp8": frozenset({"input_scale", "activation_scale"}),
     "fbgemm_fp8": frozenset({"input_scale_ub"}),
@@ -96,7 +96,7 @@ def _store_awq(fmt: WeightFormat, weight: TensorInfo) -> dict[str, TensorInfo]:
 
 def awq_zeros_width(columns: int, group_size: int, each: int = 8) -> int:
     """Return how many words a row's zero points take in AutoAWQ's GEMV layout."""
-    multiple = {128: 1, 64: 2, 32: 4}.get(group_size, 1)
+    multiple = {64: 2, 32: 4, 16: 8}.get(group_size, 1)
     words = math.ceil(columns // group_size / each)
     return math.ceil(words / multiple) * multiple
 

@@ -9,7 +9,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_items, print_json, tell_aside
-from quantdraft.cli.values import A_PATH
+from quantdraft.cli.values import A_FILE
 from quantdraft.common.progress import show_progress
 from quantdraft.errors import OptionError
 
@@ -25,7 +25,7 @@ from quantdraft.errors import OptionError
 @options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
 @click.option(
     "--calibration",
-    type=A_PATH,
+    type=A_FILE,
     help="Traffic or texts (JSONL) for a recipe that is calibrated; or the Hub id of the data set "
     "that the recipe names, to download it.",
 )

@@ -9,7 +9,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_json, print_lines, tell_aside
-from quantdraft.cli.values import A_PATH
+from quantdraft.cli.values import A_FILE
 from quantdraft.common.progress import show_progress
 from quantdraft.record.choices import DtypeChoice
 
@@ -22,7 +22,7 @@ from quantdraft.record.choices import DtypeChoice
 )
 @options.target(required=True)
 @click.option(
-    "--prompts", "-p", required=True, type=A_PATH, help="The prompts: a JSONL or ShareGPT file."
+    "--prompts", "-p", required=True, type=A_FILE, help="The prompts: a JSONL or ShareGPT file."
 )
 @options.output("The traffic file to write.", required=True)
 @click.option(

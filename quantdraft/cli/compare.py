@@ -25,9 +25,9 @@ from quantdraft.common.progress import show_progress
 def compare(runs: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Compare recipes side by side: one report of several run directories."""
     with show_progress("compare"):
-        from quantdraft.report import COMPARISON_FILE, render_comparison
+        from quantdraft.report import COMPARE_AGAIN, COMPARISON_FILE, render_comparison, where
         from quantdraft.workflows.compare import compare as compare_runs
 
         compared = compare_runs(list(runs), output, force=force)
-    lines = [render_comparison(compared), f"Report: {output / 'report.html'}"]
+    lines = [render_comparison(compared), where(output, COMPARISON_FILE, COMPARE_AGAIN)]
     print_recorded(output / COMPARISON_FILE, lines, as_json)

@@ -9,7 +9,7 @@ import click
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
 from quantdraft.cli.printing import print_recorded
-from quantdraft.cli.values import A_PATH, ModelName, Name, optional_numbers, parse_ks
+from quantdraft.cli.values import A_FILE, A_PATH, ModelName, Name, optional_numbers, parse_ks
 from quantdraft.common.progress import show_progress
 from quantdraft.engines.registry import MEASURED
 from quantdraft.record import AcceptanceRule
@@ -30,7 +30,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
 @options.traffic_file()
 @click.option(
     "--prompts",
-    type=A_PATH,
+    type=A_FILE,
     help="Prompts instead of traffic: the target answers them first, into the run directory.",
 )
 @options.output("The run directory. Default: runs/<candidate>.")
@@ -93,7 +93,8 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     "--engine-args",
     "--vllm-args",
     multiple=True,
-    help="One more argument for the engine's server. Give the option once for each.",
+    help="One more argument for the engine's server, of those that place the work and share out "
+    "memory: --engine-args --max-num-seqs=4. Give the option once for each.",
 )
 @click.option(
     "--engine-prompts",
@@ -168,7 +169,7 @@ def evaluate(
             TrafficSettings,
         )
         from quantdraft.record import RECORD_FILE
-        from quantdraft.report import render_verdict
+        from quantdraft.report import render_verdict, where
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -216,5 +217,8 @@ def evaluate(
             force=force,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
-    lines = [render_verdict(evaluation), f"Report: {run_dir / 'report.html'}"]
+    lines = [
+        render_verdict(evaluation),
+        where(run_dir, RECORD_FILE, f"quantdraft report {run_dir}"),
+    ]
     print_recorded(run_dir / RECORD_FILE, lines, as_json)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from quantdraft.cli.values import (
+    A_FILE,
     A_PATH,
     AT_LEAST_0,
     AT_LEAST_1,
@@ -159,7 +160,7 @@ def traffic_file(*, required: bool = False) -> Decorator[Any]:
     return click.option(
         "--traffic",
         "traffic_path",
-        type=A_PATH,
+        type=A_FILE,
         required=required,
         help="Prompts with the target's responses: a file from `capture`, or a log.",
     )
@@ -173,7 +174,7 @@ BASELINE = click.option(
 )
 CALIBRATION = click.option(
     "--calibration",
-    type=A_PATH,
+    type=A_FILE,
     help="Traffic or texts (JSONL) for the recipes that are calibrated.",
 )
 RECIPE = click.option(
@@ -217,7 +218,7 @@ MODE = click.option(
     show_default=True,
     help="How steps run. auto: graphs on a GPU; on a CPU the mode that a short trial finds faster.",
 )
-POLICY = click.option("--policy", type=A_PATH, help="A YAML file with the limits of the verdict.")
+POLICY = click.option("--policy", type=A_FILE, help="A YAML file with the limits of the verdict.")
 DEVICE = click.option(
     "--device",
     type=Name("device", lambda: DEVICES, is_open=True),

@@ -23,18 +23,19 @@ from quantdraft.common.progress import show_progress
 @click.option("--open", "is_opened", is_flag=True, help="Show the page in the browser.")
 @options.json_output("Print the record as JSON.")
 def report(run: Path, is_opened: bool, as_json: bool) -> None:
-    """Print a run's verdict, and write its report anew from the record."""
+    """Print a run's verdict, and write its report anew from the record; of a bench its tables."""
     run_dir = run if run.is_dir() else run.parent
     with show_progress("report"):
-        from quantdraft.report import render_terminal, write_report
-        from quantdraft.workflows.report import read_run
+        from quantdraft.workflows.report import drawn_anew, read_shown, shown
 
-        evaluation = read_run(run)
-        if not as_json:
-            write_report(evaluation, run_dir)
-    if as_json:
-        print_json(asdict(evaluation))
+        record = read_shown(run)
+        page = None if as_json else drawn_anew(record, run_dir)
+    if page is None:
+        print_json(asdict(record))
         return
-    print_lines([render_terminal(evaluation), f"Report: {run_dir / 'report.html'}"])
+    print_lines([shown(record)])
+    if not isinstance(page, Path):  # the record is shown all the same
+        raise page
+    print_lines([f"Report: {page}"])
     if is_opened:
-        click.launch(str(run_dir / "report.html"))
+        click.launch(str(page))

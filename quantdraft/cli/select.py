@@ -83,7 +83,8 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
-        from quantdraft.workflows.select.select import SelectSettings
+        from quantdraft.report import where
+        from quantdraft.workflows.select.select import AGAIN, SelectSettings
         from quantdraft.workflows.select.select import select as select_draft
         from quantdraft.workflows.select.view import selection_text
 
@@ -114,5 +115,5 @@ def select(
             force=force,
         )
         selection = select_draft(settings, tell_aside)
-    lines = [selection_text(selection), f"Report: {output / 'report.html'}"]
+    lines = [selection_text(selection), where(output, "selection.json", AGAIN)]
     print_recorded(output / "selection.json", lines, as_json)

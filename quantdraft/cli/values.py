@@ -15,6 +15,31 @@ from quantdraft.record.terms import MAX_K
 
 A_PATH = click.Path(path_type=Path)  # of a file or a directory
 
+
+class InputFile(click.ParamType[Path]):
+    """A file to read; what a pipe gives is read once, see `read_pipe`."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, of a pipe that of a file with what it gives."""
+        from quantdraft.cli.pipes import read_pipe
+
+        if ctx is not None and ctx.resilient_parsing:
+            return Path(value)
+        try:
+            return read_pipe(Path(value))
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+A_FILE = InputFile()
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 MAX_DIGITS, MAX_RANGE = 9, 10_000  # more is a slip of the hand, and would fill the memory
 

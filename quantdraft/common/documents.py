@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,8 +30,30 @@ MAX_YAML_BYTES = 1 << 17  # PyYAML reads about 100 kB in a second, and a recipe 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what stands at a path, "a pipe" or the like; None for a file, or where nothing is.
+
+    What waits for a writer or never ends must not be opened to find that out.
+    """
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except (OSError, ValueError):
+        return None
+
+
 def read_bounded(path: Path, max_bytes: int) -> str:
-    """Read the UTF-8 text of a file; ValueError where it is larger or of another encoding."""
+    """Read the UTF-8 text of a file; ValueError where it is none, or larger, or not UTF-8."""
+    if (kind := kind_of(path)) is not None:
+        raise ValueError(f"it is {kind}, not a file")
     with open(path, "rb") as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:

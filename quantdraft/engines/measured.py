@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.engines.counters import Counters
 from quantdraft.engines.process import Server
+from quantdraft.engines.server_arguments import PassedOn
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import EngineError
 from quantdraft.record import AcceptanceRule
@@ -109,6 +110,7 @@ class MeasuredEngine(Protocol):
     """
 
     title: str  # its name in sentences
+    passed_on: PassedOn
 
     def open(self, settings: ServingSettings) -> Installation:
         """Return the engine as installed. Raises EngineError, or OptionError for its settings."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantdraft.checkpoints.checkpoint import name_of
 from quantdraft.common.files import coerce_paths
+from quantdraft.engines.registry import measured_engine
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
@@ -124,6 +125,8 @@ class EvaluateSettings:
         ]
         if problems:
             raise OptionError(" ".join(problems))
+        if not self.serving.is_native:
+            measured_engine(self.serving.engine).passed_on.require(self.serving.args)
 
     def _misfits(self) -> Iterator[str]:
         serving = self.serving

@@ -15,7 +15,8 @@ from quantdraft.checkpoints.checkpoint import (
     open_checkpoint,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads.head import DraftHead, draft_head
+from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.heads.opening import open_head
 from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
@@ -106,7 +107,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
     """Open a draft whose files may be copied; a draft head needs no tokenizer of its own."""
     source = open_checkpoint(path)
     require_own_files(source.path)
-    head = draft_head(source)
+    head = open_head(source)
     if head is None:
         require_tokenizer(source)
     return source, head

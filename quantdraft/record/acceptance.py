@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from quantdraft.errors import UndefinedMetricError
-from quantdraft.record.terms import Arm, Interval
+from quantdraft.record.terms import Amount, Arm, Count, Interval, K, Share
 
 AcceptanceRule = Literal["greedy", "greedy_draft", "rejection", "exact_match"]
 
@@ -21,10 +21,10 @@ class AcceptanceCounts:
     counts as a round with all its proposals, as in vLLM's counters.
     """
 
-    num_speculative_tokens: int
-    num_tokens: int  # response tokens emitted in rounds
-    num_drafts: float
-    num_accepted_tokens_per_pos: tuple[float, ...]  # (num_speculative_tokens,)
+    num_speculative_tokens: K
+    num_tokens: Count  # response tokens emitted in rounds
+    num_drafts: Amount
+    num_accepted_tokens_per_pos: tuple[Amount, ...]  # (num_speculative_tokens,)
 
     @property
     def num_draft_tokens(self) -> float:
@@ -102,19 +102,19 @@ class Slice:
     """
 
     name: str
-    num_prompts: int
-    num_tokens: int
-    baseline_conditional_acceptance: float | None
-    candidate_conditional_acceptance: float | None
+    num_prompts: Count
+    num_tokens: Count
+    baseline_conditional_acceptance: Share | None
+    candidate_conditional_acceptance: Share | None
     # Baseline minus candidate, prompts resampled; None under MIN_PROMPTS prompts.
     conditional_acceptance_loss: Interval | None = None
     # What both ratios are made of, so that prompts can be resampled: one number for each of
     # `prompts`, which stand in `Evaluation.prompts` at these indices. Empty in older records.
-    prompts: tuple[int, ...] = ()
-    baseline_asked: tuple[float, ...] = ()
-    baseline_kept: tuple[float, ...] = ()
-    candidate_asked: tuple[float, ...] = ()
-    candidate_kept: tuple[float, ...] = ()
+    prompts: tuple[Count, ...] = ()
+    baseline_asked: tuple[Amount, ...] = ()
+    baseline_kept: tuple[Amount, ...] = ()
+    candidate_asked: tuple[Amount, ...] = ()
+    candidate_kept: tuple[Amount, ...] = ()
 
     def of(self, arm: Arm) -> ArmSlice:
         """Return one arm's numbers."""
@@ -131,7 +131,7 @@ class Slice:
 class AcceptanceComparison:
     """Baseline and candidate on the same tokens, at one k. Intervals resample prompts."""
 
-    num_speculative_tokens: int
+    num_speculative_tokens: K
     baseline: AcceptanceCounts
     candidate: AcceptanceCounts
     baseline_rate: Interval
@@ -156,12 +156,12 @@ class PromptReplay:
 
     prompt_id: str
     domain: str
-    num_prompt_tokens: int
-    num_tokens: int
-    baseline_num_drafts: tuple[float, ...]
-    candidate_num_drafts: tuple[float, ...]
-    baseline_num_accepted: tuple[float, ...]
-    candidate_num_accepted: tuple[float, ...]
+    num_prompt_tokens: Count
+    num_tokens: Count
+    baseline_num_drafts: tuple[Amount, ...]
+    candidate_num_drafts: tuple[Amount, ...]
+    baseline_num_accepted: tuple[Amount, ...]
+    candidate_num_accepted: tuple[Amount, ...]
 
     def of(self, arm: Arm) -> ArmReplay:
         """Return one arm's numbers."""
@@ -185,9 +185,9 @@ class Disagreement:
     domain: str
     prompt_end: str  # the last characters of the prompt
     tokens: tuple[str, ...]  # of the response, as text; the first comes from the prefill
-    baseline_keep: tuple[float, ...]  # (tokens,)
-    candidate_keep: tuple[float, ...]
-    num_tokens_left_out: int = 0  # of a long response
+    baseline_keep: tuple[Share, ...]  # (tokens,)
+    candidate_keep: tuple[Share, ...]
+    num_tokens_left_out: Count = 0  # of a long response
 
     def keep(self, arm: Arm) -> tuple[float, ...]:
         """Return one arm's probabilities, (tokens,)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantdraft.record.terms import ARMS, Arm, Interval
+from quantdraft.record.terms import ARMS, Amount, Arm, Count, Finite, Interval, Positive, Ratio
 from quantdraft.record.timing import SpeedPoint
 from quantdraft.record.verdict import Decision
 
@@ -35,7 +35,7 @@ class Diagnosis:
     action: str  # what to do next
     command: str | None = None  # the command that does it, where there is one
     observed: Interval | None = None  # None: not measured, or not recorded
-    threshold: float | None = None
+    threshold: Finite | None = None
 
     @property
     def sentence(self) -> str:
@@ -49,8 +49,8 @@ class Diagnosis:
 class GridPoint:
     """One batch and context, each arm at its best k there. `speed` None: undefined."""
 
-    batch_size: int
-    context_length: int
+    batch_size: Positive
+    context_length: Count
     speed: SpeedPoint | None
     reason: str  # why it is undefined, or ""
     # By the two speed checks at this point, and the run's checks that hold at every point.
@@ -93,19 +93,19 @@ class TokenFates:
 class Analysis:
     """What follows from one evaluation's measurements, by the limits that it was judged by."""
 
-    min_speedup_over_baseline: float  # that the verdict asked for
-    min_speedup_over_autoregressive: float
-    num_resamples: int  # of every interval
+    min_speedup_over_baseline: Ratio  # that the verdict asked for
+    min_speedup_over_autoregressive: Ratio
+    num_resamples: Positive  # of every interval
     # Acceptance per token asked for, at the k where rates are shown; None: it was not replayed.
     baseline_alpha: Interval | None
     candidate_alpha: Interval | None
     grid: tuple[GridPoint, ...]  # every timed batch and context, by batch
     # By context, the smallest batch at which the better draft is surely no faster than the target
     # alone; None: no timed one is.
-    stops_paying_at: dict[int, int | None]
+    stops_paying_at: dict[Count, Positive | None]
     diagnoses: tuple[Diagnosis, ...]  # what was found first, then what cannot be told
     turning_points: tuple[str, ...]  # what would change the answer, a sentence each
     obstacle: str | None  # what keeps it from a go, as the rest of a sentence; None for a go
     fates: tuple[TokenFates, ...]  # of each of `Evaluation.disagreements`
     # One load's standard deviation of the log of a served arm's time per token; None: not known.
-    served_load_error: float | None = None
+    served_load_error: Amount | None = None

@@ -17,7 +17,7 @@ from quantdraft.record.acceptance import (
 from quantdraft.record.analysis import Analysis, Diagnosis
 from quantdraft.record.plane import Plane
 from quantdraft.record.served import Served
-from quantdraft.record.terms import nearest_to_usual
+from quantdraft.record.terms import K, nearest_to_usual
 from quantdraft.record.timing import Latency, LiveCheck, Projection, SpeedPoint
 from quantdraft.record.verdict import Verdict
 
@@ -34,12 +34,10 @@ class Evaluation:
     name: str  # the recipe's name, or the candidate's
     created: str  # ISO 8601, UTC
     acceptance_rule: AcceptanceRule
-    num_speculative_tokens: tuple[int, ...]  # the k that were replayed
+    num_speculative_tokens: tuple[K, ...]  # the k that were replayed
     operating_point: SpeedPoint
     equal_k: tuple[SpeedPoint, ...]  # baseline and candidate at the same k, for every k
-    best_k: dict[
-        str, int | None
-    ]  # "baseline", "candidate": k of least ms per token; None undefined
+    best_k: dict[str, K | None]  # "baseline", "candidate": k of least ms per token; None undefined
     acceptance: tuple[AcceptanceComparison, ...]  # one per k
     prompts: tuple[PromptReplay, ...]
     by_position: tuple[Slice, ...]  # thirds of the response
@@ -55,7 +53,7 @@ class Evaluation:
     projection: Projection | None = None  # where the candidate's speed could not be measured
     disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
     # The k of the slices and disagreements; None: the candidate's k of the operating point.
-    slices_k: int | None = None
+    slices_k: K | None = None
     analysis: Analysis | None = None  # by the judge; None: an older record that it has not read
 
     @property

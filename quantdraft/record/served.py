@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+from quantdraft.record.terms import Amount, Count, K, Seconds
+
 FLOAT_TYPES = ("float32", "bfloat16", "float16")
 
 
@@ -18,20 +20,20 @@ class ServedRequest:
     """
 
     prompt_id: str
-    num_tokens: int
-    num_first_tokens: int  # that came first, from the prefill: their time is no decoding
-    seconds: float
-    first_token_seconds: float
-    num_drafts: int
-    num_draft_tokens: int
-    num_accepted_tokens_per_pos: tuple[int, ...]  # empty without a draft
-    num_drafts_replayed: float | None  # on the text the engine emitted; None without a draft
+    num_tokens: Count
+    num_first_tokens: Count  # that came first, from the prefill: their time is no decoding
+    seconds: Seconds
+    first_token_seconds: Seconds
+    num_drafts: Count
+    num_draft_tokens: Count
+    num_accepted_tokens_per_pos: tuple[Count, ...]  # empty without a draft
+    num_drafts_replayed: Amount | None  # on the text the engine emitted; None without a draft
     # Against the traffic's; "own": the traffic does not say how it was sampled.
     text: Literal["identical", "near-tie", "divergent", "sampled", "own"]
     # Rounds if every near-tie of the draft were kept, and if none were; None: arithmetic is exact.
-    num_drafts_low: float | None = None
-    num_drafts_high: float | None = None
-    load: int | None = None  # which start of the arm's server answered: 0, 1, …; None: not known
+    num_drafts_low: Amount | None = None
+    num_drafts_high: Amount | None = None
+    load: Count | None = None  # which start of the arm's server answered: 0, 1, …; None: not known
 
     @property
     def decode_seconds(self) -> float:
@@ -120,13 +122,13 @@ class Served:
     version: str
     device: str
     dtype: str  # of the servers, as far as they tell
-    num_speculative_tokens: int
+    num_speculative_tokens: K
     speculative: dict[str, Any]  # the user's own keys of the speculative config
     is_interleaved: bool  # all servers up at once, requests in turns; False: one after another
     arms: dict[str, ServedArm]
     undefined: dict[str, str] = field(default_factory=dict)
     is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
-    load_average: tuple[float, float] | None = None  # before and after
+    load_average: tuple[Amount, Amount] | None = None  # before and after
     replay_dtype: str | None = None  # in which the rounds were replayed
     is_synthetic: bool = False  # the engine was told how much to accept; nothing was replayed
 

@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from quantdraft.record.terms import Arm, Interval
+from quantdraft.record.terms import (
+    Amount,
+    Arm,
+    Count,
+    Finite,
+    Interval,
+    K,
+    Milliseconds,
+    Positive,
+    Rate,
+    Ratio,
+    Seconds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +29,8 @@ class StepSamples:
     turn on are left out of later blocks, so one step may have more samples than another.
     """
 
-    samples_ms: tuple[float, ...]
-    blocks: tuple[int, ...] = ()  # of each sample; empty: sample i is of block i
+    samples_ms: tuple[Milliseconds, ...]
+    blocks: tuple[Count, ...] = ()  # of each sample; empty: sample i is of block i
 
     @property
     def median_ms(self) -> float | None:
@@ -33,28 +45,28 @@ class ArmLatency:
     name: str  # "baseline" | "candidate" | "control" | "target" | "target-control"
     compute_dtype: str
     kernels: tuple[str, ...]  # e.g. ("int4pack_cpu", "linear_float32")
-    weight_bytes: int  # resident bytes of the arm's weights
-    steps: dict[int, StepSamples]  # number of new tokens m -> samples; a draft has m = 1 only
+    weight_bytes: Count  # resident bytes of the arm's weights
+    steps: dict[Positive, StepSamples]  # number of new tokens m -> samples; a draft has m = 1 only
     # What one step of one token reads at this batch and context, by the ledger: weights as the
     # checkpoint stores them, and the keys and values of every row.
-    step_bytes: int | None = None
-    head_bytes: int | None = None  # the output head's part of them
+    step_bytes: Count | None = None
+    head_bytes: Count | None = None  # the output head's part of them
     head_step: StepSamples | None = None  # the head's product alone, in the same blocks
     # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
     # included. CPU: the same of the whole process's resident set, which never falls.
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     mode: str = "eager"  # "eager" | "fused" | "compiled" | "graph"
     # What decided the mode: ms of a step of the baseline's first layer, run each way.
-    mode_trial_ms: dict[str, float] = field(default_factory=dict)
+    mode_trial_ms: dict[str, Milliseconds] = field(default_factory=dict)
     runtime: str = "transformers modules"  # "native decoder" | "transformers modules"
     # Of the quantized layers alone: bytes of the largest packing of each, and what their scheme
     # makes of them. None: a record from before they were told apart; 0: there are none.
-    quantized_bytes: int | None = None
-    promised_bytes: int | None = None
+    quantized_bytes: Count | None = None
+    promised_bytes: Count | None = None
     # By the judge: the baseline's step over this one's, one token, paired by block (above 1 =
     # faster), and the head's product over the step. None: not timed.
     step_speedup: Interval | None = None
-    head_time_share: float | None = None
+    head_time_share: Ratio | None = None
 
     @property
     def median_ms(self) -> float | None:
@@ -85,13 +97,13 @@ class Roofline:
     step does, and may be higher or lower.
     """
 
-    copy_bytes_per_s: float
-    read_bytes_per_s: float
-    matrix_flops_per_s: dict[str, float]  # per float type, the best over the sizes tried
-    copy_samples_bytes_per_s: tuple[float, ...] = ()
-    read_samples_bytes_per_s: tuple[float, ...] = ()
-    buffer_bytes: int = 0  # of one buffer: a copy has two
-    num_threads: int = 0
+    copy_bytes_per_s: Rate
+    read_bytes_per_s: Rate
+    matrix_flops_per_s: dict[str, Rate]  # per float type, the best over the sizes tried
+    copy_samples_bytes_per_s: tuple[Rate, ...] = ()
+    read_samples_bytes_per_s: tuple[Rate, ...] = ()
+    buffer_bytes: Count = 0  # of one buffer: a copy has two
+    num_threads: Count = 0
 
     def limit_ms(self, num_bytes: float) -> float:
         """Return the least time in which `num_bytes` pass at the measured copy bandwidth."""
@@ -114,18 +126,18 @@ class Latency:
 
     engine: str
     device: str
-    num_threads: int
-    batch_size: int
-    context_length: int
+    num_threads: Count
+    batch_size: Positive
+    context_length: Count
     arms: dict[str, ArmLatency]
     undefined: dict[str, str] = field(default_factory=dict)
-    load_average: tuple[float, float] | None = None  # before and after the timing
+    load_average: tuple[Amount, Amount] | None = None  # before and after the timing
     roofline: Roofline | None = None
     # The load of each block: all arms were loaded anew, in fresh memory, for every load. Two loads
     # of one model differ in speed, which blocks of one load cannot show. Empty: one load.
-    loads: tuple[int, ...] = ()
-    load_seconds: float | None = None  # to load all arms once
-    timing_seconds: float | None = None  # that were given to the blocks
+    loads: tuple[Count, ...] = ()
+    load_seconds: Seconds | None = None  # to load all arms once
+    timing_seconds: Seconds | None = None  # that were given to the blocks
     # Contradictions in the first steps, after which kernels were chosen and all was timed again.
     retried: tuple[str, ...] = ()
 
@@ -187,22 +199,22 @@ class SpeedPoint:
     A field is None where the latency it needs is undefined.
     """
 
-    baseline_num_speculative_tokens: int
-    candidate_num_speculative_tokens: int
-    baseline_draft_step_ms: float | None
-    candidate_draft_step_ms: float | None
-    baseline_verify_step_ms: float | None
-    candidate_verify_step_ms: float | None
-    autoregressive_step_ms: float | None
-    baseline_ms_per_token: float | None
-    candidate_ms_per_token: float | None
+    baseline_num_speculative_tokens: K
+    candidate_num_speculative_tokens: K
+    baseline_draft_step_ms: Milliseconds | None
+    candidate_draft_step_ms: Milliseconds | None
+    baseline_verify_step_ms: Milliseconds | None
+    candidate_verify_step_ms: Milliseconds | None
+    autoregressive_step_ms: Milliseconds | None
+    baseline_ms_per_token: Milliseconds | None
+    candidate_ms_per_token: Milliseconds | None
     speedup_over_baseline: Interval | None
     speedup_over_autoregressive: Interval | None
     baseline_speedup_over_autoregressive: Interval | None
     control_speedup: Interval | None  # baseline against itself: the noise floor
     draft_latency_saving: Interval | None  # 1 - candidate / baseline
-    break_even_length: float | None  # candidate's mean acceptance length at which speedup is 1
-    break_even_rate: float | None
+    break_even_length: Ratio | None  # candidate's mean acceptance length at which speedup is 1
+    break_even_rate: Finite | None
     target_control_speedup: Interval | None = None  # the target's single step against itself
 
     def of(self, arm: Arm) -> ArmSpeed:
@@ -236,33 +248,33 @@ class SpeedPoint:
 class Projection:
     """What the speed would be if a draft step shrank as its bytes do: no measurement, no check."""
 
-    num_speculative_tokens: int
-    ceiling: float  # baseline bytes / candidate bytes of a draft step
-    candidate_draft_step_ms: float
-    speedup_over_baseline: float
+    num_speculative_tokens: K
+    ceiling: Ratio  # baseline bytes / candidate bytes of a draft step
+    candidate_draft_step_ms: Milliseconds
+    speedup_over_baseline: Ratio
 
 
 @dataclass(frozen=True, slots=True)
 class LiveCheck:
     """The live loop on some prompts: its text beside the target's, its rounds beside replay's."""
 
-    num_speculative_tokens: int
+    num_speculative_tokens: K
     arm: str  # "baseline" | "candidate"
     prompt_ids: tuple[str, ...]
-    num_drafts_live: tuple[float, ...]
-    num_drafts_replayed: tuple[float, ...]
-    num_identical_texts: int
-    num_near_ties: int  # texts that part at a near-tie of the target's own logits
-    num_divergent: int  # texts that part elsewhere: an alarm
+    num_drafts_live: tuple[Amount, ...]
+    num_drafts_replayed: tuple[Amount, ...]
+    num_identical_texts: Count
+    num_near_ties: Count  # texts that part at a near-tie of the target's own logits
+    num_divergent: Count  # texts that part elsewhere: an alarm
     is_expectation: bool = False  # True when rounds agree only in the mean (sampling rules)
     # False in 16 bits, or where the draft rounds its activations to 8: near-ties of the draft then
     # fall either way in two runs of different batch shape, and rounds differ by a few.
     is_exact: bool = True
     # Texts of the loop's own, held against none: the traffic does not say how it was sampled.
-    num_own_texts: int = 0
+    num_own_texts: Count = 0
     # Rounds if every near-tie of the draft were kept, and if none were; () in exact arithmetic.
-    num_drafts_low: tuple[float, ...] = ()
-    num_drafts_high: tuple[float, ...] = ()
+    num_drafts_low: tuple[Amount, ...] = ()
+    num_drafts_high: tuple[Amount, ...] = ()
 
     @property
     def num_equal(self) -> int:

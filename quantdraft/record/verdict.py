@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantdraft.record.terms import Interval
+from quantdraft.record.terms import Finite, Interval, K
 
 CheckResult = Literal["pass", "fail", "unsure", "undefined"]
 Decision = Literal["go", "no-go", "inconclusive"]
@@ -38,10 +38,10 @@ class Check:
     kind: Literal["decides", "advises"]
     result: CheckResult
     observed: Interval | None
-    limit: float | None
+    limit: Finite | None
     comparison: Literal[">=", ">", "<="] | None
     reason: str
-    num_speculative_tokens: int | None = None  # the k of an acceptance; None where it has none
+    num_speculative_tokens: K | None = None  # the k of an acceptance; None where it has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from quantdraft.report.sections.headline import (
     model_name,
     sentence,
 )
-from quantdraft.report.views.markdown import escape, render_block, render_section
+from quantdraft.report.views.escaping import escape, fence
+from quantdraft.report.views.markdown import render_block, render_section
 
 NO_EVALUATION = (
     "Not evaluated. Nothing is known of its acceptance or speed: "
@@ -48,17 +49,20 @@ def model_card(
     recipe = (manifest or {}).get("recipe") or {}
     parts = [
         _front_matter(manifest, evaluation, gguf_type),
-        f"# {name}",
+        f"# {escape(name)}",
         escape(_what(recipe, base_model(manifest, evaluation), gguf_type)),
         *_verdict(evaluation),
         f"## Serve it with {engine}",
-        f"```{'python' if engine == 'transformers' else 'sh'}\n{launch.strip()}\n```",
+        fence(launch.strip(), "python" if engine == "transformers" else "sh"),
         *(["\n".join(f"- {escape(note)}" for note in notes)] if notes else []),
         *(["## Seen in the engine", "\n".join(f"- {escape(s)}" for s in seen)] if seen else []),
         *(["## Warnings", "\n".join(f"- {escape(w)}" for w in warnings)] if warnings else []),
         *([_evidence(evaluation)] if evaluation else []),
-        f"Made for the target {target} by quantdraft; beside another revision or precision it is "
-        "another draft, to be measured again. The licence is that of the draft it was made from.",
+        escape(
+            f"Made for the target {target} by quantdraft; beside another revision or precision it "
+            "is another draft, to be measured again. The licence is that of the draft it was made "
+            "from."
+        ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -101,8 +105,10 @@ def _verdict(evaluation: Evaluation | None) -> list[str]:
     if evaluation is None:
         return ["## Verdict: none", f"**{NO_EVALUATION}**"]
     verdict = evaluation.verdict
-    parts = [f"## Verdict: {verdict.decision}", f"**{escape(sentence(verdict))}**"]
-    parts += [f"**Alarm {alarm.code}**: {escape(alarm.message)}" for alarm in verdict.alarms]
+    parts = [f"## Verdict: {escape(verdict.decision)}", f"**{escape(sentence(verdict))}**"]
+    parts += [
+        f"**Alarm {escape(alarm.code)}**: {escape(alarm.message)}" for alarm in verdict.alarms
+    ]
     if verdict.to_settle:
         parts.append(f"What would settle it: {escape(verdict.to_settle)}.")
     return [*parts, render_block(figures(evaluation)), render_block(checks_table(evaluation))]

@@ -15,10 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
-from quantdraft.common.documents import parse_json
+from quantdraft.common.documents import kind_of, parse_json
 from quantdraft.errors import TrafficError, nearest_path
 
 MAX_BYTES_IN_MEMORY = 16 * 2**20  # of a file whose items are all held in memory
+MAX_LINE_BYTES = 64 * 2**20  # a line is one prompt and its answer: a million tokens have 20 MB
+MAX_ARRAY_BYTES = 2 * 2**30  # an array is read as a whole: the largest ShareGPT file has 0.7 GB
 
 
 class Identified(Protocol):
@@ -47,20 +49,40 @@ class Located(NamedTuple):
         return f"{'item' if self.offset is None else 'line'} {self.number}"
 
 
-def located_entries(path: Path) -> Iterator[Located]:
+class Digest(Protocol):
+    """What hashlib gives: it is told every byte that is read."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add bytes."""
+
+
+def located_entries(path: Path, digest: Digest | None = None) -> Iterator[Located]:
     """Yield the objects of JSON lines or of one JSON array, with their places.
 
     Lines are read one at a time, an array as a whole. Raises TrafficError when the file is missing,
-    empty, not UTF-8, or an entry is no JSON object.
+    empty, not UTF-8, no file at all, longer than is ever needed, or an entry is no JSON object.
+
+    digest: is given the bytes that are read, so that it names these and no later content
     """
     is_empty, offset = True, 0
+    _require_file(path)
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
-                if is_empty and text.lstrip().startswith("["):
-                    yield from _array_items(path)
+            for number in count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    break
+                if is_empty and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+                    yield from _array_items(path, digest, offset)
                     return
+                if len(line) > MAX_LINE_BYTES:
+                    raise TrafficError(
+                        f"{path}:line {number}: has more than {MAX_LINE_BYTES:,} bytes: it is no "
+                        "prompt with its answer. Give a file with one JSON object a line."
+                    )
+                if digest is not None:
+                    digest.update(line)
+                text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
                 if text.strip():
                     is_empty = False
                     yield Located(number, offset, _parse_line(path, number, text))
@@ -200,8 +222,27 @@ def _rename(item: Item, name: str) -> Item:
     return item if item.prompt_id == name else replace(item, prompt_id=name)  # type: ignore[type-var]
 
 
-def _array_items(path: Path) -> Iterator[Located]:
-    text = path.read_text(encoding="utf-8-sig")
+def _require_file(path: Path) -> None:
+    kind = kind_of(path)
+    if kind == "a pipe":
+        raise TrafficError(
+            f"'{path}' is a pipe, which can be read only once. Write what it gives to a file first."
+        )
+    if kind is not None:
+        raise TrafficError(f"'{path}' is {kind}, not a file. Give a JSON lines file.")
+
+
+def _array_items(path: Path, digest: Digest | None, num_digested: int) -> Iterator[Located]:
+    with open(path, "rb") as file:
+        raw = file.read(MAX_ARRAY_BYTES + 1)
+    if len(raw) > MAX_ARRAY_BYTES:
+        raise TrafficError(
+            f"'{path}' is a JSON array of more than {MAX_ARRAY_BYTES:,} bytes, which would be held "
+            "in memory. Write one object a line: jq -c '.[]'."
+        )
+    if digest is not None:
+        digest.update(raw[num_digested:])
+    text = raw.decode("utf-8-sig")
     try:
         items = parse_json(text)
     except ValueError as error:

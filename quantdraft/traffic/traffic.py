@@ -6,6 +6,7 @@ its lines is a prompt and a response.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantdraft.common.files import file_sha256
 from quantdraft.errors import OptionError, TrafficError
 from quantdraft.traffic.jsonl import LineReader, StoredLines, located_entries
 from quantdraft.traffic.responses import Response, RoundTripError, UnusableLineError, read_response
@@ -92,8 +92,9 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
     def parse(place: str, entry: dict[str, Any]) -> Response:
         return read_response(f"{path}:{place}", place, entry, tokenizer)
 
+    digest = hashlib.sha256()
     reader = LineReader(path, parse, _num_tokens)
-    for found in located_entries(path):
+    for found in located_entries(path, digest):
         if not header and not num_lines and "quantdraft_traffic" in found.entry:
             header = found.entry
             _require_header(path, header)
@@ -116,7 +117,7 @@ def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
         responses=reader.items(),
         sampling=_read_sampling(path, header),
         target=dict(header.get("target", {})),
-        sha256=file_sha256(path),
+        sha256=digest.hexdigest(),
         skipped=tuple(skipped),
         num_round_trip_failures=num_round_trip_failures,
     )

@@ -20,6 +20,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step
 from quantdraft.common.resume import STAGES_DIR
 from quantdraft.engines.registry import measured_engine
+from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OutputExistsError
 from quantdraft.judge.acceptance import Floats, replay_rounds
 from quantdraft.judge.comparison.times import widths_near_best
@@ -39,7 +40,7 @@ from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
-from quantdraft.report import write_report
+from quantdraft.report import remove_pages, try_pages, write_report
 from quantdraft.traffic.traffic import Traffic
 
 
@@ -63,11 +64,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         measured = measure_all(settings, models, run_dir)
         with step("judge"):
             evaluation = judged(measured, policy)
-        # The record comes last: where it stands, everything else does.
-        (run_dir / RECORD_FILE).unlink(missing_ok=True)
-        with step("write the report"):
-            write_report(evaluation, run_dir)
+        # The record comes first: no failure of its pages may lose what was measured.
+        remove_pages(run_dir)
         write_evaluation(evaluation, run_dir / RECORD_FILE)
+        with step("write the report"):
+            try_pages(
+                lambda: write_report(evaluation, run_dir),
+                run_dir / RECORD_FILE,
+                f"quantdraft report {run_dir}",
+            )
     return evaluation
 
 
@@ -216,4 +221,14 @@ def _provenance(
             "target": traffic.target,
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
+        **_engine_settings(settings.serving),
     }
+
+
+def _engine_settings(serving: ServingSettings) -> dict[str, Any]:
+    """Return what the servers of an engine were given, besides what the record says of them."""
+    if serving.is_native:
+        return {}
+    found = measured_engine(serving.engine).passed_on.recorded_variables()
+    given = {"args": list(serving.args), "spec": list(serving.spec), "variables": found}
+    return {"engine": {"name": serving.engine, **given}}

@@ -32,7 +32,7 @@ from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.workflows.export.export import ExportSettings, export
 from quantdraft.workflows.export.heads import head_engine
-from tests.stored_heads import LAYOUTS, write_head
+from tests.stored_heads import DECODER, LAYOUTS, edit_head, write_head
 
 Applied = Callable[[str, str], Checkpoint]
 # What may be quantized, module by module; everything else stays. Written out by hand.
@@ -176,10 +176,15 @@ def test_the_projected_ledger_is_the_written_one(
 def test_the_ledger_is_told_first_and_says_where_nothing_is_to_be_gained(tmp_path: Path) -> None:
     """78 % of the parameters are embedding and head, in kimi-k2.6's EAGLE-3; here 99 %."""
     path = write_head(tmp_path / "head", "eagle3-speculators")
-    tensors = load_file(path / "model.safetensors")
-    tensors["lm_head.weight"] = torch.zeros(300_000, 256, dtype=torch.bfloat16)
-    tensors["fc.weight"] = torch.zeros(256, 768, dtype=torch.bfloat16)
-    save_file(tensors, path / "model.safetensors")
+    rows = 300_000
+    decoder = {**DECODER, "model_type": "llama", "vocab_size": rows}
+    tables = dict.fromkeys(("lm_head.weight", "embed_tokens.weight"), None)
+    edit_head(
+        path,
+        {**tables, "lm_head.weight": torch.zeros(rows, 256, dtype=torch.bfloat16)}
+        | {"d2t": None, "t2d": None},
+        {"draft_vocab_size": rows, "transformer_layer_config": decoder},
+    )
     told: list[str] = []
 
     def announce(line: str) -> None:

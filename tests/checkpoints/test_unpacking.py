@@ -12,6 +12,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from quantdraft.checkpoints.formats import SCHEMES  # noqa: E402
+from quantdraft.checkpoints.tensors.packing import unpack_int32  # noqa: E402
 from quantdraft.checkpoints.tensors.unpacking import (  # noqa: E402
     Codebook,
     Unpacked,
@@ -19,7 +20,6 @@ from quantdraft.checkpoints.tensors.unpacking import (  # noqa: E402
     quantized_modules,
     stored_weight,
     unpack,
-    unpack_int32,
 )
 from quantdraft.errors import CheckpointError  # noqa: E402
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from quantdraft.cli import main
 from quantdraft.engines.vllm import environment
 from quantdraft.engines.vllm.environment import Environment
+from quantdraft.report.charts import drawing, renderer
 from tests.cli.test_help import COMMANDS
 from tests.conftest import Pair
 
@@ -123,6 +124,30 @@ def test_the_verdict_and_its_reason_take_fifteen_lines(
     reason = record["summary"].removeprefix(f"{record['decision']}: ")
     assert reason[1:80] in " ".join(printed)  # a sentence there: its first letter may be large
     assert printed[-1] == f"Report: {tmp_path / 'run' / 'report.html'}"
+
+
+def test_a_page_that_cannot_be_drawn_costs_neither_record_nor_verdict(
+    tiny_pair: Pair,
+    traffic: Path,
+    candidate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    path = tmp_path / "run"
+    given = (candidate, "-t", tiny_pair.target, "--traffic", traffic, "-o", path, *QUICK)
+    (tmp_path / "aborts.py").write_text("import os\ninput()\nos.abort()\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(renderer, "PROGRAM", tmp_path / "aborts.py")
+        patch.setattr(renderer, "_started", [])
+        drawing._drawn.cache_clear()
+        done = run("evaluate", *given)
+    assert not (path / "report.html").exists()
+    assert "SIGABRT" in done.stderr
+    last = f"Record: {path / 'evaluation.json'} (no page could be drawn: `quantdraft report {path}`"
+    assert done.stdout.splitlines()[-1].startswith(last)
+    again = CliRunner().invoke(main, ["evaluate", *map(str, given)])
+    assert (again.exit_code, "holds a finished run" in again.output) == (1, True)
+    assert run("report", path).stdout.endswith(f"Report: {path / 'report.html'}\n")
 
 
 @pytest.mark.slow

@@ -87,4 +87,4 @@ def test_an_installation_appears_whole_or_not_at_all(monkeypatch, tmp_path):
     assert find_vllm().version == "9.9"  # what was there is back
     broken = False
     install_vllm(is_cuda=True, force=True)
-    assert commands[-1][-1] == "vllm"
+    assert commands[-1][-1] == "vllm==0.32.0"

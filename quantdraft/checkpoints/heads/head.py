@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ class DraftHead:
     family: Family
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    path: Path  # the directory of its files
 
     @property
     def layer_config(self) -> Mapping[str, Any]:
@@ -58,10 +60,35 @@ class DraftHead:
         return self.family.can_quantize_head and f"{HEAD}.weight" in self.tensors
 
     @property
+    def has_draft_vocabulary(self) -> bool:
+        """True where the config gives the draft a vocabulary of its own, maybe of full size."""
+        return bool(self._draft_vocab_size)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the head that a step reads: the draft's vocabulary where it has its own."""
-        draft = self.config.get("draft_vocab_size") or self.layer_config.get("draft_vocab_size")
-        return int(draft or self.layer_config.get("vocab_size") or 0)
+        return int(self._draft_vocab_size or self.target_vocab_size)
+
+    @property
+    def target_vocab_size(self) -> int:
+        """Rows of the embedding that it reads: the target's vocabulary; 0 where no config says."""
+        return int(self.layer_config.get("vocab_size") or 0)
+
+    @property
+    def target_hidden_size(self) -> int:
+        """Values of one layer's output that it reads; 0 where no config says."""
+        own = self.layer_config
+        found = self.config.get("target_hidden_size") or own.get("target_hidden_size")
+        return int(found or own.get("hidden_size") or 0)
+
+    @property
+    def has_own_embedding(self) -> bool:
+        """True when a table of embeddings is stored with it; else it takes the target's."""
+        return any(re.fullmatch(EMBEDDINGS, name.rpartition(".")[0]) for name in self.tensors)
+
+    @property
+    def _draft_vocab_size(self) -> int | None:
+        return self.config.get("draft_vocab_size") or self.layer_config.get("draft_vocab_size")
 
     @property
     def shared_head_bytes(self) -> int:
@@ -144,7 +171,7 @@ def draft_head(checkpoint: Checkpoint) -> DraftHead | None:
             f"'{checkpoint.path}' is a draft head ({family.title}) by its config or names, and no "
             f"tensor is named like {missing[0]!r}. Download or copy it again."
         )
-    return DraftHead(family, checkpoint.config, checkpoint.tensors)
+    return DraftHead(family, checkpoint.config, checkpoint.tensors, checkpoint.path)
 
 
 def require_draft_model(checkpoint: Checkpoint, doing: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
+from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
 from quantdraft.common.quiet import hush_torchao
@@ -25,6 +27,7 @@ from quantdraft.errors import (
     nearest_path,
 )
 
+LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes", "gptq")  # loaded by their own libraries
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,24 +99,31 @@ def load_model(
 ) -> Any:
     """Load a causal language model in `dtype`, on `device`, in eval mode.
 
-    A compressed-tensors checkpoint comes back with its weights dequantized (and its activation
-    quantization kept), which is what replay needs; latency never comes from such a model.
+    A quantized checkpoint comes back with its weights dequantized (and its activation quantization
+    kept), which is what replay needs; latency never comes from such a model.
 
-    ignore_quantization: load as if the config had no quantization section
+    ignore_quantization: load what the files hold, whatever the config claims of every layer
     is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
     """
     _silence_libraries()
+    checkpoint = open_checkpoint(path)
+    require_readable(checkpoint)
     config = load_config(path, trust_remote_code, not ignore_quantization)
-    require_complete(open_checkpoint(path), config)
+    require_complete(checkpoint, config)
     quantization = getattr(config, "quantization_config", None)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
         hidden = io.StringIO()
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
+            if ignore_quantization and stored_modules(checkpoint):  # a few layers are not dense
+                model = load_dequantized(checkpoint, config, dtype, trust_remote_code)
+                return model.to(device)
             if quantization is None:
                 model = _load_by_transformers(path, config, dtype, trust_remote_code)
                 return model.to(device).eval()
-            return _load_quantized(path, config, dtype, device, trust_remote_code, is_unpacked)
+            return _load_quantized(
+                checkpoint, config, dtype, device, trust_remote_code, is_unpacked
+            )
     except ImportError as error:
         method = str(_get_entry(quantization, "quant_method"))
         extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
@@ -121,7 +131,7 @@ def load_model(
             f"'{path}' is quantized by {method}, whose package is not installed: "
             f"pip install 'quantdraft[{extra}]'"
         ) from error
-    except MemoryError:
+    except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # libraries raise many types for configs and tensors they cannot use
         text = str(error).strip() or type(error).__name__
@@ -137,7 +147,7 @@ def require_loadable(checkpoint: Checkpoint) -> None:
 
 
 def _load_quantized(
-    path: Path,
+    checkpoint: Checkpoint,
     config: Any,
     dtype: torch.dtype,
     device: torch.device,
@@ -146,13 +156,16 @@ def _load_quantized(
 ) -> Any:
     """Load a quantized model that computes in `dtype`, whatever type its config names."""
     method = _get_entry(config.quantization_config, "quant_method")
+    if method not in LIBRARY_METHODS or has_column_order(checkpoint):
+        _drop_quantization(config)
+        return load_dequantized(checkpoint, config, dtype, trust_remote_code).to(device)
     if method == "bitsandbytes":
         name = str(dtype).removeprefix("torch.")
         _set_entry(config, "bnb_4bit_compute_dtype", name)
     if method == "compressed-tensors":
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
-    model = _load_by_transformers(path, config, dtype, trust_remote_code)
+    model = _load_by_transformers(checkpoint.path, config, dtype, trust_remote_code)
     if method == "compressed-tensors":
         if not is_unpacked:
             return model.to(device).eval()
@@ -161,6 +174,11 @@ def _load_quantized(
     with torch.no_grad():  # not inference mode: the unpacked weights may be used anywhere
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device))
     return model
+
+
+def has_column_order(checkpoint: Checkpoint) -> bool:
+    """Return True for compressed-tensors' columns sorted by group: its library drops the order."""
+    return any(name.endswith(".weight_g_idx") for name in checkpoint.tensors)
 
 
 def _set_entry(config: Any, key: str, value: Any) -> None:
@@ -223,13 +241,21 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
         ) from error
     # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
     config._attn_implementation = None
-    if getattr(config, "quantization_config", None) is None and (old := old_quantization(path)):
-        config.quantization_config = old
+    found = getattr(config, "quantization_config", None)
+    found = found or getattr(config, "compression_config", None) or old_quantization(path)
+    if found and not _get_entry(found, "quant_method"):  # compressed-tensors' older writers
+        found = {**found, "quant_method": "compressed-tensors"}
+    if found:
+        config.quantization_config = found
     if not keep_quantization:
-        for holder in (config, config.get_text_config()):
-            if hasattr(holder, "quantization_config"):
-                del holder.quantization_config
+        _drop_quantization(config)
     return config
+
+
+def _drop_quantization(config: Any) -> None:
+    for holder in (config, config.get_text_config()):
+        if hasattr(holder, "quantization_config"):
+            del holder.quantization_config
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:

@@ -31,12 +31,15 @@ def round_inputs(inputs: Tensor, fmt: WeightFormat, static_scale: Tensor | None 
     if fmt.has_static_inputs and fmt.scale_type == "float":
         assert static_scale is not None  # the format says that the file holds one
         return _round_to_scale(inputs, static_scale.to(inputs), fmt)
-    width = fmt.input_group_size or (fmt.block[1] if fmt.block else inputs.shape[-1])
-    groups = inputs.reshape(*inputs.shape[:-1], -1, width)
+    num_inputs = inputs.shape[-1]
+    width = fmt.input_group_size or (fmt.block[1] if fmt.block else num_inputs)
+    padded = torch.nn.functional.pad(inputs, (0, -num_inputs % width))
+    groups = padded.reshape(*inputs.shape[:-1], -1, width)
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return _round_to_scale(groups, _choose_scale(largest, fmt, static_scale), fmt).reshape(
-        inputs.shape
-    )
+    if fmt.input_bound is not None:
+        largest = largest.clamp(max=fmt.input_bound)
+    rounded = _round_to_scale(groups, _choose_scale(largest, fmt, static_scale), fmt)
+    return rounded.reshape(padded.shape)[..., :num_inputs]
 
 
 def _choose_scale(largest: Tensor, fmt: WeightFormat, factor: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Read the integers and scales of a quantized checkpoint without the library that wrote it.
 
-The proof compares them with the draft's weights, and the kernels compute with them. Three
-layouts are read: compressed-tensors', AutoGPTQ's (`qweight`, `qzeros`, `scales`, `g_idx`) and
-bitsandbytes' as transformers saves it (`weight.absmax` and its like; `SCB` for 8 bits).
+The proof compares them with the draft's weights, and the kernels compute with them. Read here are
+compressed-tensors', AutoGPTQ's (`qweight`, `qzeros`, `scales`, `g_idx`) and bitsandbytes' as
+transformers saves it (`weight.absmax` and its like; `SCB` for 8 bits); in `foreign`, the others.
 """
 
 from __future__ import annotations
@@ -15,23 +15,16 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.formats import QUANTIZED_SUFFIXES, WeightFormat
+from quantdraft.checkpoints.dense_view import PARTS, stored_modules
+from quantdraft.checkpoints.foreign_configs import READERS
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
+from quantdraft.checkpoints.tensors.foreign import unpack_foreign
 from quantdraft.checkpoints.tensors.microscaling import unpack_microscaled
+from quantdraft.checkpoints.tensors.packing import pack_stream, unpack_int32, unpack_stream
 from quantdraft.errors import CheckpointError
 
 ROWS_AT_ONCE = 2**13  # a twentieth of a large embedding table
-
-GPTQ_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-BITSANDBYTES_SUFFIXES = (
-    "weight.absmax",
-    "weight.quant_map",
-    "weight.nested_absmax",
-    "weight.nested_quant_map",
-    "weight.quant_state.bitsandbytes__nf4",
-    "weight.quant_state.bitsandbytes__fp4",
-    "SCB",
-)
 
 
 class Unpacked(NamedTuple):
@@ -44,6 +37,7 @@ class Unpacked(NamedTuple):
     block:      rows and columns that share a scale, or None
     column_order: (in,) int64, which input each column multiplies; None: each its own. GPTQ with
                 `desc_act` groups columns by importance: here they lie sorted by group
+    input_factor: (in,) float, what each input is multiplied by before it is rounded, or None
     """
 
     integers: Tensor
@@ -52,6 +46,7 @@ class Unpacked(NamedTuple):
     group_size: int | None
     block: tuple[int, int] | None
     column_order: Tensor | None = None
+    input_factor: Tensor | None = None
 
 
 class DoubleScale(NamedTuple):
@@ -105,7 +100,24 @@ def unpack(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unp
         return Unpacked(_require_tensor(tensors, f"{module}.weight"), scale, None, None, None)
     if fmt.library == "bitsandbytes":
         return _unpack_codebook(tensors, module, fmt.kind)
+    if fmt.library != "compressed-tensors":
+        return _unpack_other(tensors, module, fmt)
     return _unpack_compressed(tensors, module, fmt)
+
+
+def _unpack_other(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
+    parts = {name.removeprefix(f"{module}."): tensor for name, tensor in tensors.items()}
+    try:
+        integers, scale, zero_point = unpack_foreign(parts, fmt)
+    except KeyError as error:
+        _require_tensor(tensors, f"{module}.{error.args[0]}")
+        raise
+    factor = parts.get("pre_quant_scale")
+    return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block, None, _flatten(factor))
+
+
+def _flatten(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else factor.float().flatten()
 
 
 def _unpack_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
@@ -115,16 +127,14 @@ def _unpack_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFo
         factor = tensors.get(f"{module}.weight_global_scale")
         values, scale = unpack_microscaled(_require_tensor(tensors, own), scale, factor, fmt)
         return Unpacked(values, scale, None, fmt.group_size, None)
-    scale = scale.reshape(scale.shape[0], -1)
     zero_point = None
     if fmt.layout == "pack-quantized":
         shape = _require_tensor(tensors, f"{module}.weight_shape").tolist()
         packed = _require_tensor(tensors, f"{module}.weight_packed")
         integers = unpack_int32(packed, fmt.num_bits, shape[1])
         if not fmt.is_symmetric:
-            # Packed along the rows.
             packed = _require_tensor(tensors, f"{module}.weight_zero_point")
-            zero_point = unpack_int32(packed.T.contiguous(), fmt.num_bits, shape[0]).T
+            zero_point = _unpack_zeros(packed, fmt, shape[0])
     else:
         integers = _require_tensor(tensors, f"{module}.weight")
         if integers.dtype not in {torch.int8, torch.float8_e4m3fn}:
@@ -134,7 +144,21 @@ def _unpack_compressed(tensors: Mapping[str, Tensor], module: str, fmt: WeightFo
             )
         if not fmt.is_symmetric:
             zero_point = _require_tensor(tensors, f"{module}.weight_zero_point")
-    return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block)
+            zero_point = zero_point.reshape(len(integers), -1)
+    scale = scale.reshape(-1, scale.shape[-1] if fmt.group_size or fmt.block else 1)
+    order = _column_order(
+        tensors.get(f"{module}.weight_g_idx"), integers.shape[1], fmt.group_size, module
+    )
+    if order is not None:
+        integers = integers[:, order].contiguous()
+    return Unpacked(integers, scale, zero_point, fmt.group_size, fmt.block, order)
+
+
+def _unpack_zeros(stored: Tensor, fmt: WeightFormat, rows: int) -> Tensor:
+    """Return zero points (out, groups) int8: packed along the rows, or as older writers left it."""
+    if stored.dtype == torch.int8:
+        return stored.reshape(rows, -1)
+    return unpack_int32(stored.T.contiguous(), fmt.num_bits, rows).T
 
 
 def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) -> Unpacked:
@@ -142,9 +166,9 @@ def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) 
     scale = _require_tensor(tensors, f"{module}.scales").T.contiguous()
     packed = _require_tensor(tensors, f"{module}.qweight").T.contiguous()
     rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
-    integers = unpack_int32(packed, fmt.num_bits, columns)
+    integers = unpack_stream(packed, fmt.num_bits, columns)
     packed_zeros = _require_tensor(tensors, f"{module}.qzeros")
-    zero_point = unpack_int32(packed_zeros, fmt.num_bits, rows).T.contiguous()
+    zero_point = unpack_stream(packed_zeros, fmt.num_bits, rows).T.contiguous()
     group_size = -(-columns // scale.shape[1])
     order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
     if order is not None:
@@ -160,11 +184,13 @@ def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) 
 
 
 def _column_order(
-    group_of_column: Tensor | None, columns: int, group_size: int, module: str
+    group_of_column: Tensor | None, columns: int, group_size: int | None, module: str
 ) -> Tensor | None:
     """Return the order that sorts the columns by group; None where they are sorted."""
+    if group_of_column is None or group_size is None:
+        return None
     in_order = torch.arange(columns) // group_size
-    if group_of_column is None or torch.equal(group_of_column.long(), in_order):
+    if torch.equal(group_of_column.long(), in_order):
         return None
     order = group_of_column.argsort(stable=True)
     if not torch.equal(group_of_column[order].long(), in_order):
@@ -200,26 +226,6 @@ def _unpack_codebook(tensors: Mapping[str, Tensor], module: str, name: str) -> C
     )
 
 
-def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
-    """Undo the packing of 32/num_bits offset integers into each word, lowest bits first.
-
-    packed: (rows, words) int32
-    Returns (rows, num_columns) int8 in [-2**(num_bits-1), 2**(num_bits-1)).
-    """
-    if 8 % num_bits:
-        raise CheckpointError(f"weights of {num_bits} bits are not read: use 4 or 8.")
-    octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
-    width = 8
-    while width > num_bits:  # the two halves of a field become the two bytes of a word, in order
-        width //= 2
-        words = octets.to(torch.int16)
-        words |= words << 8 - width
-        octets = words.bitwise_and_((2**width - 1) * 0x0101).view(torch.uint8)
-    # Below 0 a byte wraps around: read as signed, it is the difference.
-    signed: Tensor = octets[:, :num_columns].sub(2 ** (num_bits - 1)).view(torch.int8)
-    return signed
-
-
 def dequantize(weight: Unpacked | Codebook) -> Tensor:
     """Return the weight that the integers and scales stand for, (out, in) float32."""
     if isinstance(weight, Codebook):
@@ -230,6 +236,8 @@ def dequantize(weight: Unpacked | Codebook) -> Tensor:
         runs -= zeros
     runs, scales = _align_scales(values, weight.scale.float(), weight)
     runs *= scales
+    if weight.input_factor is not None:
+        values *= weight.input_factor
     if weight.column_order is None:
         return values
     return torch.empty_like(values).index_copy_(1, weight.column_order, values)
@@ -254,7 +262,10 @@ def weight_scales(weight: Codebook) -> Tensor:
 def quantized_modules(checkpoint: Checkpoint) -> dict[str, WeightFormat]:
     """Return the modules that the checkpoint's config claims are quantized, and how."""
     quantization = checkpoint.quantization or {}
-    ends = _MODULE_ENDS.get(quantization.get("quant_method", ""), (".weight_packed",))
+    method = quantization.get("quant_method")
+    if method in READERS and method not in _MODULE_ENDS:
+        return {module.name: module.fmt for module in stored_modules(checkpoint)}
+    ends = _MODULE_ENDS.get(method or "", (".weight_packed",))
     names = checkpoint.tensors
     modules = [n.removesuffix(end) for end in ends for n in names if n.endswith(end)]
     if ends == (".weight_packed",):
@@ -283,14 +294,13 @@ def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
     Except GPTQ's zero points, which older files store one too low (`checkpoint_format` "gptq"; not
     "gptq_v2"): those are corrected.
     """
-    suffixes = ("weight", *QUANTIZED_SUFFIXES, *GPTQ_SUFFIXES, *BITSANDBYTES_SUFFIXES)
-    names = [f"{module}.{suffix}" for suffix in suffixes]
-    tensors = {name: read_tensor(checkpoint, name) for name in names if name in checkpoint.tensors}
+    own = (f"{module}.{part}" for part in ("weight", *PARTS))
+    tensors = {name: read_tensor(checkpoint, name) for name in own if name in checkpoint.tensors}
     zeros = f"{module}.qzeros"
     if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
         fmt = stored_format(checkpoint.quantization or {}, module)
         if fmt is not None:
-            tensors[zeros] = _add_one(tensors[zeros], fmt.num_bits)
+            tensors[zeros] = _add_one(tensors[zeros], fmt)
     return tensors
 
 
@@ -303,13 +313,11 @@ def _stores_lower_zeros(quantization: Mapping[str, object]) -> bool:
     return kind == "gptq"
 
 
-def _add_one(packed: Tensor, num_bits: int) -> Tensor:
+def _add_one(packed: Tensor, fmt: WeightFormat) -> Tensor:
     """Add 1 to every field of every int32 word; a full field becomes 0, as for other readers."""
-    mask = 2**num_bits - 1
-    total = torch.zeros_like(packed, dtype=torch.int64)
-    for shift in range(0, 32, num_bits):
-        total |= (((packed.long() >> shift) + 1) & mask) << shift
-    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+    bits = fmt.num_bits
+    fields = unpack_stream(packed, bits, packed.shape[1] * 32 // bits).long() + 2 ** (bits - 1)
+    return pack_stream((fields + 1) & 2**bits - 1, bits)
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> Tensor:

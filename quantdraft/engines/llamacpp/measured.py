@@ -24,6 +24,7 @@ from quantdraft.engines.llamacpp.gguf import (
 )
 from quantdraft.engines.llamacpp.server import (
     DIRECTORY_VARIABLE,
+    PASSED_ON,
     device_type,
     require_server,
     start_server,
@@ -81,11 +82,13 @@ class MeasuredLlamacpp(MeasuredEngine):
     """How llama.cpp is served and counted on this machine."""
 
     title = "llama.cpp"
+    passed_on = PASSED_ON
 
     def open(self, settings: ServingSettings) -> LlamacppInstallation:
         """Return the built llama.cpp. Raises EngineError without one, OptionError for settings."""
         if settings.spec:
             raise OptionError("--engine-spec: llama.cpp has none. Use --engine-args.")
+        PASSED_ON.require(settings.args)
         return LlamacppInstallation(_directory(settings), settings.args)
 
     def client(self, url: str) -> LlamacppClient:

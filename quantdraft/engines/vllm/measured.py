@@ -57,14 +57,15 @@ class MeasuredVllm(MeasuredEngine):
     """How vLLM is served and counted on this machine."""
 
     title = "vLLM"
+    passed_on = own.PASSED_ON
 
     def open(self, settings: ServingSettings) -> VllmInstallation:
         """Return the installed vLLM. Raises EngineError without one, OptionError for settings."""
+        own.PASSED_ON.require(settings.args)
         found = find_vllm(settings.path)
         speculative = own.parse_pairs(settings.spec)
         own.require_known_keys(speculative, found)
         own.require_possible(speculative, found)
-        own.require_loopback(settings.args)
         return VllmInstallation(found, speculative, settings.args)
 
     def client(self, url: str) -> VllmClient:

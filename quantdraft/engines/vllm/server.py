@@ -26,7 +26,18 @@ LOG = LogFormat(
 
 WITHHELD = frozenset({"PYTHONPATH", "PYTHONHOME", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 WITHHELD |= {"VLLM_API_KEY"}
+# They load code, or another model, or open routes that change the server.
+WITHHELD |= {
+    "VLLM_ALLOW_INSECURE_SERIALIZATION",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_LOGGING_CONFIG_PATH",
+    "VLLM_MODEL_REDIRECT_PATH",
+    "VLLM_PLUGINS",
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_USE_MODELSCOPE",
+}
 # Models are local directories; torch's own ports are opened on this address.
+BUILT_IN = frozenset({"cpu", "cuda"})
 ALONE = {"HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1"}
 
 
@@ -40,6 +51,8 @@ def vllm_variables(prefix: Path, device_type: str) -> dict[str, str]:
     if device_type == "cpu":
         wanted |= _cpu_variables(prefix)
     path = f"{prefix / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    if device_type in BUILT_IN:  # other devices are plugins themselves
+        wanted["VLLM_PLUGINS"] = ""
     return wanted | kept | ALONE | {"PATH": path, "VIRTUAL_ENV": str(prefix)}
 
 

@@ -12,13 +12,36 @@ from typing import Any
 
 from quantdraft.common.documents import parse_json
 from quantdraft.engines.measured import ServerPlan
+from quantdraft.engines.server_arguments import PassedOn, long_names, short_names
 from quantdraft.engines.vllm.environment import Environment
 from quantdraft.errors import OptionError, nearest
 from quantdraft.record import AcceptanceRule
 
 SERVED_NAME = "target"
 SYNTHETIC = "synthetic"
-OWN_OPTIONS = ("host", "port", "uds", "api-key", "ssl-keyfile", "ssl-certfile", "config")
+PASSED_ON = PassedOn(
+    "vLLM",
+    long_names("""
+        allow-deprecated-quantization async-scheduling attention-backend block-size
+        cp-kv-cache-interleave-size cpu-distributed-timeout-seconds cpu-offload-gb
+        cudagraph-capture-sizes decode-context-parallel-size device-memory-utilization
+        disable-cascade-attn disable-custom-all-reduce disable-hybrid-kv-cache-manager
+        disable-nccl-for-dp-synchronization disable-sliding-window distributed-timeout-seconds
+        enable-chunked-prefill enable-expert-parallel enable-flashinfer-autotune enforce-eager
+        gpu-memory-utilization kv-cache-dtype kv-cache-memory-bytes language-model-only
+        limit-mm-per-prompt linear-backend mamba-backend mamba-block-size mamba-cache-dtype
+        mamba-cache-mode mamba-ssm-cache-dtype max-cudagraph-capture-size
+        max-num-batched-tokens max-num-seqs max-parallel-loading-workers mm-processor-cache-gb
+        moe-backend num-gpu-blocks-override numa-bind numa-bind-cpus numa-bind-nodes
+        optimization-level performance-mode pipeline-parallel-size prefill-context-parallel-size
+        quantization safetensors-load-strategy skip-mm-profiling swap-space tensor-parallel-size
+        uvicorn-log-level""")
+    | short_names("tp pp dcp pcp ep q O0 O1 O2 O3"),
+    ("VLLM_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_PRELOAD", "NCCL_", "TORCH"),
+)
+# They name another draft, another target, or how many tokens: `evaluate` has options for these.
+OWN_KEYS = frozenset({"model", "revision", "code_revision", "num_speculative_tokens"})
+OWN_KEYS |= {"draft_load_config", "draft_model_config", "target_model_config"}
 
 
 def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
@@ -39,22 +62,15 @@ def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
     """Raise OptionError for a key that the installed version's speculative config lacks."""
     known = environment.speculative_keys
     for key in keys:
+        if key in OWN_KEYS:
+            raise OptionError(
+                f"--engine-spec {key}: the draft is the candidate, and -k and --engine-k say how "
+                "many tokens it proposes. Leave it out."
+            )
         if key not in known:
             hint = nearest(key, known) or f" It knows {', '.join(known)}."
             raise OptionError(
                 f"vLLM {environment.version} has no speculative setting {key!r}.{hint}"
-            )
-
-
-def require_loopback(arguments: Iterable[str]) -> None:
-    """Raise OptionError for server arguments that say where it listens, or to whom it answers."""
-    for argument in arguments:
-        name = argument.partition("=")[0].lstrip("-").replace("_", "-")
-        is_option = argument.startswith("-") and len(name) > 2
-        if is_option and any(full.startswith(name) for full in OWN_OPTIONS):
-            raise OptionError(
-                f"--engine-args --{name}: a server of ours listens on the loopback alone, on a "
-                "free port, without a key. Start your own, and give --engine-url."
             )
 
 

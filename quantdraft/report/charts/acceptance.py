@@ -20,7 +20,7 @@ def position_chart(
     baseline: AcceptanceCounts, candidate: AcceptanceCounts, k: int, data: Table
 ) -> Chart:
     """Return the share of rounds that kept each position, both arms. data: the same in numbers."""
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {"position": str(at), "arm": arm, "value": kept, "shown": percent(kept)}
@@ -60,7 +60,7 @@ class PartLoss:
 
 def loss_chart(name: str, title: str, description: str, parts: Sequence[PartLoss]) -> Chart:
     """Return the paired losses in points, one row a part. Right of 0 the candidate is worse."""
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {
@@ -107,7 +107,7 @@ def prompts_chart(replayed: Sequence[PromptReplay], at: int, k: int) -> Chart:
 
     at: the place of k in the counts of a prompt. Under the diagonal the candidate is worse.
     """
-    import altair as alt
+    alt = style.altair()
 
     prompts = [prompt for prompt in replayed if prompt.num_tokens > 0]
     is_all = len(prompts) <= MAX_POINTS

@@ -32,7 +32,7 @@ def round_chart(parts: Sequence[RoundPart], limits: Mapping[str, float]) -> Char
 
     limits: the least ms that the bytes of an arm's round allow, by the arm's name in `parts`
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [{**asdict(part), "shown": milliseconds(part.ms)} for part in parts]
     bounds = [{"arm": arm, "ms": ms, "shown": milliseconds(ms)} for arm, ms in limits.items()]
@@ -87,7 +87,7 @@ class BytesPart:
 
 def ledger_chart(parts: Sequence[BytesPart], most: str) -> Chart:
     """Return both drafts' bytes of a step, stacked. most: the speed that fewer bytes can give."""
-    import altair as alt
+    alt = style.altair()
 
     names = dict.fromkeys(part.part for part in parts)
     colours = {

@@ -45,7 +45,7 @@ def curves_spec(
 
     is_by_recipe: a click on a name in the legend shows it alone; else baseline and candidate
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {

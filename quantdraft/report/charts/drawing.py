@@ -1,6 +1,7 @@
 """Specifications drawn as SVG, and the scripts that make them interactive. No download.
 
-vl-convert holds Vega, Vega-Lite and vega-embed; it draws without a browser.
+vl-convert holds Vega, Vega-Lite and vega-embed; it draws without a browser, in a process of
+its own. Every function raises DrawingError where that fails.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from functools import cache, lru_cache
 from html import escape
 from typing import Any
 
+from quantdraft.errors import DrawingError
+from quantdraft.report.charts import renderer, style
 from quantdraft.report.charts.style import LIGHT, file_rules
 from quantdraft.report.safety import shown_text
 
@@ -21,15 +24,16 @@ SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 def svg(spec: Mapping[str, Any]) -> str:
     """Return the chart as SVG, transparent, in the light colours."""
+    missing = style.altair()
+    if isinstance(missing, style.Undrawn):
+        raise DrawingError(missing.reason)
     return _drawn(json.dumps(spec))
 
 
 @lru_cache(maxsize=64)
 def _drawn(spec: str) -> str:
     """Return the SVG of a specification, drawn once for page and file."""
-    import vl_convert
-
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    return renderer.request({"spec": spec, "version": VEGA_LITE})
 
 
 def svg_file(spec: Mapping[str, Any], title: str) -> str:
@@ -43,7 +47,5 @@ def svg_file(spec: Mapping[str, Any], title: str) -> str:
 @cache
 def scripts() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script that sets `window.vegaEmbed`."""
-    import vl_convert
-
-    bundle = str(vl_convert.javascript_bundle(SNIPPET, VEGA_LITE))
+    bundle = renderer.request({"snippet": SNIPPET, "version": VEGA_LITE})
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")

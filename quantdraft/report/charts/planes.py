@@ -41,7 +41,7 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
 
     x: acceptance lost, in points; y: how many times faster a draft step is
     """
-    import altair as alt
+    alt = style.altair()
 
     speedups = [place.draft_speedup.value for place in places]
     low, high = style.near_range(speedups, 1.0, 1.0)
@@ -78,7 +78,7 @@ def break_even_chart(plane: Plane, limit: float, places: Sequence[PlanePlace]) -
 
 def _ground(regions: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Any:
     """Return the coloured regions, and the line between gain and loss."""
-    import altair as alt
+    alt = style.altair()
 
     areas = (
         alt.Chart(style.inline(regions))
@@ -100,7 +100,7 @@ def _ground(regions: Sequence[Mapping[str, Any]], x: alt.X, y: alt.Y) -> Any:
 
 def _recipes(places: Sequence[PlanePlace], y: alt.Y) -> Any:
     """Return a dot and an ellipse for each recipe."""
-    import altair as alt
+    alt = style.altair()
 
     points = [
         {
@@ -188,7 +188,7 @@ def verdict_map(points: Sequence[GridPoint], own: tuple[int, int]) -> Chart:
 
     own: batch and context of the run's own verdict, which is outlined
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [_cell_row(point, own) for point in points]
     base = alt.Chart(style.inline(rows)).encode(
@@ -267,7 +267,7 @@ def _cell_row(point: GridPoint, own: tuple[int, int]) -> dict[str, Any]:
 
 def paying_chart(points: Sequence[GridPoint]) -> Chart | None:
     """Return the better draft over the target alone, by batch; None where one batch was timed."""
-    import altair as alt
+    alt = style.altair()
 
     rows = [_paying_row(each, over) for each in points if (over := each.better_speedup)]
     if len({row["batch"] for row in rows}) < 2:

@@ -20,7 +20,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
 
     A recipe that lies far from the others does not rule the scale: it is named at the edge.
     """
-    import altair as alt
+    alt = style.altair()
 
     limit = ordered[0].known_analysis.min_speedup_over_baseline
     speeds = [each.operating_point.speedup_over_baseline for each in ordered]
@@ -72,7 +72,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
 
 def pareto_chart(compared: Comparison) -> Chart | None:
     """Return acceptance rates against draft steps; None where no recipe has both."""
-    import altair as alt
+    alt = style.altair()
 
     places = compared.pareto
     if not places:

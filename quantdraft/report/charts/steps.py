@@ -26,7 +26,7 @@ def draft_steps_chart(steps: Sequence[DraftStep]) -> Chart:
 
     A diamond is the ratio of the bytes: what the ratio comes to where memory alone decides.
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {
@@ -77,7 +77,7 @@ def target_steps_chart(steps: Sequence[TargetStep]) -> Chart:
 
     Flat: to verify m tokens costs what one costs.
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {

@@ -8,14 +8,12 @@ without style sheets shows the light one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from quantdraft.record import ARMS, Interval
 from quantdraft.report.blocks import Table
 from quantdraft.report.safety import shown_values
-
-if TYPE_CHECKING:
-    import altair as alt
 
 # The colours by what they mean.
 LIGHT = {
@@ -94,19 +92,49 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
-    """Return the specification of a chart, checked against Vega-Lite's schema."""
-    import altair as alt
+class Undrawn:
+    """Stands in for Altair where it cannot be imported: every part of a chart is this again."""
 
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __getattr__(self, name: str) -> Undrawn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Undrawn:
+        """Return itself."""
+        return self
+
+    def __add__(self, _: Any) -> Undrawn:
+        return self
+
+
+@cache
+def altair() -> Any:
+    """Return Altair, or `Undrawn` where it cannot be imported: texts and tables need no picture."""
+    try:
+        import altair as alt
+    except (ImportError, MemoryError, OSError) as error:
+        return Undrawn(f"the package 'altair' cannot be imported ({error}): pip install altair")
+    return alt
+
+
+def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
+    """Return the specification of a chart, checked against Vega-Lite's schema; {} without Altair"""
+    alt = altair()
+    if isinstance(alt, Undrawn):
+        return {}
     # Inline data under a name of its hash would be written twice, and change with it.
     with alt.data_transformers.enable(consolidate_datasets=False):
         spec: dict[str, Any] = chart.properties(width=width, height=height).to_dict()
     return {**spec, "config": CONFIG}
 
 
-def inline(rows: Iterable[Mapping[str, Any]]) -> alt.InlineData:
+def inline(rows: Iterable[Mapping[str, Any]]) -> Any:
     """Return rows as data inside the specification, every text in them made harmless."""
-    import altair as alt
+    alt = altair()
 
     return alt.InlineData(values=shown_values([dict(row) for row in rows]))
 
@@ -138,43 +166,43 @@ def rows_table(
     return Table(tuple(columns.values()), cells, frozenset(numeric))
 
 
-def tooltip(titles: Mapping[str, str]) -> list[alt.Tooltip]:
+def tooltip(titles: Mapping[str, str]) -> Any:
     """Return what a mark says under the pointer: its fields with their types, and their titles."""
-    import altair as alt
+    alt = altair()
 
     return [alt.Tooltip(field, title=title) for field, title in titles.items()]
 
 
-def names_down(field: str) -> alt.Y:
+def names_down(field: str) -> Any:
     """Return one row for every name, in the order given."""
-    import altair as alt
+    alt = altair()
 
     axis = alt.Axis(ticks=False, labelFontSize=13)
     return alt.Y(f"{field}:N", sort=None, title=None, axis=axis)
 
 
-def coloured(field: str, scale: alt.Scale, **legend: Any) -> alt.Color:
+def coloured(field: str, scale: Any, **legend: Any) -> Any:
     """Return a field's colours and their legend, which has no title unless one is given."""
-    import altair as alt
+    alt = altair()
 
     return alt.Color(f"{field}:N", scale=scale, legend=alt.Legend(**{"title": None, **legend}))
 
 
-def colour_scale(colours: Mapping[str, str]) -> alt.Scale:
+def colour_scale(colours: Mapping[str, str]) -> Any:
     """Return a scale of these colours by name, in the legend's order."""
-    import altair as alt
+    alt = altair()
 
     return alt.Scale(domain=list(colours), range=list(colours.values()))
 
 
-def arm_scale() -> alt.Scale:
+def arm_scale() -> Any:
     """Return the colours of baseline and candidate, the same in every chart."""
     return colour_scale({arm: LIGHT[arm] for arm in ARMS})
 
 
-def name_scale(names: Sequence[str], first: str | None = None) -> alt.Scale:
+def name_scale(names: Sequence[str], first: str | None = None) -> Any:
     """Return a colour for each name in turn; `first` has the baseline's."""
-    import altair as alt
+    alt = altair()
 
     others = [name for name in shown_values(list(names)) if name != first]
     colours = [LIGHT[HUES[at % len(HUES)]] for at in range(len(others))]
@@ -206,7 +234,7 @@ def level(
 
     is_before: the name stands left of an upright rule, where another stands right of its own
     """
-    import altair as alt
+    alt = altair()
 
     one = alt.Chart(inline([{}]))
     at: dict[str, Any] = {axis: alt.datum(value)}
@@ -222,7 +250,7 @@ def level(
 
 def whiskers(base: Any, title: str, *, size: int, is_share: bool = False) -> tuple[Any, Any]:
     """Return a rule along x from `low` to `high`, and a dot of that size at `value`."""
-    import altair as alt
+    alt = altair()
 
     labels: dict[str, Any] = {"format": ".0%"} if is_share else {}
     axis = alt.Axis(tickCount=NUM_TICKS, **labels)
@@ -237,7 +265,7 @@ def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
 
     by_bytes: the field with the place of a diamond, the ratio that bytes alone would give
     """
-    import altair as alt
+    alt = altair()
 
     whisker, dot = whiskers(base, title, size=90)
     diamond = base.mark_point(shape="diamond", size=80, strokeWidth=1.6, fillOpacity=0)
@@ -247,7 +275,7 @@ def against_one(base: Any, title: str, *, one: str, by_bytes: str) -> Any:
 
 def crosses(base: Any, x_title: str, y_title: str) -> tuple[dict[str, Any], list[Any]]:
     """Return the places x, y (a share) of marks at their middle, and both intervals' rules."""
-    import altair as alt
+    alt = altair()
 
     x = alt.X(
         "x:Q",

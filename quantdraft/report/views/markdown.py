@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from quantdraft.record.analysis import TokenFate
@@ -22,11 +21,10 @@ from quantdraft.report.blocks import (
     Table,
 )
 from quantdraft.report.safety import shown_text
+from quantdraft.report.views.escaping import escape, escape_html, fence
 from quantdraft.report.views.view import show_block
 
 FIGURES_DIR = "figures"
-# In code nothing is escaped, so what would need it is no code: a bar ends a cell of a table.
-CODE = re.compile(r"`([^`|<>\\*]+)`")
 FATE_MARKS: dict[TokenFate, str] = {"accepted": "█", "rejected": "×", "not proposed": "·"}
 
 
@@ -35,7 +33,7 @@ def render(document: Document) -> str:
     parts = [f"# {escape(document.title)}"]
     if document.banner:
         banner = document.banner
-        parts += [f"## {banner.word}", f"**{escape(banner.why)}**"]
+        parts += [f"## {escape(banner.word)}", f"**{escape(banner.why)}**"]
         if banner.number:
             parts.append(f"**{escape(banner.number)}** {escape(banner.measure)}")
     parts.append(escape(document.subtitle))
@@ -50,9 +48,9 @@ def render_section(section: Section) -> list[str]:
     """Return a section's heading and blocks, each a paragraph of its own."""
     blocks = [text for block in section.blocks if (text := render_block(block))]
     if section.is_detail:
-        summary = f"<details><summary>{escape(section.title)}</summary>"
+        summary = f"<details><summary>{escape_html(section.title)}</summary>"
         return [summary, *blocks, "</details>"]
-    return [f"## {section.title}", *blocks]
+    return [f"## {escape(section.title)}", *blocks]
 
 
 def render_block(block: Block) -> str:
@@ -70,7 +68,9 @@ class _Markdown:
         return "\n".join(f"- {escape(item)}" for item in block.items)
 
     def notice(self, block: Notice) -> str:
-        return f"> **{block.title}**\n>\n" + "\n".join(f"> {escape(i)}" for i in block.items)
+        return f"> **{escape(block.title)}**\n>\n" + "\n".join(
+            f"> {escape(i)}" for i in block.items
+        )
 
     def figures(self, block: Figures) -> str:
         rows = tuple((figure.label, figure.value, figure.note) for figure in block.items)
@@ -85,11 +85,10 @@ class _Markdown:
         return "\n".join(lines + caption)
 
     def equations(self, block: Equations) -> str:
-        lines = map(equation_line, (block.formula, *block.lines))
-        return "```text\n" + "\n".join(lines) + "\n```"
+        return fence("\n".join(map(equation_line, (block.formula, *block.lines))))
 
     def chart(self, block: Chart) -> str:
-        shown = escape(f"{block.title}. {block.description}").replace("]", "\\]")
+        shown = escape(f"{block.title}. {block.description}")
         return (
             f"**{escape(block.title)}.** {escape(block.description)}\n\n"
             f"![{shown}]({FIGURES_DIR}/{block.name}.svg)\n\n"
@@ -104,7 +103,7 @@ _MARKDOWN = _Markdown()
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(escape, cells)) + " |"
+    return "| " + " | ".join(escape(cell, is_cell=True) for cell in cells) + " |"
 
 
 def _passage(passage: Passage) -> str:
@@ -112,11 +111,10 @@ def _passage(passage: Passage) -> str:
     fates = "\n".join(
         f"{name:<10} " + "".join(FATE_MARKS[fate] for fate in marks) for name, marks in passage.arms
     )
-    text = shown_text("".join(passage.tokens)).replace("`", "ˋ")
+    summary = f"{passage.title} ({passage.domain}): {passage.note}"
     return (
-        f"<details><summary>{escape(passage.title)} ({escape(passage.domain)}): "
-        f"{escape(passage.note)}</summary>\n\n```text\n{text}\n```\n\n"
-        f"```text\n{fates}\n```\n\n</details>"
+        f"<details><summary>{escape_html(summary)}</summary>\n\n"
+        f"{fence(shown_text(''.join(passage.tokens)))}\n\n{fence(fates)}\n\n</details>"
     )
 
 
@@ -124,16 +122,3 @@ def equation_line(equation: Equation) -> str:
     """Return `candidate       (4 · 0.8123 + 5.83) / 2.312 = 3.927 ms per token`."""
     result = f" = {equation.result}" if equation.result else ""
     return f"{equation.label:<15} ({equation.numerator}) / {equation.denominator}{result}"
-
-
-def escape(text: str) -> str:
-    """Return a text on one line, none of its marks read as Markdown; `code` stays code."""
-    flat = " ".join(shown_text(text).split())
-    parts = CODE.split(flat)  # every second one is the inside of a pair of backticks
-    return "".join(f"`{part}`" if at % 2 else _plain(part) for at, part in enumerate(parts))
-
-
-def _plain(text: str) -> str:
-    for mark in ("\\", "|", "<", "*", "`"):
-        text = text.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
-    return text

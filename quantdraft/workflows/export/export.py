@@ -14,7 +14,7 @@ from quantdraft.checkpoints.checkpoint import (
     open_checkpoint,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads.head import draft_head
+from quantdraft.checkpoints.heads.opening import open_head
 from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
@@ -146,7 +146,7 @@ def _open_job(settings: ExportSettings) -> _Job:
     require_apart(settings.output, settings.checkpoint, "the checkpoint")
     if settings.run is not None:
         require_apart(settings.output, settings.run, "the run")
-    head = draft_head(checkpoint)
+    head = open_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)
     elif settings.pad_vocab:

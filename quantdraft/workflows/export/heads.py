@@ -11,8 +11,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from quantdraft.checkpoints.heads.captures import captured_layers, mask_token
 from quantdraft.checkpoints.heads.families import engine_method
 from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.heads.maps import target_ids
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, float_mix
 from quantdraft.engines.sglang import draft_quantization
@@ -132,6 +134,14 @@ def _vllm_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
         )
     if len(draft.groups) > 1:
         yield Finding("warn", "several quantization schemes in one head: not seen to load in vLLM.")
+    if target_ids(head) is not None and head.vocab_size == head.target_vocab_size:
+        yield Finding(
+            "refuse",
+            "'d2t' is stored and the draft's vocabulary is the target's: vLLM 0.32 has no place "
+            "for the map and stops. Store the head without 'd2t' and 't2d'.",
+        )
+    if method in {"dflash", "dspark"} and mask_token(head.config) is None:
+        yield Finding("refuse", f"the config names no mask_token_id, which {method} needs.")
 
 
 def _sglang_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
@@ -148,19 +158,61 @@ def _sglang_findings(head: DraftHead, draft: Draft) -> Iterator[Finding]:
             "the decoder layer is called 'layers.0': SGLang's EAGLE-3 loader knew 'midlayer' only, "
             "and left out what it did not know. Check sglang:spec_accept_length.",
         )
+    if head.family.name == "eagle3":
+        yield from _sglang_output_head(head)
+
+
+def _sglang_output_head(head: DraftHead) -> Iterator[Finding]:
+    """Yield where SGLang's EAGLE-3 loader takes its output head from another place."""
+    is_tied = head.layer_config.get("tie_word_embeddings") is True
+    if is_tied and head.has_own_head:
+        yield Finding(
+            "refuse",
+            "tie_word_embeddings is true: SGLang takes the embedding for the output head, and "
+            "leaves the stored lm_head out. Set it to false in the head's config.json.",
+        )
+    elif not is_tied and not head.has_own_head and head.has_draft_vocabulary:
+        yield Finding(
+            "refuse",
+            "there is no lm_head and the config has a draft_vocab_size: SGLang then computes with "
+            "an output head of random numbers (sglang#27829). Remove draft_vocab_size from the "
+            "head's config.json, and SGLang takes the target's head.",
+        )
 
 
 def _pairing(head: DraftHead, draft: Draft) -> Iterator[Finding]:
     """Yield sizes that must agree with the target's, where its config was read."""
     target = draft.target_config or {}
     target = target.get("text_config") or target
-    own = dict(head.layer_config)
-    hidden = head.config.get("target_hidden_size") or own.get("target_hidden_size")
-    own["hidden_size"] = hidden or own.get("hidden_size")
-    for key in ("hidden_size", "vocab_size"):
-        if own.get(key) and target.get(key) and own[key] != target[key]:
+    sizes = {"hidden_size": head.target_hidden_size, "vocab_size": head.target_vocab_size}
+    for key, own in sizes.items():
+        if own and target.get(key) and own != target[key]:
             yield Finding(
                 "refuse" if key == "hidden_size" else "warn",
-                f"{key} is {own[key]} in the head and {target[key]} in the target: it was trained "
+                f"{key} is {own} in the head and {target[key]} in the target: it was trained "
                 "for another one.",
             )
+    captured = captured_layers(head.config)
+    problem = captured.problem(target.get("num_hidden_layers")) if captured else None
+    if problem:
+        yield Finding("refuse", f"{problem}. It was trained for another one.")
+    if target.get("vocab_size"):
+        yield from _ids_outside(head, int(target["vocab_size"]))
+
+
+def _ids_outside(head: DraftHead, rows: int) -> Iterator[Finding]:
+    """Yield ids of the head for which the target has no row."""
+    ids = target_ids(head)
+    if ids is not None and int(ids.max(initial=0)) >= rows:
+        yield Finding(
+            "refuse",
+            f"'d2t' leads to id {int(ids.max())}, and vocab_size is {rows} in the target: it was "
+            "trained for another one.",
+        )
+    mask = mask_token(head.config)
+    if mask is not None and not head.has_own_embedding and mask[1] >= rows:
+        yield Finding(
+            "refuse",
+            f"{mask[0]} is {mask[1]}, and vocab_size is {rows} in the target, whose embedding this "
+            "head reads.",
+        )

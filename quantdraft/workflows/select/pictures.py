@@ -33,7 +33,7 @@ def speeds_chart(selection: Selection) -> Chart:
 
     A diamond is the prediction by bytes; a row without a measured value has the diamond alone.
     """
-    import altair as alt
+    alt = style.altair()
 
     rows = [
         {
@@ -89,7 +89,7 @@ def cost_chart(selection: Selection) -> Chart:
 
     A colour a draft, a shape a recipe, a ring around what is recommended.
     """
-    import altair as alt
+    alt = style.altair()
 
     is_timed = all(row.step_cost is not None for row in selection.rows)
     rows = [_plane_row(row, selection, is_timed) for row in selection.rows]
@@ -164,7 +164,7 @@ def _drafts(selection: Selection) -> list[str]:
 
 def domains_chart(selection: Selection) -> Chart | None:
     """Return every draft as it is, in every domain; None for one domain, or none recorded."""
-    import altair as alt
+    alt = style.altair()
 
     rows: list[dict[str, Any]] = [
         {

@@ -19,7 +19,7 @@ from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
-from quantdraft.report import write_document
+from quantdraft.report import remove_pages, try_pages, write_document
 from quantdraft.workflows.select.known import with_known_runs
 from quantdraft.workflows.select.ranking import Contender, basis_of, rank
 from quantdraft.workflows.select.record import (
@@ -33,6 +33,7 @@ from quantdraft.workflows.sweep.grid import Cell, SweepSettings, claim_output, g
 from quantdraft.workflows.sweep.jobs import Outcome
 from quantdraft.workflows.sweep.local import run_local
 
+AGAIN = "quantdraft select"  # the same command: nothing is measured again
 AS_IS = "identity"  # the recipe that quantizes nothing: the draft itself
 
 Say = Callable[[str], None]
@@ -85,8 +86,13 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         claim_output(settings.output, wanted, "this choice", settings.force)
         cells, outcomes = _measure(settings, pairing, say)
         selection = _conclude(settings, pairing, cells, outcomes)
+        remove_pages(settings.output)
         write_json(settings.output / SELECTION_FILE, selection)
-        write_document(selection_document(selection), settings.output)
+        try_pages(
+            lambda: write_document(selection_document(selection), settings.output),
+            settings.output / SELECTION_FILE,
+            AGAIN,
+        )
     return selection
 
 

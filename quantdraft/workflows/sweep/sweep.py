@@ -15,7 +15,7 @@ from quantdraft.errors import OptionError, TrafficError
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.wording import counted
-from quantdraft.report import render_comparison
+from quantdraft.report import COMPARE_AGAIN, COMPARISON_FILE, render_comparison, where
 from quantdraft.workflows.compare import compare
 from quantdraft.workflows.sweep.grid import (
     Cell,
@@ -72,7 +72,7 @@ def _run_grid(settings: SweepSettings, say: Say) -> SweepResult:
         say(line)
     for directory, runs in _comparisons(settings, result):
         say(render_comparison(compare(runs, directory, force=True)))
-        say(f"Report: {directory / 'report.html'}")
+        say(where(directory, COMPARISON_FILE, COMPARE_AGAIN))
     return result
 
 
