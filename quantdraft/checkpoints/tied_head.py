@@ -16,6 +16,15 @@ from quantdraft.checkpoints.weights import TensorInfo, is_same_data
 from quantdraft.errors import CheckpointError
 
 TIED_FLAG = "tie_word_embeddings"
+# Model types whose config ties the head where it does not say; transformers leaves the flag out.
+TIED_BY_DEFAULT = frozenset({
+    *("bloom", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "falcon"),
+    *("falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"),
+    *("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "gpt2", "gpt_bigcode"),
+    *("gpt_neo", "granite_swa", "jetmoe", "lfm2", "lfm2_moe", "mamba", "minicpm3", "mpt", "opt"),
+    *("recurrent_gemma", "smollm3", "starcoder2", "vaultgemma", "xglm", "youtu", "zamba"),
+    *("zamba2", "zaya"),
+})  # fmt: skip
 OWN_HEAD = r"((model|language_model|model\.language_model)\.)?lm_head\..*"
 # Heads of speculation come with a copy of their target's config and tables: engines load both.
 DRAFT_HEADS = r".*(Eagle|EAGLE|DFlash|DSpark|LiLiCorr|MTP|NextN|Medusa|Speculator).*"
@@ -58,12 +67,7 @@ def tied_flag(config: Mapping[str, Any]) -> bool | None:
 def _is_tied(config: Mapping[str, Any]) -> bool:
     """Return what the config says, or else what transformers takes for granted for its type."""
     said = tied_flag(config)
-    if said is not None:
-        return said
-    from transformers import CONFIG_MAPPING
-
-    kind = config.get("model_type")
-    return bool(kind in CONFIG_MAPPING and getattr(CONFIG_MAPPING[kind], TIED_FLAG, False))
+    return config.get("model_type") in TIED_BY_DEFAULT if said is None else said
 
 
 def _is_draft_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> bool:

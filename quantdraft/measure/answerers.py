@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
+from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.measured import Request
 from quantdraft.engines.vllm.client import VllmClient
@@ -120,9 +121,9 @@ def open_answerer(settings: CaptureSettings, path: Path) -> Answerer:
 
 
 def _weights_sha256(path: Path) -> str:
-    """Return one hash over the names and hashes of the safetensors files."""
+    """Return one hash over the names and hashes of the files that hold the weights."""
     total = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in (path / name for name in weight_files(path)):
         # The Hub's cache names a large file by its SHA-256; hashing 800 GB again takes long.
         cached = file.resolve().name
         is_digest = len(cached) == 64 and set(cached) <= set("0123456789abcdef")

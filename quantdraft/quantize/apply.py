@@ -104,12 +104,18 @@ def apply(
 
 
 def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
-    """Open a draft whose files may be copied; a draft head needs no tokenizer of its own."""
+    """Open a draft whose files may be copied, and are all that its architecture needs.
+
+    A draft head needs no tokenizer of its own.
+    """
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     source = open_checkpoint(path)
     require_own_files(source.path)
     head = open_head(source)
     if head is None:
         require_tokenizer(source)
+        require_loadable(source)
     return source, head
 
 

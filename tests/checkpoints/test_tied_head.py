@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.tied_head import TIED_BY_DEFAULT
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.ledger import byte_ledger
 from tests.stored import LLAMA_CONFIG, llama_tensors, write_checkpoint
@@ -70,3 +71,10 @@ def test_a_quantized_head_under_the_flag_is_refused(tmp_path: Path) -> None:
 def test_a_draft_head_keeps_the_head_it_brings(tmp_path: Path) -> None:
     eagle = write(tmp_path, changed_byte=-1, architectures=["LlamaForCausalLMEagle3"])
     assert "lm_head.weight" in eagle.tensors
+
+
+def test_the_types_that_are_tied_by_default_are_those_of_transformers() -> None:
+    from transformers import CONFIG_MAPPING
+
+    assert all(CONFIG_MAPPING[kind].tie_word_embeddings for kind in TIED_BY_DEFAULT)
+    assert not any(CONFIG_MAPPING[kind].tie_word_embeddings for kind in ("llama", "qwen2", "phi3"))

@@ -17,7 +17,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.dense_view import dense_view
-from quantdraft.checkpoints.tied_head import TIED_FLAG, tied_flag
+from quantdraft.checkpoints.tied_head import TIED_FLAG, find_copied_head, tied_flag
 from quantdraft.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -58,6 +58,8 @@ def require_complete(checkpoint: Checkpoint, config: Any) -> None:
     config: as transformers loaded it. Of a model type that it has no language model for, nothing is
     known, and loading says so.
     """
+    if getattr(config, TIED_FLAG, False) and tied_flag(checkpoint.config) is None:
+        find_copied_head(checkpoint.path, {TIED_FLAG: True}, checkpoint.tensors)
     shapes = frozenset((name, info.shape) for name, info in dense_view(checkpoint).items())
     found = _compare(_Question(config.to_json_string(), shapes, config))
     for sentence in _sentences(found, checkpoint):

@@ -141,6 +141,8 @@ def export(settings: ExportSettings) -> Exported:
 
 def _open_job(settings: ExportSettings) -> _Job:
     """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
     require_own_files(settings.checkpoint)
     require_apart(settings.output, settings.checkpoint, "the checkpoint")
@@ -149,6 +151,7 @@ def _open_job(settings: ExportSettings) -> _Job:
     head = open_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)
+        require_loadable(checkpoint)
     elif settings.pad_vocab:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
