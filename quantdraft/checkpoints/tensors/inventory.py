@@ -139,7 +139,7 @@ def _sentences(found: Differences, checkpoint: Checkpoint) -> Iterator[str]:
     for name, stored, needed in found.mismatched:
         yield (
             f"holds {name!r} in the shape {list(stored)}, and its config.json asks for "
-            f"{list(needed)}: one of the two belongs to another model. Copy both from one place."
+            f"{list(needed)}{_rows(needed, checkpoint)}: one of the two belongs to another model. Copy both from one place."
         )
     for name in found.missing:
         yield (
@@ -157,6 +157,11 @@ def _sentences(found: Differences, checkpoint: Checkpoint) -> Iterator[str]:
             f"holds parts of {name!r} that do not fit together. Download or copy it again, or "
             "correct config.json."
         )
+
+
+def _rows(needed: Shape, checkpoint: Checkpoint) -> str:
+    size = checkpoint.text_config.get("vocab_size")
+    return f" (vocab_size is {size})" if needed[:1] == (size,) else ""
 
 
 def _counted(name: str, names: tuple[str, ...]) -> str:
