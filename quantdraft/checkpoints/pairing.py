@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.configs import read_generation_config
+from quantdraft.checkpoints.dense_view import dense_view
+from quantdraft.checkpoints.frequencies import frequencies_note
 from quantdraft.checkpoints.vocabulary import Vocabulary, read_vocabulary
-from quantdraft.checkpoints.weights import FLOAT_DTYPES
+from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
 from quantdraft.errors import PairingError
 
 Level = Literal["error", "warning", "info"]
@@ -49,6 +51,7 @@ class _Side:
 
     checkpoint: Checkpoint
     config: dict[str, Any]
+    dense: dict[str, TensorInfo]  # the float tensors that its files stand for
     special_token_ids: dict[str, tuple[int, ...]]
     vocabulary: Vocabulary
 
@@ -68,9 +71,9 @@ class _Side:
         return FLOAT_DTYPES & {tensor.dtype for tensor in self.checkpoint.tensors.values()}
 
     @property
-    def num_values(self) -> int:
-        """Values stored: the parameters, unless the checkpoint is quantized and packs them."""
-        return sum(math.prod(tensor.shape) for tensor in self.checkpoint.tensors.values())
+    def num_parameters(self) -> int:
+        """Numbers in the weights, however they are packed; scales are none of them."""
+        return sum(math.prod(tensor.shape) for tensor in self.dense.values())
 
 
 def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, ...]:
@@ -88,6 +91,7 @@ def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, 
         *_compare_sizes(target, draft),
         *_compare_float_types(target, draft),
         *_compare_context(target, draft),
+        *_rotary_notes(target, draft),
         *_side_by_side(target, draft),
     )
     order: tuple[Level, ...] = ("error", "warning", "info")
@@ -230,10 +234,10 @@ def _compare_families(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
 
 
 def _compare_sizes(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
-    ratio = target.num_values / max(1, draft.num_values)
+    ratio = target.num_parameters / max(1, draft.num_parameters)
     sizes = (
-        f"target {target.num_values / 1e6:,.1f}M, draft {draft.num_values / 1e6:,.1f}M values "
-        f"stored, {ratio:.1f} to 1"
+        f"target {target.num_parameters / 1e6:,.1f}M, draft {draft.num_parameters / 1e6:,.1f}M "
+        f"parameters, {ratio:.1f} to 1"
     )
     if ratio <= 1:
         yield _warning("size-ratio", f"{sizes}. The draft is not smaller; were they swapped?")
@@ -265,6 +269,13 @@ def _compare_context(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
         )
 
 
+def _rotary_notes(*sides: _Side) -> Iterator[PairingFinding]:
+    for side in sides:
+        note = frequencies_note(side.checkpoint.name, side.config)
+        if note is not None:
+            yield _warning("rotary-frequencies", note)
+
+
 def _side_by_side(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
     rows = [
         f"{word} {target.config[key]} / {draft.config[key]}"
@@ -289,6 +300,7 @@ def _read_side(path: Path) -> _Side:
     return _Side(
         checkpoint=checkpoint,
         config=checkpoint.text_config,
+        dense=dense_view(checkpoint),
         special_token_ids=_special_token_ids(checkpoint),
         vocabulary=read_vocabulary(path),
     )

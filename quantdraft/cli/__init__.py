@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import os
 
+from quantdraft.cli import interrupts
+
+if interrupts.is_program():
+    interrupts.stop_at_once()
+
 import click
 
 # Waiting threads that spin take the processor from working ones, and distort every timing.

@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
+from quantdraft.cli.interrupts import NOTHING_KEPT, STOPPED, ignore, is_program, leave, raise_again
 from quantdraft.errors import QuantDraftError, is_out_of_memory, nearest, one_line
 
-STOPPED = 130  # as a shell says it of a process that Ctrl-C has ended
-NOTHING_KEPT = "Nothing was written."
 # What a user's files and disks do; any other OSError is a bug, and keeps its traceback.
 OF_FILES = frozenset(
     {
@@ -48,10 +47,12 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; an error of ours is one line and exit code 1, Ctrl-C one line and 130."""
         try:
+            raise_again()
             return super().invoke(ctx)
         except QuantDraftError as error:
             fail(str(error))
         except KeyboardInterrupt:
+            ignore()
             click.echo(f"\nStopped. {self.stopped}", err=True)
             sys.exit(STOPPED)
         except (MemoryError, RuntimeError, OSError) as error:
@@ -98,6 +99,10 @@ class Commands(click.Group):
             fail(_usage(error), error.exit_code)
         except click.Abort:
             fail("stopped.", STOPPED)
+        except SystemExit as error:
+            if error.code == STOPPED and is_program():
+                leave()
+            raise
         sys.exit(code if isinstance(code, int) else 0)
 
 

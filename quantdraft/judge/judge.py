@@ -23,6 +23,7 @@ from quantdraft.judge.verdict.alarms import (
     control_strays,
     measured_alarms,
     not_quantized,
+    other_target,
     served_alarms,
 )
 from quantdraft.judge.verdict.checks import Evidence
@@ -244,6 +245,7 @@ def _alarms(
     raised = (
         false_claim,
         *measured_alarms(acceptance, point.control_speedup, measured.live, policy),
+        other_target(measured.provenance, measured.live, measured.served),
         control_strays(point.target_control_speedup, policy, "target"),
         *suspicions(measured.latency),
         *served_alarms(measured.served, policy, measured.provenance.get("compute_dtype")),

@@ -6,7 +6,6 @@ token ids alone. Its log-probabilities would be those before temperature and tru
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from quantdraft.engines.measured import Request
 from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.measure.generation import GeneratedTokens, generate
 from quantdraft.measure.settings import CaptureSettings
+from quantdraft.record.provenance import weights_sha256
 
 
 class Answerer(Protocol):
@@ -122,11 +122,10 @@ def open_answerer(settings: CaptureSettings, path: Path) -> Answerer:
 
 def _weights_sha256(path: Path) -> str:
     """Return one hash over the names and hashes of the files that hold the weights."""
-    total = hashlib.sha256()
-    for file in (path / name for name in weight_files(path)):
+    hashes = {}
+    for name in weight_files(path):
         # The Hub's cache names a large file by its SHA-256; hashing 800 GB again takes long.
-        cached = file.resolve().name
+        cached = (path / name).resolve().name
         is_digest = len(cached) == 64 and set(cached) <= set("0123456789abcdef")
-        digest = cached if is_digest else file_sha256(file)
-        total.update(f"{file.name} {digest}\n".encode())
-    return total.hexdigest()
+        hashes[name] = cached if is_digest else file_sha256(path / name)
+    return weights_sha256(hashes)

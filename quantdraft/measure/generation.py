@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import end_token_ids
+from quantdraft.engines.native.caches import cache_name
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.measure.sampling import draw, processed_logprobs
 from quantdraft.traffic.traffic import Sampling
@@ -73,14 +74,15 @@ def _forward(
     """Return the logits after the last token, (rows, vocab), and the cache with all tokens."""
     optional = {"position_ids": positions, "logits_to_keep": 1}
     known = inspect.signature(model.forward).parameters
+    name = cache_name(model)
     output = model(
         input_ids=tokens,
         attention_mask=mask,
-        past_key_values=cache,
         use_cache=True,
+        **{name: cache},
         **{name: value for name, value in optional.items() if name in known},
     )
-    return output.logits[:, -1], output.past_key_values
+    return output.logits[:, -1], output[name]
 
 
 def _require_finite(logits: Tensor, num_tokens: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantdraft.engines.native.caches import cache_name, reads_on
 from quantdraft.errors import TrafficError
 from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
@@ -153,7 +154,8 @@ def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Spa
 def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (start position, logits (rows, tokens, vocab)) from position `first` on.
 
-    One pass where the logits fit; else pieces over a KV cache, so that memory stays bounded.
+    One pass where the logits fit; else pieces, so that memory stays bounded: over a cache, or each
+    from the beginning where the model reads only single tokens on top of one.
     """
     width = ids.shape[1]
     tokens_per_piece = max(1, MAX_LOGITS // (len(ids) * vocab_size))
@@ -161,13 +163,21 @@ def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tu
         out = model(input_ids=ids, use_cache=False, logits_to_keep=width - first)
         yield first, out.logits
         return
+    starts = range(first, width, tokens_per_piece)
+    if not reads_on(model):
+        for start in starts:
+            end = min(start + tokens_per_piece, width)
+            out = model(input_ids=ids[:, :end], use_cache=False, logits_to_keep=end - start)
+            yield start, out.logits
+        return
+    name = cache_name(model)
     cache = None
     if first > 0:
-        cache = model(input_ids=ids[:, :first], use_cache=True, logits_to_keep=1).past_key_values
-    for start in range(first, width, tokens_per_piece):
+        cache = model(input_ids=ids[:, :first], use_cache=True, logits_to_keep=1)[name]
+    for start in starts:
         piece = ids[:, start : start + tokens_per_piece]
-        out = model(input_ids=piece, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(input_ids=piece, use_cache=True, **{name: cache})
+        cache = out[name]
         yield start, out.logits
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,14 @@ def directory_sha256(directory: Path, exclude: frozenset[str] = frozenset()) -> 
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: file_sha256(path) for name, path in names.items() if name not in exclude}
+
+
+def weights_sha256(hashes: Mapping[str, str]) -> str:
+    """Return one hash over the names and hashes of a model's weight files."""
+    total = hashlib.sha256()
+    for name, digest in sorted(hashes.items()):
+        total.update(f"{name} {digest}\n".encode())
+    return total.hexdigest()
 
 
 def model_identity(checkpoint: Checkpoint, given: str | None = None) -> dict[str, Any]:

@@ -277,6 +277,12 @@ class LiveCheck:
     num_drafts_high: tuple[Amount, ...] = ()
 
     @property
+    def num_texts(self) -> int:
+        """Prompts that the loop answered; `prompt_ids` are those whose rounds were counted."""
+        compared = self.num_identical_texts + self.num_near_ties + self.num_divergent
+        return compared + self.num_own_texts or len(self.prompt_ids)
+
+    @property
     def num_equal(self) -> int:
         """Prompts whose rounds live and replayed are the same number."""
         pairs = zip(self.num_drafts_live, self.num_drafts_replayed, strict=True)

@@ -37,7 +37,7 @@ from quantdraft.measure.step_times import measure_steps, served_latency
 from quantdraft.measure.subject import Subject
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
-from quantdraft.record.provenance import command_line, environment, model_identity
+from quantdraft.record.provenance import command_line, environment, model_identity, weights_sha256
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
 from quantdraft.report import remove_pages, try_pages, write_report
@@ -205,9 +205,10 @@ def _provenance(
 ) -> dict[str, Any]:
     asked, target = settings.models, models.target
     source = settings.traffic.traffic_path or settings.traffic.prompts
+    identity = None if target is None else model_identity(target, asked.target)
     return {
         **environment(str(device)),
-        "target": None if target is None else model_identity(target, asked.target),
+        "target": identity,
         "baseline": model_identity(models.baseline, asked.baseline),
         "candidate": model_identity(models.candidate, asked.candidate),
         "command": command_line(sys.argv[1:]),
@@ -219,10 +220,20 @@ def _provenance(
             "num_tokens": traffic.num_tokens,
             "sampling": None if traffic.sampling is None else asdict(traffic.sampling),
             "target": traffic.target,
+            "is_of_target": _is_of_target(traffic, identity),
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
         **_engine_settings(settings.serving),
     }
+
+
+def _is_of_target(traffic: Traffic, identity: dict[str, Any] | None) -> bool | None:
+    """Return whether the target's files are those that made the traffic; None: it is not known."""
+    made_by = (traffic.target or {}).get("weights_sha256")
+    if made_by is None or identity is None:
+        return None
+    hashes = {name: each for name, each in identity["sha256"].items() if name != "config.json"}
+    return bool(weights_sha256(hashes) == made_by)
 
 
 def _engine_settings(serving: ServingSettings) -> dict[str, Any]:

@@ -65,13 +65,13 @@ NO_NORM = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
     [
         (
             {"num_hidden_layers": 3},
-            r"lacks the tensor .*layers\.2\..* is 3, and tensors of 2 layers",
+            r"lacks the tensor .*layers\.2\..* is 3, .* of 2 layers",
         ),
         (
             {"num_hidden_layers": 1},
-            r"holds the tensor .*layers\.1\..* is 1, and tensors of 2 layers",
+            r"holds the tensor .*layers\.1\..* is 1, .* of 2 layers",
         ),
-        ({"vocab_size": 100}, r" shape \[4096, 128\].*asks for \[100, 128\] \(vocab_size is 100\)"),
+        ({"vocab_size": 100}, r" shape \[4096, 128\].*\(vocab_size is 100\)"),
         ({"intermediate_size": 256}, r"holds .*mlp.* in the shape .*256"),
         ({"attention_bias": True}, r"lacks the tensor .*_proj\.bias"),
         (NO_NORM, r"lacks the tensor .*[qk]_norm"),

@@ -69,6 +69,24 @@ def only_concern(target: Path, draft: Path) -> PairingFinding:
     return concern
 
 
+def test_a_packed_target_counts_its_parameters_and_not_its_words(
+    target: Path, tmp_path: Path
+) -> None:
+    """Eight 4-bit weights lie in a word, so that the file holds an eighth as many numbers."""
+    config = json.loads((target / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (target / "config.json").write_text(json.dumps(config))
+    packed = {"model.embed_tokens.weight": np.ones((SIZE, 8), np.float32)}
+    packed |= {"a.up_proj.qweight": np.ones((16, 640), np.int32)}
+    packed |= {"a.up_proj.qzeros": np.ones((1, 80), np.int32)}
+    packed |= {"a.up_proj.scales": np.ones((1, 640), np.float16)}
+    save_file(packed, target / "model.safetensors")
+    findings = by_code(check_pairing(target, write_model(tmp_path / "draft", width=80)))
+    num_parameters = SIZE * 8 + 128 * 640
+    assert f"{num_parameters / (SIZE * 80):.1f} to 1" in findings["size-ratio"].message
+    assert findings["size-ratio"].level == "info"
+
+
 def test_matching_pair_has_no_concern(target: Path, tmp_path: Path) -> None:
     draft = write_model(tmp_path / "draft")
     findings = require_compatible(target, draft)

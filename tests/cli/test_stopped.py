@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from quantdraft.cli import main
+from quantdraft.cli import interrupts, main
 from quantdraft.measure import capture as capturing
 from quantdraft.quantize import apply as quantization
 from quantdraft.traffic.traffic import read_traffic
@@ -75,3 +75,39 @@ def test_a_capture_that_was_stopped_goes_on(tiny_pair: Pair, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("12 responses, ")
     assert len(read_traffic(output).responses) == 12
+
+
+# Starts the program as its script does, and presses Ctrl-C when a module is looked for.
+AT_IMPORT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+wanted, sys.argv = sys.argv[1], ["/usr/bin/quantdraft", *sys.argv[2:]]
+class Presses:
+    def find_spec(self, name, *_):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Presses())
+from quantdraft.cli import interrupts, main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["click", "quantdraft.cli.sweep", "quantdraft.workflows.list_recipes"]
+)
+def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT, module, "recipes"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "\nStopped. Nothing was written.\n"
+    assert done.stdout == ""
+
+
+def test_ctrl_c_is_left_to_a_program_that_uses_the_library() -> None:
+    assert signal.getsignal(signal.SIGINT) is not interrupts._stop
+    assert not interrupts.is_program()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from quantdraft.judge.verdict.alarms import (
     live_divergent,
     measured_alarms,
     not_quantized,
+    other_target,
     replay_disagrees,
 )
 from quantdraft.judge.verdict.checks import Evidence, result_of
@@ -343,6 +345,32 @@ def test_measured_alarms_gathers_those_that_follow_from_the_numbers() -> None:
     assert codes == ["acceptance_collapsed", "control_strays", "live_divergent", "replay_disagrees"]
     quiet = measured_alarms(comparison(), None, [live([9], [9])], Policy())
     assert quiet == ()
+
+
+def test_the_loop_counts_the_texts_that_it_left_among_all() -> None:
+    """Rounds of a text that is not the target's are not counted: its prompt is in no list."""
+    check = replace(live([], []), num_divergent=4)
+    alarm = live_divergent([check])
+    assert alarm is not None
+    assert "on 4 of 4 prompts" in alarm.message
+
+
+def provenance(is_of_target: bool | None) -> dict[str, Any]:
+    made_by = {"name": "T", "weights_sha256": "ab" * 32}
+    return {
+        "traffic": {"target": made_by, "is_of_target": is_of_target},
+        "target": {"name": "T4"},
+    }
+
+
+def test_traffic_of_other_weights_is_an_alarm_where_no_text_was_compared() -> None:
+    alarm = other_target(provenance(False), (), None)
+    assert alarm is not None
+    assert "T4" in alarm.message
+    assert "abababababab…" in alarm.message
+    assert other_target(provenance(False), [live([9], [9])], None) is None
+    assert other_target(provenance(True), (), None) is None
+    assert other_target(provenance(None), (), None) is None
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from quantdraft.checkpoints.dense_view import (
     stored_modules,
 )
 from quantdraft.checkpoints.tensors.foreign import unpack_experts
+from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.tensors.unpacking import (
     Unpacked,
@@ -59,6 +60,7 @@ def load_dequantized(
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
+    fix_frequencies(model)
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.inventory import require_complete
+from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
@@ -196,7 +197,7 @@ def _load_by_transformers(
     from transformers import AutoModelForCausalLM
 
     with _link_usual_names(path) as directory:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=dtype,
@@ -204,6 +205,8 @@ def _load_by_transformers(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
         )
+    fix_frequencies(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.engines.kernels.dense import type_name
+from quantdraft.engines.native.caches import RewindableCache
 from quantdraft.engines.native.linears import Linears
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import NoKernelError
-
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
@@ -43,50 +43,34 @@ def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
         setattr(model.get_submodule(parent) if parent else model, child, linears.one(module))
     if any(isinstance(module, nn.Linear) for module in model.modules()):
         linears.kernels.add(f"linear_{type_name(linears.dtype)}")
+    fix_frequencies(model)
     return model.to(linears.device).eval()
 
 
 class BorrowedRows:
-    """KV caches that grow, and step back when they are fed an earlier position.
+    """Caches that grow, and step back when they are fed an earlier position.
 
     One cache for each row, or a single one for all where rows always stand at the same position.
     """
 
     def __init__(self, model: Any, num_caches: int) -> None:
-        self.model = model
-        self.caches = [rewindable_cache(model) for _ in range(num_caches)]
-        self.lengths = [0] * num_caches
+        self.caches = [RewindableCache(model) for _ in range(num_caches)]
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None) -> Tensor:
         """Return logits as `Decoder.forward` does; with a cache a row, rows run one by one."""
         parts = token_ids.chunk(len(self.caches))
         starts = positions[:, 0].tolist()
-        logits = torch.cat([self._feed(i, part, starts[i]) for i, part in enumerate(parts)])
         if at is None:
-            return logits
-        return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
-
-    def _feed(self, index: int, token_ids: Tensor, start: int) -> Tensor:
-        num_taken_back = self.lengths[index] - start
-        if num_taken_back > 0:
-            self.caches[index].crop(-num_taken_back)  # transformers removes by a negative count
-        out = self.model(input_ids=token_ids, past_key_values=self.caches[index], use_cache=True)
-        self.lengths[index] = start + token_ids.shape[1]
-        logits: Tensor = out.logits
-        return logits
+            each = zip(self.caches, parts, starts, strict=False)
+            return torch.cat([cache.read(part, start) for cache, part, start in each])
+        asked = zip(self.caches, parts, starts, at.chunk(len(self.caches)), strict=False)
+        return torch.cat([_read_at(cache, part, start, here) for cache, part, start, here in asked])
 
 
-def rewindable_cache(model: Any) -> Any:
-    """Return an empty KV cache whose newest tokens can be removed: speculation takes tokens back.
+def _read_at(cache: RewindableCache, token_ids: Tensor, start: int, at: Tensor) -> Tensor:
+    """Return the logits at some places. What follows the last of them is padding: it is not read.
 
-    Layers with a sliding window keep all keys, and their mask hides the old ones: a cache that
-    drops what leaves the window can step back over its last update alone.
+    A recurrent state would hold the padding for ever.
     """
-    from transformers import DynamicCache
-
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if kinds <= ATTENTION:
-        return DynamicCache()
-    cache = DynamicCache(config=model.config)  # states of linear attention, among others
-    cache.activate_past_recording()
-    return cache
+    logits = cache.read(token_ids[:, : int(at.max()) + 1], start)
+    return logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))

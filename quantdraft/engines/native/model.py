@@ -186,9 +186,10 @@ def _rotary(config: Any, device: torch.device) -> Rotary:
 
 
 def _transformers_config(source: WeightSource) -> Any:
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     plain = {k: v for k, v in source.config.items() if k != "quantization_config"}
+    plain = PreTrainedConfig._decode_special_floats(plain)  # infinity is stored as a section
     try:
         config = CONFIG_MAPPING[plain["model_type"]].from_dict(plain)
     except KeyError as error:

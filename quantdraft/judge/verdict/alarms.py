@@ -6,7 +6,8 @@ says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ ACCEPTANCE_COLLAPSED = "acceptance_collapsed"
 NOT_QUANTIZED = "not_quantized"
 CONTROL_STRAYS = "control_strays"
 LIVE_DIVERGENT = "live_divergent"
+OTHER_TARGET = "other_target"
 REPLAY_DISAGREES = "replay_disagrees"
 DTYPE_MISMATCH = "dtype_mismatch"
 ENGINE_DISAGREES = "engine_disagrees"
@@ -151,11 +153,32 @@ def live_divergent(live: Sequence[LiveCheck]) -> Alarm | None:
             return Alarm(
                 LIVE_DIVERGENT,
                 f"the live loop of the {check.arm} left the target's text on "
-                f"{check.num_divergent} of {len(check.prompt_ids)} prompts: the text was "
+                f"{check.num_divergent} of {check.num_texts} prompts: the text was "
                 "not made by this target at this precision, or the loop is wrong. Capture "
                 "the traffic again with the target you serve.",
             )
     return None
+
+
+def other_target(
+    provenance: Mapping[str, Any], live: Sequence[LiveCheck], served: Served | None
+) -> Alarm | None:
+    """Return an alarm where other weights made the traffic, and no text of the target was compared.
+
+    Where the live loop or a server wrote the same texts, the weights are the same in other files.
+    """
+    traffic, target = provenance.get("traffic") or {}, provenance.get("target") or {}
+    num_compared = sum(c.num_identical_texts + c.num_near_ties + c.num_divergent for c in live)
+    if traffic.get("is_of_target") is not False or num_compared or served is not None:
+        return None
+    made_by = traffic.get("target") or {}
+    return Alarm(
+        OTHER_TARGET,
+        f"the traffic was made by other weights than those of the target {target.get('name')}: it "
+        f"names {made_by.get('name')} with sha256 {str(made_by.get('weights_sha256'))[:12]}…, and "
+        "no text of the target was compared with it. Capture the traffic again with the target "
+        "you serve, or check the texts with --live-prompts.",
+    )
 
 
 def replay_disagrees(live: Sequence[LiveCheck], policy: Policy) -> Alarm | None:

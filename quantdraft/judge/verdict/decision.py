@@ -14,6 +14,7 @@ from quantdraft.judge.verdict.alarms import (
     ACCEPTANCE_COLLAPSED,
     ENGINE_DISAGREES,
     LIVE_DIVERGENT,
+    OTHER_TARGET,
     REPLAY_DISAGREES,
     has_surely_collapsed,
 )
@@ -55,7 +56,7 @@ def _is_useless(evidence: Evidence, policy: Policy, has_failed: bool) -> bool:
     Where it may have collapsed by chance, what else was measured decides, if that is not in doubt.
     """
     codes = {alarm.code for alarm in evidence.alarms}
-    doubts = {LIVE_DIVERGENT, REPLAY_DISAGREES, ENGINE_DISAGREES}
+    doubts = {LIVE_DIVERGENT, OTHER_TARGET, REPLAY_DISAGREES, ENGINE_DISAGREES}
     if ACCEPTANCE_COLLAPSED not in codes or codes & doubts:
         return False
     is_sure = has_surely_collapsed(evidence.acceptance, policy)

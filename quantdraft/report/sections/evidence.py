@@ -47,6 +47,8 @@ def _traffic(evaluation: Evaluation) -> str:
     parts += [f"{count(tokens)} response tokens"] if isinstance(tokens, int) else []
     parts += [_sampling(sampling)] if isinstance(sampling, dict) else []
     parts += [f"{found['path']}"] if found.get("path") else []
+    is_foreign = found.get("is_of_target") is False
+    parts += ["made by other weights than the target's"] if is_foreign else []
     return ", ".join((*parts, _hash(found.get("sha256"))))
 
 

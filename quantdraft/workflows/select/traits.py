@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.dense_view import dense_view
 
 # Where a config may say what its model was trained on. Nothing else is taken for it.
 DOMAIN_KEYS = ("training_domain", "training_data", "domain")
@@ -26,7 +27,7 @@ class Traits:
     """The shape of a draft; a field is None where the config does not say."""
 
     family: str
-    num_parameters: int  # values stored: of a quantized checkpoint fewer, they are packed
+    num_parameters: int  # however they are packed
     num_layers: int | None
     hidden_size: int | None
     num_heads: int | None
@@ -57,7 +58,7 @@ def traits_of(checkpoint: Checkpoint) -> Traits:
     domain = next((value for value in stated if value), None)
     return Traits(
         family=str(checkpoint.config.get("model_type", "unknown")),
-        num_parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in dense_view(checkpoint).values()),
         num_layers=number("num_hidden_layers", "n_layer"),
         hidden_size=number("hidden_size", "n_embd"),
         num_heads=number("num_attention_heads", "n_head"),
