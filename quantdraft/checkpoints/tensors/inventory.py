@@ -139,7 +139,8 @@ def _sentences(found: Differences, checkpoint: Checkpoint) -> Iterator[str]:
     for name, stored, needed in found.mismatched:
         yield (
             f"holds {name!r} in the shape {list(stored)}, and its config.json asks for "
-            f"{list(needed)}{_rows(needed, checkpoint)}: one of the two belongs to another model. Copy both from one place."
+            f"{list(needed)}{_rows(needed, checkpoint)}: one of the two belongs to another "
+            "model. Copy both from one place."
         )
     for name in found.missing:
         yield (
