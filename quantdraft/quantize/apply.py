@@ -24,6 +24,7 @@ from quantdraft.quantize.backends import BACKENDS
 from quantdraft.quantize.backends.job import QuantizationJob
 from quantdraft.quantize.calibration import calibration_data
 from quantdraft.quantize.fitting import fit_recipe
+from quantdraft.quantize.inner_mtp import keep_mtp
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
@@ -81,6 +82,7 @@ def apply(
             BACKENDS[recipe.backend](job)
             if not recipe.is_identity:
                 complete_config(staged, staging)
+        keep_mtp(source, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)
@@ -148,6 +150,7 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         f"Checked: {checked}.",
         f"Ledger:  {ledger['sentence']}",
         f"         {ledger['head_advice']}",
+        f"MTP:     {ledger.get('mtp')}",
     ]
     return [line for line in lines if not line.endswith("None")]
 

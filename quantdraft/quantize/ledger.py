@@ -14,6 +14,7 @@ from typing import Any, Literal
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.checkpoints.heads.head import draft_head
+from quantdraft.checkpoints.heads.inside import inner_mtp, inner_names, kept_text
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, kv_scales
 from quantdraft.checkpoints.weights import ELEMENT_BYTES, TensorInfo
 from quantdraft.quantize.recipe import Recipe
@@ -53,13 +54,15 @@ def weigh_recipe(
     after = project(source, recipe) if candidate is None else byte_ledger(candidate)
     draft = draft_head(source)
     has_options = recipe.modifiers is None and (draft is None or draft.can_quantize_head)
-    return ledger_summary(
+    summary = ledger_summary(
         byte_ledger(source),
         after,
         context_length=judged_context(recipe),
         head=head_options(source, recipe) if has_options else (),
         min_speedup=min_speedup,
     )
+    inner = inner_mtp(source)
+    return summary | ({"mtp": kept_text(inner)} if inner else {})
 
 
 def judged_context(recipe: Recipe) -> int:
@@ -116,7 +119,10 @@ def _ledger(
 ) -> Ledger:
     sums: dict[str, int] = dict.fromkeys(("attention", "mlp", "head", "norms", "other"), 0)
     row_bytes, head = 0, draft_head(checkpoint)
+    inner = frozenset(inner_names(tensors) if head is None else ())
     for name, info in tensors.items():
+        if name in inner:  # MTP layers of a whole model
+            continue
         part = part_of(name)
         if part == "embedding" or (head is not None and head.is_looked_up(name)):
             row_bytes += replace(info, shape=info.shape[1:]).num_bytes

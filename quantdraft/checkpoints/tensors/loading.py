@@ -15,6 +15,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
@@ -33,30 +34,34 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
-    """Return a model's local directory: the path, or the Hub's snapshot of its safetensors."""
+    """Return a model's local directory: the path, or the Hub's snapshot of its safetensors.
+
+    model: a directory, or a Hub id, also with its revision, `owner/name@revision`
+    """
     path = Path(model)
     if path.is_dir():
         return path
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.exists()
-    if looks_local:
+    require_directory(path)
+    name, own = split_revision(model)
+    if model.startswith((".", "/", "~")) or name.count("/") != 1:
         raise CheckpointError(
-            f"no model directory '{model}'{' (it is a file)' if path.is_file() else ''}."
-            f"{nearest_path(path)} Give a directory or a Hub id 'owner/name'."
+            f"no model directory '{model}'.{nearest_path(path)} Give a directory or a Hub id, "
+            "'owner/name' or 'owner/name@revision'."
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                model,
-                revision=revision,
+                name,
+                revision=revision or own,
                 allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
             )
         )
     except Exception as error:  # the Hub client raises many kinds; all mean: not available
         raise CheckpointError(
             f"model '{model}' is neither a directory nor available from the Hub "
-            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+            f"({type(error).__name__}). Check the name, the revision, the network, and HF_TOKEN."
         ) from error
 
 
@@ -271,6 +276,8 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # the library and its tokenizers raise errors of many types
+        if (code := tokenizer_code(path)) is not None:
+            raise CheckpointError(code) from error
         raise CheckpointError(
             f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
             "the model it was made from into it."
