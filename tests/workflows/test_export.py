@@ -34,12 +34,12 @@ from tests.example_evaluation import alarmed, evaluation, unmeasured
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 8,
-    "hidden_size": 32,
-    "intermediate_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
-    "head_dim": 32,
+    "head_dim": 128,
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
@@ -47,13 +47,13 @@ CONFIG = {
 
 def whole_model(value: float) -> dict[str, Any]:
     """Every tensor of a Llama of one layer, all of one number."""
-    square, wide = (32, 32), (8, 32)
+    square, wide = (128, 128), (64, 128)
     linears = {f"self_attn.{name}_proj": square for name in "qkvo"}
-    linears |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": (32, 8)}
+    linears |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": (128, 64)}
     norms = ("input_layernorm", "post_attention_layernorm")
-    layer: dict[str, tuple[int, ...]] = {**linears, **dict.fromkeys(norms, (32,))}
+    layer: dict[str, tuple[int, ...]] = {**linears, **dict.fromkeys(norms, (128,))}
     shapes = {f"layers.0.{name}": shape for name, shape in layer.items()}
-    shapes |= {"embed_tokens": wide, "norm": (32,)}
+    shapes |= {"embed_tokens": (8, 128), "norm": (128,)}
     return {f"model.{n}.weight": np.full(s, value, np.float32) for n, s in shapes.items()}
 
 
@@ -506,10 +506,10 @@ def auto_gptq(checkpoint: Path) -> Path:
     (checkpoint / "model.safetensors").unlink()
     tensors = {n: t.astype(np.float16) for n, t in whole_model(1.0).items() if "up_proj" not in n}
     tensors |= {
-        "model.layers.0.mlp.up_proj.qweight": np.zeros((4, 8), np.int32),
-        "model.layers.0.mlp.up_proj.qzeros": np.zeros((1, 1), np.int32),
-        "model.layers.0.mlp.up_proj.scales": np.ones((1, 8), np.float16),
-        "model.layers.0.mlp.up_proj.g_idx": np.zeros(32, np.int32),
+        "model.layers.0.mlp.up_proj.qweight": np.zeros((16, 64), np.int32),
+        "model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 8), np.int32),
+        "model.layers.0.mlp.up_proj.scales": np.ones((4, 64), np.float16),
+        "model.layers.0.mlp.up_proj.g_idx": np.arange(128, dtype=np.int32) // 32,
     }
     save_file(tensors, checkpoint / "gptq_model-4bit-32g.safetensors")
     section = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "damp_percent": 0.01}
@@ -527,7 +527,7 @@ def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
     weight = dequantize(stored_weight(opened, module, fmt))
     # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
     assert (weight == -1).all()
-    assert tuple(weight.shape) == (8, 32)
+    assert tuple(weight.shape) == (64, 128)
 
 
 def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
@@ -550,7 +550,7 @@ def test_a_quantized_head_of_another_library_is_not_padded(
 ) -> None:
     opened = open_checkpoint(auto_gptq)
     tensors = load_file(auto_gptq / "gptq_model-4bit-32g.safetensors")
-    tensors["lm_head.qweight"] = np.zeros((4, 8), np.int32)
+    tensors["lm_head.qweight"] = np.zeros((16, 8), np.int32)
     save_file(tensors, auto_gptq / "gptq_model-4bit-32g.safetensors")
     section = dict(opened.quantization or {}) | {"lm_head": True}
     write_json(auto_gptq / "quantize_config.json", section)
