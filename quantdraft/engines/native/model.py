@@ -73,7 +73,7 @@ class NativeModel:
         """Return the bytes one step reads by the ledger: weights, keys and values of every row."""
         assert self.source is not None
         ledger = self.source.ledger
-        kv_bytes = ledger.kv_bytes_per_context_token * context_length * batch_size
+        kv_bytes = ledger.cache_bytes(context_length) * batch_size
         stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
         width = self.dtype.itemsize / (4 if stored == "float32" else 2)
         return ledger.weight_bytes + int(kv_bytes * width)
