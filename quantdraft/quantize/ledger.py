@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.dense_view import cache_bits
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.checkpoints.heads.head import draft_head
 from quantdraft.checkpoints.heads.inside import inner_mtp, inner_names, kept_text
@@ -41,8 +42,7 @@ LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none
 
 def byte_ledger(checkpoint: Checkpoint) -> Ledger:
     """Return the ledger of a checkpoint as it is, full precision or quantized."""
-    cache = (checkpoint.quantization or {}).get("kv_cache_scheme") or {}
-    cached = _cached_bytes(checkpoint, cache.get("num_bits"))
+    cached = _cached_bytes(checkpoint, cache_bits(checkpoint.quantization))
     return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head, cached)
 
 

@@ -156,7 +156,7 @@ def _load_quantized(
 ) -> Any:
     """Load a quantized model that computes in `dtype`, whatever type its config names."""
     method = _get_entry(config.quantization_config, "quant_method")
-    if method not in LIBRARY_METHODS or has_column_order(checkpoint):
+    if not is_read_by_library(checkpoint):
         _drop_quantization(config)
         return load_dequantized(checkpoint, config, dtype, trust_remote_code).to(device)
     if method == "bitsandbytes":
@@ -178,9 +178,19 @@ def _load_quantized(
     return model
 
 
-def has_column_order(checkpoint: Checkpoint) -> bool:
-    """Return True for compressed-tensors' columns sorted by group: its library drops the order."""
-    return any(name.endswith(".weight_g_idx") for name in checkpoint.tensors)
+def is_read_by_library(checkpoint: Checkpoint) -> bool:
+    """Return True where the format's own library dequantizes all that the files hold.
+
+    compressed-tensors drops the order of columns (`weight_g_idx`), packs by the scheme alone
+    whatever layout the config names, and does not look into `compression_config`.
+    """
+    quantization = checkpoint.quantization or {}
+    method = quantization.get("quant_method", LIBRARY_METHODS[0])
+    if method != LIBRARY_METHODS[0]:
+        return method in LIBRARY_METHODS
+    modules = stored_modules(checkpoint)
+    is_usual = all(m.fmt.own_layout is None and "weight_g_idx" not in m.parts for m in modules)
+    return is_usual and "quantization_config" in {*checkpoint.config, *checkpoint.text_config}
 
 
 def _set_entry(config: Any, key: str, value: Any) -> None:
