@@ -213,7 +213,7 @@ def test_transformers_script_runs(
     """Its paths are those beside it, wherever it is called from."""
     monkeypatch.chdir("/")
     target = os.path.relpath(tiny_pair.target, tiny_pair.draft)
-    script = transformers.launch(LaunchPair(target, Path("."), 3, dtype="float32"))
+    script = transformers.launch(LaunchPair(target, Path(), 3, dtype="float32"))
     monkeypatch.setattr(sys, "argv", ["launch.py", "def f(x):"])
     ran: dict[str, Any] = {"__file__": str(tiny_pair.draft / "launch.py")}
     exec(
