@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from quantdraft.checkpoints.foreign_configs import READERS
 from quantdraft.checkpoints.stored_formats import stored_format
 from quantdraft.quantize.group_sizes import format_name, group_problem
 from quantdraft.quantize.recipe import Recipe
@@ -87,6 +88,9 @@ def stored_groups(quantization: Mapping[str, Any]) -> list[tuple[str, int | None
     method = str(quantization.get("quant_method"))
     if method == "awq":
         return [(f"awq:int{quantization.get('bits', 4)}", quantization.get("group_size"))]
+    if method in READERS and method not in {"gptq", "bitsandbytes"}:
+        fmt = stored_format(quantization, _A_LINEAR)
+        return [(f"{method}:{fmt.name}" if fmt else method, fmt.group_size if fmt else None)]
     groups = (quantization.get("config_groups") or {}).values()
     if quantization.get("kv_cache_scheme") and not groups:
         return [("dense", None)]

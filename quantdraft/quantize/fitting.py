@@ -15,6 +15,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.inside import inner_mtp, inner_patterns
+from quantdraft.checkpoints.parts import has_experts, is_stacked
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import RecipeError
 from quantdraft.quantize.group_sizes import largest_group, loading_engines
@@ -107,6 +108,8 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
         )
+    if recipe.scheme != "none":
+        _require_known_experts(recipe, source)
     if recipe.modifiers is None and recipe.scheme != "none":
         _require_whole_groups(recipe, source)
 
@@ -143,3 +146,20 @@ def _smaller_groups(fmt: WeightFormat, shapes: Mapping[str, tuple[int, ...]]) ->
     matrices = {module: (shape[0], shape[1]) for module, shape in shapes.items()}
     engines = loading_engines(replace(fmt, group_size=size), matrices)
     return f"add --set group_size={size} ({engines}), or "
+
+
+def _require_known_experts(recipe: Recipe, source: Checkpoint) -> None:
+    """Refuse experts that a back end would leave in floats, or store under names of its own."""
+    for name, info in source.tensors.items():
+        if is_stacked(name, info):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {name!r} holds {info.shape[0]} experts in one tensor, "
+                "which llm-compressor would store under names that engines do not know. Experts "
+                "that are stored one by one (Qwen3-MoE, Mixtral, DeepSeek) can be quantized."
+            )
+    if recipe.backend in {"bitsandbytes", "gptqmodel"} and has_experts(source.tensors):
+        raise RecipeError(
+            f"recipe {recipe.name!r}: {recipe.backend} works through transformers, which holds the "
+            f"experts of '{source.path}' in one tensor a layer: they would stay in floats. Use "
+            "a recipe of llm-compressor (int4, fp8, int8, int4-gptq)."
+        )
