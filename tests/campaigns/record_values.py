@@ -215,11 +215,10 @@ def campaign(
                 of_this = some_changes(each, share, rng)
             tally = Tally(each.name)
             for place, way in of_this:
-                is_drawn, with_altair = rng.randrange(one_in) == 0, rng.randrange(WITH_ALTAIR) == 0
-                path = Path(name) / "record.json"
-                views = _read(each, place, way, path, tally)
-                if views is not None and is_drawn:
-                    _draw_all(views, f"{_told(place, way)}", tally, with_altair)
+                views = _read(each, place, way, Path(name) / "record.json", tally)
+                if views is not None and tally.read % one_in == 1 % one_in:
+                    with_altair = rng.randrange(WITH_ALTAIR) == 0
+                    _draw_all(views, _told(place, way), tally, with_altair)
             yield tally
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,12 @@ def test_a_go_is_exported_with_card_launch_line_and_measured_k(
 
     launch = (output / "launch.sh").read_text().splitlines()[-1]
     assert os.access(output / "launch.sh", os.X_OK)
-    assert config_of(launch) == {
+    told = {
         "method": "draft_model",
-        "model": str(output),
         "num_speculative_tokens": 5,  # the candidate's best k in the record
     }
-    assert launch in lines[-1]
+    assert config_of(launch) == {**told, "model": "."}
+    assert config_of(lines[-1]) == {**told, "model": str(output)}
 
 
 def test_the_card_has_front_matter_evidence_and_verdict(
@@ -155,6 +156,44 @@ def test_the_card_has_front_matter_evidence_and_verdict(
     assert "1.133×" in card
     assert "a" * 64 in card  # the traffic's sha256
     assert (output / "launch.sh").read_text().splitlines()[-1] in card
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "transformers"])
+def test_what_is_exported_starts_from_anywhere_and_says_nothing_of_this_machine(
+    checkpoint: Path, target: str, tmp_path: Path, engine: str
+) -> None:
+    """A program that stands for the engine prints the directories that it was told of."""
+    output, programs = tmp_path / "my served", tmp_path / "bin"
+    export(ExportSettings(checkpoint, engine, output, target=target))
+    for path in output.iterdir():
+        if path.suffix in {".sh", ".py", ".md", ".yaml"}:
+            assert str(tmp_path) not in path.read_text(), path.name
+    if engine == "transformers":
+        script = (output / "launch.py").read_text()
+        assert f"TARGET = '../{Path(target).name}'" in script
+        assert "DRAFT = '.'" in script
+        assert script.index("os.chdir") < script.index("TARGET =")
+        return
+    programs.mkdir()
+    for name in ("vllm", "python", "trtllm-serve"):
+        program = programs / name
+        program.write_text('#!/bin/sh\ncat config.json trtllm.yaml 2>/dev/null; echo "$PWD $*"\n')
+        program.chmod(0o755)
+    moved = tmp_path / "elsewhere" / "served"
+    moved.parent.mkdir()
+    output.rename(moved)
+    shutil.copytree(target, moved.parent / Path(target).name)
+    done = subprocess.run(
+        [str(moved / "launch.sh")],
+        cwd="/",
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(moved) in done.stdout
+    assert f"../{Path(target).name}" in done.stdout
+    assert (moved / f"../{Path(target).name}" / "config.json").is_file()
 
 
 def measured_in(dtype: str, served: str | None = None) -> Evaluation:
@@ -368,7 +407,10 @@ def test_the_card_stamps_the_targets_revision_and_precision(
     run = run_of(checkpoint, evaluation(), revision="abc123")
     export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target, run=run))
     card = (tmp_path / "served" / "README.md").read_text()
-    assert f"`{target}` (revision abc123, precision bfloat16)" in card
+    assert f"`{Path(target).name}` (revision abc123, precision bfloat16)" in card
+    run = run_of(checkpoint, evaluation(), revision="abc123")
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "hub", target="org/T", run=run))
+    assert "`org/T` (revision abc123" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_another_target_than_the_evaluated_one_is_said(
@@ -390,16 +432,22 @@ def test_another_target_than_the_evaluated_one_is_said(
 def test_sglang_gets_its_flags(checkpoint: Path, target: str, tmp_path: Path) -> None:
     lines = export(ExportSettings(checkpoint, "sglang", tmp_path / "served", target=target)).lines
     assert word_after(lines[-1], "--speculative-draft-model-quantization") == "unquant"
-    assert lines[-1].split(": ", 1)[1] in (tmp_path / "served" / "launch.sh").read_text()
+    launch = (tmp_path / "served" / "launch.sh").read_text()
+    flag = "--speculative-draft-model-path"
+    assert (word_after(lines[-1], flag), word_after(launch, flag)) == (
+        str(tmp_path / "served"),
+        ".",
+    )
     assert word_after(lines[-1], "--dtype") == "bfloat16"
 
 
 def test_tensorrt_llm_gets_its_yaml(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output = tmp_path / "served"
     lines = export(ExportSettings(checkpoint, "tensorrt_llm", output, target=target)).lines
-    assert word_after(lines[-1], "--config") == str(output / "trtllm.yaml")
+    assert lines[-1].endswith(f"sh {output / 'launch.sh'}")
+    assert word_after((output / "launch.sh").read_text(), "--config") == "trtllm.yaml"
     config = yaml.safe_load((output / "trtllm.yaml").read_text())
-    assert config["speculative_config"]["speculative_model"] == str(output)
+    assert config["speculative_config"]["speculative_model"] == "."
 
 
 # Vocabulary padding
@@ -571,8 +619,11 @@ def test_without_llamacpp_the_commands_are_written(
     ).lines
     assert {path.name for path in output.iterdir()} == {"README.md", "convert.sh", "launch.sh"}
     script = (output / "convert.sh").read_text()
-    assert f"convert_hf_to_gguf.py {checkpoint}" in script
-    assert f"{output / 'draft-q4_0.gguf'} Q4_0" in script
+    (line,) = [line for line in script.splitlines() if "convert_hf_to_gguf.py" in line]
+    source = word_after(line, "$LLAMACPP/convert_hf_to_gguf.py")
+    assert (output / source).resolve() == checkpoint
+    assert "build/bin/llama-quantize draft-full.gguf draft-q4_0.gguf Q4_0" in script
+    assert str(tmp_path) not in script
     assert word_after(lines[-1], "-md") == str(output / "draft-q4_0.gguf")
     assert any("still to be made" in line for line in lines)
     assert any("target as a GGUF" in line for line in lines)
