@@ -17,7 +17,7 @@ from quantdraft.checkpoints.checkpoint import (
 )
 from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.heads.opening import open_head
-from quantdraft.checkpoints.links import require_own_files
+from quantdraft.checkpoints.links import require_own_files, shards_elsewhere
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
@@ -251,6 +251,8 @@ def _grouped_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def _change_notes(job: _Job) -> Iterator[str]:
+    for path in shards_elsewhere(job.checkpoint.path):
+        yield f"'{path}' is a link to '{path.resolve()}', outside the model's directory: copied."
     if job.padding is not None:
         yield job.padding.sentence
     if job.conversion is not None and job.conversion.llamacpp is None:
