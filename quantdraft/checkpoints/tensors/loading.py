@@ -15,6 +15,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
@@ -232,6 +233,8 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
         raise CheckpointError(
             f"'{path}' has a config.json that transformers refuses: {error}"
         ) from error
+    if not trust_remote_code:  # code of its own is known to its user alone
+        require_causal(config, path)
     # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
     config._attn_implementation = None
     found = getattr(config, "quantization_config", None)
