@@ -32,7 +32,7 @@ from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.check import Preflight, check
-from tests.architectures import ARCHITECTURES, save_pair
+from tests.architectures import ARCHITECTURES, TEXT, save_pair
 
 CPU = torch.device("cpu")
 # Longer than a window, and beyond the lengths at which rotary frequencies change.
@@ -104,7 +104,7 @@ def ledgered(bench: Bench) -> None:
     """A step reads no more than what is stored, and the row of a table that is the head too."""
     draft = open_checkpoint(bench.draft_path)
     stored = sum(tensor.num_bytes for tensor in draft.tensors.values())
-    row = 2 * draft.text_config["hidden_size"]
+    row = 2 * TEXT["hidden_size"]
     assert 0 < byte_ledger(draft).weight_bytes <= stored + row
 
 

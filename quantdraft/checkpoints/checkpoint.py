@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from quantdraft.checkpoints.configs import read_generation_config, require_config, require_manifest
+from quantdraft.checkpoints.other_kinds import (
+    require_directory,
+    require_own_kind,
+    tokenizer_code,
+)
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS
 from quantdraft.checkpoints.weights import TensorInfo, read_tensors
 from quantdraft.common.documents import read_json_object
@@ -16,7 +21,6 @@ from quantdraft.errors import CheckpointError, UndefinedMetricError
 
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
-ADAPTER_FILE = "adapter_config.json"  # PEFT's
 OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
 AWQ_CONFIG_FILE = "quant_config.json"  # AutoAWQ's
 MODELOPT_CONFIG_FILE = "hf_quant_config.json"  # ModelOpt's
@@ -114,15 +118,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _require_model_directory(path: Path) -> None:
+    require_directory(path)
     if not path.is_dir():
         raise CheckpointError(f"no model directory '{path}'. Give a directory with a config.json.")
+    require_own_kind(path)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"'{path}' has no config.json: it is not a model directory.")
-    if (path / ADAPTER_FILE).is_file():
-        raise CheckpointError(
-            f"'{path}' holds {ADAPTER_FILE}: transformers would load the model that it names "
-            "instead of this one. Merge the adapter (merge_and_unload), or remove the file."
-        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -156,6 +157,8 @@ def require_tokenizer(checkpoint: Checkpoint) -> None:
     for names in TOKENIZER_FILES:
         if all((checkpoint.path / name).is_file() for name in names):
             return
+    if (code := tokenizer_code(checkpoint.path)) is not None:
+        raise CheckpointError(code)
     raise CheckpointError(
         f"'{checkpoint.path}' has no tokenizer. Copy tokenizer.json and tokenizer_config.json of "
         "the model it was made from into it."

@@ -145,10 +145,24 @@ def _require_cache_claimed(checkpoint: Checkpoint, quantization: Mapping[str, An
 
 def says_cache(quantization: Mapping[str, Any] | None) -> bool:
     """Return True when a quantization config says that keys and values are quantized."""
+    return bool(cache_scheme(quantization))
+
+
+def cache_scheme(quantization: Mapping[str, Any] | None) -> Any:
+    """Return what a config says of a quantized cache: an object, a library's word, or None."""
     settings = dict(quantization or {})
     nested = settings.get("quantization")
     settings |= nested if isinstance(nested, dict) else {}
-    return bool(settings.get("kv_cache_scheme") or settings.get("kv_cache_quant_algo"))
+    return settings.get("kv_cache_scheme") or settings.get("kv_cache_quant_algo")
+
+
+def cache_bits(quantization: Mapping[str, Any] | None) -> int | None:
+    """Return the bits of a quantized cache's numbers; None: it is not quantized."""
+    scheme = cache_scheme(quantization)
+    if isinstance(scheme, dict):
+        found = scheme.get("num_bits")
+        return found if isinstance(found, int) else None
+    return None if not scheme else 4 if "4" in str(scheme) else 8
 
 
 def _parts_by_module(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:

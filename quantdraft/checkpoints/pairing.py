@@ -8,6 +8,7 @@ acceptance then collapses, and the evaluation raises an alarm.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.configs import read_generation_config
-from quantdraft.checkpoints.dense_view import dense_view
+from quantdraft.checkpoints.dense_view import dense_view, says_cache, stored_modules
 from quantdraft.checkpoints.frequencies import frequencies_note
 from quantdraft.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
@@ -67,8 +68,9 @@ class _Side:
 
     @property
     def float_types(self) -> frozenset[str]:
-        """Float types that tensors are stored in, as safetensors spells them."""
-        return FLOAT_DTYPES & {tensor.dtype for tensor in self.checkpoint.tensors.values()}
+        """Float types of what is not quantized, as safetensors spells them; scales are left out."""
+        stored = self.checkpoint.tensors
+        return FLOAT_DTYPES & {stored[name].dtype for name in self.dense if name in stored}
 
     @property
     def num_parameters(self) -> int:
@@ -91,6 +93,7 @@ def check_pairing(target_path: Path, draft_path: Path) -> tuple[PairingFinding, 
         *_compare_sizes(target, draft),
         *_compare_float_types(target, draft),
         *_compare_context(target, draft),
+        *_list_formats(target, draft),
         *_rotary_notes(target, draft),
         *_side_by_side(target, draft),
     )
@@ -274,6 +277,22 @@ def _rotary_notes(*sides: _Side) -> Iterator[PairingFinding]:
         note = frequencies_note(side.checkpoint.name, side.config)
         if note is not None:
             yield _warning("rotary-frequencies", note)
+
+
+def _list_formats(target: _Side, draft: _Side) -> Iterator[PairingFinding]:
+    """Say which formats the files hold: what replay dequantizes, and whether it rounds inputs."""
+    for word, side in (("target", target), ("draft", draft)):
+        modules = stored_modules(side.checkpoint)
+        found = Counter((each.fmt.library, each.fmt.name, each.fmt.activations) for each in modules)
+        rows = [
+            f"{number} {'layer' if number == 1 else 'layers'} in {name} by {library}"
+            + ("" if inputs is None else f", inputs rounded to {inputs}")
+            for (library, name, inputs), number in found.items()
+        ]
+        if says_cache(side.checkpoint.quantization):
+            rows.append("keys and values in a quantized cache")
+        if rows:
+            yield _info(f"{word}-formats", f"the {word} is quantized: {'; '.join(rows)}.")
 
 
 def _side_by_side(target: _Side, draft: _Side) -> Iterator[PairingFinding]:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from quantdraft.checkpoints import foreign_configs
 from quantdraft.checkpoints.formats import WeightFormat
-from quantdraft.checkpoints.weights import TensorInfo
+from quantdraft.checkpoints.parts import kept_modules, tower_tensors
+from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
 from quantdraft.errors import CheckpointError
 
 HEAD = foreign_configs.HEAD
@@ -28,14 +29,23 @@ LAYOUTS = (
 )
 KV_SCALES = (".k_scale", ".v_scale")
 # Embedding tables are looked up, not multiplied: no scheme here quantizes them.
-EMBEDDINGS = r"(.*\.)?(embed_\w+|wte|wpe|word_embeddings|position_embeddings|tok_embeddings)"
+EMBEDDINGS = (
+    r"(.*\.)?(embed_(?!out$)\w+|embeddings|wte|wpe"
+    r"|word_embeddings|position_embeddings|tok_embeddings)"
+)
 
 
 def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    """Yield the names of the modules with a matrix to multiply by: 2-D weights but embeddings."""
+    """Yield the names of the modules with a matrix to multiply by: 2-D weights but embeddings.
+
+    Left out is what stays in floats under every recipe: routers, towers, see `kept_modules`.
+    """
+    kept = set(kept_modules(tensors))
     for name, info in tensors.items():
         module, _, parameter = name.rpartition(".")
         is_matrix = parameter == "weight" and len(info.shape) == 2
+        if module in kept and info.dtype in FLOAT_DTYPES:
+            continue
         if is_matrix and not module.endswith("norm") and not re.fullmatch(EMBEDDINGS, module):
             yield module
 
@@ -72,9 +82,10 @@ def stored_format(quantization: Mapping[str, Any], module: str) -> WeightFormat 
 def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Return the scales that a quantized cache leaves beside each attention's projections."""
     scales: dict[str, TensorInfo] = {}
+    towers = tower_tensors(tensors)
     for name, info in tensors.items():
         attention, _, rest = name.rpartition(".k_proj.")
-        if rest == "weight":
+        if rest == "weight" and name not in towers:
             scales |= {attention + ending: replace(info, shape=(1,)) for ending in KV_SCALES}
     return scales
 

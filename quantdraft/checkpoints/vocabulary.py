@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.checkpoints.other_kinds import tokenizer_code
 from quantdraft.errors import CheckpointError
 
 
@@ -44,6 +45,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
     file = path / "tokenizer.json"
     if not file.is_file():
+        if (code := tokenizer_code(path)) is not None:
+            raise CheckpointError(code)
         raise CheckpointError(
             f"'{path}' has no tokenizer.json. Write it with "
             f"AutoTokenizer.from_pretrained('{path}').save_pretrained('{path}')."

@@ -51,7 +51,8 @@ def main() -> None:
     """Quantize the draft of speculative decoding, and know whether it pays.
 
     \b
-    The whole path, for a target T and a draft D (directories or Hub ids):
+    The whole path, for a target T and a draft D (directories or Hub ids, also
+    owner/name@revision):
       quantdraft check   --target T --draft D               do they fit, can it pay
       quantdraft capture --target T --prompts P.jsonl -o traffic.jsonl
       quantdraft apply   --recipe int4 --draft D -o D-int4

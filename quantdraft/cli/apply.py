@@ -21,7 +21,8 @@ from quantdraft.errors import OptionError
     stopped="Nothing was written: an output appears whole or not at all.",
 )
 @options.RECIPE
-@options.draft("The full-precision draft: a directory or Hub id.")
+@options.CHANGES
+@options.draft("The full-precision draft: a directory or Hub id[@revision].")
 @options.output("The directory of the candidate. Default: ./<draft>-<recipe>.")
 @click.option(
     "--calibration",
@@ -35,6 +36,7 @@ from quantdraft.errors import OptionError
 @options.json_output("Print the manifest as JSON.")
 def apply(
     recipe: str,
+    changes: tuple[str, ...],
     draft: str,
     output: Path | None,
     calibration: Path | None,
@@ -54,10 +56,10 @@ def apply(
         from quantdraft.judge.verdict.policy import load_policy
         from quantdraft.quantize.apply import applied_lines
         from quantdraft.quantize.apply import apply as apply_recipe
-        from quantdraft.quantize.recipe import load_recipe
+        from quantdraft.quantize.recipe_changes import load_changed, parse_changes
 
         limit = load_policy(policy).min_speedup_over_baseline
-        known = load_recipe(recipe)
+        known = load_changed(recipe, parse_changes(changes))
         if calibration is not None and not known.needs_calibration:
             raise OptionError(f"recipe {recipe!r} is not calibrated. Leave out --calibration.")
         made = apply_recipe(

@@ -44,6 +44,7 @@ SHAPE = Name("shape", known_shapes, is_open=True)
     "--recipes",
     help="With --shape: the recipes of the candidates, e.g. int4,int8,int4-head8.",
 )
+@options.CHANGES
 @click.option(
     "--batch-sizes",
     metavar="NUMBERS",
@@ -80,6 +81,7 @@ def bench(
     shape: str | None,
     target_shape: str | None,
     recipes: str | None,
+    changes: tuple[str, ...],
     batch_sizes: str,
     context_lengths: str,
     new_tokens: str,
@@ -99,6 +101,7 @@ def bench(
     Writes bench.json and bench.md.
     """
     with show_progress("bench"):
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.report import render_bench
         from quantdraft.workflows.bench import BenchSettings
         from quantdraft.workflows.bench import bench as run_bench
@@ -110,6 +113,7 @@ def bench(
             shape=shape,
             target_shape=target_shape,
             recipes=parse_names(recipes),
+            changes=parse_changes(changes),
             batch_sizes=parse_numbers(batch_sizes, "--batch-sizes"),
             context_lengths=parse_numbers(context_lengths, "--context-lengths"),
             new_tokens=parse_numbers(new_tokens, "--new-tokens"),

@@ -21,7 +21,7 @@ from quantdraft.record.terms import USUAL_K
     example="quantdraft check --target T --draft D",
 )
 @options.target(required=True)
-@options.draft("The draft: a directory or Hub id.")
+@options.draft("The draft: a directory or Hub id[@revision].")
 @options.speculative_tokens("Tokens proposed in a round.", USUAL_K)
 @options.POLICY
 @options.json_output()

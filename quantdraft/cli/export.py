@@ -32,7 +32,10 @@ ENGINE = Name("engine", lambda: list(ENGINES), is_open=True)
     metavar="ENGINE",
     help=f"The engine that will serve: {', '.join(ENGINES)}.",
 )
-@options.target("The target, as the engine is to load it: a directory or Hub id.", required=True)
+@options.target(
+    "The target, as the engine is to load it: a directory or Hub id[@revision].",
+    required=True,
+)
 @click.option(
     "--run", type=A_PATH, help="The run directory of `evaluate`: its figures go into the card."
 )

@@ -35,7 +35,9 @@ ADDS = "Add to a directory that holds something else."
 
 
 def target(
-    help_text: str = "The target: a directory or Hub id.", *, required: bool = False
+    help_text: str = "The target: a directory or Hub id[@revision].",
+    *,
+    required: bool = False,
 ) -> Decorator[Any]:
     """Return --target."""
     return click.option("--target", "-t", type=ModelName(), required=required, help=help_text)
@@ -183,6 +185,14 @@ RECIPE = click.option(
     type=RecipeName("recipe", recipe_names, is_open=True),
     required=True,
     help="The recipe: a bundled name, or a path to a .yaml file.",
+)
+CHANGES = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A field of the recipe to change: group_size=64, lm_head=8-bit, calibration.seed=1. Give "
+    "the option once for each. The recipe's name follows: int4-g64.",
 )
 KS = click.option(
     "-k",

@@ -53,6 +53,7 @@ A_CONFIG = Name("shape", known_shapes, is_open=True)
     type=A_CONFIG,
     help="The full-precision draft's config.json, its directory, or the name of a known shape.",
 )
+@options.CHANGES
 @click.option(
     "--device",
     type=Name("device", gpu_names, is_open=True),
@@ -74,6 +75,7 @@ def plan(
     ks: str,
     target_config: str | None,
     draft_config: str | None,
+    changes: tuple[str, ...],
     device: str | None,
     context_length: int,
     as_json: bool,
@@ -92,6 +94,7 @@ def plan(
     Everything it prints is a prediction; `quantdraft evaluate` measures.
     """
     with show_progress("plan"):
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.workflows.plan.plan import PlanSettings
         from quantdraft.workflows.plan.plan import plan as make_plan
         from quantdraft.workflows.plan.view import plan_lines
@@ -105,6 +108,7 @@ def plan(
                 ks=parse_ks(ks),
                 target_config=target_config,
                 draft_config=draft_config,
+                changes=parse_changes(changes),
                 device=device,
                 context_length=context_length,
             )

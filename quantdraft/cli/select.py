@@ -24,10 +24,13 @@ from quantdraft.record.choices import DtypeChoice
     stopped="Finished runs are kept in the output: the same command goes on with the next.",
 )
 @options.target(required=True)
-@options.drafts("A full-precision draft: a directory or Hub id. Give the option once for each.")
+@options.drafts(
+    "A full-precision draft: a directory or Hub id[@revision]. Give the option once for each."
+)
 @options.several_recipes(
     "recipes", "A recipe: each draft is measured under it too. Give the option once for each."
 )
+@options.CHANGES
 @options.traffic_file(required=True)
 @options.CALIBRATION
 @options.KS
@@ -56,6 +59,7 @@ def select(
     target: str,
     drafts: tuple[str, ...],
     recipes: tuple[str, ...],
+    changes: tuple[str, ...],
     traffic_path: Path,
     calibration: Path | None,
     ks: str,
@@ -83,6 +87,7 @@ def select(
     """
     with show_progress("select"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.report import where
         from quantdraft.workflows.select.select import AGAIN, SelectSettings
         from quantdraft.workflows.select.select import select as select_draft
@@ -110,6 +115,7 @@ def select(
                 seed=seed,
             ),
             recipes=recipes,
+            changes=parse_changes(changes),
             calibration=calibration,
             runs=runs,
             force=force,

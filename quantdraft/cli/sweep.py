@@ -23,7 +23,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     example="quantdraft sweep --draft D --recipes ladder --target T --traffic traffic.jsonl",
     stopped="Finished cells are kept in the output: the same command goes on with the next.",
 )
-@options.drafts("A full-precision draft: a directory or Hub id. Give one or more.")
+@options.drafts("A full-precision draft: a directory or Hub id[@revision]. Give one or more.")
 @options.recipe_list(
     recipe_and_sweep_names,
     "--recipes",
@@ -31,6 +31,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
     required=True,
     help="The recipes: fp8,int8,int4; `ladder` stands for these.",
 )
+@options.CHANGES
 @options.traffic_file(required=True)
 @options.target(options.NO_TARGET)
 @options.CALIBRATION
@@ -70,6 +71,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 def sweep(
     drafts: tuple[str, ...],
     recipes: str,
+    changes: tuple[str, ...],
     traffic_path: Path,
     target: str | None,
     calibration: Path | None,
@@ -103,6 +105,7 @@ def sweep(
     """
     with show_progress("sweep"):
         from quantdraft.measure.settings import SharedSettings, TimingSettings
+        from quantdraft.quantize.recipe_changes import parse_changes
         from quantdraft.workflows.sweep.grid import SweepSettings
         from quantdraft.workflows.sweep.sweep import SWEEP_FILE
         from quantdraft.workflows.sweep.sweep import sweep as run_sweep
@@ -124,6 +127,7 @@ def sweep(
                 policy=policy,
                 seed=seed,
             ),
+            changes=parse_changes(changes),
             calibration=calibration,
             by_domain=by_domain,
             executor=executor,

@@ -83,9 +83,14 @@ def parse_json(
     return value
 
 
-def read_json(path: Path, is_finite: bool = False, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(
+    path: Path,
+    is_finite: bool = False,
+    max_bytes: int = MAX_JSON_BYTES,
+    is_unique: bool = False,
+) -> Any:
     """Read the value in a JSON file; ValueError where it cannot be used."""
-    return parse_json(read_bounded(path, max_bytes), is_finite)
+    return parse_json(read_bounded(path, max_bytes), is_finite, is_unique)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -187,18 +192,25 @@ def _require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_shallow(value: Any, is_finite: bool) -> None:
-    waiting: list[tuple[Any, int]] = [([value], 0)]
+    waiting: list[tuple[Any, int, str]] = [([value], -1, "")]
     while waiting:
-        each, depth = waiting.pop()
-        if depth > MAX_DEPTH:
+        each, depth, place = waiting.pop()
+        if depth >= MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        for inner in each.values() if isinstance(each, dict) else each:
+        for key, inner in each.items() if isinstance(each, dict) else enumerate(each):
             if isinstance(inner, (dict, list)):
-                waiting.append((inner, depth + 1))
+                below = "" if depth < 0 else f"{place}.{key}" if place else str(key)
+                waiting.append((inner, depth + 1, below))
             elif is_finite and isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"it holds {inner}, which is not a number")
+                raise ValueError(f"{_named(place, key)}it holds {inner}, which is not a number")
             elif is_finite and isinstance(inner, int) and inner.bit_length() > MAX_BITS:
-                raise ValueError(f"it holds an integer of {inner.bit_length()} bits")
+                bits = inner.bit_length()
+                raise ValueError(f"{_named(place, key)}it holds an integer of {bits} bits")
+
+
+def _named(place: str, key: str | int) -> str:
+    """Return the dotted path of a value and a colon; nothing where the value is the whole text."""
+    return f"{place}.{key}: " if place else f"{key}: " if isinstance(key, str) else ""
 
 
 def _require_plain_yaml(text: str) -> None:

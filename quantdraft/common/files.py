@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
 from itertools import chain
@@ -106,7 +106,7 @@ def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
             f"no such file: '{path}'.{hint} Give a run directory or its JSON record."
         )
     try:
-        plain = documents.read_json(path, is_finite=True)
+        plain = documents.read_json(path, is_finite=True, is_unique=True)
     except ValueError as error:
         raise CheckpointError(f"'{path}' is not JSON that can be used: {error}.") from error
     found = plain.get("schema_version") if isinstance(plain, dict) else None
@@ -121,8 +121,15 @@ def read_record(path: Path, kind: type[Record], schema_version: int) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"'{path}': {where}: {first['msg']}") from error
+        raise CheckpointError(f"'{path}': {where}: {first['msg']}{_given(first)}") from error
     return record
+
+
+def _given(problem: Mapping[str, Any]) -> str:
+    """Return the value that was refused, where it is a short one."""
+    value = problem.get("input")
+    is_short = isinstance(value, int | float | str | None) and len(str(value)) <= 40
+    return f", not {value!r}" if is_short and problem["type"] != "missing" else ""
 
 
 @cache  # building it takes longer than reading a record

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ class Draft:
     path: Path
     config: dict[str, Any]
     target_config: dict[str, Any] | None = None
+    # Outputs and inputs of the matrices of grouped integers, by module.
+    grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def quantization(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from quantdraft.engines.findings import (
     vocab_size,
 )
 from quantdraft.engines.support import BITSANDBYTES, FORMATS, YES, Support, SupportTable
+from quantdraft.quantize.group_sizes import LOADED, tile_problem
 
 # Without the flag a draft is read by the target's quantization; this value says that it has none.
 NOT_QUANTIZED = "unquant"
@@ -33,7 +34,8 @@ LOADS = SupportTable(
     | {
         "int4-fp8": Support("no", "its INT4 x FP8 scheme is for experts alone"),
         "mxfp8": Support("part", "Blackwell, and not in older versions"),
-    }
+    },
+    group_sizes=LOADED["sglang"],
 )
 
 
@@ -75,6 +77,7 @@ class Sglang(Engine):
         return (
             *self.loading(draft),
             *_method(draft),
+            *untiled_matrices(draft),
             *several_groups(draft, "SGLang"),
             *_vocabulary(draft),
             *float_mix(draft),
@@ -100,6 +103,13 @@ def _method(draft: Draft) -> Iterator[Finding]:
             f"--speculative-draft-model-quantization has no value for quant_method {method!r}, and "
             "without it SGLang reads the draft by the target's. Use another recipe.",
         )
+
+
+def untiled_matrices(draft: Draft) -> Iterator[Finding]:
+    """Yield the matrix of grouped integers for which its kernel has no tile."""
+    problem = tile_problem(draft.grouped)
+    if problem is not None:
+        yield Finding("refuse", f"{problem}. Use a recipe with one scale per row (int8, fp8).")
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:

@@ -7,11 +7,12 @@ version may know more or less than its table; an absent entry means that nobody 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quantdraft.checkpoints.formats import WeightFormat
+from quantdraft.checkpoints.foreign_configs import READERS
 from quantdraft.checkpoints.stored_formats import stored_format
+from quantdraft.quantize.group_sizes import format_name, group_problem
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import has_one_group, weight_format
 
@@ -46,47 +47,57 @@ class SupportTable:
     formats: Mapping[str, Support]
     kv_cache: Support = UNKNOWN  # of keys and values in FP8, whatever the weights are
     several_groups: Support | None = None  # of several config groups; None: as their formats
+    # Of the formats whose kernels know some sizes of groups alone.
+    group_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def of_recipe(self, recipe: Recipe) -> Support:
         """Return what the engine does with the recipe's result.
 
         Raises UndefinedMetricError for a verbatim recipe, whose formats are known once it has run.
         """
-        name = _name(weight_format(recipe))
+        fmt = weight_format(recipe)
+        stored = format_name(fmt), None if fmt is None else fmt.group_size
         if self.several_groups is not None and not has_one_group(recipe):
             return self.several_groups
-        return self._worst([name], recipe.kv_cache != "keep")
+        return self._worst([stored], recipe.kv_cache != "keep")
 
     def of_checkpoint(self, quantization: Mapping[str, Any]) -> Support:
         """Return what the engine does with a checkpoint, by the quantization part of its config."""
-        return self._worst(stored_names(quantization), bool(quantization.get("kv_cache_scheme")))
+        return self._worst(stored_groups(quantization), bool(quantization.get("kv_cache_scheme")))
 
-    def _worst(self, names: list[str], has_fp8_cache: bool) -> Support:
-        found = [self.formats.get(name, UNKNOWN) for name in names]
+    def _worst(self, stored: list[tuple[str, int | None]], has_fp8_cache: bool) -> Support:
+        found = [self._of_format(*each) for each in stored]
         found += [self.kv_cache] * has_fp8_cache
         return min(found, key=lambda each: LEVELS.index(each.level))
+
+    def _of_format(self, name: str, group_size: int | None) -> Support:
+        found = self.formats.get(name, UNKNOWN)
+        problem = group_problem(self.group_sizes.get(name), group_size)
+        return found if problem is None or found.level == "no" else Support("no", problem)
 
 
 def stored_names(quantization: Mapping[str, Any]) -> list[str]:
     """Return the names of a checkpoint's formats, or its library's own name."""
+    return [name for name, _ in stored_groups(quantization)]
+
+
+def stored_groups(quantization: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+    """Return the names of a checkpoint's formats, each with the size of its groups if any."""
     if not quantization:
-        return ["dense"]
+        return [("dense", None)]
     method = str(quantization.get("quant_method"))
     if method == "awq":
-        return [f"awq:int{quantization.get('bits', 4)}"]
+        return [(f"awq:int{quantization.get('bits', 4)}", quantization.get("group_size"))]
+    if method in READERS and method not in {"gptq", "bitsandbytes"}:
+        fmt = stored_format(quantization, _A_LINEAR)
+        return [(f"{method}:{fmt.name}" if fmt else method, fmt.group_size if fmt else None)]
     groups = (quantization.get("config_groups") or {}).values()
     if quantization.get("kv_cache_scheme") and not groups:
-        return ["dense"]
+        return [("dense", None)]
     # As if each group were all there is: what it covers says nothing of what it is.
     alone: list[Mapping[str, Any]] = [
         {"config_groups": {"group": {**group, "targets": ["Linear"]}}, "quant_method": method}
         for group in groups
     ]
     formats = [stored_format(each, _A_LINEAR) for each in alone or [quantization]]
-    return [_name(fmt) if fmt else method for fmt in formats]
-
-
-def _name(fmt: WeightFormat | None) -> str:
-    if fmt is None:
-        return "dense"
-    return f"gptq:{fmt.name}" if fmt.library == "gptq" else fmt.name
+    return [(format_name(fmt), fmt.group_size) if fmt else (method, None) for fmt in formats]

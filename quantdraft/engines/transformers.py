@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
 from quantdraft.engines.support import FORMATS, FP4, YES, Support, SupportTable
+from quantdraft.quantize.group_sizes import LOADED
 
 _SNIPPET = '''\
 """Generate with a quantized draft: python launch.py "Your prompt"."""
@@ -40,6 +41,7 @@ LOADS = SupportTable(
     dict.fromkeys(FORMATS, YES)
     | dict.fromkeys((*FP4, "mxfp8"), Support("part", "unpacks the weights"))
     | {"gptq:int4": Support("yes", "needs gptqmodel")},
+    group_sizes=LOADED["transformers"],
     kv_cache=Support("part", "rounds keys and values, and stores them in full"),
 )
 

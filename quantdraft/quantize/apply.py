@@ -24,6 +24,7 @@ from quantdraft.quantize.backends import BACKENDS
 from quantdraft.quantize.backends.job import QuantizationJob
 from quantdraft.quantize.calibration import calibration_data
 from quantdraft.quantize.fitting import fit_recipe
+from quantdraft.quantize.inner_mtp import keep_mtp
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
@@ -79,6 +80,7 @@ def apply(
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
+        keep_mtp(source, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)
@@ -140,6 +142,7 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
         f"Checked: {checked}.",
         f"Ledger:  {ledger['sentence']}",
         f"         {ledger['head_advice']}",
+        f"MTP:     {ledger.get('mtp')}",
     ]
     return [line for line in lines if not line.endswith("None")]
 

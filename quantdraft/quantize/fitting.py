@@ -8,12 +8,17 @@ group is stacked with its rows. NVFP4 has one scale a matrix, which llm-compress
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.heads.inside import inner_mtp, inner_patterns
+from quantdraft.checkpoints.parts import has_experts, is_stacked
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import RecipeError
+from quantdraft.quantize.group_sizes import largest_group, loading_engines
 from quantdraft.quantize.ledger import untied_tensors
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
 from quantdraft.quantize.recipe_formats import formats_by_module
@@ -30,9 +35,17 @@ def fit_recipe(recipe: Recipe, source: Checkpoint, head: DraftHead | None) -> Re
 
     Raises RecipeError where it does not fit.
     """
-    fitted = recipe if head is None else recipe_for_head(recipe, head)
+    fitted = _without_mtp(recipe, source) if head is None else recipe_for_head(recipe, head)
     _require_applicable(fitted, source)
     return fitted
+
+
+def _without_mtp(recipe: Recipe, source: Checkpoint) -> Recipe:
+    """Add the draft's own MTP layers to the recipe's `ignore`: engines read parts of them raw."""
+    patterns = inner_patterns(inner_mtp(source))
+    if recipe.is_identity or not patterns:
+        return recipe
+    return recipe.model_copy(update={"ignore": (*recipe.ignore, *patterns)})
 
 
 def recipe_for_head(recipe: Recipe, head: DraftHead) -> Recipe:
@@ -95,6 +108,8 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
         )
+    if recipe.scheme != "none":
+        _require_known_experts(recipe, source)
     if recipe.modifiers is None and recipe.scheme != "none":
         _require_whole_groups(recipe, source)
 
@@ -104,6 +119,7 @@ def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
     formats = formats_by_module(recipe, tensors)
     if not formats:
         raise RecipeError(f"recipe {recipe.name!r} ignores every layer of '{source.path}'.")
+    shapes = {module: tensors[f"{module}.weight"].shape for module in formats}
     for module, fmt in formats.items():
         info = tensors[f"{module}.weight"]
         columns = info.shape[1]
@@ -115,10 +131,35 @@ def _require_whole_groups(recipe: Recipe, source: Checkpoint) -> None:
                 f"recipe {recipe.name!r}: '{module}' holds {info.dtype}, not 16- or 32-bit floats."
             )
         if group_size is not None and columns % group_size:
-            smaller = f"copy the recipe and set group_size: {math.gcd(columns, 128)}, or "
-            is_fixed = fmt.block is not None or fmt.kind != "int"
             raise RecipeError(
                 f"recipe {recipe.name!r}: '{module}' has {columns} inputs, which groups of "
-                f"{group_size} do not divide. To go on, {'' if is_fixed else smaller}"
+                f"{group_size} do not divide. To go on, {_smaller_groups(fmt, shapes)}"
                 "use a recipe with one scale per row (int8, fp8)."
             )
+
+
+def _smaller_groups(fmt: WeightFormat, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the option that gives groups which divide every width, and who loads them."""
+    size = largest_group(shape[1] for shape in shapes.values())
+    if fmt.block is not None or fmt.kind != "int" or fmt.library == "bitsandbytes" or size is None:
+        return ""
+    matrices = {module: (shape[0], shape[1]) for module, shape in shapes.items()}
+    engines = loading_engines(replace(fmt, group_size=size), matrices)
+    return f"add --set group_size={size} ({engines}), or "
+
+
+def _require_known_experts(recipe: Recipe, source: Checkpoint) -> None:
+    """Refuse experts that a back end would leave in floats, or store under names of its own."""
+    for name, info in source.tensors.items():
+        if is_stacked(name, info):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: {name!r} holds {info.shape[0]} experts in one tensor, "
+                "which llm-compressor would store under names that engines do not know. Experts "
+                "that are stored one by one (Qwen3-MoE, Mixtral, DeepSeek) can be quantized."
+            )
+    if recipe.backend in {"bitsandbytes", "gptqmodel"} and has_experts(source.tensors):
+        raise RecipeError(
+            f"recipe {recipe.name!r}: {recipe.backend} works through transformers, which holds the "
+            f"experts of '{source.path}' in one tensor a layer: they would stay in floats. Use "
+            "a recipe of llm-compressor (int4, fp8, int8, int4-gptq)."
+        )

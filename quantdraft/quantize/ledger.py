@@ -1,43 +1,57 @@
 """The byte ledger: bytes that a draft step reads, by part, before and after a recipe.
 
-A draft step at batch 1 reads every weight once, one row of the embedding table, and the keys and
-values of the context. `step_bytes` says what follows from the sums. No model is run.
+A draft step at batch 1 reads every weight once, but of routed experts those that one token uses,
+and nothing of a tower for pictures; one row of the embedding table; and the keys and values of the
+context. `step_bytes` says what follows from the sums. No model is run.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.dense_view import cache_bits
 from quantdraft.checkpoints.formats import BOOKKEEPING_SUFFIXES
 from quantdraft.checkpoints.heads.head import draft_head
+from quantdraft.checkpoints.heads.inside import inner_mtp, inner_names, kept_text
+from quantdraft.checkpoints.parts import (
+    has_experts,
+    is_routed,
+    largest_expert,
+    num_experts,
+    num_experts_per_token,
+    tower_tensors,
+)
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, kv_scales
-from quantdraft.checkpoints.weights import ELEMENT_BYTES, TensorInfo
+from quantdraft.checkpoints.weights import TensorInfo
+from quantdraft.errors import CheckpointError
+from quantdraft.quantize.cached_bytes import CachedBytes, cached_bytes
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import formats_by_module, has_one_group
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.step_bytes import HeadOption, Ledger, ledger_summary
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]
+ATTENTION = r"\b(self_attn|attn|attention|self_attention|linear_attn|mamba|mixer|conv)\b"
 LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none it saves nothing
 
 
 def byte_ledger(checkpoint: Checkpoint) -> Ledger:
     """Return the ledger of a checkpoint as it is, full precision or quantized."""
-    cache = (checkpoint.quantization or {}).get("kv_cache_scheme") or {}
-    kv_bytes = _kv_bytes(checkpoint, cache.get("num_bits"))
-    return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head, kv_bytes)
+    cached = _cached_bytes(checkpoint, cache_bits(checkpoint.quantization))
+    return _ledger(checkpoint, checkpoint.tensors, checkpoint.has_tied_head, cached)
 
 
 def project(checkpoint: Checkpoint, recipe: Recipe) -> Ledger:
     """Return the ledger of what the recipe would make of a full-precision checkpoint."""
     tensors = projected_tensors(checkpoint, recipe)
     is_tied = checkpoint.has_tied_head and recipe.lm_head == "keep"
-    kv_bytes = _kv_bytes(checkpoint, None if recipe.kv_cache == "keep" else 8)
-    return _ledger(checkpoint, tensors, is_tied, kv_bytes)
+    cached = _cached_bytes(checkpoint, None if recipe.kv_cache == "keep" else 8)
+    return _ledger(checkpoint, tensors, is_tied, cached)
 
 
 def weigh_recipe(
@@ -53,13 +67,15 @@ def weigh_recipe(
     after = project(source, recipe) if candidate is None else byte_ledger(candidate)
     draft = draft_head(source)
     has_options = recipe.modifiers is None and (draft is None or draft.can_quantize_head)
-    return ledger_summary(
+    summary = ledger_summary(
         byte_ledger(source),
         after,
         context_length=judged_context(recipe),
         head=head_options(source, recipe) if has_options else (),
         min_speedup=min_speedup,
     )
+    inner = inner_mtp(source)
+    return summary | ({"mtp": kept_text(inner)} if inner else {})
 
 
 def judged_context(recipe: Recipe) -> int:
@@ -88,11 +104,13 @@ def part_of(name: str) -> Part:
     module = name.rpartition(".")[0]
     if re.fullmatch(EMBEDDINGS, module):
         return "embedding"
-    if module.split(".")[-1] == HEAD or module.endswith("shared_head.head"):
+    if module.split(".")[-1] in {HEAD, "embed_out"} or module.endswith("shared_head.head"):
         return "head"
     if "norm" in module.split(".")[-1] or re.search(r"\bln_\w+$", module):
         return "norms"
-    if re.search(r"\b(self_attn|attn|attention|self_attention|linear_attn)\b", module):
+    if re.search(
+        r"\b(self_attn|attn|attention|self_attention|linear_attn|mamba|mixer|conv)\b", module
+    ):
         return "attention"
     if re.search(r"\b(mlp|feed_forward|ffn|experts|block_sparse_moe)\b", module):
         return "mlp"
@@ -112,45 +130,74 @@ def head_options(checkpoint: Checkpoint, recipe: Recipe) -> tuple[HeadOption, ..
 
 
 def _ledger(
-    checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], is_tied: bool, kv_bytes: int
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, TensorInfo],
+    is_tied: bool,
+    cached: CachedBytes,
 ) -> Ledger:
     sums: dict[str, int] = dict.fromkeys(("attention", "mlp", "head", "norms", "other"), 0)
-    row_bytes, head = 0, draft_head(checkpoint)
+    row_bytes, head, towers = 0, draft_head(checkpoint), tower_tensors(tensors)
+    num_used, num_routed = _expert_counts(checkpoint) if head is None else (0, 0)
+    expert_bytes = 0
+    inner = frozenset(inner_names(tensors) if head is None else ())
     for name, info in tensors.items():
+        if name in inner:  # MTP layers of a whole model
+            continue
         part = part_of(name)
+        if head is None and name in towers:
+            continue
         if part == "embedding" or (head is not None and head.is_looked_up(name)):
             row_bytes += replace(info, shape=info.shape[1:]).num_bytes
         elif head is not None and head.is_unread(name):
             continue
         elif not name.endswith(BOOKKEEPING_SUFFIXES):
-            sums[part] += info.num_bytes if head is None else head.bytes_read(name, info)
+            if num_routed and is_routed(name):
+                expert_bytes += info.num_bytes
+            else:
+                sums[part] += info.num_bytes if head is None else head.bytes_read(name, info)
+    if num_routed:
+        expert_bytes = math.ceil(expert_bytes * num_used / num_routed)
     if head is not None:
         sums["head"] += head.shared_head_bytes
     elif is_tied:
         sums["head"] += tensors[checkpoint.embedding_name].num_bytes
     return Ledger(
         attention_bytes=sums["attention"],
-        mlp_bytes=sums["mlp"],
+        mlp_bytes=sums["mlp"] + expert_bytes,
         head_bytes=sums["head"],
         embedding_row_bytes=row_bytes,
         norms_bytes=sums["norms"],
         other_bytes=sums["other"],
-        kv_bytes_per_context_token=kv_bytes,
+        kv_bytes_per_context_token=cached.kv,
+        windowed_kv_bytes_per_context_token=cached.windowed_kv,
+        window=cached.window,
+        state_bytes=cached.state,
+        expert_bytes=expert_bytes,
+        num_experts=num_routed,
+        num_experts_per_token=num_used,
     )
 
 
-def _kv_bytes(checkpoint: Checkpoint, num_bits: int | None) -> int:
-    """Return bytes of one token's keys and values; num_bits None: in the embedding's float type."""
+def _expert_counts(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return how many routed experts a token uses, and of how many; (0, 0) without any.
+
+    Raises CheckpointError where the config does not say it.
+    """
+    if not has_experts(checkpoint.tensors):
+        return 0, 0
+    config = checkpoint.text_config
+    total = num_experts(config) or 1 + largest_expert(checkpoint.tensors)
+    used = num_experts_per_token(config)
+    if used is None:
+        raise CheckpointError(
+            f"'{checkpoint.path}' holds experts, and its config.json does not say how many of them "
+            "a token uses. Set 'num_experts_per_tok' in it."
+        )
+    return min(used, total), total
+
+
+def _cached_bytes(checkpoint: Checkpoint, num_bits: int | None) -> CachedBytes:
     head = draft_head(checkpoint)
     if head is not None:
-        return head.kv_bytes_per_context_token
-    config = checkpoint.text_config
-    num_layers = config.get("num_hidden_layers") or config.get("n_layer") or 0
-    num_heads = config.get("num_attention_heads") or config.get("n_head") or 0
-    hidden_size = config.get("hidden_size") or config.get("n_embd") or 0
-    head_dim = config.get("head_dim") or (hidden_size // num_heads if num_heads else 0)
-    num_kv_heads = config.get("num_key_value_heads") or num_heads
-    element_bytes = ELEMENT_BYTES[checkpoint.tensors[checkpoint.embedding_name].dtype]
-    if num_bits is not None:
-        element_bytes = num_bits // 8
-    return int(2 * num_layers * num_kv_heads * head_dim * element_bytes)
+        return CachedBytes(head.kv_bytes_per_context_token)
+    return cached_bytes(checkpoint, num_bits)

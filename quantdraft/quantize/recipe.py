@@ -96,7 +96,8 @@ class Recipe(BaseModel):
     backend: Backend
     scheme: Scheme | None = None
     method: Method = "rtn"
-    group_size: int | None = None  # of integer weights that share a scale
+    # Of integer weights that share a scale. Smaller ones no kernel has.
+    group_size: int | None = Field(default=None, ge=8)
     iterations: int = Field(default=200, ge=1)  # autoround: tuning steps a layer
     ignore: tuple[str, ...] = ("lm_head",)
     lm_head: HeadLever = "keep"
@@ -105,6 +106,7 @@ class Recipe(BaseModel):
     requires: Requires | None = None
     notes: str | None = None  # what a user should know before choosing it
     modifiers: dict[str, dict[str, Any]] | None = None  # llm-compressor's own, verbatim
+    changes: dict[str, Any] = {}  # what `--set` made of a file's recipe; no file has it
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -259,4 +261,6 @@ def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
         raise RecipeError(f"{shown}: {all_problems(error, kind)}") from error
     if recipe.name != path.stem:
         raise RecipeError(f"{shown}: name {recipe.name!r} differs from the file's, {path.stem!r}.")
+    if isinstance(recipe, Recipe) and "changes" in recipe.model_fields_set:
+        raise RecipeError(f"{shown}: 'changes' is what `--set` records. Change the field itself.")
     return recipe

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from quantdraft.checkpoints.formats import SCHEMES, WeightFormat
+from quantdraft.checkpoints.parts import kept_patterns
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, linear_modules, matches
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.errors import UndefinedMetricError
@@ -52,21 +53,24 @@ def has_one_group(recipe: Recipe) -> bool:
     return head_format(recipe) in {None, weight_format(recipe)}
 
 
-def ignored_names(recipe: Recipe) -> list[str]:
+def ignored_names(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Return patterns of the modules that stay as they are, for the quantization config.
 
     They are not anchored: an engine may load a draft under a prefix ('draft_model.lm_head').
+    tensors: the draft's; its routers, towers and the like are named too
     """
     names = [n for n in recipe.ignore if n != HEAD or recipe.lm_head == "keep"]
     if recipe.lm_head == "keep" and HEAD not in names:
         names.append(HEAD)
     patterns = [n if n.startswith("re:") else f"re:(.*\\.)?{re.escape(n)}$" for n in names]
-    return [*patterns, f"re:{EMBEDDINGS}$"]
+    kept = [pattern for pattern in kept_patterns(tensors) if pattern not in patterns]
+    return [*patterns, *kept, f"re:{EMBEDDINGS}$"]
 
 
 def formats_by_module(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> dict[str, WeightFormat]:
     """Return the modules that the recipe quantizes with their formats, in order of `tensors`."""
-    body, head, ignored = weight_format(recipe), head_format(recipe), ignored_names(recipe)
+    body, head = weight_format(recipe), head_format(recipe)
+    ignored = ignored_names(recipe, tensors)
     if body is None:
         return {}
     return {

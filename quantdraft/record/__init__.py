@@ -28,10 +28,9 @@ from quantdraft.record.evaluation import (
     RECORD_FILE,
     Bench,
     Evaluation,
-    read_bench,
-    read_evaluation,
     write_evaluation,
 )
+from quantdraft.record.reading import read_bench, read_evaluation
 from quantdraft.record.served import Served, ServedArm, ServedRequest
 from quantdraft.record.terms import ARMS, MIN_PROMPTS, Arm, Interval
 from quantdraft.record.timing import (

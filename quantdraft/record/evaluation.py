@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantdraft.common.files import read_record, write_json
+from quantdraft.common.files import write_json
 from quantdraft.record.acceptance import (
     AcceptanceComparison,
     AcceptanceRule,
@@ -136,13 +136,3 @@ class Bench:
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write the record, whole or not at all."""
     write_json(path, evaluation)
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Read a record; an unknown schema version or a foreign file is a clear error."""
-    return read_record(path, Evaluation, EVALUATION_SCHEMA_VERSION)
-
-
-def read_bench(path: Path) -> Bench:
-    """Read a bench.json; an unknown schema version or a foreign file is a clear error."""
-    return read_record(path, Bench, BENCH_SCHEMA_VERSION)

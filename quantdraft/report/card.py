@@ -89,7 +89,7 @@ def base_model(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -
     measured = model_name(evaluation.provenance, "baseline") if evaluation else ""
     name = str(draft.get("name") or measured)
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    return name if is_hub_id else PurePath(name).name or None
+    return name.partition("@")[0] if is_hub_id else PurePath(name).name or None
 
 
 def _what(recipe: dict[str, Any], base: str | None, gguf_type: str | None) -> str:

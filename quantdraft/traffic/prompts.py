@@ -15,8 +15,16 @@ from typing import Any
 
 from quantdraft.common.documents import require_unicode
 from quantdraft.errors import TrafficError, nearest
+from quantdraft.traffic.bounds import TookTooLong, bounded
 from quantdraft.traffic.jsonl import LineReader, located_entries, shorten
 
+MAX_TEMPLATE_SECONDS = 10.0  # of the processor, for one chat; a template takes a millisecond
+MAX_TEMPLATE_BYTES = 1 << 30
+MAX_CHAT_CHARACTERS = 64 * 2**20
+_TOO_LARGE = (
+    "the tokenizer's chat template makes a text of one chat that is larger than any model reads: "
+    "it was stopped. Read chat_template of the target's directory."
+)
 PROMPT_KEYS = ("prompt", "messages", "conversations")
 _ANSWERERS = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
 _ROLES = {"human": "user", "user": "user", "system": "system"}
@@ -86,13 +94,24 @@ def chat_text(messages: Iterable[dict[str, str]], tokenizer: Any) -> str:
             "the prompts are chats, but the target's tokenizer has no chat template. Give prompts "
             "as 'prompt' text, or put a chat_template.jinja into the target's directory."
         )
+    turns = list(messages)
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        with bounded(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_BYTES):
+            text = str(
+                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            )
+    except TookTooLong:
+        raise TrafficError(
+            f"the tokenizer's chat template needs more than {MAX_TEMPLATE_SECONDS:g} seconds for "
+            "one chat: it was stopped. Read chat_template of the target's directory."
+        ) from None
+    except MemoryError:
+        raise TrafficError(_TOO_LARGE) from None
     except Exception as error:  # templates raise many types: jinja2, ValueError, TypeError
         raise TrafficError(f"the tokenizer's chat template refuses a chat: {error}") from error
-    return str(text)
+    if len(text) > MAX_CHAT_CHARACTERS:
+        raise TrafficError(_TOO_LARGE)
+    return text
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
 from quantdraft.measure.latency.timing_plan import KeepPart, TimingPlan, keep_parts
 from quantdraft.measure.models import source_of
 from quantdraft.measure.settings import below_1
-from quantdraft.quantize.recipe import load_recipe
+from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.record import BENCH_SCHEMA_VERSION, Bench
 from quantdraft.record.choices import ModeChoice
 from quantdraft.record.provenance import command_line, environment, model_identity
@@ -50,6 +50,7 @@ class BenchSettings:
     shape: str | None = None
     target_shape: str | None = None
     recipes: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipes that have the field
     batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     context_lengths: tuple[int, ...] = DEFAULT_CONTEXT_LENGTHS
     new_tokens: tuple[int, ...] = DEFAULT_WIDTHS
@@ -77,8 +78,8 @@ class BenchSettings:
         if self.shape is None:
             if not self.candidates:
                 yield "nothing to time: give a CANDIDATE, or --shape NAME."
-            if self.recipes or self.target_shape:
-                yield "--recipes and --target-shape go with --shape."
+            if self.recipes or self.target_shape or self.changes:
+                yield "--recipes, --set and --target-shape go with --shape."
         elif self.candidates or self.target or self.baseline:
             yield "--shape has random weights: give no CANDIDATE, --target or --baseline."
         if self.seconds <= 0:
@@ -160,6 +161,7 @@ def _keep_in(
     inputs = {
         "arms": {name: _identity(source) for name, source in contenders.sources.items()},
         "shape": [settings.shape, settings.target_shape, settings.recipes],
+        **({"changes": dict(settings.changes)} if settings.changes else {}),
         "new_tokens": settings.new_tokens,
         "seconds": settings.seconds,
         "mode": settings.mode,
@@ -180,10 +182,9 @@ def contenders_of(settings: BenchSettings) -> Contenders:
 def _open_random(settings: BenchSettings, shape: str) -> Contenders:
     draft = shape_checkpoint(shape)
     sources: dict[str, WeightSource] = {BASELINE: RandomWeights(draft, None)}
-    for name in settings.recipes:
-        recipe = load_recipe(name)
+    for recipe in load_all_changed(settings.recipes, settings.changes)[0]:
         if recipe.is_identity:
-            raise OptionError(f"recipe {name!r} quantizes nothing: the control arm is that.")
+            raise OptionError(f"recipe {recipe.name!r} quantizes nothing: the control arm is that.")
         sources[recipe.name] = RandomWeights(draft, recipe)
     if settings.target_shape is not None:
         sources[TARGET] = RandomWeights(shape_checkpoint(settings.target_shape), None, seed=1)

@@ -13,9 +13,16 @@ from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_com
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.errors import OptionError, RecipeError
 from quantdraft.judge.verdict.policy import load_policy
+from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import byte_ledger, head_options, judged_context, project
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe
-from quantdraft.record.step_bytes import estimated_cost_ratio, ledger_summary
+from quantdraft.record.step_bytes import (
+    Ledger,
+    estimated_cost_ratio,
+    experts_sentence,
+    ledger_summary,
+    verify_bytes_ratio,
+)
 from quantdraft.record.terms import MAX_K, USUAL_K
 from quantdraft.record.wording import UNDEFINED, num_bytes, times
 from quantdraft.report.blocks import Table
@@ -40,6 +47,9 @@ class Preflight:
     findings: tuple[PairingFinding, ...]
     num_speculative_tokens: int
     outlooks: tuple[RecipeOutlook, ...]
+    experts: str | None = (
+        None  # what a verification reads of the target's experts, where it has any
+    )
 
     def lines(self) -> list[str]:
         """Return the lines of the terminal: the findings, a table of recipes, the answer."""
@@ -49,6 +59,8 @@ class Preflight:
             shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
             shown += [tables.table(_outlook_table(self.outlooks))]
             shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
+        if self.experts is not None:
+            shown += [screen.wrapped(self.experts)]
         answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
         return [*shown, "", f"Target and draft are {answer}."]
 
@@ -73,35 +85,35 @@ def check(
     for checkpoint in opened:
         require_tokenizer(checkpoint)
     findings = check_pairing(target_path, draft_path)
-    return Preflight(
-        is_compatible=is_compatible(findings),
-        findings=findings,
-        num_speculative_tokens=num_speculative_tokens,
-        outlooks=_outlooks(*opened, num_speculative_tokens, min_speedup)
-        if is_compatible(findings)
-        else (),
-    )
+    k = num_speculative_tokens
+    if not is_compatible(findings):
+        return Preflight(False, findings, k, ())
+    of_target = byte_ledger(opened[0])
+    outlooks = _outlooks(of_target, opened[1], k, min_speedup)
+    return Preflight(True, findings, k, outlooks, experts_sentence(of_target, k))
 
 
 def _outlooks(
-    target: Checkpoint, draft: Checkpoint, k: int, min_speedup: float
+    of_target: Ledger, draft: Checkpoint, k: int, min_speedup: float
 ) -> tuple[RecipeOutlook, ...]:
     if draft.quantization is not None:
         return ()  # what a recipe would make of it is known for full-precision drafts only
     before = byte_ledger(draft)
-    cost_ratio = estimated_cost_ratio(before, byte_ledger(target))
+    cost_ratio = estimated_cost_ratio(before, of_target)
     outlooks = []
     for name in bundled_recipe_names():
         recipe = load_recipe(name)
         if recipe.is_identity:
             continue
         try:
+            recipe = fit_recipe(recipe, draft, None)
             summary = ledger_summary(
                 before,
                 project(draft, recipe),
                 context_length=judged_context(recipe),
                 num_speculative_tokens=k,
                 cost_ratio=cost_ratio,
+                verify_ratio=verify_bytes_ratio(of_target, k),
                 head=head_options(draft, recipe),
                 min_speedup=min_speedup,
             )
@@ -133,6 +145,17 @@ def _row(recipe: str, summary: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _refusals(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
+    """Yield why recipes cannot be applied: each reason once, with the names of its recipes."""
+    names: dict[str, list[str]] = {}
+    for each in outlooks:
+        if each.reason is not None:
+            reason = each.reason.removeprefix(f"recipe {each.recipe!r}: ")
+            names.setdefault(reason, []).append(each.recipe)
+    for reason, recipes in names.items():
+        yield f"{', '.join(recipes)}: {reason}"
+
+
 def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
     """Yield what the columns mean, what cannot be applied, and what the head would add."""
     known = [each.summary for each in outlooks if each.summary is not None]
@@ -143,7 +166,7 @@ def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
         "Step: the bytes that a draft step reads, before and after, so how much faster it gets at "
         f"most. Overall: with the target's step{at}.{asked}"
     )
-    yield from (f"{each.recipe}: {each.reason}" for each in outlooks if each.reason is not None)
+    yield from _refusals(outlooks)
     # Of the recipe that leaves the fewest bytes for the rest.
     yield from (
         each.summary["head_advice"]

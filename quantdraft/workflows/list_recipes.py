@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from quantdraft.engines.kernels import KERNELS
 from quantdraft.engines.registry import support_tables
@@ -16,9 +19,9 @@ from quantdraft.quantize.recipe import (
     bundled_path,
     bundled_recipe_names,
     bundled_sweep_names,
-    load_recipe,
     load_sweep,
 )
+from quantdraft.quantize.recipe_changes import load_all_changed, load_changed
 from quantdraft.quantize.recipe_formats import weight_format
 from quantdraft.report.views.screen import Screen, here
 
@@ -106,10 +109,13 @@ class Entry:
         return " ".join(parts) or "No engine loads it as a draft."
 
 
-def listing(screen: Screen | None = None) -> list[str]:
-    """Return every bundled recipe and sweep as lines. screen: None: what stdout is now"""
+def listing(screen: Screen | None = None, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """Return every bundled recipe and sweep as lines.
+
+    screen: None: what stdout is now. changes: fields of recipes, for those that have them
+    """
     screen = screen or here()
-    found = {entry.recipe.name: entry.sentences() for entry in catalogue()}
+    found = {entry.recipe.name: entry.sentences() for entry in catalogue(changes)}
     for name in bundled_sweep_names():
         sweep = load_sweep(name)
         how = f"a sweep over {', '.join(sweep.recipes)}: quantdraft sweep --recipes {name}"
@@ -122,9 +128,10 @@ def listing(screen: Screen | None = None) -> list[str]:
     return [*lines, screen.wrapped(LEGEND)]
 
 
-def catalogue() -> tuple[Entry, ...]:
-    """Return every bundled recipe, by name."""
-    return tuple(entry_of(load_recipe(name)) for name in bundled_recipe_names())
+def catalogue(changes: Mapping[str, Any] | None = None) -> tuple[Entry, ...]:
+    """Return every bundled recipe, by name; with changes, those that can take them, changed."""
+    recipes, unchanged = load_all_changed(bundled_recipe_names(), changes)
+    return tuple(entry_of(recipe) for recipe in recipes if recipe.name not in unchanged)
 
 
 def entry_of(recipe: Recipe) -> Entry:
@@ -141,23 +148,23 @@ def entry_of(recipe: Recipe) -> Entry:
     )
 
 
-def recipes_json(name: str | None = None) -> str:
+def recipes_json(name: str | None = None, changes: Mapping[str, Any] | None = None) -> str:
     """Return every recipe and sweep as a JSON list, or the one of that name or path."""
     if name in bundled_sweep_names():
         return json.dumps(_plain_sweep(name), indent=1)
     if name is not None:
-        recipe = load_recipe(name)
+        recipe = load_changed(name, changes)
         plain = recipe.model_dump(mode="json") if recipe.modifiers else entry_of(recipe).as_dict()
         return json.dumps(plain, indent=1)
     sweeps = [_plain_sweep(each) for each in bundled_sweep_names()]
-    return json.dumps([*(entry.as_dict() for entry in catalogue()), *sweeps], indent=1)
+    return json.dumps([*(entry.as_dict() for entry in catalogue(changes)), *sweeps], indent=1)
 
 
 def _plain_sweep(name: str) -> dict[str, Any]:
     return {"kind": "sweep", **load_sweep(name).model_dump(mode="json")}
 
 
-def recipe_text(name: str) -> str:
+def recipe_text(name: str, changes: Mapping[str, Any] | None = None) -> str:
     """Return the file of a recipe or sweep, with comments on what machine and engines do with it.
 
     name: a bundled one's, or a path. The text is a valid recipe file.
@@ -165,7 +172,11 @@ def recipe_text(name: str) -> str:
     path = Path(name) if name.endswith((".yaml", ".yml")) else bundled_path(name)
     if path.stem in bundled_sweep_names() and path == bundled_path(path.stem):
         return path.read_text(encoding="utf-8").rstrip()
-    recipe, text = load_recipe(name), path.read_text(encoding="utf-8").rstrip()
+    recipe, text = load_changed(name, changes), path.read_text(encoding="utf-8").rstrip()
+    if recipe.changes:
+        plain = recipe.model_dump(mode="json", exclude_unset=True, exclude={"changes"})
+        text = f"# {path.stem}, changed by --set. The file is to be called {recipe.name}.yaml.\n"
+        text += yaml.safe_dump(plain, sort_keys=False).rstrip()
     if recipe.modifiers is not None:
         return text
     entry = entry_of(recipe)

@@ -210,3 +210,106 @@ def test_scales_without_a_config_are_refused_before_a_model_runs(
     (tmp_path / "fp8" / "hf_quant_config.json").unlink()
     with pytest.raises(CheckpointError, match="no quantization at all"):
         load_model(tmp_path / "fp8", torch.float32, CPU)
+
+
+def test_a_quantized_cache_rounds_keys_and_values_by_the_files_scales(
+    tiny_pair: Pair, tmp_path: Path
+) -> None:
+    from transformers import DynamicCache
+
+    store_fp8(tiny_pair.draft, tmp_path / "fp8", input_scale=0.01)
+    plain = load_model(tmp_path / "fp8", torch.float32, CPU)
+    file, own = tmp_path / "fp8" / "model.safetensors", tmp_path / "fp8" / "hf_quant_config.json"
+    stored = load_file(file)
+    layers = {n.split(".self_attn.")[0] for n in stored if ".self_attn." in n}
+    for layer in layers:
+        stored[f"{layer}.self_attn.k_proj.k_scale"] = torch.tensor(0.5)
+        stored[f"{layer}.self_attn.v_proj.v_scale"] = torch.tensor(0.25)
+    save_file(stored, file, metadata={"format": "pt"})
+    said = json.loads(own.read_text())["quantization"]
+    own.write_text(json.dumps({"quantization": said | {"kv_cache_quant_algo": "FP8"}}))
+
+    def rounded(values: Any, scale: float) -> Any:
+        return (values / scale).clamp(-448, 448).to(E4M3).float() * scale
+
+    class Rounding(DynamicCache):
+        def update(self, keys: Any, values: Any, *rest: Any, **named: Any) -> Any:
+            return super().update(rounded(keys, 0.5), rounded(values, 0.25), *rest, **named)
+
+    found, ids = load_model(tmp_path / "fp8", torch.float32, CPU), torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        wanted = plain(ids, past_key_values=Rounding()).logits
+        assert torch.allclose(found(ids).logits, wanted, atol=1e-6)
+        assert not torch.allclose(plain(ids).logits, wanted, atol=1e-6)
+    own.write_text(json.dumps({"quantization": said | {"kv_cache_quant_algo": "NVFP4"}}))
+    with pytest.raises(CheckpointError, match="of the kind 'NVFP4'; read is FP8"):
+        load_model(tmp_path / "fp8", torch.float32, CPU)
+
+
+def test_fp8_experts_have_their_inputs_rounded_though_they_are_no_modules(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    file, stored = tmp_path / "model.safetensors", {}
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        stored[name] = tensor
+        if ".experts." in name:
+            stored[name] = tensor.to(E4M3)
+            stored[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(stored, file, metadata={"format": "pt"})
+    own = json.loads((tmp_path / "config.json").read_text())
+    others = ["self_attn", "gate"]
+    own["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    own["quantization_config"]["modules_to_not_convert"] = others
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    model = load_model(tmp_path, torch.float32, CPU)
+    experts = model.model.layers[0].mlp.experts
+    inputs = random(3, 32)
+    with torch.no_grad():
+        chosen, weights = torch.tensor([[0], [1], [0]]), torch.ones(3, 1)
+        found = experts(inputs, chosen, weights)
+    fmt = stored_format(own["quantization_config"], "x.experts.0.w1")
+    assert fmt is not None
+    for row, expert in enumerate([0, 1, 0]):
+        gate_up, down = experts.gate_up_proj[expert], experts.down_proj[expert]
+        gate, up = (round_inputs(inputs[row : row + 1], fmt) @ gate_up.T).chunk(2, -1)
+        by_hand = round_inputs(torch.nn.functional.silu(gate) * up, fmt) @ down.T
+        assert torch.allclose(found[row], by_hand[0], atol=1e-6)
+
+
+def test_the_older_name_of_compressed_tensors_section_is_read(
+    tiny_pair: Pair, tmp_path: Path
+) -> None:
+    """`compression_config`, which transformers does not know: it would drop the scales."""
+    shutil.copytree(tiny_pair.draft, tmp_path / "old")
+    stored, dense = {}, {}
+    for name, tensor in load_file(tmp_path / "old" / "model.safetensors").items():
+        stored[name] = dense[name] = tensor
+        if name.endswith("_proj.weight"):
+            scale = (tensor.float().abs().amax(1, keepdim=True) / 127).to(tensor.dtype)
+            stored[name] = (tensor.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+            stored[f"{name}_scale"] = scale
+            dense[name] = stored[name].float() * scale.float()
+    save_file(stored, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    config["compression_config"] = {
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    state = load_model(tmp_path / "old", torch.float32, CPU).state_dict()
+    for name, tensor in dense.items():
+        assert torch.allclose(state[name], tensor.float(), atol=1e-6), name

@@ -39,12 +39,12 @@ def test_linear_modules_leave_out_embeddings_and_norms() -> None:
 
 
 def test_ignored_names_match_under_any_prefix() -> None:
-    ignored = ignored_names(load_recipe("int4"))
+    ignored = ignored_names(load_recipe("int4"), TENSORS)
     assert matches("lm_head", ignored)
     assert matches("draft_model.lm_head", ignored)
     assert matches("model.embed_tokens", ignored)
     assert not matches("model.layers.0.mlp.up_proj", ignored)
-    assert not matches("lm_head", ignored_names(load_recipe("int4-head8")))
+    assert not matches("lm_head", ignored_names(load_recipe("int4-head8"), TENSORS))
 
 
 def test_head_lever_gives_the_head_a_format() -> None:
@@ -69,7 +69,7 @@ def test_what_a_recipe_configures_reads_back_as_its_format() -> None:
     for name in bundled_recipe_names():
         recipe = load_recipe(name)
         if recipe.backend == "llmcompressor" and recipe.scheme != "none":
-            config = quantization_config(recipe).model_dump(mode="json")
+            config = quantization_config(recipe, TENSORS).model_dump(mode="json")
             found = stored_format(config, "model.layers.0.mlp.up_proj")
             assert found == weight_format(recipe), name
 

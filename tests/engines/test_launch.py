@@ -410,3 +410,32 @@ def test_engines_names_are_known_before_an_engine_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['quantdraft.engines.registry']"
+
+
+def test_groups_that_no_kernel_of_an_engine_has_are_refused() -> None:
+    def grouped(size: int) -> dict[str, Any]:
+        return quantized(weights={**(INT4["weights"] or {}), "group_size": size})
+
+    assert findings(grouped(64)) == []
+    (refused,) = findings(grouped(48))
+    assert refused.severity == "refuse"
+    assert "its kernels load groups of 32, 64 or 128, not of 48" in refused.message
+    awq = PLAIN | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 256}}
+    assert any("not of 256" in each.message for each in findings(awq))
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True}
+    row = PLAIN | {"quantization_config": gptq}
+    assert not any("groups" in each.message for each in findings(row))
+
+
+def test_matrices_without_a_tile_are_padded_by_vllm_and_refused_by_sglang() -> None:
+    """960 by 576 are q, k and v of SmolLM2-135M."""
+    draft = Draft(Path("d"), quantized(**INT4), {"vocab_size": 512}, {"l.qkv_proj": (960, 576)})
+    of_vllm = {each.message: each.severity for each in vllm.check(draft)}
+    (padded,) = [message for message in of_vllm if "960 outputs by 576" in message]
+    assert of_vllm[padded] == "warn"
+    assert "llm-compressor#1489" in padded
+    refused = [each.message for each in sglang.check(draft) if each.severity == "refuse"]
+    assert any("no tile for 960 outputs by 576 inputs" in message for message in refused)
+    odd = Draft(Path("d"), quantized(**INT4), None, {"l.o_proj": (128, 48)})
+    said = " ".join(each.message for each in vllm.check(odd))
+    assert "not on a CPU: its sizes are multiples of 32, and 'l.o_proj' is of 128 by 48" in said

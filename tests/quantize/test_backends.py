@@ -221,7 +221,7 @@ def test_tensors_at_a_time_give_the_bytes_of_the_whole_file(
         llmcompressor_backend.quantize(
             QuantizationJob(recipe, staged, ours, "cpu", (), lambda _message: None)
         )
-        config = quantization_config(recipe)
+        config = quantization_config(recipe, staged.tensors)
         llmcompressor.model_free_ptq(staged.path, theirs, config=config, device="cpu")
     assert weight_files(ours) == weight_files(theirs)
     for file in weight_files(ours):
@@ -294,6 +294,6 @@ def test_missing_package_names_recipe_and_extra(
 )
 def test_a_quantized_head_is_targeted_by_name(name: str, num_groups: int, targets: list[str]):
     """vLLM looks a head's scheme up by its name: 'Linear' does not cover it."""
-    groups = quantization_config(load_recipe(name)).config_groups
+    groups = quantization_config(load_recipe(name), {}).config_groups
     assert len(groups) == num_groups
     assert groups["group_0"].targets == targets

@@ -25,7 +25,7 @@ from quantdraft.errors import (
     PairingError,
     VerdictError,
 )
-from quantdraft.record import Evaluation, Served, ServedArm, write_evaluation
+from quantdraft.record import Evaluation, Served, ServedArm, ServedRequest, write_evaluation
 from quantdraft.workflows.export.export import ExportSettings, export
 from quantdraft.workflows.export.padding import plan_padding
 from tests.conftest import VOCAB_SIZE, Pair, save_tokenizer
@@ -137,9 +137,9 @@ def test_the_card_has_front_matter_evidence_and_verdict(
 def measured_in(dtype: str, served: str | None = None) -> Evaluation:
     """A go whose acceptance was measured in one float type, and served by vLLM in another."""
     made = evaluation()
-    engine = served and Served(
-        "vllm", "0.32.0", "cpu", served, 4, {}, True, {"candidate": ServedArm("candidate", ())}
-    )
+    answer = ServedRequest("a", 8, 1, 0.2, 0.1, 3, 12, (3, 1, 0, 0), 3.0, "identical")
+    arms = {"candidate": ServedArm("candidate", (answer,))}
+    engine = served and Served("vllm", "0.32.0", "cpu", served, 4, {}, True, arms)
     provenance = made.provenance | {"compute_dtype": dtype}
     return replace(made, provenance=provenance, served=engine or None)
 

@@ -7,6 +7,7 @@ the format says, slowly; it is never timed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from quantdraft.checkpoints.dense_view import (
 )
 from quantdraft.checkpoints.tensors.foreign import unpack_experts
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
+from quantdraft.checkpoints.tensors.rounded_cache import require_fp8_cache, round_cache
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.tensors.unpacking import (
     Unpacked,
@@ -45,17 +47,18 @@ def load_dequantized(
     rounded as the format says.
     """
     view = dense_view(checkpoint)
-    if says_cache(checkpoint.quantization):
-        raise CheckpointError(
-            f"'{checkpoint.path}' asks for a quantized cache of keys and values, which quantdraft "
-            "rounds for compressed-tensors alone. Export the draft without a quantized cache."
-        )
+    settings = checkpoint.quantization or {}
+    has_cache = says_cache(settings)
+    if has_cache:
+        require_fp8_cache(checkpoint, settings)  # before anything is read
     modules = {module.name: module for module in stored_modules(checkpoint)}
     config._experts_implementation = "eager"  # its products are those that the hooks round
     model = _build_plain(config, trust_remote_code).from_pretrained(
         None, config=config, state_dict=_read_state(checkpoint, view, modules, dtype), dtype=dtype
     )
     _round_all_inputs(checkpoint, model, modules.values())
+    if has_cache:
+        round_cache(checkpoint, model, settings)
     if (checkpoint.path / GENERATION_FILE).is_file():
         from transformers import GenerationConfig
 
@@ -177,12 +180,22 @@ class _RoundedProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _find_experts(model: Any, owner: str) -> Any:
+    """Return the layer's stacked experts, whatever transformers calls what holds them, or None."""
+    named = dict(model.named_modules())
+    found = find_module(f"{owner}.experts", named)
+    layer = re.search(r"\blayers\.\d+\.", f"{owner}.")
+    if found is None and layer is not None:
+        inside = [name for name in named if layer[0] in name and name.endswith(".experts")]
+        found = inside[0] if len(inside) == 1 else None
+    return None if found is None else named[found]
+
+
 def _round_experts(
     checkpoint: Checkpoint, model: Any, owner: str, inside: list[StoredModule]
 ) -> None:
     """Round the inputs of experts that transformers stacks; each has the same dynamic rounding."""
-    found = find_module(f"{owner}.experts", dict(model.named_modules()))
-    experts = None if found is None else model.get_submodule(found)
+    experts = _find_experts(model, owner)
     fmt = inside[0].fmt
     is_one = all(module.fmt == fmt for module in inside) and not fmt.has_static_inputs
     if experts is None or not is_one or fmt.has_input_factors:

@@ -15,10 +15,12 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
 from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
+from quantdraft.checkpoints.tensors.experts import separate_experts
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
-from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, weight_files
+from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, read_tensors, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
     CheckpointError,
@@ -33,30 +35,34 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
-    """Return a model's local directory: the path, or the Hub's snapshot of its safetensors."""
+    """Return a model's local directory: the path, or the Hub's snapshot of its safetensors.
+
+    model: a directory, or a Hub id, also with its revision, `owner/name@revision`
+    """
     path = Path(model)
     if path.is_dir():
         return path
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.exists()
-    if looks_local:
+    require_directory(path)
+    name, own = split_revision(model)
+    if model.startswith((".", "/", "~")) or name.count("/") != 1:
         raise CheckpointError(
-            f"no model directory '{model}'{' (it is a file)' if path.is_file() else ''}."
-            f"{nearest_path(path)} Give a directory or a Hub id 'owner/name'."
+            f"no model directory '{model}'.{nearest_path(path)} Give a directory or a Hub id, "
+            "'owner/name' or 'owner/name@revision'."
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                model,
-                revision=revision,
+                name,
+                revision=revision or own,
                 allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
             )
         )
     except Exception as error:  # the Hub client raises many kinds; all mean: not available
         raise CheckpointError(
             f"model '{model}' is neither a directory nor available from the Hub "
-            f"({type(error).__name__}). Check the name, the network, and HF_TOKEN."
+            f"({type(error).__name__}). Check the name, the revision, the network, and HF_TOKEN."
         ) from error
 
 
@@ -97,6 +103,7 @@ def load_model(
     trust_remote_code: bool = False,
     ignore_quantization: bool = False,
     is_unpacked: bool = True,
+    has_separate_experts: bool = False,
 ) -> Any:
     """Load a causal language model in `dtype`, on `device`, in eval mode.
 
@@ -105,6 +112,7 @@ def load_model(
 
     ignore_quantization: load what the files hold, whatever the config claims of every layer
     is_unpacked: False leaves what compressed-tensors packed as it is stored: no forward pass works
+    has_separate_experts: as `experts.separate_experts`, which compressed-tensors' are always
     """
     _silence_libraries()
     checkpoint = open_checkpoint(path)
@@ -119,7 +127,8 @@ def load_model(
                 model = load_dequantized(checkpoint, config, dtype, trust_remote_code)
                 return model.to(device)
             if quantization is None:
-                model = _load_by_transformers(path, config, dtype, trust_remote_code)
+                load = _load_experts if has_separate_experts else _load_by_transformers
+                model = load(path, config, dtype, trust_remote_code)
                 return model.to(device).eval()
             return _load_quantized(
                 checkpoint, config, dtype, device, trust_remote_code, is_unpacked
@@ -148,7 +157,7 @@ def _load_quantized(
 ) -> Any:
     """Load a quantized model that computes in `dtype`, whatever type its config names."""
     method = _get_entry(config.quantization_config, "quant_method")
-    if method not in LIBRARY_METHODS or has_column_order(checkpoint):
+    if not is_read_by_library(checkpoint):
         _drop_quantization(config)
         return load_dequantized(checkpoint, config, dtype, trust_remote_code).to(device)
     if method == "bitsandbytes":
@@ -157,7 +166,9 @@ def _load_quantized(
     if method == "compressed-tensors":
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
-    model = _load_by_transformers(checkpoint.path, config, dtype, trust_remote_code)
+    with _without_packed_modules() if method == "compressed-tensors" else contextlib.nullcontext():
+        load = _load_experts if method == "compressed-tensors" else _load_by_transformers
+        model = load(checkpoint.path, config, dtype, trust_remote_code)
     if method == "compressed-tensors":
         if not is_unpacked:
             return model.to(device).eval()
@@ -168,9 +179,19 @@ def _load_quantized(
     return model
 
 
-def has_column_order(checkpoint: Checkpoint) -> bool:
-    """Return True for compressed-tensors' columns sorted by group: its library drops the order."""
-    return any(name.endswith(".weight_g_idx") for name in checkpoint.tensors)
+def is_read_by_library(checkpoint: Checkpoint) -> bool:
+    """Return True where the format's own library dequantizes all that the files hold.
+
+    compressed-tensors drops the order of columns (`weight_g_idx`), packs by the scheme alone
+    whatever layout the config names, and does not look into `compression_config`.
+    """
+    quantization = checkpoint.quantization or {}
+    method = quantization.get("quant_method", LIBRARY_METHODS[0])
+    if method != LIBRARY_METHODS[0]:
+        return method in LIBRARY_METHODS
+    modules = stored_modules(checkpoint)
+    is_usual = all(m.fmt.own_layout is None and "weight_g_idx" not in m.parts for m in modules)
+    return is_usual and "quantization_config" in {*checkpoint.config, *checkpoint.text_config}
 
 
 def _set_entry(config: Any, key: str, value: Any) -> None:
@@ -180,6 +201,38 @@ def _set_entry(config: Any, key: str, value: Any) -> None:
 def _get_entry(quantization: Any, key: str) -> Any:
     is_dict = isinstance(quantization, dict)
     return quantization.get(key) if is_dict else getattr(quantization, key, None)
+
+
+@contextlib.contextmanager
+def _without_packed_modules() -> Iterator[None]:
+    """Keep transformers from filling modules anew whose Linears are packed: these have no weight.
+
+    It does so for what a file lacks, and Mamba's modules reach into their projections.
+    """
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel._initialize_weights
+
+    def initialize(model: Any, module: Any, *options: Any) -> None:
+        try:
+            original(model, module, *options)
+        except AttributeError:
+            linears = (child for child in module.children() if isinstance(child, torch.nn.Linear))
+            if all(hasattr(linear, "weight") for linear in linears):
+                raise
+            module._is_hf_initialized = True
+
+    PreTrainedModel._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = original
+
+
+def _load_experts(path: Path, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Load a model with its experts one by one: quantized, they have no place in one tensor."""
+    with separate_experts(config, read_tensors(path)):
+        return _load_by_transformers(path, config, dtype, trust_remote_code)
 
 
 def _load_by_transformers(
@@ -264,6 +317,8 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # the library and its tokenizers raise errors of many types
+        if (code := tokenizer_code(path)) is not None:
+            raise CheckpointError(code) from error
         raise CheckpointError(
             f"'{path}' has no usable tokenizer. Copy tokenizer.json and tokenizer_config.json of "
             "the model it was made from into it."

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.tensors.loaded_names import loaded_names
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.engines.kernels.dense import type_name
 from quantdraft.engines.native.caches import RewindableCache
@@ -22,6 +24,7 @@ from quantdraft.errors import NoKernelError
 def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
     """Load the architecture's transformers model with kernels for its quantized Linears."""
     import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
     checkpoint = source.checkpoint
     architecture = (config.architectures or ["unknown"])[0]
@@ -37,9 +40,21 @@ def load_borrowed(config: Any, source: WeightSource, linears: Linears) -> Any:
         for name in checkpoint.tensors
         if name.rpartition(".")[0] not in source.formats or name.endswith(".bias")
     }
-    model = model_class.from_pretrained(None, config=config, state_dict=plain, dtype=linears.dtype)
+    with separate_experts(config, checkpoint.tensors):
+        model = model_class.from_pretrained(
+            None, config=config, state_dict=plain, dtype=linears.dtype
+        )
+        conversions = get_model_conversion_mapping(model)
+    weights = [f"{module}.weight" for module in source.formats]
+    found = loaded_names(model, weights, conversions)
     for module in source.formats:
-        parent, _, child = module.rpartition(".")
+        if f"{module}.weight" not in found:
+            raise NoKernelError(
+                f"'{source.name}': {module!r} is quantized, and transformers' {architecture} has "
+                "no Linear of its own for it"
+            )
+        name = found[f"{module}.weight"].removesuffix(".weight")
+        parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, child, linears.one(module))
     if any(isinstance(module, nn.Linear) for module in model.modules()):
         linears.kernels.add(f"linear_{type_name(linears.dtype)}")

@@ -18,6 +18,7 @@ from torch import nn
 from quantdraft.checkpoints.checkpoint import end_token_ids, first_token_ids
 from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.configs import read_generation_config
+from quantdraft.checkpoints.dense_view import says_cache
 from quantdraft.checkpoints.stored_formats import HEAD
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.engines.kernels import kernels_for
@@ -73,7 +74,7 @@ class NativeModel:
         """Return the bytes one step reads by the ledger: weights, keys and values of every row."""
         assert self.source is not None
         ledger = self.source.ledger
-        kv_bytes = ledger.kv_bytes_per_context_token * context_length * batch_size
+        kv_bytes = ledger.cache_bytes(context_length) * batch_size
         stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
         width = self.dtype.itemsize / (4 if stored == "float32" else 2)
         return ledger.weight_bytes + int(kv_bytes * width)
@@ -91,7 +92,7 @@ def load_native(
         false_claim = claims_but_not_quantized(checkpoint)
         if false_claim is not None:
             raise NoKernelError(false_claim)
-        if (checkpoint.quantization or {}).get("kv_cache_scheme"):
+        if says_cache(checkpoint.quantization):
             raise NoKernelError("the native engine has no quantized cache of keys and values")
         if checkpoint.quantization is not None and not source.formats:
             method = checkpoint.quantization.get("quant_method")

@@ -29,9 +29,11 @@ from quantdraft.engines.support import (
 )
 from quantdraft.engines.vllm.measured import MeasuredVllm
 from quantdraft.engines.vllm.settings import speculative_config
+from quantdraft.quantize.group_sizes import LOADED, tile_problem
 
 # A draft's path that contains one of these makes vLLM pick another method than the one it is told.
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
+CPU_TILE = 32  # of inputs and of outputs, in its CPU build (mixed_precision/cpu.py)
 _ONE_GROUP = Support("no", "draft_model takes one config group (vllm#49893)")
 _BLACKWELL = Support("part", "Blackwell, or weight-only through Marlin")
 _AVX512 = Support("yes", "its kernel needs AVX-512")
@@ -44,6 +46,7 @@ LOADS = SupportTable(
     | {"int4-fp8": Support("part", "compute capability 9.0 and no other")},
     kv_cache=Support("part", "its cache is then FP8; needs compute capability 8.9"),
     several_groups=_ONE_GROUP,
+    group_sizes=LOADED["vllm"],
 )
 # Where the CPU build does not load a format, its own message.
 LOADS_ON_CPU = SupportTable(
@@ -98,6 +101,7 @@ class Vllm(Engine):
         return (
             *_path(draft),
             *self.loading(draft),
+            *padded_matrices(draft),
             *_groups(draft),
             *_names(draft),
             *_vocabulary(draft),
@@ -114,6 +118,24 @@ def _path(draft: Draft) -> Iterator[Finding]:
             "refuse",
             f"output '{draft.path}' contains {found[0]!r}: vLLM would take the draft for another "
             "method by its name. Choose another path.",
+        )
+
+
+def padded_matrices(draft: Draft) -> Iterator[Finding]:
+    """Yield matrices of grouped integers that some of its builds do not multiply by."""
+    problem = tile_problem(draft.grouped)
+    if problem is not None:
+        yield Finding(
+            "warn",
+            f"{problem}: vLLM 0.32 pads the matrix, at a cost in speed; older versions do not load "
+            "it (llm-compressor#1489).",
+        )
+    odd = [name for name, sizes in draft.grouped.items() if any(n % CPU_TILE for n in sizes)]
+    if odd:
+        yield Finding(
+            "warn",
+            f"INT4 in vLLM, not on a CPU: its sizes are multiples of {CPU_TILE}, and '{odd[0]}' is "
+            f"of {' by '.join(map(str, draft.grouped[odd[0]]))}.",
         )
 
 

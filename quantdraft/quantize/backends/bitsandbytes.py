@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantdraft.checkpoints.formats import LLM_INT8_THRESHOLD
+from quantdraft.checkpoints.parts import kept_patterns
 from quantdraft.checkpoints.stored_formats import linear_modules
 from quantdraft.common.quiet import disk_errors, quiet
 from quantdraft.quantize.backends.job import QuantizationJob
@@ -60,7 +61,11 @@ def _config(job: QuantizationJob) -> Any:
 
 
 def _skipped_modules(job: QuantizationJob) -> list[str]:
-    """Return the Linears that the recipe leaves as they are; the head is one, tied or not."""
+    """Return the Linears that the recipe leaves as they are; the head is one, tied or not.
+
+    The library reads a name as a pattern too, so that a tower is left out under any prefix.
+    """
     quantized = formats_by_module(job.recipe, job.source.tensors)
     left = [name for name in linear_modules(job.source.tensors) if name not in quantized]
-    return sorted({"lm_head", *left})
+    kept = [pattern.removeprefix("re:") for pattern in kept_patterns(job.source.tensors)]
+    return sorted({"lm_head", *left, *kept})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import HEAD
+from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.quantize.recipe_formats import head_format, ignored_names, weight_format
 
@@ -19,8 +21,11 @@ KV_CACHE_FP8 = {
 }
 
 
-def quantization_config(recipe: Recipe) -> Any:
-    """Return the QuantizationConfig of a recipe: a group for the body, and one for a head apart."""
+def quantization_config(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> Any:
+    """Return the QuantizationConfig of a recipe: a group for the body, and one for a head apart.
+
+    tensors: the draft's
+    """
     from compressed_tensors.quantization import QuantizationConfig
 
     body, head = weight_format(recipe), head_format(recipe)
@@ -32,7 +37,7 @@ def quantization_config(recipe: Recipe) -> Any:
         # To vLLM a head is no Linear: it finds the head's scheme by its name alone.
         named = [HEAD_TARGET] if head == body else []
         groups["group_0"] = scheme(body, "Linear", *named)
-    return QuantizationConfig(config_groups=groups, ignore=ignored_names(recipe))
+    return QuantizationConfig(config_groups=groups, ignore=ignored_names(recipe, tensors))
 
 
 def scheme(fmt: WeightFormat, *targets: str) -> Any:

@@ -72,7 +72,7 @@ def _quantize_files(job: QuantizationJob) -> None:
     from transformers.initialization import no_init_weights
 
     job.progress("quantizing the safetensors")
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     shutil.copyfile(job.source.path / "config.json", job.output / "config.json")
     try:
         with no_init_weights():
@@ -88,15 +88,17 @@ def _quantize_in_memory(job: QuantizationJob) -> None:
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
 
+    from quantdraft.checkpoints.tensors.experts import every_token_to_every_expert
     from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
 
     device = torch.device(job.device)
     job.progress("loading the draft")
-    model = load_model(job.source.path, pick_dtype("auto", device), device)
+    dtype = pick_dtype("auto", device)
+    model = load_model(job.source.path, dtype, device, has_separate_experts=True)
     job.start_calibration()
     batches: Any = DataLoader(job.batches(), batch_size=None, shuffle=False)  # type: ignore[arg-type]
     data = {"dataset": batches, "pipeline": "sequential"} if job.samples else {}
-    with _disable_pinning(), _show_progress(job):
+    with _disable_pinning(), _show_progress(job), every_token_to_every_expert():
         try:
             oneshot(
                 model=model,
@@ -138,7 +140,7 @@ def _rounding_modifier(job: QuantizationJob) -> Any:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     cache = None if job.recipe.kv_cache == "keep" else KV_CACHE_FP8
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     if not config.config_groups:
         return QuantizationModifier(kv_cache_scheme=cache)
     return QuantizationModifier(
@@ -166,7 +168,7 @@ def _gptq_modifier(job: QuantizationJob) -> Any:
                 )
             return bool(super().on_finalize(state, **kwargs))
 
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     modules = formats_by_module(job.recipe, job.source.tensors)
     num_modules = sum(1 for module in modules if module != HEAD)
     ReportingGPTQModifier.__name__ = "GPTQModifier"  # the library looks its arguments up by name
@@ -177,7 +179,7 @@ def _gptq_modifier(job: QuantizationJob) -> Any:
 def _autoround_modifier(job: QuantizationJob) -> Any:
     from llmcompressor.modifiers.autoround import AutoRoundModifier
 
-    config = quantization_config(job.recipe)
+    config = quantization_config(job.recipe, job.source.tensors)
     return AutoRoundModifier(
         config_groups=config.config_groups,
         ignore=config.ignore,
@@ -275,5 +277,5 @@ def _release_names(job: QuantizationJob, config: dict[str, Any]) -> None:
             name if name.startswith("re:") else f"re:(.*\\.)?{re.escape(name)}$" for name in names
         ]
     elif job.recipe.scheme != "none":
-        ours = quantization_config(job.recipe).model_dump(mode="json")
+        ours = quantization_config(job.recipe, job.source.tensors).model_dump(mode="json")
         quantization |= {key: ours[key] for key in ("config_groups", "ignore")}

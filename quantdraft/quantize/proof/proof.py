@@ -248,13 +248,21 @@ def _reference_logits(stored: ComparedWeights, device: torch.device) -> tuple[Te
 
 
 def _take_quantized_weights(model: Any, stored: ComparedWeights) -> None:
+    from quantdraft.checkpoints.tensors.loaded_names import loaded_names
     from quantdraft.quantize.proof.streamed_model import provide
 
     def read(name: str) -> list[Tensor]:
         return [stored.weight(name)]
 
+    found = loaded_names(model, [f"{name}.weight" for name in stored.formats])
     for name, fmt in stored.formats.items():
-        module = model.get_submodule(name)
+        if f"{name}.weight" not in found:
+            raise CheckpointError(
+                f"{name!r} is quantized, and transformers' {type(model).__name__} has no such "
+                "Linear: the draft's logits cannot be checked. Leave it out: add it to the "
+                "recipe's 'ignore'."
+            )
+        module = model.get_submodule(found[f"{name}.weight"].removesuffix(".weight"))
         provide(module, partial(read, name))
         scale = _static_scale(stored.candidate, name)
         module.register_forward_pre_hook(_input_rounding(fmt, scale))

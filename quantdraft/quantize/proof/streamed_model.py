@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.parts import kept_modules
+from quantdraft.checkpoints.tensors.loaded_names import loaded_names
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.checkpoints.tensors.unpacking import read_rows, read_tensor
 from quantdraft.checkpoints.weights import FLOAT_DTYPES, FLOAT_NAMES
@@ -31,16 +33,25 @@ def load_on_demand(checkpoint: Checkpoint, device: torch.device) -> Any:
     gc.collect()  # hooks and what they refer to are cycles: an earlier model is still there
     if (checkpoint.quantization or {}).get("quant_method") not in (None, "compressed-tensors"):
         return load_model(checkpoint.path, torch.float32, device)
-    model = load_model(checkpoint.path, _stored_dtype(checkpoint), device, is_unpacked=False)
+    model = load_model(
+        checkpoint.path,
+        _stored_dtype(checkpoint),
+        device,
+        is_unpacked=False,
+        has_separate_experts=True,
+    )
     if hasattr(model, "ct_decompress_hook"):  # it would unpack all at the first pass
         model.ct_decompress_hook.remove()
-    stored = {id(p): name for name, p in model.named_parameters() if name in checkpoint.tensors}
-    for module in model.modules():
+    own = dict(model.named_parameters())
+    names = loaded_names(model, checkpoint.tensors)
+    stored = {id(own[found]): name for name, found in names.items() if found in own}
+    kept = loaded_names(model, [f"{module}.weight" for module in kept_modules(checkpoint.tensors)])
+    for name, module in model.named_modules():
         if _is_packed(module):
             _unpack_when_reached(module)
-        elif _is_plain(module):
+        elif _is_plain(module) and f"{name}.weight" not in kept.values():
             provide(module, _make_reader(checkpoint, stored.get(id(module.weight)), module))
-        else:
+        else:  # also small Linears whose weight is used without their forward pass
             _to_float32(module)
     return model
 
@@ -54,11 +65,13 @@ def take_tensors(model: Any, checkpoint: Checkpoint, names: Iterable[str]) -> No
     users: dict[int, list[Any]] = {}
     for module in filter(_is_plain, model.modules()):
         users.setdefault(id(module.weight), []).append(module)
-    for name in own.keys() & set(names):
-        for module in users.get(id(own[name]), ()):
+    for name, found in loaded_names(model, names).items():
+        if found not in own or own[found].shape != checkpoint.tensors[name].shape:
+            continue
+        for module in users.get(id(own[found]), ()):
             provide(module, _read_from_file(checkpoint, name, module))
-        if id(own[name]) not in users:
-            own[name].data.copy_(read_tensor(checkpoint, name))
+        if id(own[found]) not in users:
+            own[found].data.copy_(read_tensor(checkpoint, name))
 
 
 def provide(module: Any, read: Read) -> None:

@@ -17,12 +17,16 @@ WORDS = {
     "ceiling": "Ceiling of a draft step",
     "largest_speedup": "Largest speedup over the baseline",
     "min_speedup": "Speedup asked for",
+    "windowed_kv_bytes_per_context_token": "KV bytes per context token, sliding window",
+    "window": "Sliding window, tokens",
+    "state_bytes": "Recurrent states",
     "weight_bytes": "All weights",
     "step_bytes": "Whole step",
 }
 # Keys of one draft that are no part of a step, but sums of parts.
 SUMS = ("step_bytes", "weight_bytes")
 KV = "kv_bytes_per_context_token"
+WINDOWED_KV, WINDOW = "windowed_kv_bytes_per_context_token", "window"  # of layers that see less
 
 
 def ledger_section(evaluation: Evaluation) -> Section:
@@ -46,7 +50,9 @@ def ledger_section(evaluation: Evaluation) -> Section:
 def _parts(draft: str, sizes: dict[str, Any], context_length: int) -> list[BytesPart]:
     found = {key: value for key, value in sizes.items() if key not in SUMS}
     if KV in found:
-        found["KV_bytes"] = context_length * found.pop(KV)
+        window, windowed = found.pop(WINDOW, 0), found.pop(WINDOWED_KV, 0)
+        seen = min(context_length, window)
+        found["KV_bytes"] = context_length * found.pop(KV) + seen * windowed
     return [
         BytesPart(draft, key_words(key), size, at)
         for at, (key, size) in enumerate(found.items())

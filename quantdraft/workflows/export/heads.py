@@ -15,9 +15,11 @@ from quantdraft.checkpoints.heads.captures import captured_layers, mask_token
 from quantdraft.checkpoints.heads.families import engine_method
 from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.maps import target_ids
+from quantdraft.engines import sglang
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, float_mix
 from quantdraft.engines.sglang import draft_quantization
+from quantdraft.engines.vllm import engine as vllm
 from quantdraft.engines.vllm.engine import METHOD_NAMES
 
 # vLLM takes these methods at their word; of another it asks the path first.
@@ -45,9 +47,11 @@ class HeadEngine(Engine):
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what the engine refuses, or gets wrong without a message."""
-        own = _vllm_findings if self.name == "vllm" else _sglang_findings
+        is_vllm = self.name == "vllm"
+        own = _vllm_findings if is_vllm else _sglang_findings
         return (
             *self.loading(draft),
+            *(vllm.padded_matrices if is_vllm else sglang.untiled_matrices)(draft),
             *own(self.head, draft),
             *_pairing(self.head, draft),
             *float_mix(draft),

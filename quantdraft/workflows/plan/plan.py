@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantdraft.errors import OptionError
@@ -25,6 +26,7 @@ class PlanSettings:
     ks: tuple[int, ...] = ALL_KS
     target_config: str | None = None
     draft_config: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipes that have the field
     device: str | None = None
     context_length: int = 0
 
@@ -83,6 +85,7 @@ def plan(settings: PlanSettings) -> Plan:
         settings.ks,
         device=device,
         context_length=settings.context_length,
+        changes=settings.changes,
     )
     cost = prediction.baseline.draft_cost
     assert cost is not None
@@ -130,6 +133,8 @@ def _check(settings: PlanSettings) -> None:
         )
     if not has_pair and settings.device is not None:
         raise OptionError("--device needs --target-config and --draft-config: it times bytes.")
+    if not has_pair and settings.changes:
+        raise OptionError("--set needs --target-config and --draft-config: it changes recipes.")
     if settings.context_length < 0:
         raise OptionError(f"--context-length {settings.context_length} must be at least 0.")
     if not has_pair and settings.context_length:

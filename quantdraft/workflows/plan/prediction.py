@@ -7,15 +7,18 @@ engine reaches this; it bounds what one could, at batch 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.errors import RecipeError, UndefinedMetricError
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import alpha_from_length
+from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import byte_ledger, project
-from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.quantize.recipe import Recipe, bundled_recipe_names
+from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.quantize.recipe_formats import weight_format
 from quantdraft.record.step_bytes import Ledger, ceiling, estimated_cost_ratio
 from quantdraft.workflows.plan.curve import Curve, plan_curve
@@ -64,16 +67,18 @@ def predict(
     *,
     device: Device | None = None,
     context_length: int = 0,
+    changes: Mapping[str, Any] | None = None,
 ) -> Prediction:
     """Return what the byte model says of a pair, for every bundled recipe. No weights are read.
 
+    changes: fields of recipes, for those that have them
     alpha: acceptance per token asked for of the full-precision draft; it is the user's to know
     """
     of_target, before = byte_ledger(target), byte_ledger(draft)
     cost = estimated_cost_ratio(before, of_target, context_length)
     curve = plan_curve(alpha, cost, ks)
     model = _Model(of_target, before, curve, device, context_length)
-    recipes = sorted(_recipes(draft, model), key=_order)
+    recipes = sorted(_recipes(draft, model, changes), key=_order)
     target_bytes = of_target.step_bytes(context_length)
     return Prediction(
         target=str(target.path),
@@ -138,17 +143,20 @@ class _Model:
             return None
 
 
-def _recipes(draft: Checkpoint, model: _Model) -> Iterator[RecipePrediction]:
-    for name in bundled_recipe_names():
-        recipe = load_recipe(name)
+def _recipes(
+    draft: Checkpoint, model: _Model, changes: Mapping[str, Any] | None
+) -> Iterator[RecipePrediction]:
+    for recipe in load_all_changed(bundled_recipe_names(), changes)[0]:
         if recipe.is_identity:
             continue
         try:
             reason = _no_kernel(recipe, model.device)
-            found = None if reason else model.row(name, project(draft, recipe))
+            fitted = recipe if reason else fit_recipe(recipe, draft, None)
+            found = None if reason else model.row(recipe.name, project(draft, fitted))
         except (RecipeError, UndefinedMetricError) as error:
-            found, reason = None, str(error)
-        yield found or RecipePrediction(name, reason=reason or "")
+            said = str(error).removeprefix(f"recipe {recipe.name!r}: ")
+            found, reason = None, said.removesuffix(".")
+        yield found or RecipePrediction(recipe.name, reason=reason or "")
 
 
 def _no_kernel(recipe: Recipe, device: Device | None) -> str | None:

@@ -16,11 +16,11 @@ from quantdraft.common.files import file_sha256
 from quantdraft.errors import QuantDraftError
 from quantdraft.judge.verdict.policy import load_policy, policy_of
 from quantdraft.measure.settings import SharedSettings
-from quantdraft.quantize.recipe import load_recipe
+from quantdraft.quantize.recipe import Recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.provenance import model_identity
 from quantdraft.workflows.sweep.grid import Cell
-from quantdraft.workflows.sweep.jobs import Job
+from quantdraft.workflows.sweep.jobs import ApplyJob, Job
 
 
 def with_known_runs(
@@ -38,10 +38,14 @@ def with_known_runs(
     Raises what `read_evaluation` raises for a directory that holds no run.
     """
     found: dict[str, Path] = {}
+    recipes = {job.name: job.recipe for job in jobs if isinstance(job, ApplyJob)}
+    made = {job.name: recipes[job.needs] for job in jobs if job.needs in recipes}
     for run in runs:
         record = read_evaluation(run / RECORD_FILE)
         for cell in cells:
-            if not any(_differences(record, cell, settings, target, drafts[cell.draft])):
+            if not any(
+                _differences(record, cell, made[cell.job], settings, target, drafts[cell.draft])
+            ):
                 found[cell.job] = run
     placed = [
         replace(cell, run_dir=found[cell.job]) if cell.job in found else cell for cell in cells
@@ -55,6 +59,7 @@ def with_known_runs(
 def _differences(
     record: Evaluation,
     cell: Cell,
+    recipe: Recipe,
     settings: SharedSettings,
     target: Checkpoint,
     draft: Checkpoint,
@@ -73,7 +78,6 @@ def _differences(
     yield (known.get("traffic") or {}).get("sha256") != file_sha256(cell.traffic)
     yield _weights(known, "target") != model_identity(target)["sha256"]
     yield _weights(known, "baseline") != model_identity(draft)["sha256"]
-    recipe = load_recipe(cell.recipe)
     yield recipe.needs_calibration  # the record does not say what it was calibrated on
     yield _recipe_of(known) != recipe.model_dump(mode="json")
 
@@ -93,4 +97,5 @@ def _recipe_of(provenance: Mapping[str, Any]) -> Any:
         return None
     if model_identity(candidate)["sha256"] != _weights(provenance, "candidate"):
         return None
-    return (candidate.manifest or {}).get("recipe")
+    recipe = (candidate.manifest or {}).get("recipe")
+    return {"changes": {}} | recipe if recipe else None

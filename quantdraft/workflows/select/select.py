@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads.head import require_draft_model
@@ -17,6 +18,7 @@ from quantdraft.errors import CheckpointError, OptionError, PairingError
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.ledger import byte_ledger
+from quantdraft.quantize.recipe_changes import tell_unchanged
 from quantdraft.record import RECORD_FILE, Arm, Evaluation, read_evaluation
 from quantdraft.record.terms import nearest_to_usual
 from quantdraft.report import remove_pages, try_pages, write_document
@@ -49,6 +51,7 @@ class SelectSettings:
     output: Path
     evaluations: SharedSettings = field(default_factory=SharedSettings)
     recipes: tuple[str, ...] = ()  # none: the drafts as they are
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipes that have the field
     calibration: Path | None = None
     runs: tuple[Path, ...] = ()  # finished evaluations, taken where they measured the same
     force: bool = False
@@ -83,6 +86,8 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
     with sole_writer(settings.output, is_inside=True):
         names = ("target", "drafts", "recipes", "traffic_path", "calibration")
         wanted = {name: str(getattr(settings, name)) for name in names}
+        if settings.changes:
+            wanted["changes"] = str(dict(settings.changes))
         claim_output(settings.output, wanted, "this choice", settings.force)
         cells, outcomes = _measure(settings, pairing, say)
         selection = _conclude(settings, pairing, cells, outcomes)
@@ -145,8 +150,11 @@ def _measure(
         target=settings.target,
         evaluations=settings.evaluations,
         calibration=settings.calibration,
+        changes=settings.changes,
     )
     asked, jobs = grid(sweep)
+    if settings.changes:
+        tell_unchanged(sweep.recipes, settings.changes, say)
     cells, jobs = with_known_runs(
         asked, jobs, settings.runs, settings.evaluations, pairing.target, pairing.fitting
     )

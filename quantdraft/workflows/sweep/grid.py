@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_text
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.settings import SharedSettings
-from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_recipe, load_sweep
+from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_sweep
+from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.record.choices import ExecutorChoice
 from quantdraft.traffic.domains import split_by_domain
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, Job
@@ -27,6 +29,7 @@ class SweepSettings:
     output: Path
     target: str | None = None
     evaluations: SharedSettings = field(default_factory=SharedSettings)
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the recipes that have the field
     calibration: Path | None = None
     by_domain: bool = False
     executor: ExecutorChoice = "local"
@@ -55,7 +58,7 @@ class Cell:
 
 def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
     """Return the cells and their jobs: a candidate's comes before the evaluations that need it."""
-    recipes = [load_recipe(name) for name in expand_sweeps(settings.recipes)]
+    recipes, _ = load_all_changed(expand_sweeps(settings.recipes), settings.changes)
     parts = _parts(settings)
     cells: list[Cell] = []
     jobs: list[Job] = []

@@ -12,7 +12,7 @@ from quantdraft.common.files import write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
 from quantdraft.errors import OptionError, TrafficError
-from quantdraft.quantize.recipe import load_recipe
+from quantdraft.quantize.recipe_changes import load_all_changed, tell_unchanged
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.wording import counted
 from quantdraft.report import COMPARE_AGAIN, COMPARISON_FILE, render_comparison, where
@@ -56,6 +56,8 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
         names = ("drafts", "recipes", "traffic_path", "calibration", "by_domain")
         # Who computes the grid is no part of it.
         wanted = {name: str(getattr(settings, name)) for name in names}
+        if settings.changes:
+            wanted["changes"] = str(dict(settings.changes))
         claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
@@ -64,6 +66,8 @@ def _run_grid(settings: SweepSettings, say: Say) -> SweepResult:
     cells, jobs = grid(settings if settings.executor == "local" else with_absolute_paths(settings))
     to_make = counted(len(jobs) - len(cells), "candidate")
     say(f"{counted(len(cells), 'evaluation')}, {to_make} to make: {settings.output}")
+    if settings.changes:
+        tell_unchanged(expand_sweeps(settings.recipes), settings.changes, say)
     outcomes = _run(settings, jobs)
     failed = {o.name: o.error for o in outcomes.values() if o.error is not None}
     result = SweepResult(tuple(cells), failed)
@@ -113,8 +117,7 @@ def _check(settings: SweepSettings) -> None:
 
 def _check_inputs(settings: SweepSettings) -> None:
     """Raise one error for a wrong name, before any cell is computed."""
-    for recipe in expand_sweeps(settings.recipes):
-        load_recipe(recipe)
+    load_all_changed(expand_sweeps(settings.recipes), settings.changes)
     for draft in settings.drafts:
         resolve_model(draft)
     if not settings.traffic_path.is_file():

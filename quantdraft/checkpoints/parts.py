@@ -1,0 +1,130 @@
+"""Which part of a model a tensor belongs to: experts, routers, towers, what recurrent layers keep.
+
+Names, shapes and the config alone, no torch. A step of one token reads a few of the routed experts,
+and nothing of a tower: text needs no pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from quantdraft.checkpoints.weights import TensorInfo
+
+# Experts one by one ('…experts.3.up_proj.weight') or stacked in one tensor ('…experts.down_proj',
+# '…block_sparse_moe.input_linear.weight'). Shared experts are not routed: every token uses them.
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+_STACKED = re.compile(r"(?:^|\.)experts\.(?!\d)|(?:^|\.)(?:input|output)_linear\.weight$")
+_ROUTER = re.compile(
+    r"(?:.*\.)?(?:gate|router|shared_expert_gate)(?:\.(?:layer|wg|classifier|gate))?"
+)
+# They give step sizes and decays of a recurrence: narrow, and fused kernels read them as floats.
+_OF_RECURRENCE = re.compile(r"(?:.*\.)?(?:dt_proj|in_proj_(?:ba|a|b))")
+_LANGUAGE = re.compile(r"(?:^|\.)(?:language_model|text_model)\.")
+# No tower's: the output head, and layers that predict further tokens.
+_OF_TEXT = re.compile(r"(?:.*\.)?(?:(?:lm_head|embed_out)\.[^.]+|mtp\w*\..*)")
+_TOWER = re.compile(
+    r"(?:model\.)?((?:vision|visual|image|audio|speech)(?:_\w+)?|vit|mlp1|aligner|connector"
+    r"|(?:multi_modal|mm|multimodal|modality)_projector|embed_(?:vision|audio|image)\w*)\..*"
+)
+_NUM_USED = (
+    "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts",
+    "moe_topk", "moe_top_k", "moe_k", "num_selected_experts",
+)  # fmt: skip
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def is_routed(name: str) -> bool:
+    """Return True for a tensor of experts of which a token uses a few."""
+    return _EXPERT.search(name) is not None or _STACKED.search(name) is not None
+
+
+def is_stacked(name: str, info: TensorInfo) -> bool:
+    """Return True for the weights of several experts in one tensor."""
+    return _STACKED.search(name) is not None and len(info.shape) >= 3
+
+
+def has_experts(tensors: Iterable[str]) -> bool:
+    """Return True where a model routes tokens to experts."""
+    return any(map(is_routed, tensors))
+
+
+def has_separate_experts(tensors: Iterable[str]) -> bool:
+    """Return True where files hold the weights of each expert under a name of its own."""
+    return any(_EXPERT.search(name) for name in tensors)
+
+
+def largest_expert(tensors: Iterable[str]) -> int:
+    """Return the largest number of an expert; -1 where none is numbered."""
+    return max((int(found[1]) for name in tensors if (found := _EXPERT.search(name))), default=-1)
+
+
+def num_experts(config: Mapping[str, Any]) -> int | None:
+    """Return how many routed experts each layer has; None where the config does not say."""
+    return _first_count(config, _NUM_EXPERTS)
+
+
+def num_experts_per_token(config: Mapping[str, Any]) -> int | None:
+    """Return how many routed experts a token uses; None where the config does not say."""
+    return _first_count(config, _NUM_USED)
+
+
+def tower_tensors(tensors: Iterable[str]) -> frozenset[str]:
+    """Return the names of what reads pictures and sound, projectors included; often none."""
+    names = list(tensors)
+    if any(map(_LANGUAGE.search, names)):
+        return frozenset(
+            name for name in names if not _LANGUAGE.search(name) and not _OF_TEXT.fullmatch(name)
+        )
+    return frozenset(name for name in names if _TOWER.fullmatch(name))
+
+
+def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
+    """Yield the modules that stay in floats whatever the recipe: engines read them as such.
+
+    Routers and gates of shared experts (a token sent to other experts is another token),
+    convolutions, norms whose name does not end so, the small projections of recurrences, whatever
+    belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
+    """
+    towers, are_routed = tower_tensors(tensors), has_experts(tensors)
+    for name, info in tensors.items():
+        module, _, parameter = name.rpartition(".")
+        if parameter != "weight" or module.endswith("norm"):
+            continue
+        is_convolution = len(info.shape) > 2 and not is_routed(name)
+        is_router = are_routed and _ROUTER.fullmatch(module) is not None
+        is_named = _OF_RECURRENCE.fullmatch(module) or module == "embed_out"
+        is_vector = len(info.shape) < 2
+        if is_vector or is_convolution or is_router or is_named or name in towers:
+            yield module
+
+
+def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Return patterns of `kept_modules`, for the `ignore` of a quantization config.
+
+    They hold under any prefix, in every layer, and name a tower as a whole.
+    """
+    towers = tower_tensors(tensors)
+    patterns: dict[str, None] = {}
+    for module in kept_modules(tensors):
+        if f"{module}.weight" in towers:
+            first = module.removeprefix("model.").split(".")[0]
+            patterns[f"re:(.*\\.)?{re.escape(first)}\\..*"] = None
+        else:
+            in_layer = re.split(r"\.\d+\.", module, maxsplit=1)
+            tail = in_layer[1] if len(in_layer) > 1 else module.rpartition(".")[2]
+            patterns[f"re:(.*\\.)?{re.escape(tail)}$"] = None
+    return list(patterns)
+
+
+def _first_count(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    for holder in (config, config.get("ffn_config")):
+        if isinstance(holder, Mapping):
+            for key in keys:
+                value = holder.get(key)
+                if isinstance(value, list):  # a number for each layer
+                    value = max(value, default=None)
+                if isinstance(value, int) and value > 0:
+                    return value
+    return None
