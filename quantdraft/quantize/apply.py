@@ -14,11 +14,11 @@ from quantdraft.checkpoints.checkpoint import (
     MANIFEST_SCHEMA_VERSION,
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.opening import open_head
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.backends import BACKENDS
@@ -29,7 +29,7 @@ from quantdraft.quantize.inner_mtp import keep_mtp
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
-from quantdraft.quantize.staging import copy_unchanged_files, stage_source
+from quantdraft.quantize.staging import complete_config, copy_unchanged_files, stage_source
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.wording import counted
@@ -81,6 +81,8 @@ def apply(
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
+            if not recipe.is_identity:
+                complete_config(staged, staging)
         keep_mtp(source, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
@@ -105,12 +107,18 @@ def apply(
 
 
 def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
-    """Open a draft whose files may be copied; a draft head needs no tokenizer of its own."""
+    """Open a draft whose files may be copied, and are all that its architecture needs.
+
+    A draft head needs no tokenizer of its own.
+    """
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     source = open_checkpoint(path)
     require_own_files(source.path)
     head = open_head(source)
     if head is None:
         require_tokenizer(source)
+        require_loadable(source)
     return source, head
 
 
