@@ -88,7 +88,9 @@ def base_model(manifest: dict[str, Any] | None, evaluation: Evaluation | None) -
     draft = (manifest or {}).get("draft") or {}
     measured = model_name(evaluation.provenance, "baseline") if evaluation else ""
     name = str(draft.get("name") or measured)
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    # A model of two directories here looks like owner/name: where it lies ends in them.
+    is_here = PurePath(str(draft.get("path") or "")).parts[-2:] == PurePath(name).parts
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not is_here
     return name.partition("@")[0] if is_hub_id else PurePath(name).name or None
 
 
