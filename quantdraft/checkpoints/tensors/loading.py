@@ -16,8 +16,10 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
 from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
+from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, read_tensors, weight_files
 from quantdraft.common.quiet import hush_torchao
@@ -118,6 +120,7 @@ def load_model(
     checkpoint = open_checkpoint(path)
     require_readable(checkpoint)
     config = load_config(path, trust_remote_code, not ignore_quantization)
+    require_complete(checkpoint, config)
     quantization = getattr(config, "quantization_config", None)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
@@ -145,6 +148,14 @@ def load_model(
     except Exception as error:  # libraries raise many types for configs and tensors they cannot use
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+
+
+def require_loadable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless the files hold the tensors that the architecture needs.
+
+    Headers alone are read; draft heads have no architecture that transformers knows.
+    """
+    require_complete(checkpoint, load_config(checkpoint.path))
 
 
 def _load_quantized(
@@ -293,6 +304,8 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
         raise CheckpointError(
             f"'{path}' has a config.json that transformers refuses: {error}"
         ) from error
+    if not trust_remote_code:  # code of its own is known to its user alone
+        require_causal(config, path)
     # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
     config._attn_implementation = None
     found = getattr(config, "quantization_config", None)
