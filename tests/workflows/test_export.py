@@ -32,16 +32,39 @@ from quantdraft.workflows.export.padding import plan_padding
 from tests.conftest import VOCAB_SIZE, Pair, save_tokenizer
 from tests.example_evaluation import alarmed, evaluation, unmeasured
 
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+
+
+def whole_model(value: float) -> dict[str, Any]:
+    """Every tensor of a Llama of one layer, all of one number."""
+    square, wide = (128, 128), (64, 128)
+    linears = {f"self_attn.{name}_proj": square for name in "qkvo"}
+    linears |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": (128, 64)}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    layer: dict[str, tuple[int, ...]] = {**linears, **dict.fromkeys(norms, (128,))}
+    shapes = {f"layers.0.{name}": shape for name, shape in layer.items()}
+    shapes |= {"embed_tokens": (8, 128), "norm": (128,)}
+    return {f"model.{n}.weight": np.full(s, value, np.float32) for n, s in shapes.items()}
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """Files alone: nothing here is loaded as a model."""
     directory = tmp_path / "candidate"
     directory.mkdir()
-    save_file(
-        {"model.embed_tokens.weight": np.ones((8, 4), np.float32)}, directory / "model.safetensors"
-    )
-    write_json(directory / "config.json", {"vocab_size": 8, "dtype": "bfloat16"})
+    save_file(whole_model(1.0), directory / "model.safetensors")
+    write_json(directory / "config.json", CONFIG)
     write_json(directory / "tokenizer.json", {})
     write_json(
         directory / "quantdraft.json",
@@ -283,7 +306,7 @@ def test_an_evaluation_of_other_weights_is_refused(
 ) -> None:
     run = run_of(checkpoint, evaluation())
     save_file(
-        {"model.embed_tokens.weight": np.zeros((8, 4), np.float32)},
+        whole_model(0.0),
         checkpoint / "model.safetensors",
     )
     with pytest.raises(PairingError, match="other weights"):
@@ -313,6 +336,51 @@ def test_what_the_engine_would_refuse_is_not_written(
     with pytest.raises(CheckpointError, match="vocab_size is 8 in the draft and 16"):
         export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
     assert not (tmp_path / "served").exists()
+
+
+def test_only_the_listed_weights_are_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    for name in ("consolidated", "old-model", "adapter_model"):
+        shutil.copyfile(checkpoint / "model.safetensors", checkpoint / f"{name}.safetensors")
+    write_json(checkpoint / "pytorch_model.bin.index.json", {"weight_map": {}})
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    written = {path.name for path in (tmp_path / "served").iterdir()}
+    assert {name for name in written if "model" in name} == {"model.safetensors"}
+    config = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert config == CONFIG
+
+
+def test_a_stored_copy_of_the_embedding_is_not_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    plain = load_file(checkpoint / "model.safetensors")
+    head = {"lm_head.weight": plain["model.embed_tokens.weight"]}
+    save_file({**plain, **head}, checkpoint / "model.safetensors")
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    assert load_file(tmp_path / "served" / "model.safetensors").keys() == plain.keys()
+
+
+def test_an_incomplete_draft_is_not_exported(checkpoint: Path, target: str, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks the tensor 'model\.norm\.weight'"):
+        export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+
+
+def test_both_names_of_the_rotary_base_are_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    write_json(checkpoint / "config.json", CONFIG | {"rope_theta": 5e5})
+    manifest = json.loads((checkpoint / "quantdraft.json").read_text())
+    hashes = {"config.json": file_sha256(checkpoint / "config.json")}
+    write_json(checkpoint / "quantdraft.json", manifest | {"sha256": hashes})
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    config = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (5e5, 5e5)
+    written = json.loads((tmp_path / "served" / "quantdraft.json").read_text())
+    assert written["sha256"]["config.json"] == file_sha256(tmp_path / "served" / "config.json")
 
 
 def test_outputs_are_kept_unless_forced(checkpoint: Path, target: str, tmp_path: Path) -> None:
@@ -484,12 +552,12 @@ def auto_gptq(checkpoint: Path) -> Path:
     """A directory as auto-gptq left it: its own names for the weights and for the config."""
     (checkpoint / "quantdraft.json").unlink()
     (checkpoint / "model.safetensors").unlink()
-    tensors = {
-        "model.embed_tokens.weight": np.ones((8, 32), np.float16),
-        "model.layers.0.mlp.up_proj.qweight": np.zeros((4, 8), np.int32),
-        "model.layers.0.mlp.up_proj.qzeros": np.zeros((1, 1), np.int32),
-        "model.layers.0.mlp.up_proj.scales": np.ones((1, 8), np.float16),
-        "model.layers.0.mlp.up_proj.g_idx": np.zeros(32, np.int32),
+    tensors = {n: t.astype(np.float16) for n, t in whole_model(1.0).items() if "up_proj" not in n}
+    tensors |= {
+        "model.layers.0.mlp.up_proj.qweight": np.zeros((16, 64), np.int32),
+        "model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 8), np.int32),
+        "model.layers.0.mlp.up_proj.scales": np.ones((4, 64), np.float16),
+        "model.layers.0.mlp.up_proj.g_idx": np.arange(128, dtype=np.int32) // 32,
     }
     save_file(tensors, checkpoint / "gptq_model-4bit-32g.safetensors")
     section = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "damp_percent": 0.01}
@@ -507,7 +575,7 @@ def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
     weight = dequantize(stored_weight(opened, module, fmt))
     # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
     assert (weight == -1).all()
-    assert tuple(weight.shape) == (8, 32)
+    assert tuple(weight.shape) == (64, 128)
 
 
 def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
@@ -530,10 +598,11 @@ def test_a_quantized_head_of_another_library_is_not_padded(
 ) -> None:
     opened = open_checkpoint(auto_gptq)
     tensors = load_file(auto_gptq / "gptq_model-4bit-32g.safetensors")
-    tensors["lm_head.qweight"] = np.zeros((4, 8), np.int32)
+    tensors["lm_head.qweight"] = np.zeros((16, 8), np.int32)
     save_file(tensors, auto_gptq / "gptq_model-4bit-32g.safetensors")
     section = dict(opened.quantization or {}) | {"lm_head": True}
     write_json(auto_gptq / "quantize_config.json", section)
+    write_json(auto_gptq / "config.json", CONFIG | {"tie_word_embeddings": False})
     with pytest.raises(CheckpointError, match="quantized by gptq"):
         plan_padding(open_checkpoint(auto_gptq), 16)
 

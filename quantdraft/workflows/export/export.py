@@ -13,11 +13,11 @@ from pathlib import Path
 from quantdraft.checkpoints.checkpoint import (
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.heads.opening import open_head
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
@@ -145,6 +145,8 @@ def export(settings: ExportSettings) -> Exported:
 
 def _open_job(settings: ExportSettings) -> _Job:
     """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
     require_own_files(settings.checkpoint)
     require_apart(settings.output, settings.checkpoint, "the checkpoint")
@@ -153,6 +155,7 @@ def _open_job(settings: ExportSettings) -> _Job:
     head = open_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)
+        require_loadable(checkpoint)
     elif settings.pad_vocab:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
