@@ -37,7 +37,9 @@ def inner_names(names: Iterable[str]) -> list[str]:
 
 def inner_patterns(names: Iterable[str]) -> list[str]:
     """Return patterns of the MTP modules, for the `ignore` of a quantization config."""
-    ends = {re.sub(r"^.*\.(?=(layers\.\d+|(mtp|nextn)\w*)\.$)", "", each) for each in _prefixes(names)}
+    ends = {
+        re.sub(r"^.*\.(?=(layers\.\d+|(mtp|nextn)\w*)\.$)", "", each) for each in _prefixes(names)
+    }
     return [rf"re:(.*\.)?{re.escape(end)}.*" for end in sorted(ends)]
 
 
