@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -146,13 +147,25 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
     elif proof["num_quantized_modules"] == 0:
         checked = f"nothing quantized; {proof.get('without_logits') or _EQUAL_LOGITS}"
     lines = [
-        f"Written: {checkpoint.path} ({manifest['recipe']['summary']})",
+        f"Written: {checkpoint.path} ({str(manifest['recipe']['summary']).rstrip('.')})",
         f"Checked: {checked}.",
         f"Ledger:  {ledger['sentence']}",
         f"         {ledger['head_advice']}",
         f"MTP:     {ledger.get('mtp')}",
     ]
     return [line for line in lines if not line.endswith("None")]
+
+
+def next_step(checkpoint: Checkpoint, policy: Path | None = None) -> str:
+    """Return the command that measures what `apply` wrote; a draft head is measured by an engine.
+
+    In capitals stands what is not known here: the target, and traffic or a log.
+    """
+    path = shlex.quote(str(checkpoint.path))
+    if (checkpoint.manifest or {}).get("draft_head"):
+        return f"quantdraft export {path} --engine vllm --target TARGET -o {path}-served"
+    limits = "" if policy is None else f" --policy {shlex.quote(str(policy))}"
+    return f"quantdraft evaluate {path} --target TARGET --traffic TRAFFIC.jsonl{limits}"
 
 
 def _logits_text(proof: dict[str, Any]) -> str:
