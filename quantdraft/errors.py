@@ -10,6 +10,7 @@ from pathlib import Path
 
 MAX_CHARACTERS = 4000
 MIN_HEAD, HEAD_CUTOFF = 4, 0.8
+FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
 def one_line(text: str) -> str:

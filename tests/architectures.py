@@ -86,6 +86,13 @@ def _kinds(first: str) -> list[str]:
     return [f"{first}_attention"] * (NUM_LAYERS - 1) + ["full_attention"]
 
 
+NO_ATTENTION = (
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
@@ -156,15 +163,10 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         first_k_dense_replace=1,
         **EXPERTS,
     ),
+    "mamba": _text("MambaConfig", NO_ATTENTION, state_size=16, time_step_rank=8),
     "mamba2": _text(
         "Mamba2Config",
-        (
-            "head_dim",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-        ),
+        NO_ATTENTION,
         num_heads=8,
         head_dim=32,
         state_size=16,
@@ -174,6 +176,15 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "falcon-h1": _text(
         "FalconH1Config",
         mamba_d_ssm=256,
+        mamba_n_heads=8,
+        mamba_d_head=32,
+        mamba_d_state=16,
+        mamba_chunk_size=8,
+    ),
+    "bamba": _text(
+        "BambaConfig",
+        ("head_dim",),
+        attn_layer_indices=[1],
         mamba_n_heads=8,
         mamba_d_head=32,
         mamba_d_state=16,

@@ -21,7 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from quantdraft import cli
-from quantdraft.checkpoints.checkpoint import open_checkpoint, require_own_files
+from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.links import place_weights, require_own_files
 from quantdraft.checkpoints.tensors.loading import (
     load_config,
     load_model,
@@ -357,9 +358,33 @@ def test_the_hubs_own_links_and_weights_elsewhere_are_followed(tmp_path):
     (blobs / "1").write_text("{}")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
     elsewhere = tmp_path / "disk.safetensors"
-    elsewhere.write_bytes(b"")
+    write_safetensors(elsewhere, {"a": ("F32", (2,))})
     (snapshot / "model.safetensors").symlink_to(elsewhere)
+    (snapshot / "config.json").write_text("{}")
     require_own_files(snapshot)
+    elsewhere.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    with pytest.raises(CheckpointError, match="not safetensors"):
+        require_own_files(snapshot)
+
+
+def test_a_stray_link_named_as_weights_is_not_followed(tmp_path):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    directory = write_checkpoint(tmp_path / "model")
+    (directory / "old.safetensors").symlink_to(secret)
+    with pytest.raises(CheckpointError, match="outside the model's directory"):
+        require_own_files(directory)
+
+
+def test_weights_are_never_hard_linked_through_a_link(tmp_path):
+    write_safetensors(tmp_path / "disk.safetensors", {"a": ("F32", (2,))})
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(tmp_path / "disk.safetensors")
+    place_weights(link, tmp_path / "copied.safetensors")
+    assert (tmp_path / "disk.safetensors").stat().st_nlink == 1
+    assert (tmp_path / "copied.safetensors").read_bytes() == link.read_bytes()
+    place_weights(tmp_path / "disk.safetensors", tmp_path / "linked.safetensors")
+    assert (tmp_path / "disk.safetensors").stat().st_nlink == 2
 
 
 # Network

@@ -15,12 +15,14 @@ from quantdraft.checkpoints.other_kinds import (
     tokenizer_code,
 )
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS
-from quantdraft.checkpoints.weights import TensorInfo, read_tensors
+from quantdraft.checkpoints.tied_head import find_copied_head, stored_head, tied_flag
+from quantdraft.checkpoints.weights import INDEX_FILE, TensorInfo, read_tensors, weight_files
 from quantdraft.common.documents import read_json_object
 from quantdraft.errors import CheckpointError, UndefinedMetricError
 
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
+EXPLICIT_WEIGHTS = "transformers_weights"  # a field of config.json that transformers obeys
 OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
 AWQ_CONFIG_FILE = "quant_config.json"  # AutoAWQ's
 MODELOPT_CONFIG_FILE = "hf_quant_config.json"  # ModelOpt's
@@ -43,6 +45,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     manifest: dict[str, Any] | None = None
+    copies: tuple[str, ...] = ()  # stored too, and left out: a tied head, which is the embedding
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -61,9 +64,7 @@ class Checkpoint:
     @property
     def has_tied_head(self) -> bool:
         """True when the embedding table is the output head too, and stored once."""
-        tied = self.config.get("tie_word_embeddings", self.text_config.get("tie_word_embeddings"))
-        has_own_head = any(name.startswith("lm_head.") for name in self.tensors)
-        return not has_own_head and tied is not False
+        return not stored_head(self.tensors) and tied_flag(self.config) is not False
 
     @property
     def num_bytes(self) -> int:
@@ -110,11 +111,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read config, headers and manifest of a model directory.
 
     Raises CheckpointError, one line, for a directory that is missing, has no config.json, holds
-    only pickle weights, or whose safetensors are truncated or incomplete.
+    only pickle weights, or whose safetensors are truncated or incomplete, and for a head that
+    contradicts its config.
     """
     _require_model_directory(path)
     config, manifest = _read_config(path), _read_manifest(path / MANIFEST_FILE)
-    return Checkpoint(path, config, read_tensors(path), manifest)
+    tensors = read_tensors(path)
+    copies = find_copied_head(path, config, tensors)
+    kept = {name: info for name, info in tensors.items() if name not in copies}
+    return Checkpoint(path, config, kept, manifest, copies)
 
 
 def _require_model_directory(path: Path) -> None:
@@ -131,6 +136,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not config.get("quantization_config") and (old := old_quantization(path)):
         config["quantization_config"] = old
     require_config(config, path / "config.json")
+    named = config.get(EXPLICIT_WEIGHTS)
+    if named is not None and weight_files(path) != [named] and named != INDEX_FILE:
+        raise CheckpointError(
+            f"'{path / 'config.json'}' has {EXPLICIT_WEIGHTS} {named!r}, which transformers would "
+            "read instead of the model's usual files. Remove that field."
+        )
     return config
 
 
@@ -178,26 +189,6 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         )
     require_manifest(manifest, path)
     return manifest
-
-
-def require_own_files(directory: Path) -> None:
-    """Raise CheckpointError for a link that leads out of a directory whose files are copied.
-
-    A link named tokenizer.json could lead to a private key, which would be copied and published.
-    Allowed are the links of the Hub's cache into its own `blobs`, and links to safetensors, which
-    may lie on another disk.
-    """
-    own = directory.resolve()
-    inside = [own, *([own.parent.parent] if own.parent.name == "snapshots" else [])]
-    for path in sorted(directory.iterdir()):
-        if not path.is_symlink() or path.suffix == ".safetensors":
-            continue
-        led_to = path.resolve()
-        if not any(led_to.is_relative_to(each) for each in inside):
-            raise CheckpointError(
-                f"'{path}' is a link to '{led_to}', outside the model's directory: it is not "
-                "copied. Put the file itself there."
-            )
 
 
 def end_token_ids(model: Any) -> tuple[int, ...]:

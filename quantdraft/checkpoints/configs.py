@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator
 
+from quantdraft.checkpoints.rotary import require_one_rotary
 from quantdraft.common.documents import read_json_object
 from quantdraft.errors import CheckpointError
 
@@ -185,8 +186,12 @@ class _Manifest(_Fields):
 
 
 def require_config(config: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError, with the field, for a config.json that cannot be what it claims."""
+    """Raise CheckpointError, with the field, for a config.json that cannot be what it claims.
+
+    That includes one that states a rotary setting twice, and differently.
+    """
     _require(_Config, config, path)
+    require_one_rotary(config, path)
 
 
 def require_manifest(manifest: dict[str, Any], path: Path) -> None:

@@ -6,10 +6,12 @@ header as JSON, then the tensors' bytes at the offsets that the header gives.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quantdraft.common.documents import parse_json, read_json_object
 from quantdraft.errors import CheckpointError
@@ -18,6 +20,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 AUTO_GPTQ_FILES = "gptq_model*.safetensors"  # as auto-gptq named a model's one file
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+CHUNK_BYTES = 1 << 24
 MAX_COUNT, MAX_DIMENSIONS = 1 << 62, 64
 ELEMENT_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -39,6 +42,7 @@ class TensorInfo:
     dtype: str  # as safetensors spells it: BF16, I32, F8_E4M3, …
     shape: tuple[int, ...]
     file: str  # name of the file that holds it
+    offset: int = field(default=0, compare=False)  # of its first byte in that file
 
     @property
     def num_bytes(self) -> int:
@@ -49,11 +53,18 @@ class TensorInfo:
 def read_tensors(directory: Path) -> dict[str, TensorInfo]:
     """Read the headers of a single or sharded checkpoint: every tensor, by name.
 
-    Raises CheckpointError for a missing shard, a truncated file or a header that contradicts it.
+    Raises CheckpointError for a missing shard, a truncated file, a header that contradicts it, a
+    tensor that is stored twice, and one that the index does not list.
     """
     tensors: dict[str, TensorInfo] = {}
     for name in weight_files(directory):
-        tensors |= read_header(directory / name)
+        found = read_header(directory / name)
+        for twice in sorted(tensors.keys() & found.keys()):
+            raise CheckpointError(
+                f"'{directory}' holds {twice!r} twice, in '{tensors[twice].file}' and in '{name}': "
+                "which one counts is not defined. Download or copy the checkpoint again."
+            )
+        tensors |= found
     index = directory / INDEX_FILE
     if index.is_file():
         _require_indexed(index, tensors)
@@ -61,11 +72,21 @@ def read_tensors(directory: Path) -> dict[str, TensorInfo]:
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Return the names of the files that hold the weights, sorted; each of them exists."""
+    """Return the names of the files that hold the weights, sorted; each of them exists.
+
+    All that reads, hashes, copies or serves weights goes by this list. Raises CheckpointError where
+    transformers and engines would not read the same files.
+    """
     index = directory / INDEX_FILE
     if not index.is_file():
         return [_require_single(directory)]
     names = sorted(set(_weight_map(index).values()))
+    if names != [SINGLE_FILE] and (directory / SINGLE_FILE).is_file():
+        raise CheckpointError(
+            f"'{directory}' holds both {SINGLE_FILE} and {INDEX_FILE}, which names other files "
+            f"('{next(name for name in names if name != SINGLE_FILE)}'): transformers reads the "
+            "first, vLLM what the second names. Remove the one that is out of date."
+        )
     for name in names:
         if len(name.encode()) > MAX_NAME_BYTES or not (directory / name).is_file():
             raise CheckpointError(
@@ -73,6 +94,12 @@ def weight_files(directory: Path) -> list[str]:
                 "Download or copy it again."
             )
     return names
+
+
+def stray_weights(directory: Path) -> list[str]:
+    """Return the names of other safetensors beside the weights: never read, copied or exported."""
+    listed = set(weight_files(directory))
+    return sorted(p.name for p in directory.glob("*.safetensors") if p.name not in listed)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -85,16 +112,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header_bytes = int.from_bytes(file.read(8), "little")
         if found < 8 or header_bytes > min(found - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
-                f"'{path}' is truncated or not safetensors: it has {found} bytes, its header "
-                f"alone claims {header_bytes}. Download or copy it again."
+                f"'{path}'{_led_to(path)} is truncated or not safetensors: it has {found} bytes, "
+                f"its header alone claims {header_bytes}. Download or copy it again."
             )
         header = _parse_header(path, file.read(header_bytes))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"'{path}': '__metadata__' is not an object of texts.")
-    tensors = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+    start = 8 + header_bytes
+    tensors = {name: _parse_entry(path, name, entry, start) for name, entry in header.items()}
     _require_side_by_side(path, header)
-    expected = 8 + header_bytes + sum(info.num_bytes for info in tensors.values())
+    expected = start + sum(info.num_bytes for info in tensors.values())
     if found != expected:
         word = "truncated" if found < expected else "longer than its header says"
         raise CheckpointError(
@@ -102,6 +130,43 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             "Download or copy it again."
         )
     return tensors
+
+
+def _led_to(path: Path) -> str:
+    return f", a link to '{path.resolve()}'," if path.is_symlink() else ""
+
+
+def copy_without(source: Path, output: Path, names: Collection[str]) -> None:
+    """Copy a safetensors file without some of its tensors."""
+    tensors = [(n, info) for n, info in read_header(source).items() if n not in names]
+    tensors.sort(key=lambda pair: pair[1].offset)
+    with source.open("rb") as old, output.open("wb") as new:
+        header, at = json.loads(old.read(int.from_bytes(old.read(8), "little"))), 0
+        kept = {key: header[key] for key in ("__metadata__",) if key in header}
+        for name, info in tensors:
+            kept[name] = {**header[name], "data_offsets": [at, at + info.num_bytes]}
+            at += info.num_bytes
+        text = json.dumps(kept, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format aligns the data
+        new.write(len(text).to_bytes(8, "little") + text)
+        for _, info in tensors:
+            new.writelines(_pieces(old, info))
+
+
+def is_same_data(directory: Path, one: TensorInfo, other: TensorInfo) -> bool:
+    """Return True where two stored tensors have one type and shape, and the same bytes."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with (directory / one.file).open("rb") as first, (directory / other.file).open("rb") as second:
+        pairs = zip(_pieces(first, one), _pieces(second, other), strict=True)
+        return all(a == b for a, b in pairs)
+
+
+def _pieces(file: BinaryIO, info: TensorInfo) -> Iterator[bytes]:
+    """Yield a tensor's bytes, at most `CHUNK_BYTES` at a time."""
+    for begin in range(0, info.num_bytes, CHUNK_BYTES):
+        file.seek(info.offset + begin)
+        yield file.read(min(CHUNK_BYTES, info.num_bytes - begin))
 
 
 def _require_single(directory: Path) -> str:
@@ -117,8 +182,10 @@ def _require_single(directory: Path) -> str:
             "a pickle can run code. Save the model as safetensors "
             "(save_pretrained(..., safe_serialization=True))."
         )
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
     raise CheckpointError(
         f"'{directory}' holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}."
+        + (f" '{others[0]}' is read only where an index names it." if others else "")
     )
 
 
@@ -137,7 +204,10 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"'{index}' names a shard that is not a file name: {strange[0]!r}.")
     outside = [name for name in weight_map.values() if Path(name).name != name or name == ".."]
     if outside:
-        raise CheckpointError(f"'{index}' names a file outside its directory: {outside[0]!r}.")
+        raise CheckpointError(
+            f"'{index}' names a file outside its directory: {outside[0]!r}. Put the shards beside "
+            "the index, and name them without directories."
+        )
     return dict(weight_map)
 
 
@@ -148,6 +218,12 @@ def _require_indexed(index: Path, tensors: dict[str, TensorInfo]) -> None:
                 f"'{index}' says that {name!r} is in '{file}', and it is not there. "
                 "Download or copy the checkpoint again."
             )
+    unlisted = sorted(tensors.keys() - _weight_map(index).keys())
+    if unlisted:
+        raise CheckpointError(
+            f"'{index}' does not list {unlisted[0]!r}, which '{tensors[unlisted[0]].file}' holds: "
+            "the index is of other files. Download or copy the checkpoint again."
+        )
 
 
 def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
@@ -184,7 +260,7 @@ def _is_entry(entry: Any) -> bool:
     return are_counts and len(shape) <= MAX_DIMENSIONS
 
 
-def _parse_entry(path: Path, name: str, entry: Any) -> TensorInfo:
+def _parse_entry(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
     if not _is_entry(entry):
         raise CheckpointError(
             f"'{path}': the header's entry for {name!r} has no dtype, shape and two data_offsets "
@@ -192,8 +268,8 @@ def _parse_entry(path: Path, name: str, entry: Any) -> TensorInfo:
         )
     if entry["dtype"] not in ELEMENT_BYTES:
         raise CheckpointError(f"'{path}': {name!r} has the unknown type {entry['dtype']!r}.")
-    info = TensorInfo(entry["dtype"], tuple(entry["shape"]), path.name)
     begin, end = entry["data_offsets"]
+    info = TensorInfo(entry["dtype"], tuple(entry["shape"]), path.name, start + begin)
     if end - begin != info.num_bytes:
         raise CheckpointError(
             f"'{path}': {name!r} takes {end - begin} bytes, but {info.dtype} of shape "

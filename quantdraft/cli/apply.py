@@ -8,7 +8,7 @@ import click
 
 from quantdraft.cli import options
 from quantdraft.cli.group import Command
-from quantdraft.cli.printing import print_items, print_json, tell_aside
+from quantdraft.cli.printing import print_items, print_json, print_lines, tell_aside
 from quantdraft.cli.values import A_FILE
 from quantdraft.common.progress import show_progress
 from quantdraft.errors import OptionError
@@ -54,7 +54,7 @@ def apply(
     """
     with show_progress("apply") as now:
         from quantdraft.judge.verdict.policy import load_policy
-        from quantdraft.quantize.apply import applied_lines
+        from quantdraft.quantize.apply import applied_lines, next_step
         from quantdraft.quantize.apply import apply as apply_recipe
         from quantdraft.quantize.recipe_changes import load_changed, parse_changes
 
@@ -77,3 +77,4 @@ def apply(
         print_json(made.manifest)
     else:
         print_items(applied_lines(made), len("Written: "))
+        print_lines([f"Next:    {next_step(made, policy)}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -162,6 +163,7 @@ def evaluate(
     """
     with show_progress("evaluate"):
         from quantdraft.engines.serving_settings import ServingSettings
+        from quantdraft.judge.advice.commands import next_command
         from quantdraft.measure.settings import (
             EvaluateSettings,
             ModelSettings,
@@ -219,6 +221,7 @@ def evaluate(
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
     lines = [
         render_verdict(evaluation),
+        f"Next: {next_command(evaluation, shlex.quote(str(run_dir)))}",
         where(run_dir, RECORD_FILE, f"quantdraft report {run_dir}"),
     ]
     print_recorded(run_dir / RECORD_FILE, lines, as_json)

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import click
 
 from quantdraft.cli.interrupts import NOTHING_KEPT, STOPPED, ignore, is_program, leave, raise_again
-from quantdraft.errors import QuantDraftError, is_out_of_memory, nearest, one_line
+from quantdraft.cli.pipes import as_given
+from quantdraft.errors import FULL_DISK, QuantDraftError, is_out_of_memory, nearest, one_line
 
+NOTHING_LEFT = "Nothing was left behind."
 # What a user's files and disks do; any other OSError is a bug, and keeps its traceback.
 OF_FILES = frozenset(
     {
@@ -50,7 +52,7 @@ class Command(click.Command):
             raise_again()
             return super().invoke(ctx)
         except QuantDraftError as error:
-            fail(str(error))
+            fail(self._with_what_is_kept(str(error)))
         except KeyboardInterrupt:
             ignore()
             click.echo(f"\nStopped. {self.stopped}", err=True)
@@ -59,8 +61,15 @@ class Command(click.Command):
             if is_out_of_memory(error):
                 fail("out of memory. Use a smaller --batch-size or a machine with more memory.")
             if isinstance(error, OSError) and error.errno in OF_FILES:
-                fail(_of_a_file(error))
+                fail(self._with_what_is_kept(_of_a_file(error)))
             raise
+
+    def _with_what_is_kept(self, message: str) -> str:
+        """Return the message; of a full disk, also what is kept and how to go on."""
+        if not any(words.lower() in message.lower() for words in FULL_DISK) or "kept" in message:
+            return message
+        said = message.removesuffix(NOTHING_LEFT).strip()
+        return f"{said} {self.stopped} Make room first, or give another place."
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example at the end of the help."""
@@ -112,7 +121,7 @@ def _write_example(example: str, formatter: click.HelpFormatter) -> None:
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line on stderr, and exit."""
-    click.echo(f"Error: {one_line(message)}", err=True)
+    click.echo(f"Error: {one_line(as_given(message))}", err=True)
     sys.exit(code)
 
 

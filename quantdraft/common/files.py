@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 from quantdraft.common import documents
 from quantdraft.common.locks import sole_writer
 from quantdraft.errors import (
+    FULL_DISK,
     CheckpointError,
     OptionError,
     OutputError,
@@ -267,8 +268,7 @@ def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:  # the res
 
 def is_of_the_disk(error: Exception) -> bool:
     """Return True for a failed write; libraries written in Rust raise other types than OSError."""
-    said = ("No space left on device", "File too large", "Disk quota exceeded")
-    return isinstance(error, OSError) or any(words in str(error) for words in said)
+    return isinstance(error, OSError) or any(words in str(error) for words in FULL_DISK)
 
 
 def cache_dir() -> Path:

@@ -60,9 +60,9 @@ class Engine(Protocol):
             yield Finding("warn", f"{shown} in {self.name}: {note}.")
 
     def launch_text(self, line: str) -> str:
-        """Return the content of the launch file."""
-        note = "# The path of the draft is absolute: change it when the directory moves."
-        return f"#!/bin/sh\n{note}\n{line}\n"
+        """Return the content of the launch file, a script beside the draft; paths as seen there."""
+        note = "# Paths are relative to this directory; the script may be called from anywhere."
+        return f'#!/bin/sh\n{note}\ncd -- "$(dirname -- "$0")" || exit 1\n{line}\n'
 
     def extra_files(self, pair: LaunchPair) -> dict[str, str]:
         """Return the files that the launch line names besides the draft, contents by name."""

@@ -108,7 +108,12 @@ def _method(draft: Draft) -> Iterator[Finding]:
 def untiled_matrices(draft: Draft) -> Iterator[Finding]:
     """Yield the matrix of grouped integers for which its kernel has no tile."""
     problem = tile_problem(draft.grouped)
-    if problem is not None:
+    if problem is not None and draft.quantization.get("quant_method") == "gptq":
+        yield Finding(
+            "warn",
+            f"{problem}: pass --speculative-draft-model-quantization gptq, its slower kernel.",
+        )
+    elif problem is not None:
         yield Finding("refuse", f"{problem}. Use a recipe with one scale per row (int8, fp8).")
 
 

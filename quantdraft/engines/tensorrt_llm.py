@@ -76,11 +76,6 @@ class TensorRtLlm(Engine):
             *float_mix(draft),
         )
 
-    def launch_text(self, line: str) -> str:
-        """Return the content of the launch file."""
-        note = f"# The paths here and in {CONFIG_FILE} are absolute: change them when it moves."
-        return f"#!/bin/sh\n{note}\n{line}\n"
-
     def extra_files(self, pair: LaunchPair) -> dict[str, str]:
         """Return the YAML file that the launch line names."""
         config: dict[str, Any] = {"dtype": pair.dtype} if pair.dtype else {}

@@ -12,11 +12,14 @@ from quantdraft.quantize.group_sizes import LOADED
 _SNIPPET = '''\
 """Generate with a quantized draft: python launch.py "Your prompt"."""
 
+import os
 import sys
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+# Paths are relative to this script, which may be called from anywhere.
+os.chdir(os.path.dirname(os.path.abspath(__file__)))
 TARGET = {target!r}
 DRAFT = {draft!r}
 NUM_SPECULATIVE_TOKENS = {k}

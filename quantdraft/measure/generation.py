@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import end_token_ids
-from quantdraft.engines.native.caches import cache_name
+from quantdraft.engines.native.caches import KEYS, cache_name
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.measure.sampling import draw, processed_logprobs
 from quantdraft.traffic.traffic import Sampling
@@ -69,12 +69,14 @@ def generate(
 
 
 def _forward(
-    model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any
+    model: Any, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
 ) -> tuple[Tensor, Any]:
     """Return the logits after the last token, (rows, vocab), and the cache with all tokens."""
     optional = {"position_ids": positions, "logits_to_keep": 1}
     known = inspect.signature(model.forward).parameters
     name = cache_name(model)
+    if name != KEYS and cache is not None:
+        mask = None  # Mamba masks the tokens that it reads, and these are no padding
     output = model(
         input_ids=tokens,
         attention_mask=mask,

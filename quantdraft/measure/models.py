@@ -9,7 +9,7 @@ from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, requi
 from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import require_compatible
-from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.checkpoints.tensors.loading import require_loadable, resolve_model
 from quantdraft.errors import CheckpointError, OptionError
 from quantdraft.measure.settings import ModelSettings
 
@@ -33,11 +33,14 @@ def open_models(settings: ModelSettings, longest_context: int = 0) -> Models:
     candidate = open_checkpoint(resolve_model(settings.candidate))
     require_draft_model(candidate, "replayed")
     require_tokenizer(candidate)
+    require_loadable(candidate)
     baseline = open_checkpoint(resolve_model(settings.baseline or source_of(candidate)))
+    require_loadable(baseline)
     require_compatible(baseline.path, candidate.path)
     target = None
     if settings.target is not None:
         target = open_checkpoint(resolve_model(settings.target))
+        require_loadable(target)
         require_compatible(target.path, candidate.path)
     for model in (candidate, target):
         _require_positions(model, longest_context)

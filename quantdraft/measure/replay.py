@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantdraft.engines.native.caches import cache_name, reads_on
+from quantdraft.engines.native.caches import cache_name, read_tokens, reads_on
 from quantdraft.errors import TrafficError
 from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
@@ -173,10 +173,10 @@ def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tu
     name = cache_name(model)
     cache = None
     if first > 0:
-        cache = model(input_ids=ids[:, :first], use_cache=True, logits_to_keep=1)[name]
+        cache = read_tokens(model, ids[:, :first], None, 0, logits_to_keep=1)[name]
     for start in starts:
         piece = ids[:, start : start + tokens_per_piece]
-        out = model(input_ids=piece, use_cache=True, **{name: cache})
+        out = read_tokens(model, piece, cache, start)
         cache = out[name]
         yield start, out.logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,11 @@ from quantdraft.checkpoints.checkpoint import (
     MANIFEST_SCHEMA_VERSION,
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.opening import open_head
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.backends import BACKENDS
@@ -28,7 +29,7 @@ from quantdraft.quantize.inner_mtp import keep_mtp
 from quantdraft.quantize.ledger import weigh_recipe
 from quantdraft.quantize.proof.proof import prove
 from quantdraft.quantize.recipe import Recipe, load_recipe
-from quantdraft.quantize.staging import copy_unchanged_files, stage_source
+from quantdraft.quantize.staging import complete_config, copy_unchanged_files, stage_source
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.wording import counted
@@ -80,6 +81,8 @@ def apply(
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
             BACKENDS[recipe.backend](job)
+            if not recipe.is_identity:
+                complete_config(staged, staging)
         keep_mtp(source, staging)
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
@@ -104,12 +107,18 @@ def apply(
 
 
 def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
-    """Open a draft whose files may be copied; a draft head needs no tokenizer of its own."""
+    """Open a draft whose files may be copied, and are all that its architecture needs.
+
+    A draft head needs no tokenizer of its own.
+    """
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     source = open_checkpoint(path)
     require_own_files(source.path)
     head = open_head(source)
     if head is None:
         require_tokenizer(source)
+        require_loadable(source)
     return source, head
 
 
@@ -138,13 +147,25 @@ def applied_lines(checkpoint: Checkpoint) -> list[str]:
     elif proof["num_quantized_modules"] == 0:
         checked = f"nothing quantized; {proof.get('without_logits') or _EQUAL_LOGITS}"
     lines = [
-        f"Written: {checkpoint.path} ({manifest['recipe']['summary']})",
+        f"Written: {checkpoint.path} ({str(manifest['recipe']['summary']).rstrip('.')})",
         f"Checked: {checked}.",
         f"Ledger:  {ledger['sentence']}",
         f"         {ledger['head_advice']}",
         f"MTP:     {ledger.get('mtp')}",
     ]
     return [line for line in lines if not line.endswith("None")]
+
+
+def next_step(checkpoint: Checkpoint, policy: Path | None = None) -> str:
+    """Return the command that measures what `apply` wrote; a draft head is measured by an engine.
+
+    In capitals stands what is not known here: the target, and traffic or a log.
+    """
+    path = shlex.quote(str(checkpoint.path))
+    if (checkpoint.manifest or {}).get("draft_head"):
+        return f"quantdraft export {path} --engine vllm --target TARGET -o {path}-served"
+    limits = "" if policy is None else f" --policy {shlex.quote(str(policy))}"
+    return f"quantdraft evaluate {path} --target TARGET --traffic TRAFFIC.jsonl{limits}"
 
 
 def _logits_text(proof: dict[str, Any]) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
+from quantdraft.checkpoints.tensors.loading import pick_device, require_loadable, resolve_model
 from quantdraft.common.files import coerce_paths, file_sha256, whole_directory
 from quantdraft.common.progress import share_bar
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
@@ -193,27 +194,35 @@ def _open_random(settings: BenchSettings, shape: str) -> Contenders:
 
 
 def _open_stored(settings: BenchSettings) -> Contenders:
-    candidates = [open_checkpoint(resolve_model(name)) for name in settings.candidates]
+    candidates = [_open(name) for name in settings.candidates]
     baseline = _open_baseline(settings, candidates)
     sources: dict[str, WeightSource] = {BASELINE: stored_weights(baseline)}
     for checkpoint in candidates:
         sources[_free_name(checkpoint, sources)] = stored_weights(checkpoint)
     if settings.target is not None:
-        sources[TARGET] = stored_weights(open_checkpoint(resolve_model(settings.target)))
+        sources[TARGET] = stored_weights(_open(settings.target))
     sources[CONTROL] = stored_weights(baseline)
     return Contenders(baseline.name, sources)
 
 
 def _open_baseline(settings: BenchSettings, candidates: list[Checkpoint]) -> Checkpoint:
     if settings.baseline is not None:
-        return open_checkpoint(resolve_model(settings.baseline))
+        return _open(settings.baseline)
     drafts = sorted({source_of(candidate) for candidate in candidates})
     if len(drafts) > 1:
         raise OptionError(
             f"the candidates were made from different drafts ({', '.join(drafts)}). "
             "Give --baseline, or bench them apart."
         )
-    return open_checkpoint(resolve_model(drafts[0]))
+    return _open(drafts[0])
+
+
+def _open(name: str) -> Checkpoint:
+    """Open a stand-alone model whose files hold all that its architecture needs."""
+    checkpoint = open_checkpoint(resolve_model(name))
+    require_draft_model(checkpoint, "timed")
+    require_loadable(checkpoint)
+    return checkpoint
 
 
 def _free_name(checkpoint: Checkpoint, taken: dict[str, WeightSource]) -> str:

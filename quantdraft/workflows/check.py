@@ -10,8 +10,10 @@ from typing import Any
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_compatible
-from quantdraft.checkpoints.tensors.loading import resolve_model
-from quantdraft.errors import OptionError, RecipeError
+from quantdraft.checkpoints.tensors.inventory import require_complete
+from quantdraft.checkpoints.tensors.loading import load_config, require_loadable, resolve_model
+from quantdraft.checkpoints.weights import INDEX_FILE, stray_weights
+from quantdraft.errors import CheckpointError, OptionError, RecipeError
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.ledger import byte_ledger, head_options, judged_context, project
@@ -84,13 +86,44 @@ def check(
     require_draft_model(opened[1], "replayed")
     for checkpoint in opened:
         require_tokenizer(checkpoint)
-    findings = check_pairing(target_path, draft_path)
+    require_loadable(opened[1])
+    strays = [each for checkpoint in opened for each in _strays(checkpoint)]
+    findings = (*_unknown_target(opened[0]), *strays, *check_pairing(target_path, draft_path))
     k = num_speculative_tokens
     if not is_compatible(findings):
         return Preflight(False, findings, k, ())
     of_target = byte_ledger(opened[0])
     outlooks = _outlooks(of_target, opened[1], k, min_speedup)
     return Preflight(True, findings, k, outlooks, experts_sentence(of_target, k))
+
+
+def _unknown_target(target: Checkpoint) -> Iterator[PairingFinding]:
+    """Yield a warning for a target that transformers cannot load: an engine may still serve it.
+
+    Raises CheckpointError for one that lacks a tensor.
+    """
+    try:
+        config = load_config(target.path)
+    except CheckpointError as error:
+        message = (
+            f"{error} Only an engine can run this target; its tensors were not looked through."
+        )
+        yield PairingFinding("target-unknown", "warning", message)
+        return
+    require_complete(target, config)
+
+
+def _strays(checkpoint: Checkpoint) -> Iterator[PairingFinding]:
+    names = stray_weights(checkpoint.path)
+    has_index = (checkpoint.path / INDEX_FILE).is_file()
+    if names and not has_index:
+        yield PairingFinding(
+            "stray-weights",
+            "warning",
+            f"'{checkpoint.path}' holds '{names[0]}' beside its weights, and no {INDEX_FILE}: it "
+            "is not read here, vLLM would load it too. Remove it, or serve what `quantdraft "
+            "export` writes.",
+        )
 
 
 def _outlooks(

@@ -23,7 +23,8 @@ def test_plain_checkpoint(tmp_path: Path) -> None:
 
 def test_own_head_is_not_tied(tmp_path: Path) -> None:
     tensors = llama_tensors() | {"lm_head.weight": ("BF16", (512, 256))}
-    assert not open_checkpoint(write_checkpoint(tmp_path, tensors)).has_tied_head
+    config = LLAMA_CONFIG | {"tie_word_embeddings": False}
+    assert not open_checkpoint(write_checkpoint(tmp_path, tensors, config)).has_tied_head
 
 
 def test_hub_snapshot_has_a_name_and_a_revision(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_the_verdict_and_its_reason_take_fifteen_lines(
     assert printed[0].startswith(record["decision"].upper())
     reason = record["summary"].removeprefix(f"{record['decision']}: ")
     assert reason[1:80] in " ".join(printed)  # a sentence there: its first letter may be large
+    assert printed[-2].startswith("Next: quantdraft ")
     assert printed[-1] == f"Report: {tmp_path / 'run' / 'report.html'}"
 
 

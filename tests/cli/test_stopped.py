@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from quantdraft.cli import interrupts, main
+from quantdraft.errors import OutputError
 from quantdraft.measure import capture as capturing
 from quantdraft.quantize import apply as quantization
 from quantdraft.traffic.traffic import read_traffic
@@ -111,3 +113,34 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
 def test_ctrl_c_is_left_to_a_program_that_uses_the_library() -> None:
     assert signal.getsignal(signal.SIGINT) is not interrupts._stop
     assert not interrupts.is_program()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments", "said"), COMMANDS, ids=[each[1] for each in COMMANDS]
+)
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_a_full_disk_says_what_is_kept_and_how_to_go_on(
+    monkeypatch, module, name, arguments, said, is_wrapped
+):
+    def full(*_given: object, **_options: object) -> None:
+        if is_wrapped:
+            raise OutputError("cannot write 'x': No space left on device. Nothing was left behind.")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    monkeypatch.setattr(module, name, full)
+    result = CliRunner().invoke(main, list(arguments))
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert "no space left on device" in line.lower()
+    assert said in line
+    assert "Make room first" in line
+    assert ("left behind" in line) is False
+
+
+def test_what_a_file_says_of_itself_is_kept_and_not_said_twice(monkeypatch):
+    def full(*_given: object, **_options: object) -> None:
+        raise OutputError("cannot write 'x': No space left on device. What is finished is kept.")
+
+    monkeypatch.setattr(capturing, "capture", full)
+    result = CliRunner().invoke(main, list(COMMANDS[0][2]))
+    assert result.stderr.strip().endswith("What is finished is kept.")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -209,10 +210,12 @@ def test_transformers_script_compiles_with_a_fixed_k() -> None:
 def test_transformers_script_runs(
     tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = LaunchPair(str(tiny_pair.target), tiny_pair.draft, 3, dtype="float32")
-    script = transformers.launch(pair)
+    """Its paths are those beside it, wherever it is called from."""
+    monkeypatch.chdir("/")
+    target = os.path.relpath(tiny_pair.target, tiny_pair.draft)
+    script = transformers.launch(LaunchPair(target, Path(), 3, dtype="float32"))
     monkeypatch.setattr(sys, "argv", ["launch.py", "def f(x):"])
-    ran: dict[str, Any] = {}
+    ran: dict[str, Any] = {"__file__": str(tiny_pair.draft / "launch.py")}
     exec(
         compile(script.replace("max_new_tokens=256", "max_new_tokens=12"), "launch.py", "exec"), ran
     )

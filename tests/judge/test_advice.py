@@ -9,12 +9,14 @@ import pytest
 
 from quantdraft.judge.advice.acceptance import alpha_of
 from quantdraft.judge.advice.all import diagnoses, explained, explaining
+from quantdraft.judge.advice.commands import next_command
 from quantdraft.judge.advice.limits import side, state_if
 from quantdraft.judge.comparison.slices import Term, contrast
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import (
     ArmLatency,
+    Decision,
     Diagnosis,
     Evaluation,
     Interval,
@@ -375,3 +377,21 @@ def test_a_contrast_covers_the_truth_as_often_as_it_says() -> None:
         hits += ends.low <= 0.05 <= ends.high
     error = (0.95 * 0.05 / num_runs) ** 0.5
     assert abs(hits / num_runs - 0.95) < 4 * error
+
+
+def test_the_next_command_follows_the_verdict() -> None:
+    """A go is exported; else the diagnosis has a command, or a milder recipe or more data helps."""
+    go = evaluation()
+    assert next_command(go, "runs/int8").split()[:2] == ["quantdraft", "export"]
+    assert "--engine vllm --target " in next_command(go, "runs/int8")
+    assert "--run runs/int8 -o " in next_command(go, "runs/int8")
+
+    def other(decision: Decision, to_settle: str | None = None) -> str:
+        verdict = replace(go.verdict, decision=decision, to_settle=to_settle)
+        return next_command(replace(go, verdict=verdict, analysis=None), "runs/int8")
+
+    assert other("no-go").startswith("quantdraft apply --recipe int8 --draft ")
+    assert other("inconclusive", "about 130 prompts (now 32)").startswith("quantdraft capture ")
+    again = other("inconclusive", "longer timing")
+    assert again.startswith("quantdraft evaluate ")
+    assert again.endswith("--latency-seconds 60 -o runs/int8-again")

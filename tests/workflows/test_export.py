@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,39 @@ from quantdraft.workflows.export.padding import plan_padding
 from tests.conftest import VOCAB_SIZE, Pair, save_tokenizer
 from tests.example_evaluation import alarmed, evaluation, unmeasured
 
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+
+
+def whole_model(value: float) -> dict[str, Any]:
+    """Every tensor of a Llama of one layer, all of one number."""
+    square, wide = (128, 128), (64, 128)
+    linears = {f"self_attn.{name}_proj": square for name in "qkvo"}
+    linears |= {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": (128, 64)}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    layer: dict[str, tuple[int, ...]] = {**linears, **dict.fromkeys(norms, (128,))}
+    shapes = {f"layers.0.{name}": shape for name, shape in layer.items()}
+    shapes |= {"embed_tokens": (8, 128), "norm": (128,)}
+    return {f"model.{n}.weight": np.full(s, value, np.float32) for n, s in shapes.items()}
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """Files alone: nothing here is loaded as a model."""
     directory = tmp_path / "candidate"
     directory.mkdir()
-    save_file(
-        {"model.embed_tokens.weight": np.ones((8, 4), np.float32)}, directory / "model.safetensors"
-    )
-    write_json(directory / "config.json", {"vocab_size": 8, "dtype": "bfloat16"})
+    save_file(whole_model(1.0), directory / "model.safetensors")
+    write_json(directory / "config.json", CONFIG)
     write_json(directory / "tokenizer.json", {})
     write_json(
         directory / "quantdraft.json",
@@ -106,12 +130,12 @@ def test_a_go_is_exported_with_card_launch_line_and_measured_k(
 
     launch = (output / "launch.sh").read_text().splitlines()[-1]
     assert os.access(output / "launch.sh", os.X_OK)
-    assert config_of(launch) == {
+    told = {
         "method": "draft_model",
-        "model": str(output),
         "num_speculative_tokens": 5,  # the candidate's best k in the record
     }
-    assert launch in lines[-1]
+    assert config_of(launch) == {**told, "model": "."}
+    assert config_of(lines[-1]) == {**told, "model": str(output)}
 
 
 def test_the_card_has_front_matter_evidence_and_verdict(
@@ -132,6 +156,44 @@ def test_the_card_has_front_matter_evidence_and_verdict(
     assert "1.133×" in card
     assert "a" * 64 in card  # the traffic's sha256
     assert (output / "launch.sh").read_text().splitlines()[-1] in card
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "transformers"])
+def test_what_is_exported_starts_from_anywhere_and_says_nothing_of_this_machine(
+    checkpoint: Path, target: str, tmp_path: Path, engine: str
+) -> None:
+    """A program that stands for the engine prints the directories that it was told of."""
+    output, programs = tmp_path / "my served", tmp_path / "bin"
+    export(ExportSettings(checkpoint, engine, output, target=target))
+    for path in output.iterdir():
+        if path.suffix in {".sh", ".py", ".md", ".yaml"}:
+            assert str(tmp_path) not in path.read_text(), path.name
+    if engine == "transformers":
+        script = (output / "launch.py").read_text()
+        assert f"TARGET = '../{Path(target).name}'" in script
+        assert "DRAFT = '.'" in script
+        assert script.index("os.chdir") < script.index("TARGET =")
+        return
+    programs.mkdir()
+    for name in ("vllm", "python", "trtllm-serve"):
+        program = programs / name
+        program.write_text('#!/bin/sh\ncat config.json trtllm.yaml 2>/dev/null; echo "$PWD $*"\n')
+        program.chmod(0o755)
+    moved = tmp_path / "elsewhere" / "served"
+    moved.parent.mkdir()
+    output.rename(moved)
+    shutil.copytree(target, moved.parent / Path(target).name)
+    done = subprocess.run(
+        [str(moved / "launch.sh")],
+        cwd="/",
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(moved) in done.stdout
+    assert f"../{Path(target).name}" in done.stdout
+    assert (moved / f"../{Path(target).name}" / "config.json").is_file()
 
 
 def measured_in(dtype: str, served: str | None = None) -> Evaluation:
@@ -244,7 +306,7 @@ def test_an_evaluation_of_other_weights_is_refused(
 ) -> None:
     run = run_of(checkpoint, evaluation())
     save_file(
-        {"model.embed_tokens.weight": np.zeros((8, 4), np.float32)},
+        whole_model(0.0),
         checkpoint / "model.safetensors",
     )
     with pytest.raises(PairingError, match="other weights"):
@@ -276,6 +338,51 @@ def test_what_the_engine_would_refuse_is_not_written(
     assert not (tmp_path / "served").exists()
 
 
+def test_only_the_listed_weights_are_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    for name in ("consolidated", "old-model", "adapter_model"):
+        shutil.copyfile(checkpoint / "model.safetensors", checkpoint / f"{name}.safetensors")
+    write_json(checkpoint / "pytorch_model.bin.index.json", {"weight_map": {}})
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    written = {path.name for path in (tmp_path / "served").iterdir()}
+    assert {name for name in written if "model" in name} == {"model.safetensors"}
+    config = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert config == CONFIG
+
+
+def test_a_stored_copy_of_the_embedding_is_not_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    plain = load_file(checkpoint / "model.safetensors")
+    head = {"lm_head.weight": plain["model.embed_tokens.weight"]}
+    save_file({**plain, **head}, checkpoint / "model.safetensors")
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    assert load_file(tmp_path / "served" / "model.safetensors").keys() == plain.keys()
+
+
+def test_an_incomplete_draft_is_not_exported(checkpoint: Path, target: str, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks the tensor 'model\.norm\.weight'"):
+        export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+
+
+def test_both_names_of_the_rotary_base_are_exported(
+    checkpoint: Path, target: str, tmp_path: Path
+) -> None:
+    write_json(checkpoint / "config.json", CONFIG | {"rope_theta": 5e5})
+    manifest = json.loads((checkpoint / "quantdraft.json").read_text())
+    hashes = {"config.json": file_sha256(checkpoint / "config.json")}
+    write_json(checkpoint / "quantdraft.json", manifest | {"sha256": hashes})
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target))
+    config = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert (config["rope_theta"], config["rope_parameters"]["rope_theta"]) == (5e5, 5e5)
+    written = json.loads((tmp_path / "served" / "quantdraft.json").read_text())
+    assert written["sha256"]["config.json"] == file_sha256(tmp_path / "served" / "config.json")
+
+
 def test_outputs_are_kept_unless_forced(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output = tmp_path / "served"
     export(ExportSettings(checkpoint, "vllm", output, target=target))
@@ -300,7 +407,10 @@ def test_the_card_stamps_the_targets_revision_and_precision(
     run = run_of(checkpoint, evaluation(), revision="abc123")
     export(ExportSettings(checkpoint, "vllm", tmp_path / "served", target=target, run=run))
     card = (tmp_path / "served" / "README.md").read_text()
-    assert f"`{target}` (revision abc123, precision bfloat16)" in card
+    assert f"`{Path(target).name}` (revision abc123, precision bfloat16)" in card
+    run = run_of(checkpoint, evaluation(), revision="abc123")
+    export(ExportSettings(checkpoint, "vllm", tmp_path / "hub", target="org/T", run=run))
+    assert "`org/T` (revision abc123" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_another_target_than_the_evaluated_one_is_said(
@@ -322,16 +432,22 @@ def test_another_target_than_the_evaluated_one_is_said(
 def test_sglang_gets_its_flags(checkpoint: Path, target: str, tmp_path: Path) -> None:
     lines = export(ExportSettings(checkpoint, "sglang", tmp_path / "served", target=target)).lines
     assert word_after(lines[-1], "--speculative-draft-model-quantization") == "unquant"
-    assert lines[-1].split(": ", 1)[1] in (tmp_path / "served" / "launch.sh").read_text()
+    launch = (tmp_path / "served" / "launch.sh").read_text()
+    flag = "--speculative-draft-model-path"
+    assert (word_after(lines[-1], flag), word_after(launch, flag)) == (
+        str(tmp_path / "served"),
+        ".",
+    )
     assert word_after(lines[-1], "--dtype") == "bfloat16"
 
 
 def test_tensorrt_llm_gets_its_yaml(checkpoint: Path, target: str, tmp_path: Path) -> None:
     output = tmp_path / "served"
     lines = export(ExportSettings(checkpoint, "tensorrt_llm", output, target=target)).lines
-    assert word_after(lines[-1], "--config") == str(output / "trtllm.yaml")
+    assert lines[-1].endswith(f"sh {output / 'launch.sh'}")
+    assert word_after((output / "launch.sh").read_text(), "--config") == "trtllm.yaml"
     config = yaml.safe_load((output / "trtllm.yaml").read_text())
-    assert config["speculative_config"]["speculative_model"] == str(output)
+    assert config["speculative_config"]["speculative_model"] == "."
 
 
 # Vocabulary padding
@@ -436,12 +552,12 @@ def auto_gptq(checkpoint: Path) -> Path:
     """A directory as auto-gptq left it: its own names for the weights and for the config."""
     (checkpoint / "quantdraft.json").unlink()
     (checkpoint / "model.safetensors").unlink()
-    tensors = {
-        "model.embed_tokens.weight": np.ones((8, 32), np.float16),
-        "model.layers.0.mlp.up_proj.qweight": np.zeros((4, 8), np.int32),
-        "model.layers.0.mlp.up_proj.qzeros": np.zeros((1, 1), np.int32),
-        "model.layers.0.mlp.up_proj.scales": np.ones((1, 8), np.float16),
-        "model.layers.0.mlp.up_proj.g_idx": np.zeros(32, np.int32),
+    tensors = {n: t.astype(np.float16) for n, t in whole_model(1.0).items() if "up_proj" not in n}
+    tensors |= {
+        "model.layers.0.mlp.up_proj.qweight": np.zeros((16, 64), np.int32),
+        "model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 8), np.int32),
+        "model.layers.0.mlp.up_proj.scales": np.ones((4, 64), np.float16),
+        "model.layers.0.mlp.up_proj.g_idx": np.arange(128, dtype=np.int32) // 32,
     }
     save_file(tensors, checkpoint / "gptq_model-4bit-32g.safetensors")
     section = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "damp_percent": 0.01}
@@ -459,7 +575,7 @@ def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
     weight = dequantize(stored_weight(opened, module, fmt))
     # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
     assert (weight == -1).all()
-    assert tuple(weight.shape) == (8, 32)
+    assert tuple(weight.shape) == (64, 128)
 
 
 def test_a_directory_of_auto_gptq_is_exported_in_todays_layout(
@@ -482,10 +598,11 @@ def test_a_quantized_head_of_another_library_is_not_padded(
 ) -> None:
     opened = open_checkpoint(auto_gptq)
     tensors = load_file(auto_gptq / "gptq_model-4bit-32g.safetensors")
-    tensors["lm_head.qweight"] = np.zeros((4, 8), np.int32)
+    tensors["lm_head.qweight"] = np.zeros((16, 8), np.int32)
     save_file(tensors, auto_gptq / "gptq_model-4bit-32g.safetensors")
     section = dict(opened.quantization or {}) | {"lm_head": True}
     write_json(auto_gptq / "quantize_config.json", section)
+    write_json(auto_gptq / "config.json", CONFIG | {"tie_word_embeddings": False})
     with pytest.raises(CheckpointError, match="quantized by gptq"):
         plan_padding(open_checkpoint(auto_gptq), 16)
 
@@ -502,8 +619,11 @@ def test_without_llamacpp_the_commands_are_written(
     ).lines
     assert {path.name for path in output.iterdir()} == {"README.md", "convert.sh", "launch.sh"}
     script = (output / "convert.sh").read_text()
-    assert f"convert_hf_to_gguf.py {checkpoint}" in script
-    assert f"{output / 'draft-q4_0.gguf'} Q4_0" in script
+    (line,) = [line for line in script.splitlines() if "convert_hf_to_gguf.py" in line]
+    source = word_after(line, "$LLAMACPP/convert_hf_to_gguf.py")
+    assert (output / source).resolve() == checkpoint
+    assert "build/bin/llama-quantize draft-full.gguf draft-q4_0.gguf Q4_0" in script
+    assert str(tmp_path) not in script
     assert word_after(lines[-1], "-md") == str(output / "draft-q4_0.gguf")
     assert any("still to be made" in line for line in lines)
     assert any("target as a GGUF" in line for line in lines)

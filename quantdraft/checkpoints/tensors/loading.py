@@ -16,8 +16,10 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
 from quantdraft.checkpoints.dense_view import require_readable, stored_modules
 from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
+from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, read_tensors, weight_files
 from quantdraft.common.quiet import hush_torchao
@@ -30,6 +32,7 @@ from quantdraft.errors import (
 )
 
 LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes", "gptq")  # loaded by their own libraries
+BNB_CPU_ROWS = 32  # its kernel for a CPU takes so many at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -117,6 +120,7 @@ def load_model(
     checkpoint = open_checkpoint(path)
     require_readable(checkpoint)
     config = load_config(path, trust_remote_code, not ignore_quantization)
+    require_complete(checkpoint, config)
     quantization = getattr(config, "quantization_config", None)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
@@ -146,6 +150,14 @@ def load_model(
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
 
 
+def require_loadable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError unless the files hold the tensors that the architecture needs.
+
+    Headers alone are read; draft heads have no architecture that transformers knows.
+    """
+    require_complete(checkpoint, load_config(checkpoint.path))
+
+
 def _load_quantized(
     checkpoint: Checkpoint,
     config: Any,
@@ -156,7 +168,8 @@ def _load_quantized(
 ) -> Any:
     """Load a quantized model that computes in `dtype`, whatever type its config names."""
     method = _get_entry(config.quantization_config, "quant_method")
-    if not is_read_by_library(checkpoint):
+    has_no_kernel = method == "bitsandbytes" and device.type == "cpu" and _has_odd_rows(checkpoint)
+    if has_no_kernel or not is_read_by_library(checkpoint):
         _drop_quantization(config)
         return load_dequantized(checkpoint, config, dtype, trust_remote_code).to(device)
     if method == "bitsandbytes":
@@ -176,6 +189,12 @@ def _load_quantized(
     with torch.no_grad():  # not inference mode: the unpacked weights may be used anywhere
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device))
     return model
+
+
+def _has_odd_rows(checkpoint: Checkpoint) -> bool:
+    """Return True for a number of rows that bitsandbytes' CPU kernel of 4 bits cannot take."""
+    rows = (module.shape[0] for module in stored_modules(checkpoint) if module.fmt.num_bits == 4)
+    return any(count % BNB_CPU_ROWS for count in rows)
 
 
 def is_read_by_library(checkpoint: Checkpoint) -> bool:
@@ -285,6 +304,8 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
         raise CheckpointError(
             f"'{path}' has a config.json that transformers refuses: {error}"
         ) from error
+    if not trust_remote_code:  # code of its own is known to its user alone
+        require_causal(config, path)
     # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
     config._attn_implementation = None
     found = getattr(config, "quantization_config", None)

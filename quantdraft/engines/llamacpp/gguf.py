@@ -98,17 +98,22 @@ def _source_of(candidate: Checkpoint) -> Path:
 
 def commands(conversion: GgufConversion, output: Path) -> str:
     """Return a shell script that makes the GGUF file in `output`, for a machine with llama.cpp."""
-    root = str(conversion.llamacpp or "").strip() or "$LLAMACPP"
     first = "auto" if conversion.gguf_type == "q4_0" else conversion.gguf_type
-    made = output / ("draft-full.gguf" if first == "auto" else conversion.file)
-    source, target = shlex.quote(str(conversion.source.absolute())), shlex.quote(str(made))
-    script = f"{root}/{CONVERTER}" if root == "$LLAMACPP" else shlex.quote(f"{root}/{CONVERTER}")
+    target = shlex.quote("draft-full.gguf" if first == "auto" else conversion.file)
+    source = shlex.quote(os.path.relpath(conversion.source.resolve(), output.resolve()))
+    script = f'"$LLAMACPP"/{CONVERTER}'
     lines = [f"python {script} {source} --outfile {target} --outtype {first}"]
     if first == "auto":
         tool = script.replace(CONVERTER, "build/bin/llama-quantize")
-        final = shlex.quote(str(output / conversion.file))
-        lines += [f"{tool} {target} {final} Q4_0", f"rm {target}"]
-    head = ["#!/bin/sh", "# LLAMACPP: a directory with llama.cpp's sources, built.", "set -e"]
+        lines += [f"{tool} {target} {shlex.quote(conversion.file)} Q4_0", f"rm {target}"]
+    head = [
+        "#!/bin/sh",
+        "# LLAMACPP: a directory with llama.cpp's sources, built. Paths are relative to this one.",
+        "set -e",
+        ': "${LLAMACPP:?is not set}"',
+        'LLAMACPP=$(cd -- "$LLAMACPP" && pwd)',
+        'cd -- "$(dirname -- "$0")"',
+    ]
     return "\n".join([*head, *lines]) + "\n"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from quantdraft.record.terms import MAX_K
 
 # Models with a recurrent state that read several tokens on top of it right; the others do so only
-# token by token (transformers' scan of Mamba 1 starts anew).
+# token by token: transformers' scan of Mamba 1 starts anew.
 READ_ON = {
     "bamba",
     "falcon_h1",
@@ -31,6 +31,7 @@ READ_ON = {
     "qwen3_next",
     "zamba2",
 }
+KEYS = "past_key_values"  # the usual name of a cache
 # A round takes back at most its k tokens and one more.
 NUM_SNAPSHOTS = MAX_K + 2
 
@@ -38,7 +39,7 @@ NUM_SNAPSHOTS = MAX_K + 2
 def cache_name(model: Any) -> str:
     """Return the name by which a model takes its cache, and by which its output holds it."""
     known = inspect.signature(model.forward).parameters
-    return "cache_params" if "cache_params" in known else "past_key_values"
+    return "cache_params" if "cache_params" in known else KEYS
 
 
 def has_recurrent_state(model: Any) -> bool:
@@ -50,6 +51,18 @@ def reads_on(model: Any) -> bool:
     """Return whether the model reads several tokens right on top of a filled cache."""
     kind = model.config.get_text_config().model_type
     return kind in READ_ON or not has_recurrent_state(model)
+
+
+def read_tokens(model: Any, token_ids: Tensor, cache: Any, start: int, **options: Any) -> Any:
+    """Return the model's output for tokens that stand at `start` and behind it, over a cache.
+
+    Positions are told where the model takes them: of a hybrid's cache some models count none.
+    """
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)
+        options["position_ids"] = positions.expand(len(token_ids), -1)
+    options[cache_name(model)] = cache
+    return model(input_ids=token_ids, use_cache=True, **options)
 
 
 @dataclass(slots=True)
@@ -66,7 +79,6 @@ class RewindableCache:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.length = 0
-        self._name = cache_name(model)
         self._cache = _empty_cache(model)
         self._is_recurrent = any(map(_is_recurrent, self._cache.layers))
         self._by_token = not reads_on(model)
@@ -97,9 +109,9 @@ class RewindableCache:
         return torch.cat(logits, dim=1)
 
     def _pass(self, token_ids: Tensor) -> Tensor:
-        given = {self._name: self._cache}
-        logits: Tensor = self.model(input_ids=token_ids, use_cache=True, **given).logits
+        output = read_tokens(self.model, token_ids, self._cache, self.length)
         self.length += token_ids.shape[1]
+        logits: Tensor = output.logits
         return logits
 
     def _restore(self, start: int) -> int:

@@ -28,6 +28,36 @@ def evaluate_command(evaluation: Evaluation, *options: str) -> str:
     return " ".join([*words, "--traffic", traffic(evaluation), *options])
 
 
+def next_command(evaluation: Evaluation, run_dir: str) -> str:
+    """Return the command that the verdict leads to: export, the diagnosis' own, or more data.
+
+    run_dir: where the record lies, ready for a command line
+    """
+    verdict = evaluation.verdict
+    if verdict.is_control:
+        return f"quantdraft apply --recipe int4 --draft {model(evaluation, 'baseline')}"
+    if verdict.decision == "go":
+        return _export_command(evaluation, run_dir)
+    diagnoses = evaluation.analysis.diagnoses if evaluation.analysis else ()
+    found = [line.command for line in diagnoses if line.state == "found" and line.command]
+    if found:
+        return found[0]
+    if verdict.decision == "no-go":
+        return milder_recipe(evaluation)[1]
+    if "prompts" in (verdict.to_settle or ""):
+        target = model(evaluation, "target")
+        return f"quantdraft capture --target {target} --prompts MORE.jsonl -o more-traffic.jsonl"
+    return evaluate_command(evaluation, "--latency-seconds 60", f"-o {run_dir}-again")
+
+
+def _export_command(evaluation: Evaluation, run_dir: str) -> str:
+    candidate, served = model(evaluation, "candidate"), evaluation.served
+    return (
+        f"quantdraft export {candidate} --engine {served.engine if served else 'vllm'} "
+        f"--target {model(evaluation, 'target')} --run {run_dir} -o {candidate}-served"
+    )
+
+
 def check_command(evaluation: Evaluation) -> str:
     """Return `quantdraft check` of the pair."""
     target, draft = model(evaluation, "target"), model(evaluation, "baseline")

@@ -23,7 +23,7 @@ from quantdraft.report.views.markdown import equation_line
 from quantdraft.report.views.screen import STYLES, Screen, here
 from quantdraft.report.views.view import show_block
 
-BRIEF_LINES = 14  # of a verdict; with the line that names the report, 15
+BRIEF_LINES = 13  # of a verdict; with the next step and the line that names the report, 15
 REASON_LINES, NOTICE_LINES = 4, 3
 MIN_NOTE = 24  # columns
 

@@ -5,6 +5,7 @@ What each engine needs is in `quantdraft.engines.registry`, one file an engine.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 from quantdraft.checkpoints.checkpoint import (
     Checkpoint,
     open_checkpoint,
-    require_own_files,
     require_tokenizer,
 )
 from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.heads.opening import open_head
+from quantdraft.checkpoints.links import require_own_files, shards_elsewhere
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
@@ -41,8 +42,9 @@ from quantdraft.workflows.export.evidence import (
     verdict_warnings,
 )
 from quantdraft.workflows.export.gguf_check import ServerTrial, try_server
-from quantdraft.workflows.export.heads import head_engine
+from quantdraft.workflows.export.heads import HeadEngine, head_engine
 from quantdraft.workflows.export.padding import Padding, pad, padded_config, plan_padding
+from quantdraft.workflows.export.portable import portable_pair
 from quantdraft.workflows.export.target import Target, read_target
 
 LLAMACPP = "llamacpp"
@@ -107,6 +109,11 @@ class _Job:
     conversion: GgufConversion | None = None
 
     @property
+    def is_head(self) -> bool:
+        """True for a draft head, which an engine alone measures."""
+        return isinstance(self.engine, HeadEngine)
+
+    @property
     def draft(self) -> Path:
         """What the launch line calls the draft: the directory, or llama.cpp's one file."""
         return self.output / self.conversion.file if self.conversion else self.output
@@ -129,19 +136,22 @@ def export(settings: ExportSettings) -> Exported:
     k, k_warnings = choose_k(job.evaluation, settings.num_speculative_tokens)
     warnings = (*_evidence_warnings(job), *k_warnings, *_engine_warnings(job), *_change_notes(job))
     pair = _launch_pair(job, k)
-    launch = job.engine.launch(pair)
+    launch, beside = job.engine.launch(pair), portable_pair(pair, settings.output)
+    script = job.engine.launch(beside)
     with whole_directory(settings.output, settings.force) as staging:
         _write_draft(job, staging)
-        _write_launch(job, staging, launch, pair)
+        _write_launch(job, staging, script, beside)
         tried = _try_server(job, staging, k) if settings.proof else ServerTrial()
         warnings += tried.warnings
-        write_text(staging / "README.md", _card(job, launch, warnings, tried.seen))
-    line = _launch_command(job, launch)
+        write_text(staging / "README.md", _card(job, script, warnings, tried.seen))
+    line = _launch_command(job, launch, beside)
     return Exported(settings.output, job.engine.name, k, line, warnings, tried.seen)
 
 
 def _open_job(settings: ExportSettings) -> _Job:
     """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    from quantdraft.checkpoints.tensors.loading import require_loadable
+
     engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
     require_own_files(settings.checkpoint)
     require_apart(settings.output, settings.checkpoint, "the checkpoint")
@@ -150,6 +160,7 @@ def _open_job(settings: ExportSettings) -> _Job:
     head = open_head(checkpoint)
     if head is None:
         require_tokenizer(checkpoint)
+        require_loadable(checkpoint)
     elif settings.pad_vocab:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
@@ -198,7 +209,7 @@ def _plan_conversion(job: _Job, settings: ExportSettings) -> GgufConversion | No
 
 def _evidence_warnings(job: _Job) -> Iterator[str]:
     if job.conversion is None:
-        yield from verdict_warnings(job.evaluation)
+        yield from verdict_warnings(job.evaluation, is_head=job.is_head)
         yield from job.target.cross_pairing(job.evaluation)
         yield from _other_dtype(job)
         return
@@ -245,6 +256,8 @@ def _grouped_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def _change_notes(job: _Job) -> Iterator[str]:
+    for path in shards_elsewhere(job.checkpoint.path):
+        yield f"'{path}' is a link to '{path.resolve()}', outside the model's directory: copied."
     if job.padding is not None:
         yield job.padding.sentence
     if job.conversion is not None and job.conversion.llamacpp is None:
@@ -254,7 +267,7 @@ def _change_notes(job: _Job) -> Iterator[str]:
         )
     if job.conversion is not None and not job.target.name.endswith(".gguf"):
         yield (
-            f"llama-server needs the target as a GGUF file too; '{job.target.name}' is none. "
+            f"llama-server needs the target as a GGUF file too; '{job.target.shown}' is none. "
             "Convert it in the same way."
         )
 
@@ -310,11 +323,15 @@ def _card(job: _Job, launch: str, warnings: tuple[str, ...], seen: tuple[str, ..
         warnings=warnings,
         gguf_type=None if job.conversion is None else job.conversion.gguf_type,
         seen=seen,
+        is_head=job.is_head,
     )
 
 
-def _launch_command(job: _Job, launch: str) -> str:
-    """Return a launch of one line as it is, a script by the command that runs it."""
+def _launch_command(job: _Job, launch: str, beside: LaunchPair) -> str:
+    """Return a launch of one line as it is, else the command that runs the file with it."""
+    script = job.output / job.engine.launch_file
+    if job.engine.extra_files(beside):
+        return shlex.join(["sh", str(script)])
     if "\n" not in launch.strip():
         return launch
-    return f'python {job.output / job.engine.launch_file} "Your prompt"'
+    return f'python {shlex.quote(str(script))} "Your prompt"'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.checkpoints.checkpoint import name_of
 from quantdraft.checkpoints.configs import require_config
 from quantdraft.common.documents import read_json_object
 from quantdraft.common.files import file_sha256
@@ -23,6 +24,12 @@ class Target:
     revision: str | None = None
 
     @property
+    def shown(self) -> str:
+        """Its name for readers elsewhere: a Hub id, or the last part of where it lies here."""
+        path = Path(self.name)
+        return name_of(path) if path.exists() else self.name
+
+    @property
     def precision(self) -> str | None:
         """Its quantization, or else its float type."""
         if self.config is None:
@@ -36,7 +43,7 @@ class Target:
         revision = self.revision or recorded.get("revision")
         precision = self.precision or float_type(recorded)
         known = f"revision {revision or 'unknown'}, precision {precision or 'unknown'}"
-        return f"`{self.name}` ({known})"
+        return f"`{self.shown}` ({known})"
 
     def dtype(self, evaluation: Evaluation | None) -> str | None:
         """Return the float type to pin: of the engine that was evaluated, or else the target's own.

@@ -10,7 +10,7 @@ from typing import Any
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import check_pairing
-from quantdraft.checkpoints.tensors.loading import resolve_model
+from quantdraft.checkpoints.tensors.loading import require_loadable, resolve_model
 from quantdraft.common.files import coerce_paths, write_json
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import bar
@@ -129,6 +129,7 @@ def _pair(settings: SelectSettings) -> _Pairing:
         except CheckpointError as error:
             refused[draft] = str(error)
             continue
+        require_loadable(checkpoint)
         findings = check_pairing(target_path, path)
         errors = [finding.message for finding in findings if finding.level == "error"]
         if errors:
@@ -136,7 +137,9 @@ def _pair(settings: SelectSettings) -> _Pairing:
             continue
         fitting[draft] = checkpoint
         warnings[draft] = tuple(f.message for f in findings if f.level == "warning")
-    return _Pairing(open_checkpoint(target_path), fitting, refused, warnings)
+    target = open_checkpoint(target_path)
+    require_loadable(target)
+    return _Pairing(target, fitting, refused, warnings)
 
 
 def _measure(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from quantdraft.checkpoints.checkpoint import require_own_files
+from quantdraft.checkpoints.links import require_own_files
 from quantdraft.errors import OptionError, OutputError
 
 MAX_BYTES = 32 * 2**30  # of one parcel: more than that belongs on a shared disk

@@ -19,6 +19,8 @@ from typing import Any
 
 from quantdraft import __version__
 from quantdraft.common.files import write_text
+from quantdraft.common.progress import say
+from quantdraft.common.resume import STAGES_DIR
 from quantdraft.errors import OptionError, OutputError
 from quantdraft.workflows.sweep.jobs import (
     Job,
@@ -40,6 +42,8 @@ from quantdraft.workflows.sweep.parcels import (
 from quantdraft.workflows.sweep.ray_session import ray_session
 
 MAX_RETRIES = 3  # of a job whose worker or node was lost
+CLEAR_SECONDS = 60
+DIGEST_CHARACTERS, PATH_CHARACTERS = 32, 16  # of an input's content, and of another path's hash
 CACHE_FILE = "ray-cache"  # in the sweep's directory: the name of its directory on every node
 
 
@@ -79,11 +83,15 @@ def run_on_ray(
         resources = _with_cpus(ray, resources)
         _require_room(ray, resources)
         crew = _Crew(ray, resources, logs, is_shared or address is None)
-        for job in jobs:
-            crew.send(job)
-        outcomes = crew.gather(on_outcome)
-        if all(outcome.error is None for outcome in outcomes.values()):
-            crew.clear_nodes()
+        is_done = False
+        try:
+            for job in jobs:
+                crew.send(job)
+            outcomes = crew.gather(on_outcome)
+            is_done = all(outcome.error is None for outcome in outcomes.values())
+        finally:  # also where this process was interrupted, or its disk is full
+            crew.stop()
+            crew.clear_nodes(is_done=is_done)
         return outcomes
 
 
@@ -133,8 +141,17 @@ class _Crew:
             on_outcome(self.outcomes[name])
         return self.outcomes
 
-    def clear_nodes(self) -> None:
-        """Remove what the sweep kept on the nodes that are alive."""
+    def stop(self) -> None:
+        """Stop the tasks that have not ended."""
+        for result, _ in self.results.values():
+            self.ray.cancel(result, force=True)
+
+    def clear_nodes(self, *, is_done: bool) -> None:
+        """Remove what the sweep kept on the nodes that are alive.
+
+        is_done: False leaves what unfinished evaluations have counted, to go on with; models and
+            traffic are removed in every case
+        """
         if self.is_shared:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -142,9 +159,17 @@ class _Crew:
         task = self.ray.remote(num_cpus=0, max_retries=0)(_clear)
         nodes = [node["NodeID"] for node in self.ray.nodes() if node["Alive"]]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        sent = [task.options(scheduling_strategy=place).remote(self.cache) for place in places]
-        self.ray.wait(sent, num_returns=len(sent), timeout=60)
-        (self.logs.parent / CACHE_FILE).unlink(missing_ok=True)
+        sent = [
+            task.options(scheduling_strategy=place).remote(self.cache, is_done) for place in places
+        ]
+        _, waiting = self.ray.wait(sent, num_returns=len(sent), timeout=CLEAR_SECONDS)
+        if waiting:
+            say(
+                f"{len(waiting)} of {len(sent)} nodes did not answer: remove {self.cache} in their "
+                "temporary directories, it holds models and traffic."
+            )
+        elif is_done:
+            (self.logs.parent / CACHE_FILE).unlink(missing_ok=True)
 
     def _outcome(self, name: str) -> Outcome:
         result, output = self.results[name]
@@ -200,7 +225,7 @@ def _work(
         return Outcome(job.name, str(error)), None
 
     def unpack(digest: str, path: Path, parcel: Callable[[], Parcel]) -> Path:
-        return unpack_parcel_once(parcel, cache / digest[:32] / path.name)
+        return unpack_parcel_once(parcel, cache / digest[:DIGEST_CHARACTERS] / path.name)
 
     places = {
         sent.path: unpack(sent.digest, sent.path, partial(_fetch, ref))
@@ -211,7 +236,7 @@ def _work(
 
     def at(path: Path) -> Path:
         # What is no input stays on the node: stages, and the output until it is whole.
-        kept = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        kept = hashlib.sha256(str(path).encode()).hexdigest()[:PATH_CHARACTERS]
         return places.get(path) or cache / kept / path.name
 
     outcome = _perform_here(job, at, at(Path(order.logs)) / f"{job.name}.log")
@@ -248,8 +273,19 @@ def _cache_name(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _clear(cache: str) -> None:
-    shutil.rmtree(Path(tempfile.gettempdir()) / cache, ignore_errors=True)
+def _clear(cache: str, is_done: bool) -> None:
+    """Remove a sweep's directory from this node, or of it what was sent and made: models, traffic.
+
+    Left are evaluations that have begun, by the hash of their path, which is shorter.
+    """
+    place = Path(tempfile.gettempdir()) / cache
+    if is_done:
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    for found in place.glob("*"):
+        is_input = len(found.name) == DIGEST_CHARACTERS
+        if is_input or not any((run / STAGES_DIR).is_dir() for run in found.glob("*")):
+            shutil.rmtree(found, ignore_errors=True)
 
 
 def _with_cpus(ray: Any, resources: Resources) -> Resources:

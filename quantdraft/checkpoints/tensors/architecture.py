@@ -1,0 +1,75 @@
+"""Refuse what cannot be measured as a causal language model, by its config.
+
+Replay reads a whole text at once and several texts together: no token may see a later one, and no
+text another one. Speculation takes tokens back: the state behind them must be transformers' cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quantdraft.errors import CheckpointError
+
+# Read in both directions, unless the config makes a decoder of them.
+ENCODERS = {
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+OTHER_ORDER = {"diffusion_gemma", "reformer", "xlm", "xlnet"}
+# Their state is in classes of their own, which do not step back; xlstm's mixes a batch's texts.
+OWN_STATE = {"minimax", "recurrent_gemma", "rwkv", "xlstm"}
+HELP = "Use a causal language model that predicts the next token from the ones before it."
+
+
+def require_causal(config: Any, path: Path) -> None:
+    """Raise CheckpointError for a transformers config of no causal language model."""
+    why = _fault(config)
+    if why is not None:
+        raise CheckpointError(f"'{path}' cannot be measured: {why}")
+
+
+def _fault(config: Any) -> str | None:
+    text, kind = config.get_text_config(), config.model_type
+    kinds = {kind, text.model_type}
+    if config.is_encoder_decoder:
+        return f"{kind} has an encoder and a decoder. {HELP}"
+    if kinds & ENCODERS and not getattr(config, "is_decoder", False):
+        return f"{kind} reads in both directions. {HELP}"
+    if kinds & OTHER_ORDER:
+        return f"{kind} does not predict tokens one after another. {HELP}"
+    if kinds & OWN_STATE:
+        return (
+            f"transformers keeps the state of {kind} in a form that cannot step back, as "
+            "speculation must. Use a model of another architecture."
+        )
+    return _fault_of_library(config, text)
+
+
+def _fault_of_library(config: Any, text: Any) -> str | None:
+    """Return why transformers' class for causal language models does not load the config."""
+    from transformers import AutoModelForCausalLM
+
+    kind = config.model_type
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return None
+    if text is not config and type(text) in AutoModelForCausalLM._model_mapping:
+        return (
+            f"transformers loads {kind} with its other senses alone. Save its language model "
+            f"({text.model_type}) as a checkpoint of its own."
+        )
+    return f"transformers has no causal language model for {kind}. {HELP}"
