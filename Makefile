@@ -48,6 +48,7 @@ bench-long: setup
 campaigns: setup
 	$(BIN)/python -m tests.campaigns.faults --kills 250 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.fuzz --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.record_values --changes 8000 --draw 12 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.null_calibration --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.repeats --output reports/campaigns
 	$(BIN)/python -m tests.benchmarks.replay_scaling --largest 100000 --output reports/campaigns

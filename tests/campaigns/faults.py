@@ -6,7 +6,8 @@ python -m tests.campaigns.faults --kills 250 [--seed 0] [--commands capture,eval
 The long-running commands run on a tiny random pair. Each is killed one to three times in a row
 (SIGKILL, SIGTERM, SIGINT, a full disk, memory that ends, charts that cannot be drawn), at a random
 time or at a random write to its output, and then started once more and left alone; pages that are
-missing then are drawn by `report`. What it leaves is compared with what an undisturbed run left: to the byte where nothing is timed, in all but the times elsewhere.
+missing then are drawn by `report`. What it leaves is compared with what an undisturbed run left: to
+the byte where nothing is timed, in all but the times elsewhere.
 
 The last line is one JSON object: `kills`; `lost`, results that were on the disk and were computed
 again, or runs that could not go on; `half_written`, outputs that stood there unfinished, and

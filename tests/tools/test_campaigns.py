@@ -52,8 +52,8 @@ def test_campaigns_of_other_commands_are_kept_and_those_of_the_same_replaced(
     page = (tmp_path / "faults.md").read_text()
     for campaign in both["campaigns"]:
         assert f"{campaign['date']}: `{campaign['line']}`" in page
-    assert "| sweep | 0 | 0 | 4 | 0 | 0 | 4 |" in page
-    assert "| all | 2 | 0 | 4 | 1 | 0 | 7 |" in page
+    assert "| sweep | 0 | 0 | 4 | 0 | 0 | 0 | 4 |" in page
+    assert "| all | 2 | 0 | 4 | 1 | 0 | 0 | 7 |" in page
     again = with_others(found_by({("bench", "SIGKILL"): 1, ("capture", "SIGINT"): 1}, []), tmp_path)
     assert (again["kills"], again["lost"], len(again["campaigns"])) == (6, 0, 2)
 
