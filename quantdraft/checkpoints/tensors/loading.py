@@ -31,7 +31,7 @@ from quantdraft.errors import (
     nearest_path,
 )
 
-LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes", "gptq")  # loaded by their own libraries
+LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes")  # loaded by their own libraries
 BNB_CPU_ROWS = 32  # its kernel for a CPU takes so many at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
