@@ -45,6 +45,10 @@ def test_a_quantized_draft_is_right_or_refused_by_check_already(bench, name, rec
     assert found == "right" or (found.startswith("refused: ") and outlook.reason is not None)
 
 
+def test_experts_in_fp8_scale_each_token_by_itself(bench):
+    assert outcome("apply fp8", bench("qwen3-moe")) == "right"
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_state_is_put_back_exactly(bench, name):
     model, tokens = bench(name).draft, torch.tensor([prompts()[1]])
