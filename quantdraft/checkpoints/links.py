@@ -31,6 +31,12 @@ def require_own_files(directory: Path) -> None:
         )
 
 
+def shards_elsewhere(directory: Path) -> list[Path]:
+    """Return the links to shards outside of the directory, which are copied from there."""
+    shards = (directory / name for name in weight_files(directory))
+    return [path for path in shards if _leads_out(path, directory)]
+
+
 def place_weights(source: Path, output: Path, without: Collection[str] = ()) -> None:
     """Put a weight file at `output`: linked where possible, as it is large and never edited.
 

@@ -103,7 +103,8 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
 def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Return patterns of `kept_modules`, for the `ignore` of a quantization config.
 
-    They hold under any prefix, in every layer, and name a tower as a whole.
+    They hold under any prefix, in every layer, and name a tower as a whole, and routers by all
+    their names: transformers renames some when it loads them.
     """
     towers = tower_tensors(tensors)
     patterns: dict[str, None] = {}
@@ -111,6 +112,8 @@ def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
         if f"{module}.weight" in towers:
             first = module.removeprefix("model.").split(".")[0]
             patterns[f"re:(.*\\.)?{re.escape(first)}\\..*"] = None
+        elif _ROUTER.fullmatch(module):
+            patterns[f"re:{_ROUTER.pattern}$"] = None
         else:
             in_layer = re.split(r"\.\d+\.", module, maxsplit=1)
             tail = in_layer[1] if len(in_layer) > 1 else module.rpartition(".")[2]

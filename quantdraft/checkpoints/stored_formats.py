@@ -84,7 +84,7 @@ def kv_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     scales: dict[str, TensorInfo] = {}
     towers = tower_tensors(tensors)
     for name, info in tensors.items():
-        attention, _, rest = name.rpartition(".k_proj.")
+        attention, _, rest = name.replace(".qkv_proj.", ".k_proj.").rpartition(".k_proj.")
         if rest == "weight" and name not in towers:
             scales |= {attention + ending: replace(info, shape=(1,)) for ending in KV_SCALES}
     return scales

@@ -112,8 +112,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header_bytes = int.from_bytes(file.read(8), "little")
         if found < 8 or header_bytes > min(found - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
-                f"'{path}' is truncated or not safetensors: it has {found} bytes, its header "
-                f"alone claims {header_bytes}. Download or copy it again."
+                f"'{path}'{_led_to(path)} is truncated or not safetensors: it has {found} bytes, "
+                f"its header alone claims {header_bytes}. Download or copy it again."
             )
         header = _parse_header(path, file.read(header_bytes))
     metadata = header.pop("__metadata__", {})
@@ -130,6 +130,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             "Download or copy it again."
         )
     return tensors
+
+
+def _led_to(path: Path) -> str:
+    return f", a link to '{path.resolve()}'," if path.is_symlink() else ""
 
 
 def copy_without(source: Path, output: Path, names: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from quantdraft.cli.interrupts import NOTHING_KEPT, STOPPED, ignore, is_program, leave, raise_again
+from quantdraft.cli.pipes import as_given
 from quantdraft.errors import FULL_DISK, QuantDraftError, is_out_of_memory, nearest, one_line
 
 NOTHING_LEFT = "Nothing was left behind."
@@ -120,7 +121,7 @@ def _write_example(example: str, formatter: click.HelpFormatter) -> None:
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line on stderr, and exit."""
-    click.echo(f"Error: {one_line(message)}", err=True)
+    click.echo(f"Error: {one_line(as_given(message))}", err=True)
     sys.exit(code)
 
 

@@ -17,6 +17,7 @@ from quantdraft.errors import OptionError
 
 MAX_PIPE_BYTES = 4 * 2**30  # more belongs into a file
 CHUNK_BYTES = 2**20
+_GIVEN: dict[str, str] = {}  # what the user wrote, by the path of the file
 
 
 def read_pipe(path: Path, max_bytes: int = MAX_PIPE_BYTES) -> Path:
@@ -37,7 +38,15 @@ def read_pipe(path: Path, max_bytes: int = MAX_PIPE_BYTES) -> Path:
         raise OptionError(
             f"the pipe '{path}' cannot be kept: {error.strerror or error}."
         ) from error
+    _GIVEN[str(kept)] = str(path)
     return kept
+
+
+def as_given(message: str) -> str:
+    """Return a message with pipes named as the user named them."""
+    for kept, given in _GIVEN.items():
+        message = message.replace(kept, given)
+    return message
 
 
 def _copy(pipe: BinaryIO, file: BinaryIO, path: Path, max_bytes: int) -> None:

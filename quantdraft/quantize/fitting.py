@@ -16,6 +16,7 @@ from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.inside import inner_mtp, inner_patterns
 from quantdraft.checkpoints.parts import has_experts, is_stacked
+from quantdraft.checkpoints.stored_formats import kv_scales
 from quantdraft.checkpoints.weights import FLOAT_DTYPES
 from quantdraft.errors import RecipeError
 from quantdraft.quantize.group_sizes import largest_group, loading_engines
@@ -108,8 +109,9 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
         )
-    if recipe.scheme != "none":
-        _require_known_experts(recipe, source)
+    _require_known_experts(recipe, source)
+    if recipe.kv_cache != "keep":
+        _require_known_cache(recipe, source)
     if recipe.modifiers is None and recipe.scheme != "none":
         _require_whole_groups(recipe, source)
 
@@ -146,6 +148,20 @@ def _smaller_groups(fmt: WeightFormat, shapes: Mapping[str, tuple[int, ...]]) ->
     matrices = {module: (shape[0], shape[1]) for module, shape in shapes.items()}
     engines = loading_engines(replace(fmt, group_size=size), matrices)
     return f"add --set group_size={size} ({engines}), or "
+
+
+def _require_known_cache(recipe: Recipe, source: Checkpoint) -> None:
+    """Refuse a quantized cache where no engine keeps keys and values as a projection gives them."""
+    if any(".kv_a_proj_with_mqa." in name for name in source.tensors):
+        kept = "latents in place of keys and values"
+    elif kv_scales(source.tensors):
+        return
+    else:
+        kept = "no keys and values of projections that are known (k_proj, qkv_proj)"
+    raise RecipeError(
+        f"recipe {recipe.name!r} quantizes the cache, and '{source.path}' keeps {kept}. Use a "
+        "recipe for the weights."
+    )
 
 
 def _require_known_experts(recipe: Recipe, source: Checkpoint) -> None:

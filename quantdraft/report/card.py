@@ -26,6 +26,12 @@ NO_EVALUATION = (
 )
 
 
+UNMEASURED_HEAD = (
+    "Not evaluated: a draft head is not replayed. Nothing is known of its acceptance or speed: "
+    "compare what the engine counts with the full-precision head's before serving it."
+)
+
+
 def model_card(
     name: str,
     manifest: dict[str, Any] | None,
@@ -38,6 +44,7 @@ def model_card(
     warnings: tuple[str, ...],
     gguf_type: str | None = None,
     seen: tuple[str, ...] = (),
+    is_head: bool = False,
 ) -> str:
     """Return README.md of an exported draft, with YAML front matter.
 
@@ -45,13 +52,14 @@ def model_card(
     target: its name, revision and precision, in Markdown
     gguf_type: of a GGUF file made from the full-precision draft, whatever the recipe made of it
     seen: what the engine itself was seen to do with it
+    is_head: whether it is a draft head, which an engine alone measures
     """
     recipe = (manifest or {}).get("recipe") or {}
     parts = [
         _front_matter(manifest, evaluation, gguf_type),
         f"# {escape(name)}",
         escape(_what(recipe, base_model(manifest, evaluation), gguf_type)),
-        *_verdict(evaluation),
+        *_verdict(evaluation, UNMEASURED_HEAD if is_head else NO_EVALUATION),
         f"## Serve it with {engine}",
         fence(launch.strip(), "python" if engine == "transformers" else "sh"),
         *(["\n".join(f"- {escape(note)}" for note in notes)] if notes else []),
@@ -103,9 +111,9 @@ def _what(recipe: dict[str, Any], base: str | None, gguf_type: str | None) -> st
     return f"A draft model for speculative decoding: {base or 'an unnamed draft'}, {how}."
 
 
-def _verdict(evaluation: Evaluation | None) -> list[str]:
+def _verdict(evaluation: Evaluation | None, unmeasured: str) -> list[str]:
     if evaluation is None:
-        return ["## Verdict: none", f"**{NO_EVALUATION}**"]
+        return ["## Verdict: none", f"**{unmeasured}**"]
     verdict = evaluation.verdict
     parts = [f"## Verdict: {escape(verdict.decision)}", f"**{escape(sentence(verdict))}**"]
     parts += [

@@ -419,5 +419,8 @@ def test_export_of_a_head_needs_no_tokenizer(applied: Applied, tmp_path: Path, e
     line = (tmp_path / "out" / "launch.sh").read_text(encoding="utf-8")
     assert "eagle3" in line.lower()
     assert '"model":"."' in line or "--speculative-draft-model-path . " in line
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.count("a draft head is not replayed") == 2
+    assert "quantdraft evaluate" not in card
     with pytest.raises(QuantDraftError):
         export(ExportSettings(checkpoint.path, "transformers", tmp_path / "no", target="org/T"))

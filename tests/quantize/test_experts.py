@@ -96,6 +96,7 @@ def test_every_recipe_keeps_routers_or_is_refused_by_name(tmp_path: Path) -> Non
         ignored = ignored_names(fit_recipe(recipe, moe, None), moe.tensors)
         assert matches("draft_model.model.layers.7.mlp.gate", ignored)
         assert matches("model.layers.0.mlp.shared_expert_gate", ignored)
+        assert matches("model.layers.0.mlp.router", ignored)  # as transformers loads PhiMoE's
         assert not matches("model.layers.0.mlp.experts.3.gate_proj", ignored)
     int4 = project(moe, load_recipe("int4"))
     assert int4.expert_bytes == 2 * (EXPERT_BYTES // 4 + 3 * 256 * 2 * 2)
@@ -202,3 +203,23 @@ def test_check_counts_experts_and_says_what_a_verification_reads(architecture_pa
     assert outlooks["int4"].summary["cost_ratio"] == pytest.approx(1.0)
     assert outlooks["nf4"].summary is None
     assert any("fp4, int8-bnb, nf4, nf4-double: bitsandbytes" in line for line in found.lines())
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("deepseek-v3", "latents"), ("mamba2", "no keys and values")]
+)
+def test_a_quantized_cache_is_refused_where_no_keys_and_values_are_kept(
+    name: str, kept: str, architecture_pair: Pair
+) -> None:
+    with pytest.raises(RecipeError, match=kept):
+        fit_recipe(load_recipe("kv-fp8"), open_checkpoint(architecture_pair(name)[1]), None)
+
+
+def test_4_bit_rows_that_have_no_kernel_on_a_cpu_are_dequantized(
+    architecture_pair: Pair, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    draft = architecture_pair("mamba2")[1]  # 552 rows, no multiple of 32
+    candidate = apply("nf4", str(draft), tmp_path / "out", device="cpu")
+    assert candidate.manifest is not None
+    assert candidate.manifest["proof"]["num_quantized_modules"] == 4

@@ -123,13 +123,14 @@ def test_their_names_are_found_under_every_publishers_prefix() -> None:
         "model.mtp_layers.0.self_attn.o_proj.weight",
         "model.mtp_block.0.mlp.up_proj.weight",
         "mtp.layers.0.mlp.up_proj.weight",
+        "model.nextn.0.mlp.up_proj.weight",
         "model.embed_tokens.weight",
     ]
-    assert inner_names(names) == names[2:7]
+    assert inner_names(names) == names[2:8]
     patterns = inner_patterns(names)
     modules = [name.removesuffix(".weight") for name in names]
     found = [name for name in modules if matches(f"draft_model.{name}", patterns)]
-    assert found == modules[2:7]
+    assert found == modules[2:8]
 
 
 def test_a_head_apart_is_no_part_of_a_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
-from quantdraft.cli.pipes import read_pipe
+from quantdraft.cli.pipes import as_given, read_pipe
 from quantdraft.cli.values import A_FILE
 from quantdraft.common.documents import read_json, read_json_object
 from quantdraft.common.files import file_sha256
@@ -55,6 +55,7 @@ def test_a_process_substitution_is_read_once_and_stays(tmp_path: Path) -> None:
     os.close(writing)
     kept = read_pipe(Path(f"/dev/fd/{reading}"))
     os.close(reading)
+    assert as_given(f"{kept}:line 1: broken") == f"/dev/fd/{reading}:line 1: broken"
     for _ in range(2):
         assert load_policy(kept).min_speedup_over_baseline == 1.5
     plain = tmp_path / "plain"

@@ -16,7 +16,7 @@ from quantdraft.checkpoints.weights import TensorInfo
 # `mtp.fc`, `model.mtp_layers.0.…`, `model.mtp_block.0.…`, or a decoder layer more than the model
 # has, which the modules before its attention give away.
 _INNER = re.compile(
-    r"(.*\.)?mtp(_\w+)?\.|(?P<layer>(.*\.)?layers\.\d+\.)(eh_proj|enorm|hnorm)\.", re.DOTALL
+    r"(.*\.)?(mtp|nextn)(_\w+)?\.|(?P<layer>(.*\.)?layers\.\d+\.)(eh_proj|enorm|hnorm)\.", re.DOTALL
 )
 
 
@@ -37,7 +37,9 @@ def inner_names(names: Iterable[str]) -> list[str]:
 
 def inner_patterns(names: Iterable[str]) -> list[str]:
     """Return patterns of the MTP modules, for the `ignore` of a quantization config."""
-    ends = {re.sub(r"^.*\.(?=(layers\.\d+|mtp\w*)\.$)", "", each) for each in _prefixes(names)}
+    ends = {
+        re.sub(r"^.*\.(?=(layers\.\d+|(mtp|nextn)\w*)\.$)", "", each) for each in _prefixes(names)
+    }
     return [rf"re:(.*\.)?{re.escape(end)}.*" for end in sorted(ends)]
 
 

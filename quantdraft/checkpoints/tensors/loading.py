@@ -33,6 +33,7 @@ from quantdraft.errors import (
 )
 
 LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes", "gptq")  # loaded by their own libraries
+BNB_CPU_ROWS = 32  # its kernel for a CPU takes so many at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -168,7 +169,8 @@ def _load_quantized(
 ) -> Any:
     """Load a quantized model that computes in `dtype`, whatever type its config names."""
     method = _get_entry(config.quantization_config, "quant_method")
-    if not is_read_by_library(checkpoint):
+    has_no_kernel = method == "bitsandbytes" and device.type == "cpu" and _has_odd_rows(checkpoint)
+    if has_no_kernel or not is_read_by_library(checkpoint):
         _drop_quantization(config)
         return load_dequantized(checkpoint, config, dtype, trust_remote_code).to(device)
     if method == "bitsandbytes":
@@ -189,6 +191,12 @@ def _load_quantized(
     with torch.no_grad():  # not inference mode: the unpacked weights may be used anywhere
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device))
     return model
+
+
+def _has_odd_rows(checkpoint: Checkpoint) -> bool:
+    """Return True for a number of rows that bitsandbytes' CPU kernel of 4 bits cannot take."""
+    rows = (module.shape[0] for module in stored_modules(checkpoint) if module.fmt.num_bits == 4)
+    return any(count % BNB_CPU_ROWS for count in rows)
 
 
 def is_read_by_library(checkpoint: Checkpoint) -> bool:

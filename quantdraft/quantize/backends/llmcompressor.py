@@ -142,7 +142,7 @@ def _rounding_modifier(job: QuantizationJob) -> Any:
     cache = None if job.recipe.kv_cache == "keep" else KV_CACHE_FP8
     config = quantization_config(job.recipe, job.source.tensors)
     if not config.config_groups:
-        return QuantizationModifier(kv_cache_scheme=cache)
+        return QuantizationModifier(ignore=config.ignore, kv_cache_scheme=cache)
     return QuantizationModifier(
         config_groups=config.config_groups, ignore=config.ignore, kv_cache_scheme=cache
     )

@@ -10,7 +10,7 @@ from quantdraft.common.files import file_sha256
 from quantdraft.errors import OptionError, PairingError, VerdictError
 from quantdraft.record import Evaluation
 from quantdraft.record.terms import USUAL_K
-from quantdraft.report.card import NO_EVALUATION
+from quantdraft.report.card import NO_EVALUATION, UNMEASURED_HEAD
 from quantdraft.report.sections.headline import sentence
 
 
@@ -49,10 +49,10 @@ def require_verdict(evaluation: Evaluation | None, require_go: bool) -> None:
         )
 
 
-def verdict_warnings(evaluation: Evaluation | None) -> tuple[str, ...]:
+def verdict_warnings(evaluation: Evaluation | None, *, is_head: bool = False) -> tuple[str, ...]:
     """Return the warnings for a draft that is not a go, or was never measured."""
     if evaluation is None:
-        return (NO_EVALUATION,)
+        return (UNMEASURED_HEAD if is_head else NO_EVALUATION,)
     verdict = evaluation.verdict
     if verdict.decision == "go":
         return ()

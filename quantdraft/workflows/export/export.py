@@ -17,7 +17,7 @@ from quantdraft.checkpoints.checkpoint import (
 )
 from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.heads.opening import open_head
-from quantdraft.checkpoints.links import require_own_files
+from quantdraft.checkpoints.links import require_own_files, shards_elsewhere
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, vocab_size
@@ -42,7 +42,7 @@ from quantdraft.workflows.export.evidence import (
     verdict_warnings,
 )
 from quantdraft.workflows.export.gguf_check import ServerTrial, try_server
-from quantdraft.workflows.export.heads import head_engine
+from quantdraft.workflows.export.heads import HeadEngine, head_engine
 from quantdraft.workflows.export.padding import Padding, pad, padded_config, plan_padding
 from quantdraft.workflows.export.portable import portable_pair
 from quantdraft.workflows.export.target import Target, read_target
@@ -107,6 +107,11 @@ class _Job:
     evaluation: Evaluation | None
     padding: Padding | None = None
     conversion: GgufConversion | None = None
+
+    @property
+    def is_head(self) -> bool:
+        """True for a draft head, which an engine alone measures."""
+        return isinstance(self.engine, HeadEngine)
 
     @property
     def draft(self) -> Path:
@@ -204,7 +209,7 @@ def _plan_conversion(job: _Job, settings: ExportSettings) -> GgufConversion | No
 
 def _evidence_warnings(job: _Job) -> Iterator[str]:
     if job.conversion is None:
-        yield from verdict_warnings(job.evaluation)
+        yield from verdict_warnings(job.evaluation, is_head=job.is_head)
         yield from job.target.cross_pairing(job.evaluation)
         yield from _other_dtype(job)
         return
@@ -251,6 +256,8 @@ def _grouped_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def _change_notes(job: _Job) -> Iterator[str]:
+    for path in shards_elsewhere(job.checkpoint.path):
+        yield f"'{path}' is a link to '{path.resolve()}', outside the model's directory: copied."
     if job.padding is not None:
         yield job.padding.sentence
     if job.conversion is not None and job.conversion.llamacpp is None:
@@ -316,6 +323,7 @@ def _card(job: _Job, launch: str, warnings: tuple[str, ...], seen: tuple[str, ..
         warnings=warnings,
         gguf_type=None if job.conversion is None else job.conversion.gguf_type,
         seen=seen,
+        is_head=job.is_head,
     )
 
 

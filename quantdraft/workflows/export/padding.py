@@ -113,18 +113,22 @@ def pad(checkpoint: Checkpoint, padding: Padding, staging: Path) -> None:
     """Write the padded weights, config and manifest into `staging`, over what lies there."""
     files = {checkpoint.tensors[name].file for name in padding.rows}
     for file in sorted(files):
-        _pad_file(checkpoint.path / file, staging / file, padding)
+        _pad_file(checkpoint.path / file, staging / file, padding, checkpoint.copies)
     config = staging / "config.json"
     write_json(config, padded_config(read_json_object(config), padding.after))
     _pad_index(checkpoint, staging, padding)
     _pad_manifest(staging, files, padding)
 
 
-def _pad_file(source: Path, target: Path, padding: Padding) -> None:
-    """Copy a safetensors file with the padded tensors' bytes followed by zeros."""
+def _pad_file(source: Path, target: Path, padding: Padding, left_out: tuple[str, ...]) -> None:
+    """Copy a safetensors file with the padded tensors' bytes followed by zeros.
+
+    left_out: tensors that are not copied: the embedding, stored a second time
+    """
     with source.open("rb") as old:
         length = int.from_bytes(old.read(8), "little")
-        header = json.loads(old.read(length))
+        stored = json.loads(old.read(length))
+        header = {name: entry for name, entry in stored.items() if name not in left_out}
         start = 8 + length
         new_header = _shift_offsets(header, padding)
         text = json.dumps(new_header, separators=(",", ":")).encode()

@@ -20,7 +20,12 @@ from quantdraft.quantize.ledger import byte_ledger, project
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names
 from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.quantize.recipe_formats import weight_format
-from quantdraft.record.step_bytes import Ledger, ceiling, estimated_cost_ratio
+from quantdraft.record.step_bytes import (
+    Ledger,
+    ceiling,
+    estimated_cost_ratio,
+    experts_sentence,
+)
 from quantdraft.workflows.plan.curve import Curve, plan_curve
 from quantdraft.workflows.plan.devices import Device
 
@@ -57,6 +62,7 @@ class Prediction:
     baseline: RecipePrediction
     recipes: tuple[RecipePrediction, ...]
     warning: str | None = None  # what the two configs say of whether they fit
+    experts: str | None = None  # what a verification reads of a target's experts
 
 
 def predict(
@@ -90,6 +96,7 @@ def predict(
         baseline=model.row(BASELINE, before),
         recipes=tuple(recipes),
         warning=_vocabulary_warning(target, draft),
+        experts=experts_sentence(of_target, curve.best.num_speculative_tokens),
     )
 
 

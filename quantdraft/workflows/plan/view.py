@@ -101,6 +101,8 @@ def _pair_parts(prediction: Prediction) -> Iterator[str | Table]:
     )
     if prediction.warning is not None:
         yield f"Warning: {prediction.warning}."
+    if prediction.experts is not None:
+        yield f"{prediction.experts} The speedups below leave that out."
     yield ""
     # Recipes that differ in how they round, and not in what a step reads, share a row.
     by_bytes: dict[int | None, list[RecipePrediction]] = {}
