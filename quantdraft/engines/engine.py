@@ -26,6 +26,7 @@ class LaunchPair:
     dtype: str | None = None  # the target's, to be pinned; None where it is not known
     acceptance_rule: AcceptanceRule | None = None
     quantization: Mapping[str, Any] = field(default_factory=dict)  # the draft's config section
+    revision: str | None = None  # of a target of the Hub
 
 
 class Engine(Protocol):
@@ -35,6 +36,7 @@ class Engine(Protocol):
     launch_file: str  # name of the file that holds the launch line
     notes: tuple[str, ...]  # for the model card
     loads: SupportTable
+    names_revision: bool = False  # its line can name the revision of a target of the Hub
     loads_on_cpu: SupportTable | None = None  # where its build for CPUs loads other formats
     measured: MeasuredEngine | None = None  # how `evaluate` serves and counts it; None: it cannot
 

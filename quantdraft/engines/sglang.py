@@ -44,6 +44,7 @@ class Sglang(Engine):
 
     name = "sglang"
     launch_file = "launch.sh"
+    names_revision = True
     loads = LOADS
     notes = (
         "The flags were read from SGLang's sources (server_args.py at commit 001067f), not run "
@@ -58,6 +59,8 @@ class Sglang(Engine):
     def launch(self, pair: LaunchPair) -> str:
         """Return the shell line that serves the target with the draft: a chain of k tokens."""
         parts = ["python", "-m", "sglang.launch_server", "--model-path", pair.target]
+        if pair.revision:
+            parts += ["--revision", pair.revision]
         if pair.dtype:
             parts += ["--dtype", pair.dtype]
         parts += [

@@ -19,6 +19,7 @@ from quantdraft.engines.registry import ENGINES, engine_named, support_tables
 from quantdraft.engines.support import FORMATS, NO, YES, SupportTable, stored_names
 from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.errors import OptionError
+from quantdraft.workflows.export.target import read_target
 from tests.conftest import Pair as TinyPair
 
 vllm, sglang, transformers = (engine_named(name) for name in ("vllm", "sglang", "transformers"))
@@ -87,6 +88,17 @@ def test_vllm_line_parses_and_holds_k_and_draft() -> None:
         "model": "/srv/my draft",
         "num_speculative_tokens": 5,
     }
+
+
+def test_a_revision_of_the_hub_stands_in_the_line() -> None:
+    target = read_target("org/T@v1.0")
+    assert (target.name, target.revision) == ("org/T", "v1.0")
+    assert "revision v1.0" in target.stamp(None)
+    for engine in (vllm, engine_named("sglang")):
+        assert engine.names_revision
+        line = engine.launch(LaunchPair("org/T", Path("d"), 5, revision="v1.0"))
+        assert "org/T --revision v1.0 " in line
+    assert not engine_named("transformers").names_revision
 
 
 def test_only_rejection_asks_vllm_for_a_sampling_draft() -> None:

@@ -77,6 +77,7 @@ class Vllm(Engine):
 
     name = "vllm"
     launch_file = "launch.sh"
+    names_revision = True
     measured = MeasuredVllm()
     loads, loads_on_cpu = LOADS, LOADS_ON_CPU
     notes = (
@@ -91,6 +92,8 @@ class Vllm(Engine):
         """Return the shell line that serves the target with the draft, its float type pinned."""
         config = speculative_config(pair.draft, pair.num_speculative_tokens, pair.acceptance_rule)
         parts = ["vllm", "serve", pair.target]
+        if pair.revision:
+            parts += ["--revision", pair.revision]
         if pair.dtype:
             parts += ["--dtype", pair.dtype]
         parts += ["--speculative-config", json.dumps(config, separators=(",", ":"))]

@@ -280,7 +280,20 @@ def _launch_pair(job: _Job, k: int) -> LaunchPair:
         dtype=job.target.dtype(job.evaluation),
         acceptance_rule=job.evaluation.acceptance_rule if job.evaluation else None,
         quantization=job.checkpoint.quantization or {},
+        revision=_named_revision(job),
     )
+
+
+def _named_revision(job: _Job) -> str | None:
+    """Return the revision that the target was named with; OptionError where no line can say it."""
+    if job.target.config is not None or job.target.revision is None:  # a directory is a revision
+        return None
+    if not job.engine.names_revision:
+        raise OptionError(
+            f"--target {job.target.name}@{job.target.revision}: the launch line of "
+            f"{job.engine.name} names no revision. Download it, and give its directory."
+        )
+    return job.target.revision
 
 
 def _write_draft(job: _Job, staging: Path) -> None:

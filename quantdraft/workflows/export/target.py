@@ -9,6 +9,7 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import name_of
 from quantdraft.checkpoints.configs import require_config
+from quantdraft.checkpoints.other_kinds import split_revision
 from quantdraft.common.documents import read_json_object
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.findings import Draft, float_type
@@ -81,7 +82,8 @@ def read_target(name: str) -> Target:
     path = Path(name)
     file = path / "config.json"
     if not file.is_file():
-        return Target(name)
+        hub_id, revision = split_revision(name)
+        return Target(hub_id, revision=revision)
     config = read_json_object(file)
     require_config(config, file)
     parts = path.absolute().parts
