@@ -16,6 +16,7 @@ from quantdraft.checkpoints.tensors.loading import load_config, load_model
 from quantdraft.engines.native.caches import RewindableCache, reads_on
 from quantdraft.errors import CheckpointError
 from quantdraft.measure import replay
+from quantdraft.workflows.check import check
 from tests.architectures import ARCHITECTURES
 from tests.matrix import CLOSE, CPU, RECIPES, Bench, outcome, prompts
 
@@ -42,6 +43,10 @@ def test_a_quantized_draft_is_right_or_refused_by_check_already(bench, name, rec
     found = outcome(f"apply {recipe}", bench(name))
     (outlook,) = [each for each in bench(name).preflight.outlooks if each.recipe == recipe]
     assert found == "right" or (found.startswith("refused: ") and outlook.reason is not None)
+
+
+def test_experts_in_fp8_scale_each_token_by_itself(bench):
+    assert outcome("apply fp8", bench("qwen3-moe")) == "right"
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -122,6 +127,12 @@ def test_other_models_are_refused_by_name(model_type, tmp_path):
         load_config(tmp_path)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_check_refuses_what_evaluate_would(bench, tmp_path):
+    path = _edited(bench("llama").draft_path, tmp_path, model_type="rwkv")
+    with pytest.raises(CheckpointError, match="cannot step back"):
+        check(str(bench("llama").target_path), str(path))
 
 
 def _load_plainly(path: Path) -> Any:

@@ -21,6 +21,7 @@ from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.experts import separate_experts
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
+from quantdraft.checkpoints.tensors.token_scales import keep_tokens_apart
 from quantdraft.checkpoints.weights import INDEX_FILE, SINGLE_FILE, read_tensors, weight_files
 from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
@@ -182,6 +183,7 @@ def _load_quantized(
         load = _load_experts if method == "compressed-tensors" else _load_by_transformers
         model = load(checkpoint.path, config, dtype, trust_remote_code)
     if method == "compressed-tensors":
+        keep_tokens_apart(model)
         if not is_unpacked:
             return model.to(device).eval()
         model = model.to(dtype)  # FP4 and MX are unpacked to bfloat16

@@ -19,6 +19,7 @@ import torch
 
 from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
 from quantdraft.engines.kernels.choice import collect_questions, settle
+from quantdraft.engines.native.caches import reads_on
 from quantdraft.engines.native.fused import fused_fault
 from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.session import modes, tried_modes
@@ -214,7 +215,13 @@ class Arms:
         if shortage is not None:
             raise UndefinedMetricError(f"{self.sources[name].name} does not fit: {shortage}")
         rows = row_counts(self.batch_sizes, self.widths[name])
-        return load_native(self.sources[name], dtype, self.device, rows)
+        loaded = load_native(self.sources[name], dtype, self.device, rows)
+        if max(self.widths[name]) > 1 and not loaded.is_own and not reads_on(loaded.model):
+            raise UndefinedMetricError(
+                f"transformers reads several tokens of {self.sources[name].name} one by one, where "
+                "an engine reads them in one pass: its verification is not timed"
+            )
+        return loaded
 
     def _shortage(self, name: str, dtype: torch.dtype) -> str | None:
         needed = weight_bytes(self.sources[name], dtype, self.device)
