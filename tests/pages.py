@@ -56,9 +56,9 @@ def write_comparison(made: Sequence[Evaluation], output_dir: Path) -> None:
     report.write_comparison(compare_runs(made), output_dir)
 
 
-def write_bench(made: Bench, output_dir: Path) -> None:
+def write_bench(made: Bench, output_dir: Path, final_dir: Path | None = None) -> None:
     """Write the record of a bench and its pages."""
-    report.write_bench(analysed_bench(made), output_dir)
+    report.write_bench(analysed_bench(made), output_dir, final_dir)
 
 
 def require_valid_charts(build: Callable[..., Document], record: Any) -> int:

@@ -48,7 +48,9 @@ def require_directory(path: Path) -> None:
         )
     if name.endswith(".onnx"):
         raise CheckpointError(f"'{path}' is an ONNX file. {_ORIGINAL}")
-    raise CheckpointError(f"'{path}' is a file, not a model directory. Give a directory.")
+    raise CheckpointError(
+        f"'{path}' is a file, not a model directory. Give a directory with a config.json."
+    )
 
 
 def require_own_kind(directory: Path) -> None:

@@ -106,7 +106,7 @@ class Recipe(BaseModel):
     requires: Requires | None = None
     notes: str | None = None  # what a user should know before choosing it
     modifiers: dict[str, dict[str, Any]] | None = None  # llm-compressor's own, verbatim
-    changes: dict[str, Any] = {}  # what `--set` made of a file's recipe; no file has it
+    changes: dict[str, Any] = {}  # what `--set` made of another recipe; the fields have it already
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
@@ -149,7 +149,11 @@ class Recipe(BaseModel):
             yield f"'modifiers' has {', '.join(map(repr, strange))}; it may have {known}"
         short = {"scheme", "method", "group_size", "ignore", "lm_head", "kv_cache", "iterations"}
         both = sorted(short & self.model_fields_set)
-        if both:
+        # All of them, each at its default, are a manifest's way to say that none is set.
+        is_manifests = len(both) == len(short) and all(
+            getattr(self, key) == Recipe.model_fields[key].default for key in both
+        )
+        if both and not is_manifests:
             yield f"'modifiers' replace these keys: leave out {', '.join(both)}"
 
     def _missing_calibration(self) -> Iterator[str]:
@@ -261,6 +265,22 @@ def _read(path: Path, shown: str, kind: type[_Read]) -> _Read:
         raise RecipeError(f"{shown}: {all_problems(error, kind)}") from error
     if recipe.name != path.stem:
         raise RecipeError(f"{shown}: name {recipe.name!r} differs from the file's, {path.stem!r}.")
-    if isinstance(recipe, Recipe) and "changes" in recipe.model_fields_set:
-        raise RecipeError(f"{shown}: 'changes' is what `--set` records. Change the field itself.")
+    if isinstance(recipe, Recipe):
+        _require_changed(recipe, shown)
     return recipe
+
+
+def _require_changed(recipe: Recipe, shown: str) -> None:
+    """Refuse `changes` that the fields do not have: they record, and change nothing."""
+    plain = recipe.model_dump(mode="json")
+    for key, value in recipe.changes.items():
+        if key in {"name", "summary"}:  # a later change adds to them
+            continue
+        found: Any = plain
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != value:
+            raise RecipeError(
+                f"{shown}: 'changes' is what `--set` records, and changes nothing: it says "
+                f"{key} {value!r}, and the recipe has {found!r}. Change the field itself."
+            )

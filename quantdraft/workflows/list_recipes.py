@@ -173,7 +173,7 @@ def recipe_text(name: str, changes: Mapping[str, Any] | None = None) -> str:
     if path.stem in bundled_sweep_names() and path == bundled_path(path.stem):
         return path.read_text(encoding="utf-8").rstrip()
     recipe, text = load_changed(name, changes), path.read_text(encoding="utf-8").rstrip()
-    if recipe.changes:
+    if changes and recipe.changes:
         plain = recipe.model_dump(mode="json", exclude_unset=True, exclude={"changes"})
         text = f"# {path.stem}, changed by --set. The file is to be called {recipe.name}.yaml.\n"
         text += yaml.safe_dump(plain, sort_keys=False).rstrip()

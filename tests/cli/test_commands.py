@@ -182,9 +182,9 @@ def test_a_file_where_a_directory_is_needed(tiny_pair, tmp_path):
     (tmp_path / "file").write_text("x")
     made = run("apply", "-r", "int8", "-d", tiny_pair.draft, "-o", tmp_path / "file" / "out")
     assert "a file stands where a directory is needed" in one_line(made)
-    assert "(it is a file)" in one_line(
-        run("check", "-t", tmp_path / "file", "-d", tiny_pair.draft)
-    )
+    refused = one_line(run("check", "-t", tmp_path / "file", "-d", tiny_pair.draft))
+    assert f"'{tmp_path / 'file'}' is a file, not a model directory" in refused
+    assert refused.endswith("Give a directory with a config.json.")
 
 
 def test_what_no_recipe_would_use_is_refused(tiny_pair, tmp_path):

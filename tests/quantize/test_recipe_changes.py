@@ -120,8 +120,30 @@ def test_a_shown_recipe_is_a_file_of_its_own(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     again = load_recipe(str(path))
     assert (again.name, again.group_size, again.changes) == ("int4-g64", 64, {})
-    path.write_text(yaml.safe_dump({**yaml.safe_load(text), "changes": {}}), encoding="utf-8")
-    with pytest.raises(RecipeError, match="'changes' is what `--set` records"):
+    for changes in ({"group_size": 32}, {"calibration.seed": 1}, {"no_field": 1}):
+        plain = {**yaml.safe_load(text), "changes": changes}
+        path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+        with pytest.raises(RecipeError, match="'changes' is what `--set` records"):
+            load_recipe(str(path))
+
+
+@pytest.mark.parametrize("changes", [{}, {"calibration.num_samples": 4, "ignore": ["x"]}])
+def test_the_recipe_in_a_manifest_is_a_file_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    recipe = load_changed("int4-gptq", changes)
+    path = tmp_path / f"{recipe.name}.yaml"
+    path.write_text(recipe.model_dump_json(), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+    assert load_recipe(str(path)).changes == changes
+
+
+def test_the_recipe_of_verbatim_modifiers_in_a_manifest_is_a_file_too(tmp_path: Path) -> None:
+    plain = {"name": "mine", "summary": "x", "backend": "llmcompressor"}
+    recipe = Recipe.model_validate(plain | {"modifiers": {"GPTQModifier": {"bits": 4}}})
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe.model_dump_json(), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json") | {"lm_head": "4-bit"}))
+    with pytest.raises(RecipeError, match=r"leave out .*lm_head"):
         load_recipe(str(path))
 
 
