@@ -98,8 +98,8 @@ def _drawn(campaign: dict[str, Any]) -> str:
         return ""
     without = campaign["ended_by_kind"].get("no charts", 0)
     return (
-        ". Pages were drawn by the chart library itself; it could not draw in "
-        f"{without} runs, which ended all the same, and `report` drew their pages"
+        ". Pages were drawn by the chart library itself. Runs in which it could not "
+        f"draw: {without}; all ended all the same, and `report` drew the pages later"
     )
 
 
