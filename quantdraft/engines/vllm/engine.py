@@ -211,7 +211,8 @@ def _formats(draft: Draft) -> Iterator[Finding]:
     name, on_cpu = draft.format, LOADS_ON_CPU.of_checkpoint(draft.quantization)
     if on_cpu.level == "no" and len(draft.groups) < 2:  # several are refused
         yield Finding("warn", f"{name} in vLLM, not on a CPU: {on_cpu.note}.")
-    if name in GPU_NEEDS:
+    is_modelopts = str(draft.quantization.get("quant_method")).startswith("modelopt")
+    if name in GPU_NEEDS and not is_modelopts:  # its loader has no older GPUs
         yield Finding("warn", f"{name} in vLLM, GPU: {GPU_NEEDS[name]}.")
 
 
