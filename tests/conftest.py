@@ -53,6 +53,17 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(root / "target", root / "draft", root / "prompts.jsonl")
 
 
+@pytest.fixture
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels and modes are chosen by one trial each: which are fastest is not the point."""
+    from quantdraft.engines.kernels import book, choice
+    from quantdraft.measure.latency import loaded
+
+    for module in (book, choice, loaded):
+        monkeypatch.setattr(module, "NUM_VOTES", 1)
+    monkeypatch.setattr(loaded, "TRIAL_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def architecture_pair(
     tmp_path_factory: pytest.TempPathFactory,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantdraft import report
 from quantdraft.judge.analysis import analysed, analysed_bench
@@ -55,6 +56,13 @@ def write_comparison(made: Sequence[Evaluation], output_dir: Path) -> None:
     report.write_comparison(compare_runs(made), output_dir)
 
 
-def write_bench(made: Bench, output_dir: Path) -> None:
+def write_bench(made: Bench, output_dir: Path, final_dir: Path | None = None) -> None:
     """Write the record of a bench and its pages."""
-    report.write_bench(analysed_bench(made), output_dir)
+    report.write_bench(analysed_bench(made), output_dir, final_dir)
+
+
+def require_valid_charts(build: Callable[..., Document], record: Any) -> int:
+    """Build a page with every chart checked against Vega-Lite's schema; return their number."""
+    checked = build.__wrapped__(record)  # type: ignore[attr-defined]
+    assert checked.charts == build(record).charts
+    return len(checked.charts)

@@ -102,7 +102,13 @@ def bench(
     """
     with show_progress("bench"):
         from quantdraft.quantize.recipe_changes import parse_changes
-        from quantdraft.report import render_bench
+        from quantdraft.report import (
+            BENCH_PAGE,
+            BENCH_RECORD_FILE,
+            render_bench,
+            report_again,
+            where,
+        )
         from quantdraft.workflows.bench import BenchSettings
         from quantdraft.workflows.bench import bench as run_bench
 
@@ -126,5 +132,6 @@ def bench(
         )
         measured = run_bench(settings)
         output = settings.directory(measured.name)
-    record = output / "bench.json"
-    print_recorded(record, [render_bench(measured), f"Record: {record}"], as_json)
+    record = output / BENCH_RECORD_FILE
+    named = where(output, BENCH_RECORD_FILE, report_again(output), BENCH_PAGE)
+    print_recorded(record, [render_bench(measured), named], as_json)

@@ -171,7 +171,7 @@ def evaluate(
             TrafficSettings,
         )
         from quantdraft.record import RECORD_FILE
-        from quantdraft.report import render_verdict, where
+        from quantdraft.report import render_verdict, report_again, where
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -222,6 +222,6 @@ def evaluate(
     lines = [
         render_verdict(evaluation),
         f"Next: {next_command(evaluation, shlex.quote(str(run_dir)))}",
-        where(run_dir, RECORD_FILE, f"quantdraft report {run_dir}"),
+        where(run_dir, RECORD_FILE, report_again(run_dir)),
     ]
     print_recorded(run_dir / RECORD_FILE, lines, as_json)

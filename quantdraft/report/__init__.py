@@ -6,6 +6,7 @@ that measured says so by `try_pages` and ends well.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,11 @@ def where(output_dir: Path, record: str, again: str, page: str = HTML_FILE) -> s
     return f"Record: {output_dir / record} (no page could be drawn: `{again}` tries again)"
 
 
+def report_again(output_dir: Path) -> str:
+    """Return the command that draws the pages of a record that lies there."""
+    return f"quantdraft report {shlex.quote(str(output_dir))}"
+
+
 def remove_pages(output_dir: Path, name: str = "report") -> None:
     """Remove the pages of a record that is about to be replaced."""
     for path in (ROWS_FILE, f"{name}.md", f"{name}.html"):
@@ -75,11 +81,15 @@ def render_verdict(evaluation: Evaluation) -> str:
     return terminal.brief(document(evaluation))
 
 
-def write_bench(bench: Bench, output_dir: Path) -> None:
-    """Write bench.json, the record, and then its views bench.md and bench.html."""
+def write_bench(bench: Bench, output_dir: Path, final_dir: Path | None = None) -> None:
+    """Write bench.json, the record, and then its views bench.md and bench.html.
+
+    final_dir: what `output_dir`, a temporary one, will be called
+    """
     write_json(output_dir / BENCH_RECORD_FILE, bench)
-    again = "quantdraft report"  # of the directory, which may still be a temporary one
-    try_pages(lambda: write_bench_pages(bench, output_dir), Path(BENCH_RECORD_FILE), again)
+    named = final_dir or output_dir
+    record = named / BENCH_RECORD_FILE
+    try_pages(lambda: write_bench_pages(bench, output_dir), record, report_again(named))
 
 
 def write_bench_pages(bench: Bench, output_dir: Path) -> None:

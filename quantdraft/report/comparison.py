@@ -8,6 +8,7 @@ from quantdraft.record import ComparedRuns, Comparison, Evaluation
 from quantdraft.record.wording import counted, interval, times
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Paragraph, Section
 from quantdraft.report.charts.recipes import forest_chart, lengths_chart, pareto_chart
+from quantdraft.report.charts.style import unchecked
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections.headline import sentence, subtitle
 from quantdraft.report.sections.plane import plane_chart
@@ -19,6 +20,7 @@ from quantdraft.report.sections.recipes import (
 )
 
 
+@unchecked
 def comparison_document(compared: ComparedRuns) -> Document:
     """Return the page of several recipes: one row each, fastest first."""
     ordered, together = compared

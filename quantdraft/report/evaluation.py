@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantdraft.record import Evaluation
 from quantdraft.report.blocks import Document
+from quantdraft.report.charts.style import unchecked
 from quantdraft.report.glossary import words_section
 from quantdraft.report.sections import headline
 from quantdraft.report.sections.acceptance import acceptance_section
@@ -18,6 +19,7 @@ from quantdraft.report.sections.served import live_section, served_sections
 from quantdraft.report.sections.speed import noise_section, speed_section
 
 
+@unchecked
 def document(evaluation: Evaluation) -> Document:
     """Return the whole report of one evaluation: the answer, why, and then the evidence."""
     return Document(

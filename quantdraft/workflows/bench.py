@@ -113,7 +113,7 @@ def bench(settings: BenchSettings) -> Bench:
     try:
         with whole_directory(output, settings.force) as staging:
             measured = measure_bench(settings, contenders, keep)
-            write_bench(measured, staging)
+            write_bench(measured, staging, output)
     except OutputExistsError:  # of a run that was killed after its last act, at the earliest
         shutil.rmtree(partial, ignore_errors=True)
         raise

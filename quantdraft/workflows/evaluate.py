@@ -40,7 +40,7 @@ from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
 from quantdraft.record.provenance import command_line, environment, model_identity, weights_sha256
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
-from quantdraft.report import remove_pages, try_pages, write_report
+from quantdraft.report import remove_pages, report_again, try_pages, write_report
 from quantdraft.traffic.traffic import Traffic
 
 
@@ -71,7 +71,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
             try_pages(
                 lambda: write_report(evaluation, run_dir),
                 run_dir / RECORD_FILE,
-                f"quantdraft report {run_dir}",
+                report_again(run_dir),
             )
     return evaluation
 

@@ -117,7 +117,7 @@ def measured(settings: BenchSettings, contenders: Contenders, directory: Path) -
         return read_bench(record)
     bench = measure_bench(settings, contenders)
     with whole_directory(directory, force=False) as staging:
-        write_bench(bench, staging)
+        write_bench(bench, staging, directory)
     return bench
 
 

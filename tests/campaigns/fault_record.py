@@ -54,16 +54,23 @@ def as_record(tally: Tally, seed: int, commands: list[str]) -> dict[str, Any]:
             name: {kind: tally.kills[name, kind] for kind in KINDS}
             for name in dict.fromkeys(name for name, _ in tally.kills)
         },
+        "ended_by_kind": {
+            kind: sum(count for (_, other), count in tally.survived.items() if other == kind)
+            for kind in KINDS
+        },
         "details": details,
     }
     return _summed([found])
 
 
 def with_others(record: dict[str, Any], output: Path) -> dict[str, Any]:
-    """The campaigns of a record that is there, without those of the same commands, and this one."""
+    """The campaigns of a record that is there, and this one, in place of those that it repeats.
+
+    One that killed further commands stays: its counts are of all of them.
+    """
     (new,) = record["campaigns"]
     there = json.loads((output / "faults.json").read_text(encoding="utf-8"))["campaigns"]
-    kept = [each for each in there if not set(each["by_command"]) & set(new["by_command"])]
+    kept = [each for each in there if not set(each["by_command"]) <= set(new["by_command"])]
     return _summed([*kept, new])
 
 
@@ -85,11 +92,22 @@ def fault_table(campaigns: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _drawn(campaign: dict[str, Any]) -> str:
+    """What a campaign says of the pages: with real charts, and how often without them."""
+    if "ended_by_kind" not in campaign:
+        return ""
+    without = campaign["ended_by_kind"].get("no charts", 0)
+    return (
+        ". Pages were drawn by the chart library itself. Runs in which it could not "
+        f"draw: {without}; all ended all the same, and `report` drew the pages later"
+    )
+
+
 def write_record(record: dict[str, Any], output: Path) -> None:
     """faults.json and faults.md."""
     write_json(output / "faults.json", record)
     campaigns = "\n".join(
-        f"- {each['date']}: `{each['line']}`: {', '.join(each['by_command'])}"
+        f"- {each['date']}: `{each['line']}`: {', '.join(each['by_command'])}{_drawn(each)}"
         for each in record["campaigns"]
     )
     text = (

@@ -12,7 +12,7 @@ the byte where nothing is timed, in all but the times elsewhere.
 The last line is one JSON object: `kills`; `lost`, results that were on the disk and were computed
 again, or runs that could not go on; `half_written`, outputs that stood there unfinished, and
 leftovers beside finished ones; `wrong`, results unlike the undisturbed run's.
-With --add the table in DIR keeps its rows of other commands, and says which campaign each is from.
+With --add the table in DIR keeps the campaigns that killed other commands too, and lists them all.
 """
 
 from __future__ import annotations

@@ -45,8 +45,10 @@ def test_a_quantized_draft_is_right_or_refused_by_check_already(bench, name, rec
     assert found == "right" or (found.startswith("refused: ") and outlook.reason is not None)
 
 
-def test_experts_in_fp8_scale_each_token_by_itself(bench):
-    assert outcome("apply fp8", bench("qwen3-moe")) == "right"
+# Experts are given lists of tokens; latent attention expands texts of one head.
+@pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v3"])
+def test_inputs_in_fp8_are_scaled_by_token(bench, name):
+    assert outcome("apply fp8", bench(name)) == "right"
 
 
 @pytest.mark.parametrize("name", RECURRENT)

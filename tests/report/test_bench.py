@@ -18,9 +18,16 @@ from quantdraft.record import (
     read_bench,
 )
 from quantdraft.report.blocks import Table
+from quantdraft.report.sections import bench as bench_page
 from quantdraft.report.sections.bench import RANDOM_WEIGHTS, draft_blocks, target_blocks
 from tests.example_evaluation import evaluation
-from tests.pages import bench_document, render_bench, render_terminal, write_bench
+from tests.pages import (
+    bench_document,
+    render_bench,
+    render_terminal,
+    require_valid_charts,
+    write_bench,
+)
 
 DRIFT = [1.0 + 0.01 * block for block in range(20)]  # the machine slows down; ratios do not
 
@@ -149,7 +156,9 @@ def test_random_weights_are_said_to_be_latency_only():
 
 
 def test_what_was_left_out_is_listed_once_with_where_and_why():
-    sections = {s.title: s for s in bench_document(bench(point(), point(8))).sections}
+    made = analysed_bench(bench(point(), point(8)))
+    assert require_valid_charts(bench_page.bench_document, made)
+    sections = {s.title: s for s in bench_page.bench_document(made).sections}
     (table,) = sections["Left out"].blocks
     assert isinstance(table, Table)
     assert table.rows == (("fp8", "every point", "undefined: no cpu kernel computes in fp8"),)

@@ -15,7 +15,8 @@ from quantdraft.errors import DrawingError
 from quantdraft.judge.compare import compare_runs
 from quantdraft.report.charts import drawing, renderer, style
 from tests.example_evaluation import evaluation, gridded
-from tests.pages import render_terminal, write_report
+from tests.pages import render_terminal, write_bench, write_report
+from tests.report.test_bench import bench, point
 
 SPEC = {"mark": "point", "data": {"values": [{"a": 1}]}, "encoding": {"x": {"field": "a"}}}
 
@@ -64,6 +65,19 @@ def test_an_abort_of_the_chart_library_is_one_line_and_the_record_stays(
     assert "`quantdraft compare` draws its page" in said
     last = report.where(tmp_path, "comparison.json", "quantdraft compare")
     assert last.startswith(f"Record: {tmp_path / 'comparison.json'}")
+
+
+@pytest.mark.usefixtures("abort")
+def test_a_bench_without_a_page_is_named_by_the_directory_that_it_will_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, output = bench(point()), tmp_path / "D bench"
+    with show_progress("bench"):
+        write_bench(made, tmp_path, output)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"The record is whole: '{output / 'bench.json'}'." in said
+    assert f"`quantdraft report '{output}'` draws its page" in said
 
 
 def test_a_process_without_room_to_reserve_is_an_error_and_the_next_one_draws(

@@ -8,14 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from altair.utils.schemapi import SchemaValidationError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantdraft.judge.analysis import analysed
+from quantdraft.judge.compare import compare_runs
 from quantdraft.judge.comparison.points import grid_points
 from quantdraft.record import Evaluation, Interval
+from quantdraft.report import evaluation as evaluation_page
 from quantdraft.report.blocks import Chart
-from quantdraft.report.charts import drawing
-from quantdraft.report.charts.style import DARK, HUES, LIGHT, near_range
+from quantdraft.report.charts import drawing, style
+from quantdraft.report.charts.style import (
+    DARK,
+    HUES,
+    LIGHT,
+    finish,
+    inline,
+    near_range,
+    unchecked,
+)
+from quantdraft.report.comparison import comparison_document
 from quantdraft.report.safety import shown_text
 from quantdraft.report.views.html import render
 from quantdraft.report.views.markdown import FIGURES_DIR
@@ -29,7 +42,13 @@ from tests.example_evaluation import (
     verify_ms,
     with_text,
 )
-from tests.pages import comparison, document, write_comparison, write_report
+from tests.pages import (
+    comparison,
+    document,
+    require_valid_charts,
+    write_comparison,
+    write_report,
+)
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\x1b\u202eabc שלום"
 
@@ -44,6 +63,20 @@ def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
     for layer in spec.get("layer", []):
         found += values(layer)
     return found
+
+
+def test_charts_are_of_vega_lites_schema() -> None:
+    runs = [gridded(), replace(evaluation(), name="b")]
+    assert require_valid_charts(evaluation_page.document, analysed(gridded())) == 13
+    assert require_valid_charts(comparison_document, compare_runs(runs)) > 2
+
+    def broken() -> dict[str, Any]:
+        alt = style.altair()
+        return finish(alt.Chart(inline([{}])).mark_bar(color=[3]), height=9)
+
+    assert unchecked(broken)()["mark"]["color"] == [3]
+    with pytest.raises(SchemaValidationError):
+        broken()
 
 
 def test_every_part_of_the_report_is_drawn_where_it_was_measured() -> None:

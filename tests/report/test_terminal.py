@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantdraft.report.blocks import Table
+from quantdraft.report.blocks import Figures, Table
 from quantdraft.report.views import tables, terminal
 from quantdraft.report.views.screen import MIN_WIDTH, PIPE, Screen, here
 from tests.example_evaluation import alarmed, evaluation, unmeasured
@@ -42,6 +42,26 @@ def test_a_verdict_has_its_word_its_reason_and_fifteen_lines_at_most(decision, s
     assert reason[1:60] in " ".join(lines)
     assert len(lines) + 1 <= 15  # and the line that names the report
     assert max(map(len, lines)) <= screen.width
+
+
+@pytest.mark.parametrize("columns", range(MIN_WIDTH, 101, 4))
+@pytest.mark.parametrize("decision", MADE)
+def test_a_figure_of_a_verdict_ends_at_a_whole_clause(decision, columns):
+    made = document(MADE[decision])
+    lines = terminal.brief(made, Screen(columns)).splitlines()
+    for item in next(block for block in made.lead if isinstance(block, Figures)).items:
+        (line,) = (line for line in lines if line.startswith(f"{item.label}  "))
+        note = line.partition(item.value)[2].strip()
+        rest = item.note.removeprefix(note)
+        assert item.note.startswith(note)
+        assert not note or not rest or rest.startswith(("; ", ", ", " than "))
+
+
+def test_a_note_is_shortened_by_clauses_and_a_list_is_not():
+    note = "0.3 points higher than the baseline; accepted / proposed"
+    assert terminal._clauses(note, 55) == "0.3 points higher than the baseline"
+    assert terminal._clauses(note, 20) == "0.3 points higher"
+    assert terminal._clauses("best k: baseline 4, candidate 5", 24) == ""
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])

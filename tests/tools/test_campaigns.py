@@ -58,6 +58,20 @@ def test_campaigns_of_other_commands_are_kept_and_those_of_the_same_replaced(
     assert (again["kills"], again["lost"], len(again["campaigns"])) == (6, 0, 2)
 
 
+def test_a_campaign_that_killed_further_commands_stays_beside_one_of_its_own(
+    tmp_path: Path,
+) -> None:
+    write_record(found_by({("capture", "SIGKILL"): 2, ("bench", "SIGINT"): 1}, ["one"]), tmp_path)
+    tally = Tally(kills=Counter({("bench", "SIGINT"): 4}))
+    tally.survived["bench", "no charts"] = 3
+    both = with_others(as_record(tally, seed=1, commands=["bench"]), tmp_path)
+    assert (both["kills"], both["lost"], both["ended_all_the_same"]) == (7, 1, 3)
+    write_record(both, tmp_path)
+    page = (tmp_path / "faults.md").read_text()
+    assert page.count("| bench |") == 2
+    assert page.count("could not draw: 3; all ended all the same") == 1
+
+
 @pytest.fixture(scope="module")
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

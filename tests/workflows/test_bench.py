@@ -34,11 +34,10 @@ def candidate(tiny_pair, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, few_trials):
     """Small buffers and no trials: what is measured here is not the point."""
     monkeypatch.setattr(roofline, "BUFFER_BYTES", {"cpu": 8 << 20})
     monkeypatch.setattr(roofline, "LAST_SIZE", {"cpu": 128})
-    monkeypatch.setattr(arms, "TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(point_timing, "MAX_OVERRUN", float("inf"))
     monkeypatch.setattr(arms, "float_types", lambda device: [torch.float32])
 

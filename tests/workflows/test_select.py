@@ -40,6 +40,7 @@ from tests.conftest import Pair, save_noisy, save_tokenizer
 from tests.evaluation_settings import evaluation_settings
 from tests.example_evaluation import evaluation, rounds
 from tests.judge.test_advice import timed
+from tests.pages import require_valid_charts
 from tests.report.test_report_charts import values
 
 NUM_TOKENS = 126
@@ -180,6 +181,7 @@ def test_a_policy_raises_the_speed_that_is_asked_for() -> None:
 
 
 def drawn(made: Selection) -> dict[str, Chart]:
+    require_valid_charts(selection_document, made)
     return {chart.name: chart for chart in selection_document(made).charts}
 
 

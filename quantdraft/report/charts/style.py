@@ -7,13 +7,16 @@ without style sheets shows the light one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from quantdraft.record import ARMS, Interval
 from quantdraft.report.blocks import Table
 from quantdraft.report.safety import shown_values
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # The colours by what they mean.
 LIGHT = {
@@ -122,14 +125,36 @@ def altair() -> Any:
 
 
 def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
-    """Return the specification of a chart, checked against Vega-Lite's schema; {} without Altair"""
+    """Return the specification of a chart; {} without Altair.
+
+    It is checked against Vega-Lite's schema, except under `unchecked`.
+    """
     alt = altair()
     if isinstance(alt, Undrawn):
         return {}
     # Inline data under a name of its hash would be written twice, and change with it.
     with alt.data_transformers.enable(consolidate_datasets=False):
-        spec: dict[str, Any] = chart.properties(width=width, height=height).to_dict()
+        sized = chart.properties(width=width, height=height)
+        spec: dict[str, Any] = sized.to_dict(validate=alt.utils.schemapi.DEBUG_MODE)
     return {**spec, "config": CONFIG}
+
+
+def unchecked(build: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that builds a page without checking its charts against the schema.
+
+    What the charts are made of does not depend on the record's values, so tests check them once;
+    the checks are half of the time that a page takes.
+    """
+
+    @wraps(build)
+    def built(*args: P.args, **kwargs: P.kwargs) -> T:
+        alt = altair()
+        if isinstance(alt, Undrawn):
+            return build(*args, **kwargs)
+        with alt.utils.schemapi.debug_mode(False):
+            return build(*args, **kwargs)
+
+    return built
 
 
 def inline(rows: Iterable[Mapping[str, Any]]) -> Any:

@@ -29,6 +29,7 @@ from quantdraft.report.charts.steps import (
     draft_steps_chart,
     target_steps_chart,
 )
+from quantdraft.report.charts.style import unchecked
 
 TARGET = "target"
 MAX_PLACES = 3  # named one by one
@@ -44,6 +45,7 @@ LIMITS = (
 )
 
 
+@unchecked
 def bench_document(bench: Bench) -> Document:
     """Return the whole page of a bench."""
     lead: list[Block] = [Paragraph(RANDOM_WEIGHTS)] if bench.has_random_weights else []

@@ -52,7 +52,8 @@ def brief(document: Document, screen: Screen | None = None) -> str:
     lines.append("")
     for block in document.lead:
         if isinstance(block, Figures):
-            lines += [line for each in _figures(block, screen) for line in _cut(each, 1, screen)]
+            for each in _figures(block, screen, is_brief=True):
+                lines += _cut(each, 1, screen)
     for notice in [each for each in document.lead if isinstance(each, Notice)]:
         for item in notice.items:
             lines += _noticed(notice, item, BRIEF_LINES - len(lines), screen)
@@ -115,13 +116,30 @@ class _Terminal:
         return ""
 
 
-def _figures(block: Figures, screen: Screen) -> list[str]:
-    """Return each figure with its note beside it; below it where the terminal is narrow."""
+def _figures(block: Figures, screen: Screen, is_brief: bool = False) -> list[str]:
+    """Return each figure with its note beside it; below it where the terminal is narrow.
+
+    is_brief: of a note, the clauses that fit on the line alone
+    """
     widest = max((len(item.label) for item in block.items), default=0)
     number = max((len(item.value) for item in block.items), default=0)
     leads = [f"{item.label:<{widest}}  {item.value:>{number}}" for item in block.items]
     notes = [item.note for item in block.items]
+    if is_brief:
+        pairs = zip(notes, leads, strict=True)
+        notes = [_clauses(note, screen.width - len(lead) - 2) for note, lead in pairs]
     return [_noted(lead, note, screen) for lead, note in zip(leads, notes, strict=True)]
+
+
+def _clauses(note: str, room: int) -> str:
+    """Return the first clauses of a note that fit into the room; none where the first does not.
+
+    A list, which a colon opens, is kept whole.
+    """
+    ends = ("; ",) if ":" in note else ("; ", ", ", " than ")
+    while len(note) > room:
+        note = max((note.rpartition(end)[0] for end in ends), key=len)
+    return note
 
 
 def _noted(lead: str, note: str, screen: Screen) -> str:

@@ -18,6 +18,7 @@ from quantdraft.record.wording import (
     valued,
 )
 from quantdraft.report.blocks import Banner, Block, Bullets, Document, Notice, Section, Table
+from quantdraft.report.charts.style import unchecked
 from quantdraft.report.glossary import words_section
 from quantdraft.report.views import terminal
 from quantdraft.workflows.select.pictures import cost_chart, domains_chart, speeds_chart
@@ -32,6 +33,7 @@ def selection_text(selection: Selection) -> str:
     return terminal.render(selection_document(selection))
 
 
+@unchecked
 def selection_document(selection: Selection) -> Document:
     """Return the answer, the ranking, the reasons, and what the drafts are."""
     domains = domains_chart(selection)
