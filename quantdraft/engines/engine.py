@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from quantdraft.checkpoints.dense_view import says_cache
 from quantdraft.engines.findings import Draft, Finding
 from quantdraft.engines.measured import MeasuredEngine
 from quantdraft.engines.support import SupportTable, stored_names
@@ -50,7 +51,7 @@ class Engine(Protocol):
         """Yield what the engine's table says of this draft: nothing where it loads."""
         found = self.loads.of_checkpoint(draft.quantization)
         shown = ", ".join(stored_names(draft.quantization))
-        if draft.quantization.get("kv_cache_scheme"):
+        if says_cache(draft.quantization):
             shown += " with an FP8 cache"
         if found.level == "no":
             reason = found.note or "it has no loader for this format"

@@ -20,16 +20,27 @@ from quantdraft.engines.findings import (
     unequal_vocabulary,
     vocab_size,
 )
-from quantdraft.engines.support import BITSANDBYTES, FORMATS, YES, Support, SupportTable
+from quantdraft.engines.support import (
+    BITSANDBYTES,
+    MODELOPT,
+    OTHERS_FP8,
+    USUAL,
+    YES,
+    Support,
+    SupportTable,
+    stored_names,
+)
 from quantdraft.quantize.group_sizes import LOADED, tile_problem
 
 # Without the flag a draft is read by the target's quantization; this value says that it has none.
 NOT_QUANTIZED = "unquant"
 # Values of the flag that are a checkpoint's `quant_method` too.
 METHODS = frozenset(("compressed-tensors", "bitsandbytes", "gptq", "awq", "fp8", "mxfp4"))
-METHODS |= {"modelopt", "auto-round", "quark"}
+METHODS |= {"modelopt", "modelopt_fp4", "auto-round", "quark"}
 LOADS = SupportTable(
-    dict.fromkeys(FORMATS, YES)
+    dict.fromkeys((*USUAL, *OTHERS_FP8), YES)
+    | dict.fromkeys(MODELOPT, Support("no", "of ModelOpt it reads FP8 and NVFP4"))
+    | {"modelopt:fp8-static": YES, "modelopt:nvfp4": Support("part", "Blackwell")}
     | dict.fromkeys(BITSANDBYTES, Support("part", "limited"))
     | {
         "int4-fp8": Support("no", "its INT4 x FP8 scheme is for experts alone"),
@@ -95,6 +106,8 @@ def draft_quantization(quantization: Mapping[str, Any]) -> str:
     is_marlin = quantization.get("bits") in {4, 8} and bool(quantization.get("sym", True))
     if method == "gptq" and is_marlin:
         return "gptq_marlin"  # plain "gptq" forces the slow kernel
+    if "modelopt:nvfp4" in stored_names(quantization):
+        return "modelopt_fp4"  # plain "modelopt" reads FP8
     return method
 
 

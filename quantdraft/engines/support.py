@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from quantdraft.checkpoints.dense_view import says_cache
 from quantdraft.checkpoints.foreign_configs import READERS
 from quantdraft.checkpoints.stored_formats import stored_format
 from quantdraft.quantize.group_sizes import format_name, group_problem
@@ -24,7 +25,14 @@ FP8 = ("fp8", "fp8-static", "fp8-block")
 FP4 = ("nvfp4", "nvfp4-weight-only", "mxfp4")
 BITSANDBYTES = ("nf4", "fp4", "llm-int8")
 OTHER_LIBRARIES = ("gptq:int4", "awq:int4")
-FORMATS = ("dense", *INTEGERS, *FP8, *FP4, "mxfp8", *OTHER_LIBRARIES, *BITSANDBYTES)
+USUAL = ("dense", *INTEGERS, *FP8, *FP4, "mxfp8", *OTHER_LIBRARIES, *BITSANDBYTES)
+# What other tools publish and no recipe here makes: by `quant_method`.
+MODELOPT_FP8 = ("modelopt:fp8", "modelopt:fp8-static", "modelopt:fp8-block")
+MODELOPT_FP4 = ("modelopt:nvfp4", "modelopt:nvfp4-weight-only")
+MODELOPT_INTEGERS = tuple(f"modelopt:{name}" for name in INTEGERS)
+MODELOPT = (*MODELOPT_FP8, *MODELOPT_FP4, *MODELOPT_INTEGERS, "modelopt:mxfp8")
+OTHERS_FP8 = ("fp8:fp8", "fp8:fp8-static", "fp8:fp8-block", "fbgemm_fp8:fp8")
+FORMATS = (*USUAL, *MODELOPT, *OTHERS_FP8)
 
 _A_LINEAR = "model.layers.0.mlp.up_proj"
 
@@ -63,7 +71,7 @@ class SupportTable:
 
     def of_checkpoint(self, quantization: Mapping[str, Any]) -> Support:
         """Return what the engine does with a checkpoint, by the quantization part of its config."""
-        return self._worst(stored_groups(quantization), bool(quantization.get("kv_cache_scheme")))
+        return self._worst(stored_groups(quantization), says_cache(quantization))
 
     def _worst(self, stored: list[tuple[str, int | None]], has_fp8_cache: bool) -> Support:
         found = [self._of_format(*each) for each in stored]
@@ -89,8 +97,7 @@ def stored_groups(quantization: Mapping[str, Any]) -> list[tuple[str, int | None
     if method == "awq":
         return [(f"awq:int{quantization.get('bits', 4)}", quantization.get("group_size"))]
     if method in READERS and method not in {"gptq", "bitsandbytes"}:
-        fmt = stored_format(quantization, _A_LINEAR)
-        return [(f"{method}:{fmt.name}" if fmt else method, fmt.group_size if fmt else None)]
+        return _foreign_groups(quantization, method)
     groups = (quantization.get("config_groups") or {}).values()
     if quantization.get("kv_cache_scheme") and not groups:
         return [("dense", None)]
@@ -101,3 +108,12 @@ def stored_groups(quantization: Mapping[str, Any]) -> list[tuple[str, int | None
     ]
     formats = [stored_format(each, _A_LINEAR) for each in alone or [quantization]]
     return [(format_name(fmt), fmt.group_size) if fmt else (method, None) for fmt in formats]
+
+
+def _foreign_groups(quantization: Mapping[str, Any], method: str) -> list[tuple[str, int | None]]:
+    """Return the names of another library's formats: one, or those of its listed layers."""
+    own = quantization.get("quantization") or quantization
+    modules = list(own.get("quantized_layers") or ()) or [_A_LINEAR]
+    found = [stored_format(quantization, module) for module in modules]
+    named = [(f"{fmt.library}:{fmt.name}", fmt.group_size) for fmt in found if fmt is not None]
+    return list(dict.fromkeys(named)) or [(method, None)]

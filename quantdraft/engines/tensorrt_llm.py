@@ -26,6 +26,7 @@ from quantdraft.engines.support import (
     FP4,
     FP8,
     INTEGERS,
+    MODELOPT,
     NO,
     YES,
     Support,
@@ -37,11 +38,13 @@ CONFIG_FILE = "trtllm.yaml"
 # The config's type is a union that is told apart by this word, and refuses any other.
 DECODING_TYPE = "Draft_Target"
 OLD_DECODING_TYPE = "DraftTarget"
-MODELOPT = Support("part", "its own checkpoints, by ModelOpt")
+BY_MODELOPT = Support("part", "its own checkpoints, by ModelOpt")
 LOADS = SupportTable(
     dict.fromkeys((*INTEGERS, *BITSANDBYTES), NO)
     | dict.fromkeys((*FP8, "gptq:int4"), Support("part"))
-    | dict.fromkeys((*FP4, "awq:int4"), MODELOPT)
+    | dict.fromkeys((*FP4, "awq:int4"), BY_MODELOPT)
+    | dict.fromkeys((*MODELOPT, "fp8:fp8-block"), Support("part"))
+    | dict.fromkeys(("fp8:fp8", "fp8:fp8-static", "fbgemm_fp8:fp8"), NO)
     | {"dense": YES}
 )
 
@@ -95,7 +98,7 @@ def _modelopt(draft: Draft) -> list[Finding]:
     """Return a refusal for a format that is read from ModelOpt's checkpoints, and is another's."""
     quantization = draft.quantization
     is_modelopts = quantization.get("quant_method") == "modelopt"
-    if is_modelopts or LOADS.of_checkpoint(quantization) != MODELOPT:
+    if is_modelopts or LOADS.of_checkpoint(quantization) != BY_MODELOPT:
         return []
     return [
         Finding(

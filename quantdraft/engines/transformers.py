@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
-from quantdraft.engines.support import FORMATS, FP4, YES, Support, SupportTable
+from quantdraft.engines.support import (
+    FP4,
+    MODELOPT,
+    OTHERS_FP8,
+    USUAL,
+    YES,
+    Support,
+    SupportTable,
+)
 from quantdraft.quantize.group_sizes import LOADED
 
 _SNIPPET = '''\
@@ -41,7 +49,12 @@ output = target.generate(
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 '''
 LOADS = SupportTable(
-    dict.fromkeys(FORMATS, YES)
+    dict.fromkeys((*USUAL, *OTHERS_FP8), YES)
+    | dict.fromkeys(MODELOPT, Support("no", "it has no reader for ModelOpt and drops the scales"))
+    | dict.fromkeys(
+        ("fp8:fp8", "fp8:fp8-static"),
+        Support("part", "one scale per weight under its own names alone (weight_scale_inv)"),
+    )
     | dict.fromkeys((*FP4, "mxfp8"), Support("part", "unpacks the weights"))
     | {"gptq:int4": Support("yes", "needs gptqmodel")},
     group_sizes=LOADED["transformers"],

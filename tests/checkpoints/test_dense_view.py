@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.claims import claims_but_not_quantized
 from quantdraft.checkpoints.dense_view import dense_view
 from quantdraft.checkpoints.formats import SCHEMES
 from quantdraft.checkpoints.layouts import stored_tensors
@@ -183,3 +184,16 @@ def test_a_shape_without_files_is_read_too() -> None:
     fmt = SCHEMES["W4A16"]
     parts = stored_tensors(fmt, TensorInfo("BF16", (64, 128), "none.safetensors"))
     assert set(parts) == {"weight_packed", "weight_scale", "weight_shape"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_claim_of_any_read_format_is_checked_against_the_files(tmp_path: Path, name: str) -> None:
+    quantization = CONFIGS[name]
+    told = claims_but_not_quantized(
+        open_checkpoint(write(tmp_path / "true", quantized(quantization), quantization))
+    )
+    assert told is None
+    told = claims_but_not_quantized(
+        open_checkpoint(write(tmp_path / "false", llama_tensors(), quantization))
+    )
+    assert "claims" in (told or "")

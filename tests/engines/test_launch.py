@@ -369,6 +369,56 @@ def test_a_quantized_cache_is_said_by_every_engine_and_what_nobody_tried_is_not_
             assert ("not known" in said) == (engine in {sglang, tensorrt_llm})
 
 
+MODELOPT = {"quant_method": "modelopt"}
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {  # by name in tables: config, closest GGUF type
+    "modelopt:fp8-static": (MODELOPT | {"quantization": {"quant_algo": "FP8"}}, "q8_0"),
+    "modelopt:fp8": (MODELOPT | {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, "q8_0"),
+    "modelopt:fp8-block": (MODELOPT | {"quant_algo": "FP8_PB_WO"}, "q8_0"),
+    "modelopt:nvfp4": (MODELOPT | {"quant_algo": "NVFP4"}, "q4_0"),
+    "modelopt:nvfp4-weight-only": (MODELOPT | {"quant_algo": "W4A16_NVFP4"}, "q4_0"),
+    "modelopt:int4": (MODELOPT | {"quant_algo": "W4A16_AWQ"}, "q4_0"),
+    "modelopt:int4-fp8": (MODELOPT | {"quant_algo": "W4A8_AWQ"}, "q4_0"),
+    "modelopt:int8-weight-only": (MODELOPT | {"quant_algo": "W8A16"}, "q8_0"),
+    "modelopt:int8": (MODELOPT | {"quant_algo": "W8A8_SQ_PER_CHANNEL"}, "q8_0"),
+    "modelopt:mxfp8": (MODELOPT | {"quant_algo": "MXFP8"}, "q8_0"),
+    "awq:int4": ({"quant_method": "awq", "bits": 4, "group_size": 128}, "q4_0"),
+    "fp8:fp8-block": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "q8_0"),
+    "fp8:fp8": ({"quant_method": "fp8"}, "q8_0"),
+    "fp8:fp8-static": ({"quant_method": "fp8", "activation_scheme": "static"}, "q8_0"),
+    "fbgemm_fp8:fp8": ({"quant_method": "fbgemm_fp8"}, "q8_0"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_other_tools_publish_has_a_row_in_every_table(name: str) -> None:
+    quantization, gguf_type = FOREIGN[name]
+    assert stored_names(quantization) == [name]
+    assert conversion.closest_type(quantization) == gguf_type
+    config = PLAIN | {"quantization_config": quantization}
+    for engine in (vllm, sglang, transformers, tensorrt_llm, llamacpp):
+        assert name in engine.loads.formats
+        assert not [
+            f for f in engine.check(Draft(Path("d"), config, PLAIN)) if "not know" in str(f)
+        ]
+    refused = {f.severity for f in transformers.check(Draft(Path("d"), config, PLAIN))}
+    assert ("refuse" in refused) == name.startswith("modelopt:")  # it would drop the scales
+
+
+def test_modelopts_mixed_precision_is_as_loadable_as_its_worst_layer() -> None:
+    layers = {"a.up_proj": {"quant_algo": "FP8"}, "a.down_proj": {"quant_algo": "W4A16_AWQ"}}
+    own = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    quantization = MODELOPT | {"quantization": own}
+    assert stored_names(quantization) == ["modelopt:fp8-static", "modelopt:int4"]
+    assert vllm.loads.of_checkpoint(quantization).level == "no"
+
+
+def test_sglang_is_told_which_of_modelopts_loaders_to_use() -> None:
+    for algorithm, word in {"FP8": "modelopt", "NVFP4": "modelopt_fp4"}.items():
+        said = MODELOPT | {"quantization": {"quant_algo": algorithm}}
+        line = sglang.launch(LaunchPair("org/T", Path("d"), 4, quantization=said))
+        assert f"--speculative-draft-model-quantization {word}" in line
+
+
 def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
     config = quantized(**(INT4 | {"input_activations": FP8["input_activations"]}))
     assert stored_names(config["quantization_config"]) == ["int4-fp8"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from quantdraft.checkpoints.dense_view import says_cache
 from quantdraft.engines.engine import Engine, LaunchPair
 from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
 from quantdraft.engines.llamacpp.measured import MeasuredLlamacpp
@@ -18,7 +19,9 @@ from quantdraft.engines.support import (
     BITSANDBYTES,
     FP8,
     INTEGERS,
+    MODELOPT,
     NO,
+    OTHERS_FP8,
     Support,
     SupportTable,
 )
@@ -32,6 +35,7 @@ LOADS = SupportTable(
         Support("part", "through its converter, to GGUF"),
     )
     | dict.fromkeys(("mxfp4", "mxfp8", "awq:int4", *BITSANDBYTES), NO)
+    | dict.fromkeys((*MODELOPT, *OTHERS_FP8), Support("no", "from the float draft alone"))
     | {"int8-weight-only": Support("no", "its converter takes packed weights in groups alone")},
     kv_cache=Support("no", "its converter needs a config group of weights"),
     several_groups=Support(
@@ -84,5 +88,5 @@ def _vocabulary(draft: Draft) -> Iterator[Finding]:
 
 
 def _cache(draft: Draft) -> Iterator[Finding]:
-    if draft.quantization.get("kv_cache_scheme"):
+    if says_cache(draft.quantization):
         yield Finding("warn", "the candidate's quantized KV cache is not carried over: it is f16.")

@@ -29,7 +29,7 @@ TYPES = ("f16", "bf16", "q8_0", "q4_0")
 FULL_PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 COMMANDS_FILE = "convert.sh"
 CONVERTER = "convert_hf_to_gguf.py"
-FOUR_BITS = ("int4", "gptq:int4", "awq:int4", "nf4", "fp4", "nvfp4", "mxfp4")
+FOUR_BITS = ("int4", "nf4", "fp4", "nvfp4", "mxfp4")
 # A pre-tokenizer is known to the converter by a hash of what it splits. This one it knows by name
 # alone: ByteLevel with its own pattern splits as GPT-2 does, whatever the vocabulary.
 _AS_GPT2 = """\
@@ -62,7 +62,7 @@ def closest_type(quantization: Mapping[str, Any]) -> str:
     names = stored_names(quantization)
     if names == ["dense"]:
         return "bf16"
-    return "q4_0" if names[0].startswith(FOUR_BITS) else "q8_0"
+    return "q4_0" if names[0].rpartition(":")[2].startswith(FOUR_BITS) else "q8_0"
 
 
 def plan_conversion(

@@ -21,8 +21,12 @@ from quantdraft.engines.findings import (
 )
 from quantdraft.engines.support import (
     BITSANDBYTES,
-    FORMATS,
     FP4,
+    MODELOPT_FP4,
+    MODELOPT_FP8,
+    MODELOPT_INTEGERS,
+    OTHERS_FP8,
+    USUAL,
     YES,
     Support,
     SupportTable,
@@ -35,11 +39,14 @@ from quantdraft.quantize.group_sizes import LOADED, tile_problem
 METHOD_NAMES = ("eagle-", "eagle3", "dflash", "dspark")
 CPU_TILE = 32  # of inputs and of outputs, in its CPU build (mixed_precision/cpu.py)
 _ONE_GROUP = Support("no", "draft_model takes one config group (vllm#49893)")
+_OF_MODELOPT = Support("no", "of ModelOpt it reads FP8, NVFP4 and MXFP8")
 _BLACKWELL = Support("part", "Blackwell, or weight-only through Marlin")
 _AVX512 = Support("yes", "its kernel needs AVX-512")
 LOADS = SupportTable(
-    dict.fromkeys(FORMATS, YES)
-    | dict.fromkeys((*FP4, "mxfp8"), _BLACKWELL)
+    dict.fromkeys((*USUAL, *OTHERS_FP8), YES)
+    | dict.fromkeys((*FP4, "mxfp8", *MODELOPT_FP4, "modelopt:mxfp8"), _BLACKWELL)
+    | dict.fromkeys(MODELOPT_FP8, Support("part", "needs compute capability 8.9"))
+    | dict.fromkeys(MODELOPT_INTEGERS, _OF_MODELOPT)
     | dict.fromkeys(
         BITSANDBYTES, Support("part", "before 0.32, slowly; 0.32 itself has no loader for it")
     )
@@ -50,7 +57,8 @@ LOADS = SupportTable(
 )
 # Where the CPU build does not load a format, its own message.
 LOADS_ON_CPU = SupportTable(
-    dict.fromkeys(FORMATS, YES)
+    dict.fromkeys(USUAL, YES)
+    | dict.fromkeys(MODELOPT_INTEGERS, _OF_MODELOPT)
     | dict.fromkeys(FP4, Support("no", "Marlin FP4 not available"))
     | dict.fromkeys(BITSANDBYTES, Support("no", "Unknown quantization method: bitsandbytes"))
     | {
@@ -203,7 +211,8 @@ def _formats(draft: Draft) -> Iterator[Finding]:
     name, on_cpu = draft.format, LOADS_ON_CPU.of_checkpoint(draft.quantization)
     if on_cpu.level == "no" and len(draft.groups) < 2:  # several are refused
         yield Finding("warn", f"{name} in vLLM, not on a CPU: {on_cpu.note}.")
-    if name in GPU_NEEDS:
+    is_modelopts = str(draft.quantization.get("quant_method")).startswith("modelopt")
+    if name in GPU_NEEDS and not is_modelopts:  # its loader has no older GPUs
         yield Finding("warn", f"{name} in vLLM, GPU: {GPU_NEEDS[name]}.")
 
 
