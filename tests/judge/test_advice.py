@@ -392,6 +392,14 @@ def test_the_next_command_follows_the_verdict() -> None:
 
     assert other("no-go").startswith("quantdraft apply --recipe int8 --draft ")
     assert other("inconclusive", "about 130 prompts (now 32)").startswith("quantdraft capture ")
+    untimed = replace(
+        go,
+        latency=replace(go.latency, arms={}),
+        verdict=replace(go.verdict, decision="inconclusive"),
+    )
+    timed_next = next_command(untimed, "runs/int8")  # whatever the diagnosis says of the acceptance
+    assert timed_next.startswith("quantdraft evaluate ")
+    assert timed_next.endswith(" -o runs/int8-timed")
     again = other("inconclusive", "longer timing")
     assert again.startswith("quantdraft evaluate ")
     assert again.endswith("--latency-seconds 60 -o runs/int8-again")

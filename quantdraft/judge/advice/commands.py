@@ -38,6 +38,8 @@ def next_command(evaluation: Evaluation, run_dir: str) -> str:
         return f"quantdraft apply --recipe int4 --draft {model(evaluation, 'baseline')}"
     if verdict.decision == "go":
         return _export_command(evaluation, run_dir)
+    if verdict.decision == "inconclusive" and not (evaluation.latency.arms or evaluation.served):
+        return evaluate_command(evaluation, f"-o {run_dir}-timed")
     diagnoses = evaluation.analysis.diagnoses if evaluation.analysis else ()
     found = [line.command for line in diagnoses if line.state == "found" and line.command]
     if found:
