@@ -42,8 +42,12 @@ def next_command(evaluation: Evaluation, run_dir: str) -> str:
         return evaluate_command(evaluation, f"-o {run_dir}-timed")
     diagnoses = evaluation.analysis.diagnoses if evaluation.analysis else ()
     found = [line.command for line in diagnoses if line.state == "found" and line.command]
-    if found:
-        return found[0]
+    return found[0] if found else _without_diagnosis(evaluation, run_dir)
+
+
+def _without_diagnosis(evaluation: Evaluation, run_dir: str) -> str:
+    """Return the next command where no diagnosis has one: a milder recipe, or more data."""
+    verdict = evaluation.verdict
     if verdict.decision == "no-go":
         return milder_recipe(evaluation)[1]
     if "prompts" in (verdict.to_settle or ""):
