@@ -56,7 +56,10 @@ def sampled(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Traffi
     )
 
 
-@pytest.mark.parametrize("k", [1, 3, 4, 7])
+MORE_K = [pytest.param(k, marks=pytest.mark.slow) for k in (3, 7)]
+
+
+@pytest.mark.parametrize("k", [1, 4, *MORE_K])
 def test_live_rounds_equal_replayed_rounds_prompt_by_prompt(models, greedy, k):
     target, draft = models
     keep = acceptance_probabilities(draft, greedy, "greedy")

@@ -17,6 +17,7 @@ from tests.pages import document
 
 CONTROL = re.compile(r"\x1b\[[0-9;]*m")
 MADE = {"go": evaluation(), "no-go": alarmed(), "inconclusive": unmeasured()}
+PAGES = {decision: document(made) for decision, made in MADE.items()}
 TONES = {"go": "32", "no-go": "31", "inconclusive": "33"}
 SCREENS = [PIPE, *(Screen(columns) for columns in (50, 80, 100, 140))]
 
@@ -36,7 +37,7 @@ class Stream(io.StringIO):
 @pytest.mark.parametrize("decision", MADE)
 def test_a_verdict_has_its_word_its_reason_and_fifteen_lines_at_most(decision, screen):
     made = MADE[decision]
-    lines = terminal.brief(document(made), screen).splitlines()
+    lines = terminal.brief(PAGES[decision], screen).splitlines()
     assert lines[0].startswith(decision.upper())
     reason = made.verdict.summary.removeprefix(f"{decision}: ")
     assert reason[1:60] in " ".join(lines)
@@ -47,7 +48,7 @@ def test_a_verdict_has_its_word_its_reason_and_fifteen_lines_at_most(decision, s
 @pytest.mark.parametrize("columns", range(MIN_WIDTH, 101, 4))
 @pytest.mark.parametrize("decision", MADE)
 def test_a_figure_of_a_verdict_ends_at_a_whole_clause(decision, columns):
-    made = document(MADE[decision])
+    made = PAGES[decision]
     lines = terminal.brief(made, Screen(columns)).splitlines()
     for item in next(block for block in made.lead if isinstance(block, Figures)).items:
         (line,) = (line for line in lines if line.startswith(f"{item.label}  "))
@@ -66,7 +67,7 @@ def test_a_note_is_shortened_by_clauses_and_a_list_is_not():
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_no_line_of_a_report_is_wider_than_the_terminal(columns):
-    shown = terminal.render(document(evaluation()), Screen(columns))
+    shown = terminal.render(PAGES["go"], Screen(columns))
     assert max(map(len, shown.splitlines())) <= columns
 
 
@@ -117,13 +118,13 @@ def test_a_pipe_gets_aligned_text_of_any_width():
 
 @pytest.mark.parametrize("decision", MADE)
 def test_colours_are_the_verdicts_and_only_where_they_may_be(decision):
-    shown = terminal.render(document(MADE[decision]), Screen(80, has_colours=True))
+    shown = terminal.render(PAGES[decision], Screen(80, has_colours=True))
     assert shown.startswith(f"\x1b[1;{TONES[decision]}m")
-    plain = terminal.render(document(MADE[decision]), Screen(80))
+    plain = terminal.render(PAGES[decision], Screen(80))
     said = [line.rstrip() for line in CONTROL.sub("", shown).splitlines()]
     assert said == plain.splitlines()
     assert "\x1b" not in plain
-    assert "\x1b" not in terminal.render(document(MADE[decision]), PIPE)
+    assert "\x1b" not in terminal.render(PAGES[decision], PIPE)
 
 
 @pytest.mark.parametrize(

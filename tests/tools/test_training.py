@@ -61,6 +61,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(work_dir, mo
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_draft_learns_from_the_target(
     work_dir, tmp_path, monkeypatch
 ):

@@ -64,7 +64,9 @@ def int4(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path) -> EvaluateSettings:
+def settings(
+    tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path, few_trials: None
+) -> EvaluateSettings:
     return evaluation_settings(
         mode="eager",
         candidate=str(int4),
