@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from quantdraft.engines.kernels.book import Book
 from quantdraft.measure.latency import grid as benchmark
@@ -93,6 +94,7 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
             promised_bytes=0,
             runtime="native decoder",
             is_own=False,
+            model=SimpleNamespace(config=LlamaConfig()),
             step_bytes=lambda batch, context: 1000 + 8 * batch * context,
         )
 

@@ -124,6 +124,8 @@ def _figures(block: Figures, screen: Screen, is_brief: bool = False) -> list[str
     widest = max((len(item.label) for item in block.items), default=0)
     number = max((len(item.value) for item in block.items), default=0)
     leads = [f"{item.label:<{widest}}  {item.value:>{number}}" for item in block.items]
+    if any(len(lead) > screen.width for lead in leads):  # no room to align them
+        leads = [f"{item.label}  {item.value}" for item in block.items]
     notes = [item.note for item in block.items]
     if is_brief:
         pairs = zip(notes, leads, strict=True)
@@ -137,7 +139,7 @@ def _clauses(note: str, room: int) -> str:
     A list, which a colon opens, is kept whole.
     """
     ends = ("; ",) if ":" in note else ("; ", ", ", " than ")
-    while len(note) > room:
+    while note and len(note) > room:
         note = max((note.rpartition(end)[0] for end in ends), key=len)
     return note
 
