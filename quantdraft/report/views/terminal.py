@@ -129,7 +129,8 @@ def _figures(block: Figures, screen: Screen, is_brief: bool = False) -> list[str
     notes = [item.note for item in block.items]
     if is_brief:
         pairs = zip(notes, leads, strict=True)
-        notes = [_clauses(note, screen.width - len(lead) - 2) for note, lead in pairs]
+        rooms = ((note, screen.width - len(lead)) for note, lead in pairs)
+        notes = [_clauses(note, room - 2) if room >= MIN_NOTE else "" for note, room in rooms]
     return [_noted(lead, note, screen) for lead, note in zip(leads, notes, strict=True)]
 
 
