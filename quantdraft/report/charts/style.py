@@ -135,8 +135,15 @@ def finish(chart: Any, *, height: int, width: int = WIDTH) -> dict[str, Any]:
     # Inline data under a name of its hash would be written twice, and change with it.
     with alt.data_transformers.enable(consolidate_datasets=False):
         sized = chart.properties(width=width, height=height)
-        spec: dict[str, Any] = sized.to_dict(validate=alt.utils.schemapi.DEBUG_MODE)
+        spec: dict[str, Any] = sized.to_dict(validate=_schema().DEBUG_MODE)
     return {**spec, "config": CONFIG}
+
+
+def _schema() -> Any:
+    """Return the module of Altair that checks against the schema, and knows whether it does."""
+    from altair.utils import schemapi
+
+    return schemapi
 
 
 def unchecked(build: Callable[P, T]) -> Callable[P, T]:
@@ -148,10 +155,9 @@ def unchecked(build: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(build)
     def built(*args: P.args, **kwargs: P.kwargs) -> T:
-        alt = altair()
-        if isinstance(alt, Undrawn):
+        if isinstance(altair(), Undrawn):
             return build(*args, **kwargs)
-        with alt.utils.schemapi.debug_mode(False):
+        with _schema().debug_mode(False):
             return build(*args, **kwargs)
 
     return built
