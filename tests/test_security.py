@@ -427,7 +427,10 @@ def test_a_checkpoint_names_no_model_to_fetch(tiny_pair: Pair, tmp_path):
         source_of(open_checkpoint(hostile))
 
 
-def test_names_that_look_like_paths_reach_no_hub(monkeypatch):
+def test_names_that_look_like_paths_reach_no_hub(monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # where no file happens to have one of the names
+
     def unasked(*_args: object, **_options: object) -> None:
         raise AssertionError("the Hub was asked")
 
