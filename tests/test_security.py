@@ -37,7 +37,7 @@ from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.engines.vllm.environment import CPU_REQUIREMENT, CUDA_REQUIREMENT, Environment
 from quantdraft.engines.vllm.server import vllm_variables
 from quantdraft.engines.vllm.settings import PASSED_ON as VLLM_PASSED_ON
-from quantdraft.engines.vllm.settings import require_known_keys
+from quantdraft.engines.vllm.settings import require_known_keys, require_users_keys
 from quantdraft.errors import CheckpointError, EngineError, OptionError, QuantDraftError, one_line
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.measure.models import source_of
@@ -579,7 +579,8 @@ def test_settings_of_an_engine_are_recorded_without_secrets(monkeypatch):
 def test_a_draft_is_not_replaced_by_a_setting_of_the_engine(tmp_path):
     vllm = Environment("python", "0.32.0", "cpu", ("method", "model"))
     with pytest.raises(OptionError, match="--engine-spec model: the draft is the candidate"):
-        require_known_keys(["model"], vllm)
+        require_users_keys(["model"])
+    require_users_keys(["method"])
     require_known_keys(["method"], vllm)
 
 

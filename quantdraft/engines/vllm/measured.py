@@ -64,6 +64,7 @@ class MeasuredVllm(MeasuredEngine):
         own.PASSED_ON.require(settings.args)
         found = find_vllm(settings.path)
         speculative = own.parse_pairs(settings.spec)
+        own.require_users_keys(speculative)
         own.require_known_keys(speculative, found)
         own.require_possible(speculative, found)
         return VllmInstallation(found, speculative, settings.args)

@@ -58,15 +58,20 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
-    """Raise OptionError for a key that the installed version's speculative config lacks."""
-    known = environment.speculative_keys
+def require_users_keys(keys: Iterable[str]) -> None:
+    """Raise OptionError for a key of the speculative config that `evaluate` sets itself."""
     for key in keys:
         if key in OWN_KEYS:
             raise OptionError(
                 f"--engine-spec {key}: the draft is the candidate, and -k and --engine-k say how "
                 "many tokens it proposes. Leave it out."
             )
+
+
+def require_known_keys(keys: Iterable[str], environment: Environment) -> None:
+    """Raise OptionError for a key that the installed version's speculative config lacks."""
+    known = environment.speculative_keys
+    for key in keys:
         if key not in known:
             hint = nearest(key, known) or f" It knows {', '.join(known)}."
             raise OptionError(
