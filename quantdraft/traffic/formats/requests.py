@@ -17,7 +17,7 @@ NO_PROMPT = (
 )
 
 
-def name_of(entry: Mapping[str, Any]) -> str | None:
+def id_in(entry: Mapping[str, Any]) -> str | None:
     """Return the id that a line gives itself."""
     found = next((entry[key] for key in ID_KEYS if entry.get(key) is not None), None)
     return None if found is None else str(found)
@@ -41,7 +41,7 @@ def of_line(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a line says of itself, as fields of its Exchange."""
     domain, model, reason = (entry.get(key) for key in ("domain", "model", "finish_reason"))
     return {
-        "name": name_of(entry),
+        "name": id_in(entry),
         "domain": None if domain is None else str(domain),
         "conversation": session_of(entry),
         "model": model if isinstance(model, str) and model else None,
@@ -94,7 +94,7 @@ def _exchange(
 ) -> Exchange:
     model = line.get("model") or reply.get("model")
     fields = {
-        "name": name_of(reply),
+        "name": id_in(reply),
         **line,
         "model": model if isinstance(model, str) else None,
         "finish_reason": reason_of(choice),
