@@ -15,7 +15,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA = {"image": "an image", "audio": "audio", "video": "a video", "file": "a file"}
 
 
-class Arguments(dict[str, Any]):
+class CallArguments(dict[str, Any]):
     """Arguments of a tool call: an object to templates that dump it, its JSON text to others.
 
     Engines hand templates the object; templates that print it as it is, or add it to a text, are
@@ -114,13 +114,13 @@ def _call(call: Any) -> dict[str, Any]:
 
 def _arguments(value: Any) -> Any:
     if value is None or value == "":
-        return Arguments("{}", {})
+        return CallArguments("{}", {})
     if isinstance(value, Mapping):
-        return Arguments(json.dumps(value, ensure_ascii=False), value)
+        return CallArguments(json.dumps(value, ensure_ascii=False), value)
     if not isinstance(value, str):
         raise UnusableLineError("a tool call's arguments are no object")
     try:
         parsed = parse_json(value)
     except ValueError:
         return value
-    return Arguments(value, parsed) if isinstance(parsed, dict) else value
+    return CallArguments(value, parsed) if isinstance(parsed, dict) else value
