@@ -94,6 +94,12 @@ class KVCache:
         self.entries = torch.zeros(size, dtype=dtype or self.cos.dtype, device=self.cos.device)
         self.batch_size, self.num_slots = batch_size, num_slots
 
+    def row(self, index: int) -> KVCache:
+        """Return one row of this cache, on the same memory."""
+        alone = copy.copy(self)
+        alone.entries, alone.batch_size = self.entries[:, index : index + 1], 1
+        return alone
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""

@@ -7,6 +7,7 @@ float32 in memory, for every arm alike.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -69,6 +70,12 @@ class FusedDecoder:
         key = batch_size, num_tokens, picked, torch.get_num_threads()
         found = self._passes.get(key) or self._make_pass(key)
         return found.run(token_ids, positions, at)
+
+    def on(self, cache: KVCache) -> FusedDecoder:
+        """Return this decoder on another cache of its own kind; it keeps no passes of this one."""
+        other = copy.copy(self)
+        other.cache, other._passes = cache, {}
+        return other
 
     def _make_pass(self, key: Key) -> _Pass:
         created = _Pass(self, *key)

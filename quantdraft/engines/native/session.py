@@ -8,6 +8,7 @@ slots, and the slots come in steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from quantdraft.engines.native.model import NativeModel
 from quantdraft.record.choices import Mode
 
 Function = Callable[..., Any]
+FUSED_TYPES = (torch.float32, torch.bfloat16)
 # Slots that a recorded or compiled step attends to, in steps of so many.
 SLOT_STEP = {"eager": 1, "fused": 1, "compiled": 64, "graph": 256}
 
@@ -85,6 +87,22 @@ class Session:
         )
         return logits
 
+    def row(self, index: int) -> Session:
+        """Return a session of one row on this one's cache; neither compiled nor recorded.
+
+        It reads a prompt into its row while the other rows stay where they are. Of the project's
+        decoder alone.
+        """
+        assert self.cache is not None
+        alone = copy.copy(self)
+        alone.batch_size, alone.mode = 1, "eager"
+        alone.cache = self.cache.row(index)
+        if self._fused is not None:
+            alone._fused = self._fused.on(alone.cache)
+        else:
+            alone._layers = _layers(self.native, "eager")
+        return alone
+
     def call(self, key: tuple[Any, ...], function: Function, *inputs: Tensor) -> Any:
         """Call `function(*inputs)`; in mode "graph" its first call for `key` is recorded.
 
@@ -145,6 +163,12 @@ def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
 def live_mode(device: torch.device) -> Mode:
     """Return the mode for short texts, which end before a recording or compiling would."""
     return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
+
+
+def decoding_mode(native: NativeModel, device: torch.device) -> Mode:
+    """Return the mode for many steps of a batch: recorded on a GPU, fused where a CPU can."""
+    first, *others = modes(native, device)
+    return "fused" if "fused" in others and native.dtype in FUSED_TYPES else first
 
 
 def _layers(native: NativeModel, mode: Mode) -> Sequence[Any]:
