@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def products() -> ModuleType:
-    """The products as the interpreter runs them; without it, or without triton, these tests fail."""
+    """The products as the interpreter runs them; without it these tests fail."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.fail("these tests run in Triton's interpreter: make test-triton")
     from quantdraft.engines.kernels import triton_products
