@@ -39,7 +39,7 @@ from quantdraft.measure.latency.timing_plan import (
     TimingPlan,
     num_loads_for,
 )
-from quantdraft.record import Roofline
+from quantdraft.record import GpuState, Roofline
 from quantdraft.record.step_bytes import Ledger
 from tests.clock import Clock
 
@@ -356,6 +356,13 @@ def test_a_target_without_room_beside_the_drafts_is_timed_after_them(loads, monk
     assert target.samples_ms == pytest.approx([12.0] * len(target.samples_ms))
     assert not {*draft.blocks} & {*target.blocks}
     assert sorted({*draft.blocks, *target.blocks}) == [*range(len(found.loads))]
+
+
+def test_the_card_is_asked_before_and_after_every_load_of_a_point(loads, monkeypatch):
+    states = iter(GpuState(utilization_percent=share) for share in range(2 * MIN_LOADS))
+    monkeypatch.setattr(point_timing, "read_gpu_state", lambda device: next(states))
+    (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
+    assert [state.utilization_percent for state in found.gpu_states] == [*range(2 * MIN_LOADS)]
 
 
 def test_models_of_one_shape_need_one_cache(loads, monkeypatch):

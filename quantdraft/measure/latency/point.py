@@ -26,6 +26,7 @@ from quantdraft.measure.latency.opened import (
 )
 from quantdraft.measure.latency.timing_plan import Progress, TimingPlan, widths_of, within
 from quantdraft.record import ArmLatency, Latency, Roofline, StepSamples
+from quantdraft.record.gpu import read_gpu_state
 from quantdraft.record.provenance import load_around, load_average
 
 # A point beyond the first is given up where its fewest blocks take this many times the budget.
@@ -87,7 +88,7 @@ class PointTiming:
         not_loaded: why other arms are not among them
         """
         undefined = dict(not_loaded)
-        before = load_average()
+        before, states = load_average(), [read_gpu_state(str(self.plan.device))]
         opened = self._open_arms(arms, undefined)
         too_long = self._overrun(opened)
         if too_long is not None:
@@ -102,9 +103,11 @@ class PointTiming:
             gc.collect()
             targets, num_blocks = self._time_late(late, undefined, num_blocks, progress)
             found |= targets
+        states.append(read_gpu_state(str(self.plan.device)))
         return replace(
             self._untimed(undefined),
             arms=found,
+            gpu_states=tuple(state for state in states if state is not None),
             load_average=load_around(before, load_average()),
             loads=(0,) * num_blocks,
             timing_seconds=time.perf_counter() - started,
