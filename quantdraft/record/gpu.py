@@ -1,4 +1,4 @@
-"""What a GPU's driver says of the card: clocks, power, and how busy it is. No torch at the top.
+"""What a GPU's driver says of the card: clocks, power, and how busy it is. No torch.
 
 Read by `nvidia-smi`, which comes with every driver. A field that a card or its driver does not
 tell is None.
@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from quantdraft.record.provenance import device_uuid
 from quantdraft.record.terms import Amount
 
 SECONDS = 20.0  # nvidia-smi answers in 0.1 s; where it hangs, nothing is known
@@ -51,16 +52,14 @@ def read_gpu_state(device: str) -> GpuState | None:
     if all(value is None for value in values):
         return None
     return GpuState(
-        **{
-            field.name: number(value) for field, value in zip(fields(GpuState), values, strict=True)
-        }
+        **{field.name: number(value) for field, value in zip(fields(GpuState), values, strict=True)}
     )
 
 
 def ask_driver(names: Sequence[str], device: str) -> list[str | None]:
     """Return nvidia-smi's values of some of its fields for one card; None for each not told."""
     command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
-    card = _uuid(device)
+    card = device_uuid(device)
     with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeError):
         done = subprocess.run(
             [*command, *([] if card is None else ["-i", card])],
@@ -81,12 +80,3 @@ def number(value: str | None) -> float | None:
         return None if value is None else float(value)
     except ValueError:
         return None
-
-
-def _uuid(device: str) -> str | None:
-    """Return what the driver calls the card: torch numbers only those that it sees."""
-    import torch
-
-    with contextlib.suppress(RuntimeError, AssertionError, AttributeError):
-        return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
-    return None
