@@ -30,12 +30,12 @@ from quantdraft.record.evaluation import (
     Evaluation,
     write_evaluation,
 )
-from quantdraft.record.gpu import GpuState
 from quantdraft.record.reading import read_bench, read_evaluation
 from quantdraft.record.served import Served, ServedArm, ServedRequest
 from quantdraft.record.terms import ARMS, MIN_PROMPTS, Arm, Interval
 from quantdraft.record.timing import (
     ArmLatency,
+    GpuState,
     Latency,
     LiveCheck,
     Projection,

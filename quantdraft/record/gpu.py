@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from quantdraft.record.provenance import device_uuid
-from quantdraft.record.terms import Amount
+from quantdraft.record.timing import GpuState
 
 SECONDS = 20.0  # nvidia-smi answers in 0.1 s; where it hangs, nothing is known
 # Of nvidia-smi --help-query-gpu, in the order of GpuState.
@@ -25,23 +25,6 @@ STATE_FIELDS = (
     "temperature.gpu",
     "memory.used",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GpuState:
-    """The state of a card at one moment.
-
-    Utilisation is that of the last second or less, this program's own work included: before a point
-    is timed, its arms were just loaded.
-    """
-
-    utilization_percent: Amount | None = None  # of that time, the part with a kernel on the card
-    sm_clock_mhz: Amount | None = None
-    memory_clock_mhz: Amount | None = None
-    power_w: Amount | None = None
-    power_limit_w: Amount | None = None
-    temperature_c: Amount | None = None
-    memory_used_mib: Amount | None = None  # by all programs
 
 
 def read_gpu_state(device: str) -> GpuState | None:

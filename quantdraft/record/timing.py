@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from quantdraft.record.gpu import GpuState
 from quantdraft.record.terms import (
     Amount,
     Arm,
@@ -116,6 +115,23 @@ class Roofline:
         Above 1 where a model is small enough for the caches: memory is then no limit.
         """
         return self.limit_ms(num_bytes) / step_ms
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """The state of a card at one moment.
+
+    Utilisation is that of the last second or less, this program's own work included: before a point
+    is timed, its arms were just loaded.
+    """
+
+    utilization_percent: Amount | None = None  # of that time, the part with a kernel on the card
+    sm_clock_mhz: Amount | None = None
+    memory_clock_mhz: Amount | None = None
+    power_w: Amount | None = None
+    power_limit_w: Amount | None = None
+    temperature_c: Amount | None = None
+    memory_used_mib: Amount | None = None  # by all programs
 
 
 @dataclass(frozen=True, slots=True)
