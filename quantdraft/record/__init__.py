@@ -30,6 +30,7 @@ from quantdraft.record.evaluation import (
     Evaluation,
     write_evaluation,
 )
+from quantdraft.record.gpu import GpuState
 from quantdraft.record.reading import read_bench, read_evaluation
 from quantdraft.record.served import Served, ServedArm, ServedRequest
 from quantdraft.record.terms import ARMS, MIN_PROMPTS, Arm, Interval

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from quantdraft.record.gpu import GpuState
 from quantdraft.record.terms import (
     Amount,
     Arm,
@@ -132,6 +133,7 @@ class Latency:
     arms: dict[str, ArmLatency]
     undefined: dict[str, str] = field(default_factory=dict)
     load_average: tuple[Amount, Amount] | None = None  # before and after the timing
+    gpu_states: tuple[GpuState, ...] = ()  # the card before and after the timing of each load
     roofline: Roofline | None = None
     # The load of each block: all arms were loaded anew, in fresh memory, for every load. Two loads
     # of one model differ in speed, which blocks of one load cannot show. Empty: one load.

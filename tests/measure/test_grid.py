@@ -39,7 +39,7 @@ from quantdraft.measure.latency.timing_plan import (
     TimingPlan,
     num_loads_for,
 )
-from quantdraft.record import Roofline
+from quantdraft.record import GpuState, Roofline
 from quantdraft.record.step_bytes import Ledger
 from tests.clock import Clock
 
@@ -342,6 +342,40 @@ def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkey
     assert set(measured[0].arms) == {"baseline"}
     reason = measured[1].undefined["baseline"]
     assert reason.startswith("batch 1, context 1000 does not fit: it needs about")
+
+
+def test_a_target_without_room_beside_the_drafts_is_timed_after_them(loads, monkeypatch):
+    sources = {"baseline": Source("draft"), "target": Source("target", ms=4.0)}
+    monkeypatch.setattr(
+        point_timing, "memory_shortage", lambda size, device: None if next(asks) > size else "no"
+    )
+    asks = iter([9e9, 10.0, 9e9] * MIN_LOADS)  # the draft, the target beside it, the target alone
+    (found,) = measure_grid(sources, plan((1, 16), is_paired=False, max_seconds=1.0))
+    assert found.undefined == {}
+    draft, target = found.arms["baseline"].steps[1], found.arms["target"].steps[3]
+    assert target.samples_ms == pytest.approx([12.0] * len(target.samples_ms))
+    assert not {*draft.blocks} & {*target.blocks}
+    assert sorted({*draft.blocks, *target.blocks}) == [*range(len(found.loads))]
+
+
+def test_the_card_is_asked_before_and_after_every_load_of_a_point(loads, monkeypatch):
+    states = iter(GpuState(utilization_percent=share) for share in range(2 * MIN_LOADS))
+    monkeypatch.setattr(point_timing, "read_gpu_state", lambda device: next(states))
+    (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
+    assert [state.utilization_percent for state in found.gpu_states] == [*range(2 * MIN_LOADS)]
+
+
+def test_models_of_one_shape_need_one_cache(loads, monkeypatch):
+    needed: list[int] = []
+    monkeypatch.setattr(
+        point_timing, "memory_shortage", lambda size, device: needed.append(int(size))
+    )
+    timing = PointTiming(plan(), 2, 1000, ROOF, (1,), 0.0, 0, None)
+    native = arms.load_native(Source("draft"), BF16, CPU, (1,))
+    native.is_own, native.model = True, SimpleNamespace(shape="one", config=LlamaConfig())
+    drafts = {name: arms.Arm(native, "eager", Source("draft")) for name in ("baseline", "control")}
+    timing._open_arms(drafts, {})
+    assert needed[0] - needed[1] == 8 * 2 * 1001  # keys and values, by `step_bytes`
 
 
 def test_weights_that_do_not_fit_are_not_loaded(loads, monkeypatch):

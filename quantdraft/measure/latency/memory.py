@@ -104,13 +104,18 @@ def point_bytes(
     batch_size: int,
     context_length: int,
     num_new_tokens: int,
+    has_cache: bool = False,
 ) -> int:
-    """Return what a step needs besides weights: keys, values, logits and activations, in bytes."""
+    """Return what a step needs besides weights: keys, values, logits and activations, in bytes.
+
+    has_cache: another model of its shape is open at this point, whose cache it shares
+    """
     slots = context_length + num_new_tokens
     cache = native.step_bytes(batch_size, slots) - native.step_bytes(batch_size, 0)
     config = source.config.get("text_config") or source.config
     columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
-    return cache + batch_size * num_new_tokens * columns * native.dtype.itemsize
+    activations = batch_size * num_new_tokens * columns * native.dtype.itemsize
+    return activations if has_cache else cache + activations
 
 
 def memory_shortage(num_bytes: int, device: torch.device) -> str | None:
