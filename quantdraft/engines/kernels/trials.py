@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.engines.kernels.few_rows import FewRowsLinear, allocate_bytes
-from quantdraft.engines.kernels.graphs import captured
+from quantdraft.engines.kernels.graphs import captured, is_recorded
 from quantdraft.engines.kernels.operations import Program, operations_fault
 from quantdraft.errors import NoKernelError, is_out_of_memory
 
@@ -169,11 +169,6 @@ def _race(kernels: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     if not timers:
         raise NoKernelError("; ".join(faults))
     return dict.fromkeys(timers, 0.0) if len(kernels) == 1 else least_seconds(timers)
-
-
-def is_recorded(device: torch.device) -> bool:
-    """Return True where decoding is recorded as a CUDA graph."""
-    return device.type == "cuda"
 
 
 def least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from quantdraft.engines.kernels.graphs import is_recorded, recorded
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.measure.latency.faults import arm_fault, is_too_large
 from quantdraft.measure.latency.interleaved import time_interleaved
@@ -269,7 +270,7 @@ def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | N
     """Return the output head's product of one token a row, alone; None where there is no such part.
 
     Its weights were read just before, so a head that fits into the caches looks cheaper than it is
-    inside a step.
+    inside a step. On a GPU it is replayed from a graph, as steps are.
     """
     if not native.is_own:
         return None
@@ -282,4 +283,4 @@ def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | N
     def product() -> None:
         model.head(x)
 
-    return product
+    return recorded(product) if is_recorded(x.device) else product
