@@ -153,8 +153,9 @@ def _proposal(
 ) -> tuple[Tensor, Tensor | None]:
     """Propose k tokens a row. A row whose proposals were all kept feeds the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
-    fed, positions = given.tokens[:, -width:], given.lengths + torch.arange(
-        -width, 0, device=draft.device
+    fed, positions = (
+        given.tokens[:, -width:],
+        given.lengths + torch.arange(-width, 0, device=draft.device),
     )
     k = plan.num_speculative_tokens
     live = tuple(draft.num_live(longest + step) for step in range(k))
@@ -212,7 +213,7 @@ def _verification(
     draft_logprobs: Tensor | None,
     uniforms: Tensor,
 ) -> Tensor:
-    """Return the tokens that each row emits, and how many of its proposals it keeps: (batch, k + 2)."""
+    """Return the tokens of each row, and how many of its proposals it keeps: (batch, k + 2)."""
     num_live = target.num_live(longest)
     sees_all = target.batch_size == target.slot_step == fed.shape[1] == 1
     inputs = (fed, positions, uniforms, *(() if draft_logprobs is None else (draft_logprobs,)))

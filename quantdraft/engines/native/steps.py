@@ -20,7 +20,8 @@ class Stepper:
     """Steps of m new tokens in every row, on top of a context.
 
     The project's decoder gets a cache filled with a constant, one for all models of a shape:
-    computing a long context for many rows would take longer than all the steps. transformers' modules compute random tokens.
+    computing a long context for many rows would take longer than all the steps. transformers'
+    modules compute random tokens.
     """
 
     def __init__(
