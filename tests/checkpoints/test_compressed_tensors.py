@@ -9,18 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressed_tensors")
 
-from compressed_tensors.compressors import BaseCompressor  # noqa: E402
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme  # noqa: E402
-from compressed_tensors.quantization.utils import (  # noqa: E402
-    calculate_qparams,
-    generate_gparam,
-)
-
 from quantdraft.checkpoints.dense_view import PARTS  # noqa: E402
 from quantdraft.checkpoints.layouts import stored_tensors  # noqa: E402
 from quantdraft.checkpoints.stored_formats import stored_format  # noqa: E402
 from quantdraft.checkpoints.tensors.unpacking import dequantize, unpack  # noqa: E402
 from quantdraft.checkpoints.weights import TensorInfo  # noqa: E402
+from tests.foreign import compress  # noqa: E402
 
 ROWS, COLUMNS = 48, 96
 Weights = dict[str, Any]
@@ -58,33 +52,8 @@ STORED: dict[str, tuple[str, Weights]] = {
 
 def compressed(layout: str, weights: Weights) -> tuple[Any, Any]:
     """A module's tensors as the library stores them, and what it makes of them: float32."""
-    weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)) + 0.2
-    args = QuantizationArgs(**weights)
-    scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    low, high = extremes(weight, weights)
-    state = {"weight": weight}
-    if weights["strategy"] == "tensor_group":
-        state["weight_global_scale"] = generate_gparam(weight.min(), weight.max())
-    scale, zeros = calculate_qparams(low, high, args, global_scale=state.get("weight_global_scale"))
-    state["weight_scale"], state["weight_zero_point"] = scale, zeros
-    compressor = BaseCompressor.get_value_from_registry(layout)
-    stored = compressor.compress(state, scheme)
-    return stored, compressor.decompress(stored, scheme)["weight"].float()
-
-
-def extremes(weight: Any, weights: Weights) -> tuple[Any, Any]:
-    """The least and the greatest weight under every scale."""
-    if weights["strategy"] == "tensor":
-        return weight.min().reshape(1), weight.max().reshape(1)
-    if weights["strategy"] == "channel":
-        return weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
-    if weights["strategy"] != "block":
-        groups = weight.reshape(ROWS, -1, weights["group_size"])
-        return groups.amin(-1), groups.amax(-1)
-    height, width = weights["block_structure"]
-    padded = torch.nn.functional.pad(weight, (0, -COLUMNS % width, 0, -ROWS % height))
-    blocks = padded.unfold(0, height, height).unfold(1, width, width)
-    return blocks.amin((-1, -2)), blocks.amax((-1, -2))
+    generator = torch.Generator().manual_seed(0)
+    return compress(layout, weights, torch.randn(ROWS, COLUMNS, generator=generator) + 0.2)
 
 
 def read(layout: str, weights: Weights, stored: Any) -> Any:

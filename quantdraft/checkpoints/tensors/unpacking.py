@@ -297,10 +297,10 @@ def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
     own = (f"{module}.{part}" for part in ("weight", *PARTS))
     tensors = {name: read_tensor(checkpoint, name) for name in own if name in checkpoint.tensors}
     zeros = f"{module}.qzeros"
-    if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
-        fmt = stored_format(checkpoint.quantization or {}, module)
-        if fmt is not None:
-            tensors[zeros] = _add_one(tensors[zeros], fmt)
+    quantization = checkpoint.quantization or {}
+    fmt = stored_format(quantization, module) if zeros in tensors else None
+    if fmt is not None and fmt.library == "gptq" and _stores_lower_zeros(quantization):
+        tensors[zeros] = _add_one(tensors[zeros], fmt)
     return tensors
 
 

@@ -32,7 +32,7 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "nf4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "fp4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "llm-int8"): (bitsandbytes.LlmInt8Linear,),
-    ("cuda", "dense"): (dense.DenseLinear,),
+    ("cuda", "dense"): (dense.DenseLinear, dense.WeightFirstLinear),
     ("cuda", "int4"): (cuda.Int4TinygemmLinear, cuda.Int4TritonLinear),
     ("cuda", "int8"): (cuda.Int8CublasLinear, cuda.Int8TritonLinear),
     ("cuda", "int8-weight-only"): (
