@@ -71,6 +71,8 @@ CLOCK = Clock()
 class Step:
     """Moves the clock instead of computing."""
 
+    found_bytes = 0
+
     def __init__(self, native, batch_size, context_length, max_new, mode):
         rows_cost = native.source.slow if native.dtype is BF16 and batch_size > 1 else 1.0
         self.seconds = native.source.ms * rows_cost / 1e3
