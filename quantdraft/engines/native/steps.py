@@ -46,6 +46,11 @@ class Stepper:
         else:
             self.session.cache.entries.fill_(FILLING)
 
+    @property
+    def found_bytes(self) -> int:
+        """Bytes of its cache that a step of the same shape had allocated before."""
+        return 0 if self.session.cache is None else self.session.cache.found_bytes
+
     @torch.inference_mode()
     def step(self, num_tokens: int) -> None:
         """Run `num_tokens` new tokens of every row, with argmax, and step back to the context."""

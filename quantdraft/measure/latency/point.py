@@ -174,7 +174,7 @@ class PointTiming:
         before = reset_peak(device)  # other arms' weights and caches
         step = arm.open_step(self.batch_size, self.context_length, max(widths))
         looks = {width: probe_ms(step, width, device) for width in widths}
-        own = arm.native.weight_bytes if device.type == "cuda" else 0
+        own = arm.native.weight_bytes + step.found_bytes if device.type == "cuda" else 0
         return Opened(arm, step, own + peak_bytes(device) - before, looks)
 
     def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
