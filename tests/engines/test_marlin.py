@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,3 +114,15 @@ def test_gptqmodel_names_its_functions_and_arguments_as_they_are_called():
     )
     assert {word.arg for word in call.keywords} <= given["apply_gptq_marlin_linear"]
     assert given["marlin_runtime_available"] == given["marlin_runtime_error"] == {"dtype"}
+
+
+def test_the_librarys_banner_and_variables_stay_out_of_the_run(monkeypatch, capsys):
+    def load(name: str) -> str:
+        print("banner")
+        os.environ["SET_BY_THE_LIBRARY"] = "1"
+        return name
+
+    monkeypatch.setattr(marlin, "import_module", load)
+    assert marlin._load("marlin") == "gptqmodel.utils.marlin"
+    assert capsys.readouterr().out == ""
+    assert "SET_BY_THE_LIBRARY" not in os.environ

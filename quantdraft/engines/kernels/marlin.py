@@ -6,7 +6,10 @@ symmetric weights, and shapes of 64 outputs and 128 columns, or of 128 and 64.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import os
 import shutil
 from importlib import import_module
 from importlib.util import find_spec
@@ -130,12 +133,13 @@ def marlin_library(dtype: torch.dtype) -> ModuleType:
     fault = marlin_fault(dtype)
     if fault is not None:
         raise NoKernelError(fault)
-    return import_module("gptqmodel.utils.marlin")
+    library: ModuleType = _load("marlin")
+    return library
 
 
 def scalar_type(num_bits: int) -> Any:
     """Return the library's name of weights that are raised by half their range."""
-    types = import_module("gptqmodel.utils.marlin_scalar_type").scalar_types
+    types = _load("marlin_scalar_type").scalar_types
     return {4: types.uint4b8, 8: types.uint8b128}[num_bits]
 
 
@@ -146,8 +150,18 @@ def marlin_fault(dtype: torch.dtype) -> str | None:
         return "Marlin needs the package 'gptqmodel': pip install 'quantdraft[gptqmodel]'"
     if shutil.which("nvcc") is None:
         return "Marlin is compiled at its first use: it needs CUDA's compiler, nvcc, on PATH"
-    marlin = import_module("gptqmodel.utils.marlin")
+    marlin = _load("marlin")
     if marlin.marlin_runtime_available(dtype):
         return None
     lines = str(marlin.marlin_runtime_error(dtype)).splitlines()
     return f"Marlin cannot be compiled or loaded here: {lines[0] if lines else 'unknown'}"
+
+
+def _load(name: str) -> Any:
+    """Import a module of gptqmodel, which prints a banner and sets variables of the environment."""
+    before = set(os.environ)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        module = import_module(f"gptqmodel.utils.{name}")
+    for added in set(os.environ) - before:
+        del os.environ[added]
+    return module
