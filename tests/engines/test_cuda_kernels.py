@@ -19,6 +19,7 @@ from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
 from quantdraft.engines.kernels.cuda import Int4TinygemmLinear
 from quantdraft.engines.kernels.linear import pad_matrix
+from quantdraft.engines.kernels.marlin import MarlinLinear
 from quantdraft.errors import NoKernelError
 
 IN, OUT = 1024, 256
@@ -82,7 +83,10 @@ META_KINDS = sorted(
         for (device, fmt), kinds in KERNELS.items()
         for kind in kinds
         # Triton compiles for a device; a build without CUDA cannot lay tinygemm's weights out.
-        if device == "cuda" and "Triton" not in kind.__name__ and kind is not Int4TinygemmLinear
+        if device == "cuda"
+        and "Triton" not in kind.__name__
+        and kind is not Int4TinygemmLinear
+        and not issubclass(kind, MarlinLinear)  # has no meta function: tests/engines/test_marlin.py
     },
     key=lambda pair: (pair[0], pair[1].__name__),
 )

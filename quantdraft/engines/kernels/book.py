@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -34,7 +35,11 @@ MIN_GAIN = 1.05  # by which another kernel of as many bytes must be faster
 CLEAR_GAIN = 1.15  # by which one must be faster that reads more: bytes are its cost in a full step
 HOPELESS = 25.0  # times the fastest: not tried again (bfloat16 without instructions: 500)
 
-PACKAGES = ("bitsandbytes", "triton")  # whose kernels take part where they are installed
+PACKAGES = (
+    "bitsandbytes",
+    "gptqmodel",
+    "triton",
+)  # whose kernels take part where they are installed
 SOURCES = Path(__file__).parent
 
 
@@ -138,6 +143,7 @@ def machine(device: str, num_threads: int) -> dict[str, Any]:
             "device": found.name,
             "cuda": torch.version.cuda,
             "has_triton": has_triton(),
+            "has_nvcc": shutil.which("nvcc") is not None,
             "packages": {name: _version(name) for name in PACKAGES},
         }
     return facts | {
