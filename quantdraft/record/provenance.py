@@ -93,6 +93,16 @@ def device_name(device: str | None) -> str | None:
     return str(torch.cuda.get_device_name(device))
 
 
+def device_uuid(device: str) -> str | None:
+    """Return what the driver calls a card, which torch numbers among those that it sees."""
+    import torch
+
+    try:
+        return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
+    except (RuntimeError, AssertionError, AttributeError):
+        return None
+
+
 def load_average() -> float | None:
     """Return the machine's load over the last minute; None where the system does not tell it."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -162,6 +164,12 @@ def test_a_kernel_compiles_to_the_same_product(kernel):
 def test_bitsandbytes_weights_equal_the_dequantized_product(name, is_double):
     weight = stored_by_bitsandbytes(name, is_double)
     assert error_of(BitsandbytesLinear, weight) < 1e-5
+    kernel = BitsandbytesLinear(weight, None, torch.float32)
+    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    copied = copy.deepcopy(kernel)  # a trial on a GPU runs copies, so that no cache holds them
+    assert torch.equal(copied(x), kernel(x))
+    assert copied.packed.data_ptr() != kernel.packed.data_ptr()
+    assert copied._state.absmax.data_ptr() == copied.absmax.data_ptr()
 
 
 @pytest.mark.parametrize("has_outlier", [False, True])

@@ -52,12 +52,22 @@ def fused_fault(model: Decoder) -> str | None:
 class FusedDecoder:
     """A decoder on a cache of its own, whose heads are padded to whole vectors."""
 
-    def __init__(self, model: Decoder, batch_size: int, num_slots: int, dtype: torch.dtype) -> None:
-        """dtype: what the Linears compute in and the cache holds, float32 or bfloat16."""
+    def __init__(
+        self,
+        model: Decoder,
+        batch_size: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        is_shared: bool = False,
+    ) -> None:
+        """dtype: what the Linears compute in and the cache holds, float32 or bfloat16.
+
+        is_shared: of the cache, see `KVCache`
+        """
         self.model, self.dtype = model, dtype
         padded = replace(model.shape, head_dim=padded_dim(model.shape.head_dim))
         rotary = model.rotary(num_slots, torch.float32)
-        self.cache = KVCache(padded, batch_size, num_slots, rotary, dtype)
+        self.cache = KVCache(padded, batch_size, num_slots, rotary, dtype, is_shared)
         self._passes: dict[Key, _Pass] = {}
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None = None) -> Tensor:
