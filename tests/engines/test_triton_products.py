@@ -103,3 +103,51 @@ def test_four_bit_products_are_exact(products, group_size, has_zero, rows):
     halves = pack_halves(weight.integers)
     found = products.nibble_product(x, halves, weight.scale, weight.zero_point, group_size)
     assert off(found, exact(x, weight)) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+@pytest.mark.parametrize("rounds_inputs", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16, 17])
+def test_eight_bit_products_are_exact(products, dtype, rounds_inputs, rows):
+    weight = byte_weight(dtype, columns=1040, outputs=37)
+    x = inputs(rows, 1040, dtype)
+    found = products.byte_product(x, weight.integers, weight.scale[:, 0], rounds_inputs)
+    assert off(found, exact(x, weight, rounds_inputs)) < TOLERANCE
+
+
+@pytest.mark.parametrize("columns", [1, 15, 500, 513, 3000])
+def test_columns_of_any_number_are_summed_to_the_last(products, columns):
+    weight = byte_weight(torch.int8, columns, outputs=17)
+    x = inputs(3, columns)
+    for rounds_inputs in (True, False):
+        found = products.byte_product(x, weight.integers, weight.scale[:, 0], rounds_inputs)
+        assert off(found, exact(x, weight, rounds_inputs)) < TOLERANCE
+
+
+def test_wide_tiles_give_the_same_as_narrow_ones(products, monkeypatch):
+    weight = byte_weight(torch.int8, columns=640, outputs=45)
+    x = inputs(9, 640)
+    narrow = products.byte_product(x, weight.integers, weight.scale[:, 0])
+    monkeypatch.setattr(products, "WIDE_OUTPUTS", 45)
+    assert products.byte_tile(9, 45)["block_outputs"] == 32
+    assert torch.equal(products.byte_product(x, weight.integers, weight.scale[:, 0]), narrow)
+
+
+def test_weights_beyond_two_to_the_31st_byte_are_found(products):
+    weight = byte_weight(torch.int8, columns=64, outputs=18)
+    far = torch.empty(17 * 2**27 + 64, dtype=torch.int8)  # mapped, and touched in 18 places
+    values = far.as_strided((18, 64), (2**27, 1))
+    values.copy_(weight.integers)
+    x = inputs(2, 64)
+    for rounds_inputs in (True, False):
+        found = products.byte_product(x, values, weight.scale[:, 0], rounds_inputs)
+        assert off(found, exact(x, weight, rounds_inputs)) < TOLERANCE
+
+
+def test_extreme_levels_do_not_overflow(products):
+    """The largest input and the smallest weight, -128 both, in 8,192 columns."""
+    weight = byte_weight(torch.int8, columns=8192, outputs=16)
+    weight.integers.fill_(-128)
+    x = torch.full((1, 8192), -1.0)
+    found = products.byte_product(x, weight.integers, weight.scale[:, 0])
+    assert off(found, exact(x, weight, is_rounded=True)) < TOLERANCE
