@@ -34,7 +34,7 @@ def candidate(tiny_pair, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch, few_trials):
+def quick(monkeypatch, short_timing):
     """Small buffers and no trials: what is measured here is not the point."""
     monkeypatch.setattr(roofline, "BUFFER_BYTES", {"cpu": 8 << 20})
     monkeypatch.setattr(roofline, "LAST_SIZE", {"cpu": 128})
