@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.devices import pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.measured import Request
