@@ -52,8 +52,8 @@ class ArmLatency:
     step_bytes: Count | None = None
     head_bytes: Count | None = None  # the output head's part of them
     head_step: StepSamples | None = None  # the head's product alone, in the same blocks
-    # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
-    # included. CPU: the same of the whole process's resident set, which never falls.
+    # CUDA: the arm's weights, and the most bytes that its steps allocated beside them (older
+    # records: everything on the device). CPU: the process's resident set, which never falls.
     peak_memory_bytes: Count | None = None
     mode: str = "eager"  # "eager" | "fused" | "compiled" | "graph"
     # What decided the mode: ms of a step of the baseline's first layer, run each way.

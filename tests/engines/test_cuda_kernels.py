@@ -123,8 +123,8 @@ print("equal")
 """
 
 
+@pytest.mark.triton
 def test_triton_kernels_give_the_products_under_their_interpreter():
-    pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         capture_output=True,

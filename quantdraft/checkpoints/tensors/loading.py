@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
-from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
 from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
@@ -89,7 +89,6 @@ def load_model(
     """
     _silence_libraries()
     checkpoint = open_checkpoint(path)
-    require_readable(checkpoint)
     config = load_config(path, trust_remote_code, not ignore_quantization)
     require_complete(checkpoint, config)
     quantization = getattr(config, "quantization_config", None)

@@ -117,9 +117,21 @@ def _step(x_at, num_columns, is_int8: tl.constexpr, block_columns: tl.constexpr)
     for start in range(0, num_columns, block_columns):
         at = start + columns
         x = tl.load(x_at + at, mask=at < num_columns, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(x))
+        largest = _larger(largest, tl.abs(x))
     limit = 127.5 if is_int8 else 448.0
-    return tl.maximum(tl.max(largest, axis=0), 1e-12) / limit
+    return _larger(tl.reduce(largest, 0, _larger), 1e-12) / limit
+
+
+@triton.jit
+def _larger(a, b):
+    """Return the larger of two; what is no number stays none, so that a broken row is seen."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _smaller(a, b):
+    """Return the smaller of two; what is no number stays none."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -128,9 +140,9 @@ def _rounded(levels, is_int8: tl.constexpr):
     if is_int8:
         # Halves go outwards: the row's largest input is 127.5 or -127.5, which becomes -128.
         nearest = tl.where(levels < 0, tl.ceil(levels - 0.5), tl.floor(levels + 0.5))
-        rounded = tl.maximum(tl.minimum(nearest, 127.0), -128.0)
+        rounded = _larger(_smaller(nearest, 127.0), -128.0)
     else:
-        limited = tl.maximum(tl.minimum(levels, 448.0), -448.0)
+        limited = _larger(_smaller(levels, 448.0), -448.0)
         rounded = limited.to(tl.float8e4nv).to(tl.float32)
     return rounded
 

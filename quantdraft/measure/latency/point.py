@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from quantdraft.engines.native.model import NativeModel
+from quantdraft.measure.latency.faults import arm_fault, is_too_large
 from quantdraft.measure.latency.interleaved import time_interleaved
 from quantdraft.measure.latency.loaded import TARGETS, Arm, probe_ms
 from quantdraft.measure.latency.memory import memory_shortage, peak_bytes, point_bytes, reset_peak
@@ -118,17 +119,20 @@ class PointTiming:
                 continue
             try:
                 opened[name] = self._open(arm, widths)
-            except torch.OutOfMemoryError:
-                undefined[name] = f"{self.where} does not fit: the device ran out of memory"
+            except Exception as error:  # whatever a kernel or a recording failed with
+                fit = "does not fit" if is_too_large(error) else "cannot run"
+                reason = arm_fault(f"{name} at {self.where}", error, self.plan.device)
+                undefined[name] = f"{self.where} {fit}: {reason}"
         return opened
 
     def _open(self, arm: Arm, widths: tuple[int, ...]) -> Opened:
         """Open an arm, and run each of its steps twice."""
         device = self.plan.device
-        reset_peak(device)
+        before = reset_peak(device)  # other arms' weights and caches
         step = arm.open_step(self.batch_size, self.context_length, max(widths))
         looks = {width: probe_ms(step, width, device) for width in widths}
-        return Opened(arm, step, peak_bytes(device), looks)
+        own = arm.native.weight_bytes if device.type == "cuda" else 0
+        return Opened(arm, step, own + peak_bytes(device) - before, looks)
 
     def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
         """Return why this point is given up; the first one of a plan never is."""
