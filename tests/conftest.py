@@ -56,7 +56,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen_heap() -> None:
-    """What the imports left is not walked through at every collection: the timing collects often."""
+    """What the imports left is not walked through at every collection: timing collects often."""
     gc.collect()
     gc.freeze()
 

@@ -15,12 +15,8 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.tensors.loading import (
-    load_model,
-    pick_device,
-    pick_dtype,
-    require_loadable,
-)
+from quantdraft.checkpoints.tensors.devices import pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.loading import load_model, require_loadable
 from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.measured import Request

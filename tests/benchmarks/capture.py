@@ -19,7 +19,8 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
-from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
+from quantdraft.checkpoints.tensors.devices import pick_dtype
+from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import decoding_mode
 from quantdraft.engines.native.weight_sources import stored_weights

@@ -34,7 +34,7 @@ from pydantic import TypeAdapter
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.checkpoints.tensors.devices import pick_device
 from quantdraft.common.files import write_json, write_text
 from quantdraft.common.resume import key_of
 from quantdraft.engines.native.model import load_native

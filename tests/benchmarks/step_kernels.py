@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.checkpoints.tensors.devices import pick_device
 from quantdraft.common.files import write_json
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import modes

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
-from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.checkpoints.tensors.devices import pick_device
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.steps import Stepper

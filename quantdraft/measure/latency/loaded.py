@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from quantdraft.checkpoints.tensors.devices import pick_dtype
 from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
 from quantdraft.engines.kernels.choice import collect_questions, settle
 from quantdraft.engines.native.caches import reads_on
@@ -237,7 +238,7 @@ class Arms:
 
 def float_types(device: torch.device) -> list[torch.dtype]:
     """Return the float types worth trying; of the first the weights are read as they are stored."""
-    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [torch.bfloat16]
+    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [pick_dtype("auto", device)]
 
 
 def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
