@@ -29,7 +29,7 @@ from quantdraft.engines.kernels.requirements import (
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest value of float8_e4m3fn
 INT8_LEVELS = 127.5  # compressed-tensors halves the whole range, -128 to 127
-FEW_ROWS = 16  # up to here the Triton kernels, which read the weight once per row
+FEW_ROWS = 16  # up to here the Triton kernels: of 4 bits they read the weight once per row
 TINY = 1e-12  # a row of zeros has some scale too
 
 
