@@ -63,6 +63,7 @@ class OwnTarget:
 
     def __init__(self, settings: CaptureSettings, path: Path) -> None:
         self.settings, self.path = settings, path
+        self.checkpoint = open_checkpoint(path)
         self.device = pick_device(settings.device)
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.native = self._load_native()
@@ -74,7 +75,7 @@ class OwnTarget:
         """Name, revision, float type, hash of the weights; and whether code of its own was run."""
         described = {
             "name": self.settings.target,
-            "revision": open_checkpoint(self.path).revision,
+            "revision": self.checkpoint.revision,
             "dtype": str(self.dtype).removeprefix("torch."),
             "weights_sha256": _weights_sha256(self.path),
         }
@@ -83,7 +84,7 @@ class OwnTarget:
     @property
     def num_positions(self) -> int | None:
         """The positions by the model's config."""
-        return num_positions(open_checkpoint(self.path).text_config)
+        return num_positions(self.checkpoint.text_config)
 
     @property
     def num_prompts(self) -> int:
@@ -112,12 +113,11 @@ class OwnTarget:
 
     def _load_native(self) -> NativeModel | None:
         """Load the model on the project's decoder; None where its kernels might change a text."""
-        checkpoint = open_checkpoint(self.path)
         if self.settings.trust_remote_code:
             return None
-        require_loadable(checkpoint)
+        require_loadable(self.checkpoint)
         try:
-            source = stored_weights(checkpoint)
+            source = stored_weights(self.checkpoint)
             if decoder_fault(source) is not None:
                 return None
             rows = (self.settings.batch_size, *PREFILL_ROWS)

@@ -38,6 +38,7 @@ class StandIn:
         names = {
             "Stream": lambda: stream,
             "current_stream": lambda: stream,
+            "set_stream": lambda stream: None,
             "stream": lambda stream: contextlib.nullcontext(),
             "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
             "graph_pool_handle": object,

@@ -13,11 +13,13 @@ EMPTY = "CUDA Graph is empty"  # what torch warns of where nothing of a function
 
 
 @contextmanager
-def captured(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
+def captured(
+    graph: torch.cuda.CUDAGraph, pool: Any = None, empty: Exception | None = None
+) -> Iterator[None]:
     """Record what runs inside; the current stream stays what it was, also where that fails.
 
-    Raises what failed inside, not the end of the recording, which then fails too; RuntimeError for
-    an empty graph, whose replays would take no time.
+    Raises what failed inside, not the end of the recording, which then fails too; `empty`, or a
+    RuntimeError, for an empty graph, whose replays would take no time.
     """
     before = torch.cuda.current_stream()
     inside: Exception | None = None
@@ -36,17 +38,28 @@ def captured(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
         torch.cuda.set_stream(before)
     for each in found:
         if EMPTY in str(each.message):
-            raise RuntimeError("the graph is empty: its kernels ran on another device or stream")
+            raise empty or RuntimeError(
+                "the graph is empty: its kernels ran on another device or stream"
+            )
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def run_unrecorded(function: Callable[[], object], times: int = 1) -> None:
+    """Run a function on a stream of its own: libraries allocate and choose kernels on first use.
+
+    That must not be recorded.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def recorded(function: Callable[[], object]) -> Callable[[], None]:
     """Return what replays a function from a CUDA graph, in which launching costs no Python."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries allocate their workspaces before a capture
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
+    run_unrecorded(function)
     graph = torch.cuda.CUDAGraph()
     with captured(graph):
         function()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.engines.kernels.few_rows import FewRowsLinear, allocate_bytes
-from quantdraft.engines.kernels.graphs import captured, is_recorded
+from quantdraft.engines.kernels.graphs import captured, is_recorded, run_unrecorded
 from quantdraft.engines.kernels.operations import Program, operations_fault
 from quantdraft.errors import NoKernelError, is_out_of_memory
 
@@ -225,11 +225,7 @@ class GraphTimer:
         copies = [copy.deepcopy(kernel) for _ in range(min(needed, CUDA_CALLS) - 1)]
         self.kernels = [kernel, *copies]  # the graph reads their memory
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):  # libraries allocate their workspaces before a capture
-            kernel(x)
-        torch.cuda.current_stream(x.device).wait_stream(stream)
+        run_unrecorded(lambda: kernel(x))
         with captured(self.graph):
             for index in range(CUDA_CALLS):
                 self.kernels[index % len(self.kernels)](x)

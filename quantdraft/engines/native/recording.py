@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quantdraft.engines.kernels.graphs import captured, run_unrecorded
 from quantdraft.errors import NoKernelError
 
-EMPTY = "CUDA Graph is empty"  # what torch warns of where nothing of a function was recorded
+EMPTY = (
+    "the graph of a step is empty: its kernels ran on another device or stream than the one that "
+    "was recorded. Choose the GPU by CUDA_VISIBLE_DEVICES."
+)
 
 
 class Recording:
@@ -22,20 +25,10 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], pool: Any) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
-        # Libraries allocate and choose kernels on first use, which must not be recorded.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        run_unrecorded(lambda: function(*self.inputs), times=3)
         self.graph = torch.cuda.CUDAGraph()
-        # As an error the warning would leave the capture's stream behind as the current one.
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            with torch.cuda.graph(self.graph, pool=pool):
-                self.outputs = function(*self.inputs)
-        _check(found)
+        with captured(self.graph, pool, NoKernelError(EMPTY)):
+            self.outputs = function(*self.inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         """Return the function's result for inputs of the same shapes and types."""
@@ -43,14 +36,3 @@ class Recording:
             buffer.copy_(tensor, non_blocking=True)
         self.graph.replay()
         return self.outputs
-
-
-def _check(found: Sequence[warnings.WarningMessage]) -> None:
-    """Raise NoKernelError for an empty graph, whose replays take no time; show other warnings."""
-    if any(EMPTY in str(each.message) for each in found):
-        raise NoKernelError(
-            "the graph of a step is empty: its kernels ran on another device or stream than the "
-            "one that was recorded. Choose the GPU by CUDA_VISIBLE_DEVICES."
-        )
-    for each in found:
-        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
