@@ -131,8 +131,8 @@ def _quantized_draft(draft: Checkpoint) -> Iterator[PairingFinding]:
             "quantized-draft",
             "info",
             f"the draft is quantized already ({method}): no recipe is looked at. `quantdraft "
-            "evaluate` measures it against its full-precision draft (--baseline, where `apply` did not "
-            "write it).",
+            "evaluate` measures it against its full-precision draft: --baseline, where `apply` "
+            "did not write it.",
         )
 
 
