@@ -14,6 +14,7 @@ from quantdraft.traffic.formats.exchange import Exchange
 
 PLACES_SHOWN = 3
 REASONS_SHOWN = 8
+LARGEST_PARAMETER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +137,12 @@ def left_out_words(left_out: Sequence[LeftOut]) -> list[str]:
 def sampling_of(exchange: Exchange) -> tuple[tuple[str, float], ...]:
     """Return what a line says of temperature, top-p and top-k; () where it says nothing."""
     found = ((name, exchange.parameters.get(name)) for name in ("temperature", "top_p", "top_k"))
-    return tuple(
-        (name, float(value))
-        for name, value in found
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    )
+    return tuple((name, float(value)) for name, value in found if _is_amount(value))
+
+
+def _is_amount(value: Any) -> bool:
+    """Return whether a value is a number of a size that a sampling parameter may have."""
+    return type(value) in (int, float) and abs(value) < LARGEST_PARAMETER
 
 
 def left_out_of(skipped: Iterable[str]) -> tuple[LeftOut, ...]:

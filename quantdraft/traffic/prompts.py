@@ -18,7 +18,7 @@ from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader
 from quantdraft.traffic.jsonl import LineReader, located_entries
 from quantdraft.traffic.ledger import Reading, Tally
-from quantdraft.traffic.responses import ONLY_LENGTHS, ReadSettings, answer_places
+from quantdraft.traffic.responses import ONLY_LENGTHS, ReadSettings, answer_places, token_ids_of
 from quantdraft.traffic.templates import chat_text, has_template
 
 PROMPT_KEYS = ("prompt", "messages", "conversations")
@@ -139,7 +139,10 @@ def _asked(place: str, exchange: Exchange, settings: ReadSettings) -> list[Promp
     except ValueError as error:
         raise UnusableLineError(str(error)) from error
     if exchange.prompt_token_ids is not None:
-        return [Prompt(name, token_ids=tuple(exchange.prompt_token_ids), **fields)]
+        token_ids = token_ids_of(exchange.prompt_token_ids, "prompt_token_ids")
+        if not token_ids:
+            raise UnusableLineError("the prompt has no token")
+        return [Prompt(name, token_ids=token_ids, **fields)]
     if exchange.messages is None:
         return [Prompt(name, text=exchange.prompt, **fields)]
     ends = _ends(exchange, settings)
