@@ -19,6 +19,7 @@ from quantdraft.engines.kernels.linear import (
     pad_matrix,
     row_scales,
 )
+from quantdraft.engines.kernels.opaque_products import byte_product, nibble_product
 from quantdraft.engines.kernels.requirements import (
     has_triton,
     require_block_scaling,
@@ -57,7 +58,7 @@ class RowScaledLinear(KernelLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         wide = pad_matrix(rows, 1, self.multiple)
         if self.has_triton_for_few_rows and len(rows) <= FEW_ROWS:
-            return _multiply_bytes(wide, self.values, self.scale)
+            return byte_product(wide, self.values, self.scale, True)
         return self._product(wide)
 
     def _product(self, rows: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        return _multiply_bytes(rows, self.integers, self.scale, rounds_inputs=False)
+        return byte_product(rows, self.integers, self.scale, False)
 
 
 class Int4TinygemmLinear(KernelLinear):
@@ -234,10 +235,7 @@ class Int4TritonLinear(Int4DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        out: Tensor = triton_products().nibble_product(
-            rows, self.halves, self.scale, self.zero_point, self.group_size
-        )
-        return out
+        return nibble_product(rows, self.halves, self.scale, self.zero_point, self.group_size)
 
 
 def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -246,7 +244,8 @@ def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x: (..., in)
     Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
     """
-    if x.is_cuda and has_triton():
+    # A compiler makes one kernel of torch's operators and of what comes before them.
+    if x.is_cuda and not torch.compiler.is_compiling() and has_triton():
         rounded: tuple[Tensor, Tensor] = triton_products().round_rows_by_triton(x, dtype)
         return rounded
     return round_rows_by_torch(x, dtype)
@@ -273,10 +272,3 @@ def require_fp8(weight: Unpacked) -> None:
     """Raise ValueError unless the weight's values are FP8."""
     if weight.integers.dtype != FP8:
         raise ValueError(f"weights of {weight.integers.dtype} are not FP8")
-
-
-def _multiply_bytes(
-    rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True
-) -> Tensor:
-    out: Tensor = triton_products().byte_product(rows, values, scale, rounds_inputs)
-    return out

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.linear import KernelLinear, group_size_of, row_scales
+from quantdraft.engines.kernels.packed_products import packed_product, register_own_product
 from quantdraft.engines.kernels.requirements import require_capability
 from quantdraft.errors import NoKernelError
 
@@ -36,6 +37,7 @@ class MarlinLinear(KernelLinear):
     packed: Tensor
     scale: Tensor
     workspace: Tensor
+    number: Tensor
     none: Tensor  # what stands for a zero point and for an order of columns
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -69,12 +71,18 @@ class MarlinLinear(KernelLinear):
         self.register_buffer("none", none)
         self._product = library.apply_gptq_marlin_linear
         self._type = scalar_type(self.num_bits)
+        register_own_product(self._run)
 
     def _scales(self, weight: Unpacked) -> tuple[Tensor, int]:
         """Return scales, (out, groups), and the group's size: -1 for a whole row."""
         raise NotImplementedError
 
     def _multiply(self, rows: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return packed_product(rows.to(self.scale.dtype), self.number, self.out_features)
+        return self._run(rows)
+
+    def _run(self, rows: Tensor) -> Tensor:
         out: Tensor = self._product(
             input=rows.to(self.scale.dtype).contiguous(),
             weight=self.packed,
