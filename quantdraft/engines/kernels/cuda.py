@@ -19,7 +19,7 @@ from quantdraft.engines.kernels.linear import (
     pad_matrix,
     row_scales,
 )
-from quantdraft.engines.kernels.opaque_products import byte_product, nibble_product
+from quantdraft.engines.kernels.opaque_products import multiply_bytes, multiply_nibbles
 from quantdraft.engines.kernels.requirements import (
     has_triton,
     require_block_scaling,
@@ -58,7 +58,7 @@ class RowScaledLinear(KernelLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         wide = pad_matrix(rows, 1, self.multiple)
         if self.has_triton_for_few_rows and len(rows) <= FEW_ROWS:
-            return byte_product(wide, self.values, self.scale, True)
+            return multiply_bytes(wide, self.values, self.scale, True)
         return self._product(wide)
 
     def _product(self, rows: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        return byte_product(rows, self.integers, self.scale, False)
+        return multiply_bytes(rows, self.integers, self.scale, False)
 
 
 class Int4TinygemmLinear(KernelLinear):
@@ -235,7 +235,7 @@ class Int4TritonLinear(Int4DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        return nibble_product(rows, self.halves, self.scale, self.zero_point, self.group_size)
+        return multiply_nibbles(rows, self.halves, self.scale, self.zero_point, self.group_size)
 
 
 def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -21,41 +21,38 @@ torch.library.define(
 )
 
 
-def byte_product(rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool) -> Tensor:
+def multiply_bytes(rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool) -> Tensor:
     """Return rows, (n, in), times 8-bit weights: see `triton_products.byte_product`."""
-    if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.quantdraft.byte_product(rows, values, scale, rounds_inputs)
-        return out
-    return _byte_product(rows, values, scale, rounds_inputs)
+    run = torch.ops.quantdraft.byte_product if torch.compiler.is_compiling() else _run_bytes
+    out: Tensor = run(rows, values, scale, rounds_inputs)
+    return out
 
 
-def nibble_product(
+def multiply_nibbles(
     rows: Tensor, halves: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int
 ) -> Tensor:
     """Return rows, (n, in), times 4-bit weights: see `triton_products.nibble_product`."""
-    if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.quantdraft.nibble_product(
-            rows, halves, scale, zero_point, group_size
-        )
-        return out
-    return _nibble_product(rows, halves, scale, zero_point, group_size)
+    run = torch.ops.quantdraft.nibble_product if torch.compiler.is_compiling() else _run_nibbles
+    out: Tensor = run(rows, halves, scale, zero_point, group_size)
+    return out
 
 
-@torch.library.impl("quantdraft::byte_product", "default")
-def _byte_product(rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool) -> Tensor:
+def _run_bytes(rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool) -> Tensor:
     out: Tensor = triton_products().byte_product(rows, values, scale, rounds_inputs)
     return out
 
 
-@torch.library.impl("quantdraft::nibble_product", "default")
-def _nibble_product(
+def _run_nibbles(
     rows: Tensor, halves: Tensor, scale: Tensor, zero_point: Tensor | None, group_size: int
 ) -> Tensor:
     out: Tensor = triton_products().nibble_product(rows, halves, scale, zero_point, group_size)
     return out
 
 
-@torch.library.register_fake("quantdraft::byte_product")  # type: ignore[untyped-decorator]
-@torch.library.register_fake("quantdraft::nibble_product")  # type: ignore[untyped-decorator]
-def _shape_of_product(rows: Tensor, weight: Tensor, *_others: object) -> Tensor:
+def _shape(rows: Tensor, weight: Tensor, *_others: object) -> Tensor:
     return rows.new_empty((rows.shape[0], weight.shape[0]))
+
+
+for _name, _run in (("byte_product", _run_bytes), ("nibble_product", _run_nibbles)):
+    torch.library.impl(f"quantdraft::{_name}", "default", _run)
+    torch.library.register_fake(f"quantdraft::{_name}", _shape)

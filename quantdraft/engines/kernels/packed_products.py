@@ -39,7 +39,7 @@ def register_product(owner: nn.Module, product: PackedProduct) -> None:
 
 def register_own_product(product: PackedProduct) -> None:
     """Keep a module's bound method as its product, without keeping the module alive."""
-    method = weakref.WeakMethod(product)  # type: ignore[arg-type]
+    method = weakref.WeakMethod(product)
 
     def call(x: Tensor) -> Tensor:
         found = method()

@@ -47,7 +47,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if config.disable:
             raise RuntimeError(OFF)
         limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), MAX_VARIANTS)
-        with config.patch(**limits, suppress_errors=False):
+        with config.patch({**limits, "suppress_errors": False}):
             return run(*arguments)
 
     return call

@@ -208,7 +208,7 @@ class Layer(nn.Module):
         """
         num_heads, num_kv = self.shape.num_heads, self.shape.num_kv_heads
         if self.query_norm is not None and self.key_norm is not None:
-            query, key, value = heads.split([num_heads, num_kv, num_kv], dim=2)
+            query, key, value = torch.split(heads, [num_heads, num_kv, num_kv], dim=2)
             heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
         turning = heads[:, :, : num_heads + num_kv]
         swapped = _swap_halves(turning).mul_(shared.sin)
@@ -394,7 +394,7 @@ def _write(cache: Tensor, new: Tensor, shared: LayerInputs) -> None:
 
 def _turned(x: Tensor, shared: LayerInputs) -> Tensor:
     """Rotate (batch, m, heads, head_dim); the swap of halves is an index that a kernel reads by."""
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped = torch.unflatten(x, -1, (2, -1)).flip(-2).flatten(-2)
     return x * shared.cos + swapped * shared.sin
 
 

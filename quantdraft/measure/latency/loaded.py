@@ -194,7 +194,9 @@ class Arms:
         if self.mode == "compiled":
             raise OptionError(f"--mode compiled: {name}: {fault}")
         warnings.warn(f"mode compiled is not used: {name}: {fault}", stacklevel=2)
-        others = {other: ms for other, ms in trial.items() if other != "compiled"}
+        others: dict[Mode, float] = {
+            other: ms for other, ms in trial.items() if other != "compiled"
+        }
         known = modes(arm.native, self.device)
         self._way = (min(others, key=others.__getitem__) if others else known[0]), others
 
