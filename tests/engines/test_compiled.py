@@ -7,6 +7,7 @@ operators: what inductor makes of such a graph is tested in test_decoder.py.
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -15,10 +16,9 @@ from torch import nn
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.engines.kernels import packed_products
-from quantdraft.engines.kernels.linear import KernelLinear
-from quantdraft.engines.kernels.packed_products import packed_rows, register_own_product
 from quantdraft.engines.native import compiled
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, KVCache, Layer, Rotary
+from quantdraft.engines.native.linears import JoinedLinears
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import stored_weights
@@ -164,39 +164,38 @@ def test_a_compiler_that_is_switched_off_is_an_error(variants):
         model(cache, ids, ids, 1, None, True, compiled.compiled_parts(model))
 
 
-class Opaque(KernelLinear):
-    """A product that reads a value on the host, which no compiler follows."""
-
-    number: torch.Tensor
+class Foreign(nn.Module):
+    """A library's product, which reads a value on the host: no compiler follows that."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
-        super().__init__((outputs, inputs), None, torch.float32, weight=torch.ones(outputs, inputs))
-        register_own_product(self._run)
+        super().__init__()
+        self.out_features = outputs
+        self.register_buffer("weight", torch.ones(outputs, inputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():
-            return packed_rows(x, self.number, self.out_features)
-        return self._run(x)
-
-    def _run(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weight.T if bool(x.isnan().any()) is False else x
+        return x @ self.weight.T if not bool(x.isnan().any()) else x
 
 
 @torch.inference_mode()
 def test_a_product_that_cannot_be_traced_is_one_operator_of_its_own(variants):
     model = decoder()
     for layer in model.layers:
-        layer.down = Opaque(64, 96)
-    number = int(model.layers[0].down.number)
+        layer.down = JoinedLinears([Foreign(32, 96), Foreign(32, 96)], [32, 32])
+    before = set(packed_products._products)
+    parts = compiled.compiled_parts(model)
+    numbers = set(packed_products._products) - before
+    assert len(numbers) == 4
     ids = torch.zeros(1, 2, dtype=torch.int64)
     cache = KVCache(model.shape, 1, 8, model.rotary(8, torch.float32))
     wanted = model(cache, ids, ids, 2)
-    found = model(cache, ids, ids, 2, None, False, compiled.compiled_parts(model))
+    found = model(cache, ids, ids, 2, None, False, parts)
     assert torch.allclose(wanted, found, atol=1e-4)
     assert len(variants) == 1  # both layers: a number is no part of the code
-    assert torch.ops.quantdraft.packed_product(
-        torch.empty(3, 96, device="meta"), torch.tensor(number), 64
-    ).shape == (3, 64)
-    del model, layer
+    on_meta = torch.ops.quantdraft.packed_product(
+        torch.empty(3, 96, device="meta"), torch.tensor(min(numbers)), 32
+    )
+    assert on_meta.shape == (3, 32)
+    del parts
     torch._dynamo.reset()
-    assert number not in packed_products._products
+    gc.collect()
+    assert not numbers & set(packed_products._products)

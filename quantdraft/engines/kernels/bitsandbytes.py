@@ -18,7 +18,6 @@ from torch import Tensor
 from quantdraft.checkpoints.formats import LLM_INT8_THRESHOLD
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked
 from quantdraft.engines.kernels.linear import KernelLinear, row_scales
-from quantdraft.engines.kernels.packed_products import packed_rows, register_own_product
 from quantdraft.errors import NoKernelError
 
 INSTALL = "pip install 'quantdraft[bitsandbytes]'"
@@ -30,7 +29,6 @@ class BitsandbytesLinear(KernelLinear):
     packed: Tensor
     absmax: Tensor
     table: Tensor
-    number: Tensor
 
     def __init__(self, weight: Codebook, bias: Tensor | None, dtype: torch.dtype) -> None:
         library = bitsandbytes_library(weight.name)
@@ -48,7 +46,6 @@ class BitsandbytesLinear(KernelLinear):
         self.weight_bytes = self.packed.nbytes + self.absmax.nbytes + nested_bytes
         self._product = library.matmul_4bit  # no module among the fields: a copy is made of this
         self._state = self._quant_state(weight, dtype, library)
-        register_own_product(self._run)
 
     def _quant_state(self, weight: Codebook, dtype: torch.dtype, library: ModuleType) -> Any:
         """Return what bitsandbytes keeps beside a packed weight; its tensors are this module's."""
@@ -76,11 +73,6 @@ class BitsandbytesLinear(KernelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), in x's float type."""
-        if torch.compiler.is_compiling():
-            return packed_rows(x, self.number, self.out_features)
-        return self._run(x)
-
-    def _run(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out: Tensor = self._product(x, self.packed, self._state, bias=bias)
         return out
@@ -91,7 +83,6 @@ class LlmInt8Linear(KernelLinear):
 
     integers: Tensor
     largest: Tensor
-    number: Tensor
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         library = bitsandbytes_library("LLM.int8()")
@@ -109,15 +100,9 @@ class LlmInt8Linear(KernelLinear):
         self._state.threshold = LLM_INT8_THRESHOLD
         self._state.has_fp16_weights = self._state.is_training = False
         self._state.CB, self._state.SCB = self.integers, self.largest
-        register_own_product(self._run)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), in x's float type."""
-        if torch.compiler.is_compiling():
-            return packed_rows(x, self.number, self.out_features)
-        return self._run(x)
-
-    def _run(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         out: Tensor = self._product(x, self.integers, bias=bias, state=self._state)
         return out.to(x.dtype)

@@ -37,18 +37,6 @@ def register_product(owner: nn.Module, product: PackedProduct) -> None:
     owner.register_buffer("number", torch.tensor(number, device="cpu"), persistent=False)
 
 
-def register_own_product(product: PackedProduct) -> None:
-    """Keep a module's bound method as its product, without keeping the module alive."""
-    method = weakref.WeakMethod(product)
-
-    def call(x: Tensor) -> Tensor:
-        found = method()
-        assert found is not None
-        return found(x)
-
-    register_product(product.__self__, call)  # type: ignore[attr-defined]
-
-
 def packed_rows(x: Tensor, number: Tensor, columns: int) -> Tensor:
     """Return x, (..., in), times the weight of a number: (..., columns)."""
     return packed_product(x.flatten(0, -2), number, columns).view(*x.shape[:-1], columns)
