@@ -73,7 +73,7 @@ def test_the_dry_run_measures_every_arm_that_has_a_kernel_and_resumes_without_wh
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command, when it has ended."""
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=580, check=False
     )
 
 
