@@ -23,6 +23,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.tools.reference.corpus import corpus_hash, read_corpus
+from tests.tools.reference.corpus import SourceFile, corpus_hash, read_corpus
 from tests.tools.reference.lessons import (
     EMBEDDED,
     LESSONS,
@@ -55,14 +56,20 @@ SAVE_EVERY_S = 120.0
 MIN_TIMED_STEPS = 5  # the first ones are slow
 
 
-def train_tokenizer(work_dir: Path, vocab_size: int = VOCAB_SIZE) -> None:
-    """A byte-level BPE of so many tokens, trained on the training part only."""
+def train_tokenizer(
+    work_dir: Path, vocab_size: int = VOCAB_SIZE, corpus: Path | None = None
+) -> None:
+    """A byte-level BPE of so many tokens, trained on the training part only.
+
+    corpus: a folder of sources; None: this Python's library
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [source.text for source in read_corpus() if not source.is_held_out]
+    sources = read_corpus() if corpus is None else read_corpus(corpus)
+    texts = [source.text for source in sources if not source.is_held_out]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -79,11 +86,12 @@ def train_tokenizer(work_dir: Path, vocab_size: int = VOCAB_SIZE) -> None:
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(work_dir / "tokenizer")
-    _encode_corpus(fast, work_dir)
+    _encode_corpus(fast, sources, work_dir)
 
 
-def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
-    sources = read_corpus()
+def _encode_corpus(
+    tokenizer: PreTrainedTokenizerFast, sources: Sequence[SourceFile], work_dir: Path
+) -> None:
     parts: dict[str, list[int]] = {"train": [], "held_out": []}
     parts |= {f"train-{domain}": [] for domain in taught_domains()}
     for source in sources:
@@ -94,7 +102,7 @@ def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
     for name, ids in parts.items():
         np.save(work_dir / f"{name}.npy", np.array(ids, dtype=np.uint16), allow_pickle=False)
     summary = {
-        "corpus_sha256": corpus_hash(sources),
+        "corpus_sha256": corpus_hash(list(sources)),
         "num_files": len(sources),
         "num_tokens": {name: len(ids) for name, ids in parts.items()},
     }
@@ -103,22 +111,27 @@ def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
 
 
 def write_responses(
-    work_dir: Path, device: torch.device, size: Size = EMBEDDED, until: float = math.inf
+    work_dir: Path,
+    device: torch.device,
+    size: Size = EMBEDDED,
+    until: float = math.inf,
+    number: int | None = None,
 ) -> bool:
     """The target's greedy text after beginnings of training windows: (NUM_RESPONSES, length).
 
     Every finished batch is kept. False where `until` (of time.monotonic) came first.
     """
+    number = number or NUM_RESPONSES
     target = load_trained("target", work_dir, device, size)
     tokens = np.load(work_dir / "train.npy", allow_pickle=False)
-    starts = np.random.default_rng(1).integers(0, len(tokens) - SEQUENCE_LENGTH, NUM_RESPONSES)
-    parts = [work_dir / f"responses-{at}.npy" for at in range(0, NUM_RESPONSES, RESPONSE_BATCH)]
-    for number, part in enumerate(parts):
+    starts = np.random.default_rng(1).integers(0, len(tokens) - SEQUENCE_LENGTH, number)
+    parts = [work_dir / f"responses-{at}.npy" for at in range(0, number, RESPONSE_BATCH)]
+    for index, part in enumerate(parts):
         if part.exists():
             continue
         if time.monotonic() > until:
             return False
-        at = number * RESPONSE_BATCH
+        at = index * RESPONSE_BATCH
         prompts = np.stack(
             [tokens[s : s + RESPONSE_PROMPT_LENGTH] for s in starts[at : at + RESPONSE_BATCH]]
         )
@@ -132,7 +145,7 @@ def write_responses(
         beside = part.with_suffix(".tmp.npy")
         np.save(beside, rows.numpy().astype(np.uint16), allow_pickle=False)
         os.replace(beside, part)
-        print(f"responses {at + len(rows)}/{NUM_RESPONSES}", flush=True)
+        print(f"responses {at + len(rows)}/{number}", flush=True)
     responses = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
     np.save(work_dir / "responses.npy", responses, allow_pickle=False)
     for part in parts:
