@@ -32,12 +32,20 @@ LIBRARY = "llmcompressor"
 
 def quantize(name: str, draft: Path, output: Path) -> str:
     """Write the recipe's checkpoint, and return what made it."""
-    if find_spec(LIBRARY) is not None:
+    if is_installed(LIBRARY):
         apply(load_recipe(name), str(draft), output)
         return LIBRARY
     with whole_directory(output, force=True) as staging:
         round_draft(name, draft, staging)
     return "rounding to nearest"
+
+
+def is_installed(package: str) -> bool:
+    """True where the package can be imported; it is not."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def round_draft(name: str, draft: Path, output: Path) -> None:
@@ -69,5 +77,5 @@ def round_draft(name: str, draft: Path, output: Path) -> None:
 
 def weights_of(fmt: WeightFormat) -> dict[str, Any]:
     """compressed-tensors' arguments of a format's weights."""
-    found: dict[str, Any] = scheme(fmt, "Linear").weights.model_dump(exclude_none=True)
-    return found | {"strategy": str(found["strategy"].value)}
+    found: dict[str, Any] = scheme(fmt, "Linear").weights.model_dump(mode="json", exclude_none=True)
+    return found
