@@ -208,6 +208,8 @@ class TrainingRun:
         )
         self.momenta = [state[f"momentum.{i}"].to(self.device) for i in range(len(self.momenta))]
         for i, parameter in enumerate(self.adam.param_groups[0]["params"]):
+            if self.step == 0:  # stopped before the optimizer had a state
+                break
             self.adam.state[parameter] = {
                 key: state[f"adam.{i}.{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")
             } | {"step": state[f"adam.{i}.step"]}
