@@ -1,7 +1,7 @@
 """vLLM's compiled operators, where its build for CUDA is installed in this environment.
 
 The shared library is loaded without the package: `import vllm` sets variables of the environment
-and changes torch's compiler. The operators' arguments are those that the wheel of vLLM 0.32 declares; one
+and changes torch's compiler. Operators have the arguments that the wheel of vLLM 0.32 declares; one
 that is declared with another number of them is not called.
 """
 
