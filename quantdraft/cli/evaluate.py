@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -34,6 +35,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     type=A_FILE,
     help="Prompts instead of traffic: the target answers them first, into the run directory.",
 )
+@options.log_reading
 @options.output("The run directory. Default: runs/<candidate>.")
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -115,6 +117,11 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     type=int,
     help="How often the server of each arm is started. Default: 2.",
 )
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Replay the baseline here, though an earlier run on the same traffic has kept its replay.",
+)
 @options.force("Replace a finished run.")
 @options.json_output("Print the record as JSON.")
 def evaluate(
@@ -123,6 +130,10 @@ def evaluate(
     baseline: str | None,
     traffic_path: Path | None,
     prompts: Path | None,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     output: Path | None,
     ks: str,
     acceptance_rule: AcceptanceRule | None,
@@ -151,6 +162,7 @@ def evaluate(
     engine_prompts: int | None,
     engine_k: int | None,
     engine_loads: int | None,
+    no_cache: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -172,6 +184,7 @@ def evaluate(
         )
         from quantdraft.record import RECORD_FILE
         from quantdraft.report import render_verdict, report_again, where
+        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -191,6 +204,7 @@ def evaluate(
                 top_p=top_p,
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
+                read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
             ),
             ks=parse_ks(ks),
             timing=TimingSettings(
@@ -217,6 +231,7 @@ def evaluate(
             seed=seed,
             output=output,
             force=force,
+            keeps_replays=not no_cache,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
     lines = [

@@ -14,6 +14,7 @@ from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ModeChoice
 from quantdraft.record.terms import ALL_KS
+from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.traffic import Sampling
 
 
@@ -45,6 +46,7 @@ class TrafficSettings:
     top_p: float | None = None
     top_k: int | None = None
     acceptance_rule: AcceptanceRule | None = None  # None: by the traffic's sampling
+    read: ReadSettings = field(default_factory=ReadSettings)  # of a log, or of the prompts
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -104,7 +106,8 @@ class EvaluateSettings:
     seed: int = 0
     output: Path | None = None  # None: runs/<candidate>
     force: bool = False
-    shared_stages: Path | None = None  # where runs of one sweep share the baseline's replay
+    keeps_replays: bool = True  # the baseline's, in the user's cache for the next run
+    sweep_replays: Path | None = None  # where runs of one sweep share it when that keeps none
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -169,7 +172,7 @@ class SharedSettings:
         baseline: str,
         traffic_path: Path,
         output: Path,
-        shared_stages: Path | None = None,
+        sweep_replays: Path | None = None,
     ) -> EvaluateSettings:
         """Return the settings of one candidate's evaluation."""
         return EvaluateSettings(
@@ -181,7 +184,7 @@ class SharedSettings:
             policy=self.policy,
             seed=self.seed,
             output=output,
-            shared_stages=shared_stages,
+            sweep_replays=sweep_replays,
         )
 
 
@@ -201,6 +204,7 @@ class CaptureSettings:
     force: bool = False  # replace an output, and discard an unfinished one of other settings
     trust_remote_code: bool = False
     target_url: str | None = None  # of a vLLM server; `target` then gives the tokenizer alone
+    read: ReadSettings = field(default_factory=ReadSettings)  # of the prompts
 
     def __post_init__(self) -> None:
         coerce_paths(self)

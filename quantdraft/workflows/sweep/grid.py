@@ -68,7 +68,7 @@ def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
             made = _apply_job(settings, recipe, local, f"{name}-{recipe.name}")
             jobs.append(made)
             for domain, traffic in parts.items():
-                job = _evaluate_job(settings, made, local, domain, traffic, name)
+                job = _evaluate_job(settings, made, local, domain, traffic)
                 jobs.append(job)
                 cells.append(Cell(draft, recipe.name, domain, traffic, job.name, job.output))
     return cells, jobs
@@ -140,11 +140,9 @@ def _evaluate_job(
     draft: str,
     domain: str | None,
     traffic: Path,
-    draft_name: str,
 ) -> EvaluateJob:
     whole = made.name.removeprefix("apply-")
     name = whole if domain is None else f"{whole}-{traffic.stem}"
-    part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
     output = settings.output / "runs" / name
     own = settings.evaluations.evaluation(
         str(made.output),
@@ -152,17 +150,9 @@ def _evaluate_job(
         draft,
         traffic,
         output,
-        shared_stages=settings.output / "shared" / f"{part}{_without(settings, made.recipe)}",
+        sweep_replays=settings.output / "shared",
     )
     return EvaluateJob(name, own, output, made.name)
-
-
-def _without(settings: SweepSettings, recipe: Recipe) -> str:
-    """Return the name of the prompts that a baseline is not replayed on, as calibrated on."""
-    own = recipe.calibration
-    if own is None or not calibrates_on_traffic(settings):
-        return ""
-    return f"-without-{own.num_samples}-of-seed-{own.seed}"
 
 
 def calibrates_on_traffic(settings: SweepSettings) -> bool:
