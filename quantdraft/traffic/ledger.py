@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantdraft.traffic.formats.exchange import Exchange
@@ -29,6 +29,8 @@ class LeftOut:
     def sentence(self) -> str:
         """`line 7, line 9 and 12 more: it holds an image`."""
         more = self.count - len(self.places)
+        if not self.places:
+            return f"{self.count:,}: {self.reason}"
         return f"{', '.join(self.places)}{f' and {more:,} more' if more else ''}: {self.reason}"
 
 
@@ -56,6 +58,10 @@ class Reading:
         """`read as OpenAI chat: 9 of 12 lines; 2 with tools; 3 left out: it holds an image`."""
         parts = [f"read as {self.title}: {self.num_used:,} of {self.num_lines:,} lines"]
         return "; ".join([*parts, *self.notes, *left_out_words(self.left_out)])
+
+    def without(self, count: int, reason: str) -> Reading:
+        """Return it with something more that was left out, after the file was read."""
+        return replace(self, left_out=(*self.left_out, LeftOut(reason, count, ())))
 
     def as_record(self) -> dict[str, Any]:
         """Return it as JSON values, for the record of a run."""

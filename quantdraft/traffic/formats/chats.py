@@ -17,7 +17,7 @@ from quantdraft.traffic.formats.turns import read_turns
 
 RESPONSE_IDS = ("response_token_ids", "output_token_ids", "completion_token_ids")
 ANSWERS = ("response", "completion", "output", "answer")
-QUESTIONS = ("instruction", "question", "input", "text_input")
+QUESTIONS = ("instruction", "question", "input", "text_input", "text")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
@@ -223,6 +223,8 @@ LENGTHS = (
     ("ContextTokens", "GeneratedTokens"),
     ("prompt_tokens_count", "output_tokens_count"),
     ("input_tokens_count", "output_tokens_count"),
+    ("prompt_tokens_count", "completion_tokens_count"),
+    ("input_tokens_count", "completion_tokens_count"),
 )
 
 

@@ -29,8 +29,7 @@ MAX_LINES = 120  # of each format; drawn anew whenever the number of places chan
 
 def mutants(value: Any) -> Iterator[Any]:
     """Yield the value with every place in it replaced by each hostile value, removed or doubled."""
-    for bad in VALUES:
-        yield bad
+    yield from VALUES
     if isinstance(value, dict):
         for key, inner in value.items():
             yield {name: each for name, each in value.items() if name != key}
