@@ -235,7 +235,13 @@ def _engine_warnings(job: _Job) -> tuple[str, ...]:
     config = job.checkpoint.config
     if job.padding is not None:
         config = padded_config(config, job.padding.after)
-    draft = Draft(job.output, config, job.target.config, _grouped_matrices(job.checkpoint))
+    draft = Draft(
+        job.output,
+        config,
+        job.target.config,
+        _grouped_matrices(job.checkpoint),
+        frozenset(name.rpartition(".")[2] for name in job.checkpoint.tensors),
+    )
     findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
