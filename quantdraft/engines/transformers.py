@@ -32,11 +32,18 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Paths are relative to this script, which may be called from anywhere.
+# Paths are relative to this script, which may be called from anywhere. TARGET=PATH python launch.py
+# takes a target that lies elsewhere.
+OTHER = os.environ.get("TARGET", "")
+OTHER = os.path.abspath(OTHER) if os.path.exists(OTHER) else OTHER
 os.chdir(os.path.dirname(os.path.abspath(__file__)))
 TARGET = {target!r}
 DRAFT = {draft!r}
 NUM_SPECULATIVE_TOKENS = {k}
+
+TARGET = OTHER or TARGET
+if TARGET.startswith((".", "/")) and not os.path.exists(TARGET):
+    sys.exit(f"launch.py: there is no target at {{os.path.abspath(TARGET)}}: set TARGET=PATH")
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 tokenizer = AutoTokenizer.from_pretrained(TARGET)
@@ -102,7 +109,7 @@ class Transformers(Engine):
             *_vocabulary(draft),
         )
 
-    def launch_text(self, line: str) -> str:
+    def launch_text(self, line: str, target: str) -> str:
         """Return the script itself."""
         return line
 

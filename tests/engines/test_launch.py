@@ -523,7 +523,7 @@ def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
 def test_every_engine_says_the_launch_line_in_its_file() -> None:
     pair = LaunchPair("org/T", Path("/srv/draft"), 4)
     for engine in map(engine_named, ENGINES):
-        assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
+        assert engine.launch(pair) in engine.launch_text(engine.launch(pair), pair.target)
 
 
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:

@@ -323,7 +323,7 @@ def _try_server(job: _Job, staging: Path, k: int) -> ServerTrial:
 
 def _write_launch(job: _Job, staging: Path, launch: str, pair: LaunchPair) -> None:
     path = staging / job.engine.launch_file
-    write_text(path, job.engine.launch_text(launch))
+    write_text(path, job.engine.launch_text(launch, pair.target))
     path.chmod(0o755)
     for name, text in job.engine.extra_files(pair).items():
         write_text(staging / name, text)
