@@ -1,8 +1,8 @@
 """vLLM's compiled operators, where its build for CUDA is installed in this environment.
 
 The shared library is loaded without the package: `import vllm` sets variables of the environment
-and changes torch's compiler. The operators' arguments were read in vLLM 0.32; one that is declared
-with another number of them is not called.
+and changes torch's compiler. Operators have the arguments that the wheel of vLLM 0.32 declares; one
+that is declared with another number of them is not called.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from quantdraft.errors import NoKernelError
 
 READ_VERSION = "0.32"
-# Libraries that declare operators for CUDA: the first is vLLM's since 0.2x, built for many torch.
+# The library that declares operators for CUDA, and that of builds for a CPU.
 LIBRARIES = ("_C_stable_libtorch", "_C")
 NUM_ARGUMENTS = {
     "gptq_marlin_repack": 5,
@@ -70,7 +70,8 @@ def _load(package: Path) -> str | None:
             try:
                 torch.ops.load_library(path)  # type: ignore[no-untyped-call]
             except (OSError, RuntimeError) as error:
-                faults.append(f"{path.name}: {(str(error).splitlines() or ['?'])[0]}")
+                reason = str(error.__cause__ or error).splitlines() or ["no reason given"]
+                faults.append(f"{path.name}: {reason[0]}")
             else:
                 _register_shapes()
                 return None
