@@ -27,7 +27,7 @@ from quantdraft.record.consistency.serving import check_request, check_served
 from quantdraft.record.consistency.timing import (
     check_arm_latency,
     check_latency,
-    check_live,
+    check_live_loop,
     check_point,
     check_samples,
 )
@@ -80,7 +80,7 @@ _CHECKS: dict[type[Any], tuple[Callable[[Any], Iterator[Problem]], ...]] = {
     Latency: (check_latency,),
     ServedRequest: (check_request,),
     Served: (check_served,),
-    LiveCheck: (check_live,),
+    LiveCheck: (check_live_loop,),
     SpeedPoint: (check_point,),
     Check: (check_limit,),
     Verdict: (check_verdict,),

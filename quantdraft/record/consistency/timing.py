@@ -58,7 +58,7 @@ def _same_blocks(path: str, arm: ArmLatency, latency: Latency) -> Iterator[Probl
             yield f"{path}.{name}.samples_ms", f"{wrong}: all were timed in the same blocks"
 
 
-def check_live(check: LiveCheck) -> Iterator[Problem]:
+def check_live_loop(check: LiveCheck) -> Iterator[Problem]:
     """Yield lists of the live loop that are not one entry for each prompt."""
     number = len(check.prompt_ids)
     if check.arm not in ARMS:
