@@ -279,7 +279,7 @@ MODE = click.option(
     type=Name("mode", lambda: get_args(ModeChoice)),
     default="auto",
     show_default=True,
-    help="How steps run. auto: the mode that a short trial finds faster; on a GPU all are recorded.",
+    help="How steps run. auto: the mode that a short trial finds faster, recorded on a GPU.",
 )
 POLICY = click.option("--policy", type=A_FILE, help="A YAML file with the limits of the verdict.")
 DEVICE = click.option(
