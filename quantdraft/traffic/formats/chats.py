@@ -17,7 +17,7 @@ from quantdraft.traffic.formats.turns import read_turns
 
 RESPONSE_IDS = ("response_token_ids", "output_token_ids", "completion_token_ids")
 ANSWERS = ("response", "completion", "output", "answer")
-QUESTIONS = ("instruction", "question", "input", "text_input", "text")
+QUESTIONS = ("instruction", "question", "input", "text_input")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
