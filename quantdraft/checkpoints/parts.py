@@ -21,6 +21,8 @@ _ROUTER = re.compile(
 )
 # They give step sizes and decays of a recurrence: narrow, and fused kernels read them as floats.
 _OF_RECURRENCE = re.compile(r"(?:.*\.)?(?:dt_proj|in_proj_(?:ba|a|b))")
+# DeepSeek's choice of the keys that a token attends to: its weights are read as floats.
+_OF_INDEX = re.compile(r"(?:.*\.)?indexer\.weights_proj")
 _LANGUAGE = re.compile(r"(?:^|\.)(?:language_model|text_model)\.")
 # No tower's: the output head, and layers that predict further tokens.
 _OF_TEXT = re.compile(r"(?:.*\.)?(?:(?:lm_head|embed_out)\.[^.]+|mtp\w*\..*)")
@@ -84,8 +86,8 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Yield the modules that stay in floats whatever the recipe: engines read them as such.
 
     Routers and gates of shared experts (a token sent to other experts is another token),
-    convolutions, norms whose name does not end so, the small projections of recurrences, whatever
-    belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
+    convolutions, norms whose name does not end so, the small projections of recurrences and of
+    DeepSeek's index of keys, whatever belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
     """
     towers, are_routed = tower_tensors(tensors), has_experts(tensors)
     for name, info in tensors.items():
@@ -94,7 +96,11 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
             continue
         is_convolution = len(info.shape) > 2 and not is_routed(name)
         is_router = are_routed and _ROUTER.fullmatch(module) is not None
-        is_named = _OF_RECURRENCE.fullmatch(module) or module == "embed_out"
+        is_named = (
+            _OF_RECURRENCE.fullmatch(module)
+            or _OF_INDEX.fullmatch(module)
+            or module == "embed_out"
+        )
         is_vector = len(info.shape) < 2
         if is_vector or is_convolution or is_router or is_named or name in towers:
             yield module

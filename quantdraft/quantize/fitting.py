@@ -26,6 +26,8 @@ from quantdraft.quantize.recipe_formats import formats_by_module
 
 # Their projections are Conv1D modules, stored transposed: no format here describes them.
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
+# Their Linear has a product of its own, on the float weight: transformers runs no quantized one.
+OWN_PRODUCT_MODEL_TYPES = frozenset({"falcon"})
 
 # llm-compressor knows a norm by the end of its name; these are pre_fc_norm_hidden, fc_norm.0, …
 NORMS = r"re:(.*\.)?\w*norm\w*(\.\d+)?$"
@@ -108,6 +110,12 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
+        )
+    if source.config.get("model_type") in OWN_PRODUCT_MODEL_TYPES:
+        raise RecipeError(
+            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
+            f"{source.config['model_type']!r}, for which transformers computes them from float "
+            "weights alone. Use a draft of another architecture."
         )
     _require_known_experts(recipe, source)
     if recipe.kv_cache != "keep":
