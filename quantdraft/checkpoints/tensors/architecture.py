@@ -37,7 +37,16 @@ OTHER_ORDER = {"cpmant", "diffusion_gemma", "doge", "reformer", "xlm", "xlnet"}
 # deepseek_v4's compresses keys of several tokens into one; git's counts its picture among them.
 OWN_STATE = {"deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
 # Whose modules ask transformers' cache for the length of some layer with attention.
-HYBRIDS = {"bamba", "granitemoehybrid"}
+HYBRIDS = {
+    "bamba",
+    "granitemoehybrid",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
+WITHOUT_KEYS = {"linear_attention", "mamba", "mlp", "moe"}
 HELP = "Use a causal language model that predicts the next token from the ones before it."
 
 
@@ -76,9 +85,9 @@ def _fault(config: Any) -> str | None:
 
 
 def _attention_layers(text: Any) -> list[str]:
-    """Return the kinds of a hybrid's layers but those with a recurrent state."""
+    """Return the kinds of a hybrid's layers that keep keys and values."""
     kinds = getattr(text, "layers_block_type", None) or getattr(text, "layer_types", None) or ()
-    return [each for each in kinds if each not in {"mamba", "linear_attention"}]
+    return [each for each in kinds if each not in WITHOUT_KEYS]
 
 
 def _fault_of_library(config: Any, text: Any) -> str | None:
