@@ -91,7 +91,8 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
 
     Routers and gates of shared experts (a token sent to other experts is another token),
     convolutions, norms whose name does not end so, the small projections of recurrences and of
-    DeepSeek's index of keys, whatever belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
+    DeepSeek's index of keys, whatever belongs to a tower, and GPT-NeoX's output head, which has
+    another name than the others'.
     """
     towers, are_routed = tower_tensors(tensors), has_experts(tensors)
     for name, info in tensors.items():

@@ -71,6 +71,11 @@ def _fault(config: Any) -> str | None:
             f"a decoder of {kind} counts the positions of its tokens by its own cache, so that "
             f"texts of different lengths cannot be read together. {HELP}"
         )
+    return _fault_of_state(text, kind, kinds) or _fault_of_library(config, text)
+
+
+def _fault_of_state(text: Any, kind: str, kinds: set[str]) -> str | None:
+    """Return why transformers' cache of the config's layers is of no use, or None."""
     if kinds & HYBRIDS and not _attention_layers(text):
         return (
             f"transformers cannot run {kind} without a layer of attention. Use a model with one, "
@@ -81,7 +86,7 @@ def _fault(config: Any) -> str | None:
             f"transformers keeps the state of {kind} in a form that cannot step back, as "
             "speculation must. Use a model of another architecture."
         )
-    return _fault_of_library(config, text)
+    return None
 
 
 def _attention_layers(text: Any) -> list[str]:
