@@ -195,7 +195,7 @@ class CaptureSettings:
     output: Path
     sampling: Sampling = field(default_factory=Sampling)  # greedy
     max_new_tokens: int = 128
-    batch_size: int = 8  # prompts that are answered at a time
+    batch_size: int | None = None  # prompts that are answered at a time; None: the engine's choice
     device: str | None = None
     dtype: DtypeChoice = "auto"
     limit: int | None = None  # ask only the first so many prompts
