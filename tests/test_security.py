@@ -45,7 +45,7 @@ from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record.provenance import command_line, environment
 from quantdraft.report.sections.record import provenance_section
 from quantdraft.report.views import html
-from quantdraft.traffic.prompts import chat_text
+from quantdraft.traffic.templates import chat_text
 from quantdraft.traffic.traffic import read_traffic
 from tests.conftest import Pair
 from tests.example_evaluation import evaluation

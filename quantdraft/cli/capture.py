@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -24,6 +25,7 @@ from quantdraft.record.choices import DtypeChoice
 @click.option(
     "--prompts", "-p", required=True, type=A_FILE, help="The prompts: a JSONL or ShareGPT file."
 )
+@options.log_reading
 @options.output("The traffic file to write.", required=True)
 @click.option(
     "--temperature",
@@ -71,6 +73,10 @@ from quantdraft.record.choices import DtypeChoice
 def capture(
     target: str,
     prompts: Path,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     output: Path,
     temperature: float,
     top_p: float,
@@ -94,6 +100,7 @@ def capture(
         from quantdraft.measure.capture import capture as capture_traffic
         from quantdraft.measure.settings import CaptureSettings
         from quantdraft.record.wording import counted
+        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.traffic.traffic import Sampling
 
         settings = CaptureSettings(
@@ -109,6 +116,7 @@ def capture(
             force=force,
             trust_remote_code=trust_remote_code,
             target_url=target_url,
+            read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
         )
         traffic = capture_traffic(settings)
     num_responses, num_tokens = len(traffic.responses), traffic.num_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -34,6 +35,7 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     type=A_FILE,
     help="Prompts instead of traffic: the target answers them first, into the run directory.",
 )
+@options.log_reading
 @options.output("The run directory. Default: runs/<candidate>.")
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -128,6 +130,10 @@ def evaluate(
     baseline: str | None,
     traffic_path: Path | None,
     prompts: Path | None,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     output: Path | None,
     ks: str,
     acceptance_rule: AcceptanceRule | None,
@@ -178,6 +184,7 @@ def evaluate(
         )
         from quantdraft.record import RECORD_FILE
         from quantdraft.report import render_verdict, report_again, where
+        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -197,6 +204,7 @@ def evaluate(
                 top_p=top_p,
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
+                read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
             ),
             ks=parse_ks(ks),
             timing=TimingSettings(

@@ -168,6 +168,59 @@ def traffic_file(*, required: bool = False) -> Decorator[Any]:
     )
 
 
+class JsonObject(click.ParamType):  # type: ignore[type-arg]
+    """A JSON object."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the object of a text; fails with one line for any other value."""
+        if isinstance(value, dict):
+            return value
+        from quantdraft.common.documents import parse_json
+
+        try:
+            found = parse_json(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self.fail(f"{value!r} is no JSON object, such as '{{\"enable_thinking\": false}}'.")
+        return found
+
+
+def log_reading(function: Function) -> Function:
+    """Add the options that say how a log, or a file of prompts, is read."""
+    for add in (
+        click.option(
+            "--format",
+            "format_name",
+            metavar="NAME",
+            help="The format of the log or the prompts: chat, batch, sharegpt, litellm, otel, … "
+            "Default: found out line by line.",
+        ),
+        click.option(
+            "--turns",
+            type=click.Choice(["last", "all"]),
+            help="Which of a conversation's answers are used. Default: all of a conversation; of a "
+            "request with its reply, the reply.",
+        ),
+        click.option(
+            "--chat-template-kwargs",
+            "template_kwargs",
+            type=JsonObject(),
+            help="Arguments for the chat template, as the engine was given them: "
+            "'{\"enable_thinking\": false}'. A line's own come before them.",
+        ),
+        click.option(
+            "--requests",
+            type=A_FILE,
+            help="The input file of a batch whose output is read: its lines hold the prompts.",
+        ),
+    )[::-1]:
+        function = add(function)
+    return function
+
+
 BASELINE = click.option(
     "--baseline",
     "-b",

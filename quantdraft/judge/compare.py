@@ -143,6 +143,7 @@ def _question(first: Evaluation, other: Evaluation) -> Iterator[tuple[str, Any, 
     """Yield what two runs must share, with each run's value."""
     traffic = [evaluation.provenance.get("traffic") or {} for evaluation in (first, other)]
     yield "traffic", traffic[0].get("sha256"), traffic[1].get("sha256")
+    yield "how the traffic was read", traffic[0].get("read_with"), traffic[1].get("read_with")
     yield "acceptance rule", first.acceptance_rule, other.acceptance_rule
     yield "target", *_models(first, other, "target")
     yield "baseline draft", *_models(first, other, "baseline")

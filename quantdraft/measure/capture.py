@@ -11,17 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.loading import load_tokenizer, resolve_model
 from quantdraft.common.files import file_sha256, require_apart
 from quantdraft.common.locks import sole_writer
+from quantdraft.common.progress import say
 from quantdraft.errors import OutputExistsError, TrafficError
 from quantdraft.measure.answer_file import write_answers
 from quantdraft.measure.answerers import Answerer, Progress, open_answerer
 from quantdraft.measure.generation import GeneratedTokens
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.jsonl import pick_items
-from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
-from quantdraft.traffic.responses import Response
+from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompt_file
+from quantdraft.traffic.responses import ReadSettings, Response
+from quantdraft.traffic.templates import RefusedChatError
 from quantdraft.traffic.traffic import Sampling, Traffic, header_line, read_traffic, response_line
 
 
@@ -44,8 +47,9 @@ def capture(settings: CaptureSettings) -> Traffic:
             raise OutputExistsError(
                 f"output '{output}' exists. Give another --output, or --force to replace it."
             )
-        prompts = _read_asked(settings.prompts, settings.limit)
+        prompts, left_out = _read_asked(settings)
         path = resolve_model(settings.target)
+        open_checkpoint(path)  # what is no model is named so, not missed a tokenizer
         tokenizer = load_tokenizer(path, settings.trust_remote_code)
         answerer = open_answerer(settings, path)
         asked, skipped = _fitting(
@@ -55,10 +59,11 @@ def capture(settings: CaptureSettings) -> Traffic:
             settings.sampling,
             answerer.description,
             len(asked),
-            skipped,
+            [*left_out, *skipped],
             prompts_sha256=file_sha256(settings.prompts),
             limit=settings.limit,
             max_new_tokens=settings.max_new_tokens,
+            **_read_with(settings.read),
         )
         questions = _Questions(prompts, asked, tokenizer, answerer, settings.sampling.seed)
         write_answers(
@@ -94,7 +99,9 @@ class _Questions:
         return "".join(_line(*each, self.tokenizer) for each in lines)
 
 
-def has_captured(path: Path, prompts: Path, sampling: Sampling, max_new_tokens: int) -> bool:
+def has_captured(
+    path: Path, prompts: Path, sampling: Sampling, max_new_tokens: int, read: ReadSettings
+) -> bool:
     """Return whether a traffic file was captured from these prompts in this way."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -106,12 +113,26 @@ def has_captured(path: Path, prompts: Path, sampling: Sampling, max_new_tokens: 
         "sampling": asdict(sampling),
         "max_new_tokens": max_new_tokens,
     }
-    return isinstance(header, dict) and all(header.get(key) == asked[key] for key in asked)
+    if not isinstance(header, dict):
+        return False
+    is_same = all(header.get(key) == asked[key] for key in asked)
+    return is_same and header.get("read_with") == _read_with(read).get("read_with")
 
 
-def _read_asked(path: Path, limit: int | None) -> Sequence[Prompt]:
-    prompts = read_prompts(path)
-    return prompts if limit is None else pick_items(prompts, range(min(limit, len(prompts))))
+def _read_asked(settings: CaptureSettings) -> tuple[Sequence[Prompt], tuple[str, ...]]:
+    """Return the prompts that are asked, and why others of the file are not."""
+    prompts, reading, skipped = read_prompt_file(settings.prompts, settings.read)
+    say(reading.sentence)
+    limit = settings.limit
+    if limit is None:
+        return prompts, skipped
+    return pick_items(prompts, range(min(limit, len(prompts)))), skipped
+
+
+def _read_with(read: ReadSettings) -> dict[str, Any]:
+    """Return how the prompts were read, for the header; {} where nothing was asked for."""
+    given = read.as_record()
+    return {"read_with": given} if given else {}
 
 
 def _seed(seed: int, index: int) -> int:
@@ -129,6 +150,7 @@ def _line(
         response_token_ids=answer.token_ids,
         logprobs=answer.logprobs or None,
         domain=question.domain,
+        conversation=question.conversation,
     )
     prompt = tokenizer.decode(list(token_ids))
     return response_line(response, prompt, tokenizer.decode(list(answer.token_ids)))
@@ -141,7 +163,11 @@ def _fitting(
     room = sys.maxsize if positions is None else positions - max_new_tokens
     fitting, skipped = array("Q"), []
     for index, prompt in enumerate(prompts):
-        length = len(encode_prompt(prompt, tokenizer))
+        try:
+            length = len(encode_prompt(prompt, tokenizer))
+        except RefusedChatError as error:
+            skipped.append(f"prompt {prompt.prompt_id}: {error}")
+            continue
         if length <= room:
             fitting.append(index)
         else:

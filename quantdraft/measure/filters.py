@@ -14,6 +14,7 @@ from quantdraft.errors import TrafficError
 from quantdraft.measure.models import Models
 from quantdraft.record.wording import counted
 from quantdraft.traffic.jsonl import pick_items
+from quantdraft.traffic.ledger import left_out_of
 from quantdraft.traffic.traffic import Traffic, token_counts
 
 
@@ -23,10 +24,23 @@ def usable(traffic: Traffic, models: Models) -> Traffic:
     Raises TrafficError for token ids that the draft lacks, and where nothing is left.
     """
     _require_known_tokens(traffic, int(models.candidate.text_config["vocab_size"]))
-    for reason in traffic.skipped:
-        say(f"left out: {reason}")
+    tell_reading(traffic)
     fitting = without_overlong(traffic, (models.candidate, models.target))
     return without_calibration(without_repeats(fitting), models.candidate)
+
+
+def tell_reading(traffic: Traffic) -> None:
+    """Say what a log was read as, what was left out of it and why, and what is uncertain in it."""
+    reading = traffic.reading
+    if reading is None:
+        for each in left_out_of(traffic.skipped):
+            say(f"left out: {each.sentence}")
+        return
+    say(reading.sentence)
+    for each in reading.left_out:
+        say(f"left out: {each.sentence}")
+    for warning in reading.warnings:
+        say(f"warning: {warning}")
 
 
 def _require_known_tokens(traffic: Traffic, vocab_size: int) -> None:

@@ -27,7 +27,7 @@ def read_run_traffic(settings: EvaluateSettings, models: Models, run_dir: Path) 
     if given.traffic_path is None:
         return usable(_captured_traffic(settings, models, run_dir / TRAFFIC_FILE), models)
     tokenizer = load_tokenizer((models.target or models.candidate).path)
-    traffic = read_traffic(given.traffic_path, tokenizer)
+    traffic = read_traffic(given.traffic_path, tokenizer, given.read)
     return usable(with_given_sampling(traffic, given, settings.seed), models)
 
 
@@ -37,7 +37,7 @@ def _captured_traffic(settings: EvaluateSettings, models: Models, path: Path) ->
     assert models.target is not None
     sampling = given.sampling(settings.seed)
     if path.exists():
-        if has_captured(path, given.prompts, sampling, given.max_new_tokens):
+        if has_captured(path, given.prompts, sampling, given.max_new_tokens, given.read):
             with sole_writer(path):  # and the lock of a capture that was killed at its end is gone
                 return read_traffic(path)
         if not settings.force:
@@ -55,6 +55,7 @@ def _captured_traffic(settings: EvaluateSettings, models: Models, path: Path) ->
             device=settings.models.device,
             dtype=settings.models.dtype,
             force=settings.force,
+            read=given.read,
         )
     )
 
@@ -80,12 +81,13 @@ def with_given_sampling(traffic: Traffic, given: TrafficSettings, seed: int) -> 
                 f"{first} alone does not say how the log was sampled. Give --temperature too."
             )
         return replace(traffic, sampling=sampling)
+    place = "header" if traffic.reading is None else "lines"
     for name, (option, _) in told.items():
         wanted, found = getattr(sampling, name), getattr(traffic.sampling, name)
         if wanted != found:
             raise OptionError(
-                f"{option} {wanted}: '{given.traffic_path}' says in its header that it was sampled "
-                f"with {name} {found}. Leave the option out."
+                f"{option} {wanted}: '{given.traffic_path}' says in its {place} that it was "
+                f"sampled with {name} {found}. Leave the option out."
             )
     return traffic
 

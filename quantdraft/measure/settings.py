@@ -14,6 +14,7 @@ from quantdraft.errors import OptionError
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ModeChoice
 from quantdraft.record.terms import ALL_KS
+from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.traffic import Sampling
 
 
@@ -45,6 +46,7 @@ class TrafficSettings:
     top_p: float | None = None
     top_k: int | None = None
     acceptance_rule: AcceptanceRule | None = None  # None: by the traffic's sampling
+    read: ReadSettings = field(default_factory=ReadSettings)  # of a log, or of the prompts
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -202,6 +204,7 @@ class CaptureSettings:
     force: bool = False  # replace an output, and discard an unfinished one of other settings
     trust_remote_code: bool = False
     target_url: str | None = None  # of a vLLM server; `target` then gives the tokenizer alone
+    read: ReadSettings = field(default_factory=ReadSettings)  # of the prompts
 
     def __post_init__(self) -> None:
         coerce_paths(self)

@@ -64,4 +64,5 @@ class Subject:
             "rule": self.rule,
             "sampling": None if sampling is None else asdict(sampling),
             "dtype": str(self.dtype),
+            **({"read_with": self.traffic.read_with} if self.traffic.read_with else {}),
         }

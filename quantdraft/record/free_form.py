@@ -122,6 +122,14 @@ PROVENANCE = FreeForm(
             "num_tokens": Count,
             "sampling": dict[str, Any] | None,
             "target": dict[str, Any] | None,
+            "reading": {
+                "formats": dict[str, Count],
+                "num_lines": Count,
+                "num_used": Count,
+                "left_out": list[dict[str, Any]],
+                "notes": list[str],
+                "warnings": list[str],
+            },
         },
     }
 )

@@ -17,7 +17,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from quantdraft.common.documents import kind_of, parse_json
 from quantdraft.errors import TrafficError, nearest_path
+from quantdraft.traffic.tables import Digest, open_table
 
+BROKEN = "broken JSON"
 MAX_BYTES_IN_MEMORY = 16 * 2**20  # of a file whose items are all held in memory
 MAX_LINE_BYTES = 64 * 2**20  # a line is one prompt and its answer: a million tokens have 20 MB
 MAX_ARRAY_BYTES = 2 * 2**30  # an array is read as a whole: the largest ShareGPT file has 0.7 GB
@@ -32,8 +34,10 @@ class Identified(Protocol):
 
 
 Item = TypeVar("Item", bound=Identified)
-# Makes an item from a line's place ("line 3") and its object; None leaves the line out.
-Parse = Callable[[str, dict[str, Any]], Item | None]
+# Makes the items of a line from its place ("line 3") and its object, the same ones every time.
+Parse = Callable[[str, dict[str, Any]], Sequence[Item]]
+# Is told of a line that is no JSON object: its place, and why.
+Skip = Callable[[str, str], None]
 
 
 class Located(NamedTuple):
@@ -49,31 +53,35 @@ class Located(NamedTuple):
         return f"{'item' if self.offset is None else 'line'} {self.number}"
 
 
-class Digest(Protocol):
-    """What hashlib gives: it is told every byte that is read."""
+def located_entries(  # noqa: PLR0912
+    path: Path, digest: Digest | None = None, skip: Skip | None = None
+) -> Iterator[Located]:
+    """Yield the objects of JSON lines or of one JSON document, with their places.
 
-    def update(self, data: bytes, /) -> None:
-        """Add bytes."""
-
-
-def located_entries(path: Path, digest: Digest | None = None) -> Iterator[Located]:
-    """Yield the objects of JSON lines or of one JSON array, with their places.
-
-    Lines are read one at a time, an array as a whole. Raises TrafficError when the file is missing,
-    empty, not UTF-8, no file at all, longer than is ever needed, or an entry is no JSON object.
+    Lines are read one at a time, a document as a whole; rows of CSV and parquet are objects too.
+    Raises TrafficError when the file is missing, empty, not UTF-8, no file at all, or longer than
+    is ever needed; and where an entry is no JSON object, unless `skip` is told of it.
 
     digest: is given the bytes that are read, so that it names these and no later content
     """
     is_empty, offset = True, 0
     _require_file(path)
     try:
+        if (rows := open_table(path, digest)) is not None:
+            for number, row in enumerate(rows, start=1):
+                is_empty = False
+                yield Located(number, None, row)
+            if is_empty:
+                raise TrafficError(f"'{path}' holds no row.")
+            return
         with open(path, "rb") as file:
             for number in count(1):
                 line = file.readline(MAX_LINE_BYTES + 1)
                 if not line:
                     break
-                if is_empty and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-                    yield from _array_items(path, digest, offset)
+                opening = line.removeprefix(BOM_UTF8).strip() if is_empty else b""
+                if opening.startswith(b"[") or opening == b"{":
+                    yield from _document_items(path, digest, offset, skip)
                     return
                 if len(line) > MAX_LINE_BYTES:
                     raise TrafficError(
@@ -85,7 +93,9 @@ def located_entries(path: Path, digest: Digest | None = None) -> Iterator[Locate
                 text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
                 if text.strip():
                     is_empty = False
-                    yield Located(number, offset, _parse_line(path, number, text))
+                    entry = _parse_line(path, number, text, skip)
+                    if entry is not None:
+                        yield Located(number, offset, entry)
                 offset += len(line)
     except FileNotFoundError:
         hint = nearest_path(path)
@@ -109,21 +119,20 @@ class LineReader(Generic[Item]):
         self.is_large = path.is_file() and path.stat().st_size > MAX_BYTES_IN_MEMORY
         self.names: list[str] = []
         self._items: list[Item] = []
-        self._lines = array("Q")  # offset and number of each
+        self._lines = array(
+            "Q"
+        )  # of each: offset and number of its line, and which of the line's items it is
         self._sizes = array("Q")
 
-    def add(self, found: Located) -> bool:
-        """Parse one object and keep it; False where it is left out."""
-        item = self.parse(found.place, found.entry)
-        if item is None:
-            return False
-        self.names.append(item.prompt_id)
-        if found.offset is None or not self.is_large:
-            self._items.append(item)
-        else:
-            self._lines.extend((found.offset, found.number))
-            self._sizes.extend(self.sizes(item))
-        return True
+    def add(self, found: Located, items: Sequence[Item]) -> None:
+        """Keep the items of one object, which `parse` makes again of it."""
+        for part, item in enumerate(items):
+            self.names.append(item.prompt_id)
+            if found.offset is None or not self.is_large:
+                self._items.append(item)
+            else:
+                self._lines.extend((found.offset, found.number, part))
+                self._sizes.extend(self.sizes(item))
 
     def items(self) -> Sequence[Item]:
         """Return all items with unique ids: a tuple, or StoredLines of a large file."""
@@ -139,7 +148,7 @@ class StoredLines(Sequence[Item], Generic[Item]):
     def __init__(
         self, path: Path, parse: Parse[Item], names: list[str], lines: array[int], sizes: array[int]
     ) -> None:
-        """names: the ids; lines: offset and number of each; sizes: the same count for each."""
+        """names: the ids; lines: three numbers of each; sizes: the same count for each."""
         self.path, self.parse, self._names = path, parse, names
         self._lines, self._sizes = lines, sizes
         self._file = open(path, "rb")  # noqa: SIM115
@@ -158,18 +167,17 @@ class StoredLines(Sequence[Item], Generic[Item]):
         if isinstance(at, slice):
             return tuple(self[index] for index in range(*at.indices(len(self))))
         index = range(len(self))[at]
-        offset, number = self._lines[2 * index : 2 * index + 2]
+        offset, number, part = self._lines[3 * index : 3 * index + 3]
         self._file.seek(offset)
         line = self._file.readline()
         try:
             if self.path.stat().st_mtime_ns != self._written:
                 raise ValueError("changed")
-            item = self.parse(f"line {number}", parse_json(line.removeprefix(BOM_UTF8)))
-        except (ValueError, OSError) as error:
+            item = self.parse(f"line {number}", parse_json(line.removeprefix(BOM_UTF8)))[part]
+        except (ValueError, IndexError, OSError) as error:
             raise TrafficError(
                 f"'{self.path}' was changed while it was being read. Run the command again."
             ) from error
-        assert item is not None  # it was one when the file was indexed
         return _rename(item, self._names[index])
 
     @property
@@ -232,7 +240,10 @@ def _require_file(path: Path) -> None:
         raise TrafficError(f"'{path}' is {kind}, not a file. Give a JSON lines file.")
 
 
-def _array_items(path: Path, digest: Digest | None, num_digested: int) -> Iterator[Located]:
+def _document_items(
+    path: Path, digest: Digest | None, num_digested: int, skip: Skip | None
+) -> Iterator[Located]:
+    """Yield the objects of one JSON document: an array of them, or a single one."""
     with open(path, "rb") as file:
         raw = file.read(MAX_ARRAY_BYTES + 1)
     if len(raw) > MAX_ARRAY_BYTES:
@@ -244,20 +255,30 @@ def _array_items(path: Path, digest: Digest | None, num_digested: int) -> Iterat
         digest.update(raw[num_digested:])
     text = raw.decode("utf-8-sig")
     try:
-        items = parse_json(text)
+        found = parse_json(text, is_unicode=False)
     except ValueError as error:
         raise TrafficError(f"'{path}' is not a complete JSON array: {error}.") from error
-    for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict):
+    for number, item in enumerate(found if isinstance(found, list) else [found], start=1):
+        if isinstance(item, dict):
+            yield Located(number, None, item)
+        elif skip is None:
             raise TrafficError(f"{path}:item {number}: not an object but {shorten(item)}.")
-        yield Located(number, None, item)
+        else:
+            skip(f"item {number}", f"not an object but {shorten(item)}")
 
 
-def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: str, skip: Skip | None) -> dict[str, Any] | None:
+    """Return a line's object; None where `skip` was told that it has none."""
     try:
         entry = parse_json(line, is_unicode=False)
     except ValueError as error:
-        raise TrafficError(f"{path}:line {number}: broken JSON: {error}.") from error
-    if not isinstance(entry, dict):
+        if skip is None:
+            raise TrafficError(f"{path}:line {number}: broken JSON: {error}.") from error
+        skip(f"line {number}", BROKEN)
+        return None
+    if isinstance(entry, dict):
+        return entry
+    if skip is None:
         raise TrafficError(f"{path}:line {number}: not a JSON object but {shorten(entry)}.")
-    return entry
+    skip(f"line {number}", "not a JSON object")
+    return None

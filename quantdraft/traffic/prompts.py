@@ -1,4 +1,4 @@
-"""Prompts: plain text or chat turns, read from JSON lines or ShareGPT files. No model is loaded.
+"""Prompts: plain text, chat turns or token ids, from any format of a log. No model is loaded.
 
 The tokenizer is an argument, of the kind that `transformers` has: callable on a text,
 with `apply_chat_template` for chats.
@@ -7,111 +7,79 @@ with `apply_chat_template` for chats.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantdraft.common.documents import require_unicode
 from quantdraft.errors import TrafficError, nearest
-from quantdraft.traffic.bounds import TookTooLong, bounded
-from quantdraft.traffic.jsonl import LineReader, located_entries, shorten
+from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
+from quantdraft.traffic.formats.known import Reader
+from quantdraft.traffic.jsonl import LineReader, located_entries
+from quantdraft.traffic.ledger import Reading, Tally
+from quantdraft.traffic.responses import ONLY_LENGTHS, ReadSettings, answer_places
+from quantdraft.traffic.templates import chat_text, has_template
 
-MAX_TEMPLATE_SECONDS = 10.0  # of the processor, for one chat; a template takes a millisecond
-MAX_TEMPLATE_BYTES = 1 << 30
-MAX_CHAT_CHARACTERS = 64 * 2**20
-_TOO_LARGE = (
-    "the tokenizer's chat template makes a text of one chat that is larger than any model reads: "
-    "it was stopped. Read chat_template of the target's directory."
-)
 PROMPT_KEYS = ("prompt", "messages", "conversations")
-_ANSWERERS = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
-_ROLES = {"human": "user", "user": "user", "system": "system"}
-_ROLES |= dict.fromkeys(_ANSWERERS, "assistant")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt for the target: a text, or the chat turns before its answer, one of the two."""
+    """A prompt for the target: a text, or the chat turns before its answer, or token ids."""
 
     prompt_id: str
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
     domain: str = "default"
+    token_ids: tuple[int, ...] | None = None
+    tools: tuple[Any, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    conversation: str | None = None
+    is_plain: bool = False  # a lone user's turn, which stays a text where there is no template
 
 
-def read_prompts(path: Path) -> Sequence[Prompt]:
-    """Read prompts from JSON lines, a JSON array, or a ShareGPT file of either kind.
+class PromptFile(NamedTuple):
+    """The prompts of a file, and how it was read."""
 
-    An entry holds `prompt`, or chat `messages`, or ShareGPT `conversations`, and may hold `id`
-    and `domain`. A chat that ends with the assistant's answer is asked without that answer; a
-    ShareGPT conversation is asked up to its first answer. ShareGPT conversations in which no
-    human speaks are left out with a logged warning. Large files of lines stay on the disk, each
-    prompt read when it is asked for. Raises TrafficError with the line number.
+    prompts: Sequence[Prompt]
+    reading: Reading
+    skipped: tuple[str, ...]  # one "line 7: why" for each line that is left out
+
+
+def read_prompts(path: Path, settings: ReadSettings | None = None) -> Sequence[Prompt]:
+    """Read the prompts of a file; what is left out is logged. See `read_prompt_file`."""
+    found = read_prompt_file(path, settings)
+    if found.skipped:
+        _log.warning("%s: %s", path, found.reading.sentence)
+    return found.prompts
+
+
+def read_prompt_file(path: Path, settings: ReadSettings | None = None) -> PromptFile:
+    """Read prompts from a file of any known format, line by line.
+
+    A chat that ends with the assistant's answer is asked without that answer; a conversation of
+    ShareGPT, LMSYS or WildChat is asked up to its first answer; with turns "all" each is asked up
+    to every one of its answers. What cannot be asked is left out and counted. Large files of lines
+    stay on the disk, each prompt read when it is asked for. Raises TrafficError where nothing is
+    left.
     """
-    reader = LineReader(path, partial(_read_entry, path))
-    without_human = [found.place for found in located_entries(path) if not reader.add(found)]
-    if without_human:
-        _log.warning(
-            "%s: left out %d of %d conversations in which no human speaks (first: %s).",
-            path,
-            len(without_human),
-            len(without_human) + len(reader.names),
-            without_human[0],
-        )
+    settings = settings or ReadSettings()
+    tally, logs = Tally(), Reader(settings.format_name, settings.requests)
+    logs.prepare(path)
+
+    def parse(place: str, entry: dict[str, Any]) -> Sequence[Prompt]:
+        return _prompts(logs, place, entry, settings, Tally())
+
+    reader = LineReader(path, parse)
+    for found in located_entries(path, skip=tally.leave_out_line):
+        if not logs.stands_for_another(found.entry):
+            reader.add(found, _prompts(logs, found.place, found.entry, settings, tally))
     if not reader.names:
-        raise TrafficError(f"'{path}' holds no prompt. Give entries with 'prompt' or 'messages'.")
-    return reader.items()
-
-
-def read_messages(value: Any, where: str) -> tuple[dict[str, str], ...]:
-    """Check chat turns: a list of objects with a `role` and a text `content`.
-
-    where: file and line, for the error message.
-    """
-    if not isinstance(value, list) or not value:
-        raise TrafficError(f"{where}: 'messages' must be a list of chat turns.")
-    for turn in value:
-        is_turn = isinstance(turn, dict) and isinstance(turn.get("role"), str)
-        if not is_turn or not isinstance(turn.get("content"), str):
-            raise TrafficError(
-                f"{where}: a chat turn needs 'role' and 'content', both text. "
-                f"Found {shorten(turn)}."
-            )
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in value)
-
-
-def chat_text(messages: Iterable[dict[str, str]], tokenizer: Any) -> str:
-    """Write a chat by the tokenizer's template, up to where the assistant begins.
-
-    Raises TrafficError when the tokenizer has no chat template, or it refuses these turns.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise TrafficError(
-            "the prompts are chats, but the target's tokenizer has no chat template. Give prompts "
-            "as 'prompt' text, or put a chat_template.jinja into the target's directory."
-        )
-    turns = list(messages)
-    try:
-        with bounded(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_BYTES):
-            text = str(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
-    except TookTooLong:
-        raise TrafficError(
-            f"the tokenizer's chat template needs more than {MAX_TEMPLATE_SECONDS:g} seconds for "
-            "one chat: it was stopped. Read chat_template of the target's directory."
-        ) from None
-    except MemoryError:
-        raise TrafficError(_TOO_LARGE) from None
-    except Exception as error:  # templates raise many types: jinja2, ValueError, TypeError
-        raise TrafficError(f"the tokenizer's chat template refuses a chat: {error}") from error
-    if len(text) > MAX_CHAT_CHARACTERS:
-        raise TrafficError(_TOO_LARGE)
-    return text
+        raise TrafficError(_no_prompt(path, tally))
+    return PromptFile(reader.items(), tally.reading(), tuple(tally.skipped))
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
@@ -119,11 +87,15 @@ def encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
 
     Raises TrafficError when a chat has no template, or the prompt has no token at all.
     """
+    if prompt.token_ids is not None:
+        return prompt.token_ids
     if prompt.messages is None:
         ids = tokenizer(prompt.text)["input_ids"]
+    elif prompt.is_plain and not has_template(tokenizer):
+        ids = tokenizer(prompt.messages[-1]["content"])["input_ids"]
     else:
         # A template writes the special tokens itself; the tokenizer would write BOS twice.
-        text = chat_text(prompt.messages, tokenizer)
+        text = chat_text(prompt.messages, tokenizer, prompt.tools, prompt.template_kwargs)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise TrafficError(
@@ -132,47 +104,72 @@ def encode_prompt(prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_entry(path: Path, place: str, entry: dict[str, Any]) -> Prompt | None:
-    """Return the entry's prompt; None for a ShareGPT conversation in which no human speaks."""
-    where = f"{path}:{place}"
+def _prompts(
+    logs: Reader, place: str, entry: dict[str, Any], settings: ReadSettings, tally: Tally
+) -> list[Prompt]:
+    """Return the prompts of one object of the file; the tally counts its lines."""
+    found: list[Prompt] = []
+    for kind, part in logs.parts(entry):
+        tally.num_lines += 1
+        try:
+            exchanges = logs.read(kind, part)
+            for exchange in exchanges:
+                found += _asked(place, exchange, settings)
+        except UnusableLineError as reason:
+            tally.leave_out(place, reason)
+            continue
+        assert kind is not None  # it was read
+        tally.use(kind.title, exchanges[0])
+    return found
+
+
+def _asked(place: str, exchange: Exchange, settings: ReadSettings) -> list[Prompt]:
+    name = exchange.name or place.replace(" ", "-")
+    if exchange.lengths is not None:
+        raise UnusableLineError(ONLY_LENGTHS)
+    fields: dict[str, Any] = {
+        "domain": exchange.domain or "default",
+        "tools": exchange.tools,
+        "template_kwargs": {**settings.template_kwargs, **exchange.template_kwargs},
+        "conversation": exchange.conversation,
+        "is_plain": exchange.is_plain,
+    }
     try:
-        require_unicode(entry)
+        require_unicode([name, fields["domain"], exchange.prompt or ""])
     except ValueError as error:
-        raise TrafficError(f"{where}: {error}. Repair or remove it.") from error
-    prompt_id = str(entry.get("id", entry.get("prompt_id", place.replace(" ", "-"))))
-    domain = str(entry.get("domain", "default"))
-    if isinstance(entry.get("prompt"), str):
-        if not entry["prompt"]:
-            raise TrafficError(f"{where}: 'prompt' is empty. Remove the line or give it a text.")
-        return Prompt(prompt_id, text=entry["prompt"], domain=domain)
-    if "messages" in entry:
-        messages = read_messages(entry["messages"], where)
-        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        if not asked:
-            raise TrafficError(f"{where}: 'messages' holds no turn before the assistant's.")
-        return Prompt(prompt_id, messages=asked, domain=domain)
-    if "conversations" in entry:
-        opening = _turns_before_answer(entry["conversations"], where)
-        return Prompt(prompt_id, messages=opening, domain=domain) if opening else None
-    keys = ", ".join(repr(key) for key in entry) or "nothing"
-    hints = [hint for key in entry if (hint := nearest(key, PROMPT_KEYS, cutoff=0.8))]
-    raise TrafficError(
-        f"{where}: needs 'prompt' or 'messages' or 'conversations'; it has {keys}."
-        f"{hints[0] if hints else ''}"
-    )
+        raise UnusableLineError(str(error)) from error
+    if exchange.prompt_token_ids is not None:
+        return [Prompt(name, token_ids=tuple(exchange.prompt_token_ids), **fields)]
+    if exchange.messages is None:
+        return [Prompt(name, text=exchange.prompt, **fields)]
+    ends = _ends(exchange, settings)
+    if len(ends) > 1:
+        fields["conversation"] = exchange.conversation or name
+    names = [f"{name}/turn-{number}" for number in range(1, len(ends))] + [name]
+    asked = zip(names, ends, strict=True)
+    return [Prompt(own, messages=exchange.messages[:end], **fields) for own, end in asked]
 
 
-def _turns_before_answer(conversation: Any, where: str) -> tuple[dict[str, str], ...]:
-    """Return the turns before the first answer to a human; () when no human speaks."""
-    if not isinstance(conversation, list):
-        raise TrafficError(f"{where}: 'conversations' must be a list of turns.")
-    opening: list[dict[str, str]] = []
-    for turn in conversation:
-        role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
-        if role is None or not isinstance(turn.get("value"), str):
-            raise TrafficError(f"{where}: a turn needs 'from' and 'value'. Found {shorten(turn)}.")
-        if role != "assistant":  # cut conversations of ShareGPT may open with an answer
-            opening.append({"role": role, "content": turn["value"]})
-        elif any(message["role"] == "user" for message in opening):
-            return tuple(opening)
-    return tuple(opening) if any(message["role"] == "user" for message in opening) else ()
+def _ends(exchange: Exchange, settings: ReadSettings) -> list[int]:
+    """Return how many turns each prompt of a chat has."""
+    messages = exchange.messages or ()
+    answers = answer_places(exchange, "all")
+    ends = list(answers) if settings.turns == "all" else []
+    if settings.turns is None and exchange.asks_first_answer and answers:
+        ends = [next((at for at in answers if _has_user(messages[:at])), answers[-1])]
+    if not ends or (settings.turns == "all" and messages[-1]["role"] != "assistant"):
+        ends.append(len(messages) - (messages[-1]["role"] == "assistant"))
+    if ends == [0]:
+        raise UnusableLineError("'messages' holds no turn before the assistant's")
+    return ends
+
+
+def _has_user(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(turn["role"] == "user" for turn in messages)
+
+
+def _no_prompt(path: Path, tally: Tally) -> str:
+    if not tally.skipped:
+        return f"'{path}' holds no prompt. Give entries with 'prompt' or 'messages'."
+    hints = (hint for word in tally.skipped[0].split("'") if (hint := nearest(word, PROMPT_KEYS)))
+    return f"'{path}' holds no prompt. The first reason: {tally.skipped[0]}.{next(hints, '')}"

@@ -1,19 +1,51 @@
-"""Read one response, a prompt's token ids and the target's answer, from a line of traffic or a log.
+"""Responses of a log: a prompt's token ids and the target's answer, from one line's exchange.
 
-This module knows the forms of a line, and why one is left out; `traffic` reads the files.
+`formats` reads the line; this module makes token ids of it, and knows why one is left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from quantdraft.common.documents import require_unicode
+from quantdraft.common.files import file_sha256
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.prompts import chat_text, read_messages
+from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
+from quantdraft.traffic.templates import (
+    RefusedChatError,
+    has_template,
+    prompt_and_answer,
+)
 
+Turns = Literal["last", "all"]
 MAX_TOKEN_ID = 1 << 31
 MIN_RESPONSE_TOKENS = 2  # the first comes from the prefill: one more is needed for a round
+NO_ANSWER = "the chat does not end with an assistant's turn after another"
+UNANSWERED = "a prompt without an answer"
+ONLY_LENGTHS = "it holds lengths alone, without text"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """How a log is read; what is not given is found out."""
+
+    format_name: str | None = None
+    turns: Turns | None = None  # None: all of a conversation, the reply alone of a request
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    requests: Path | None = None  # the input file of a batch, whose output the log is
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what was given, as JSON values; it decides the content beside the file."""
+        given = {
+            "format": self.format_name,
+            "turns": self.turns,
+            "chat_template_kwargs": dict(self.template_kwargs) or None,
+            "requests_sha256": None if self.requests is None else file_sha256(self.requests),
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +58,88 @@ class Response:
     # Of each response token, after temperature, top-p and top-k; None when the log has none.
     logprobs: tuple[float, ...] | None = None
     domain: str = "default"
-
-
-class UnusableLineError(Exception):
-    """A line that is left out and counted. Its message is the reason."""
+    conversation: str | None = None  # what it is resampled with; None: it stands alone
+    traits: tuple[tuple[str, str], ...] = ()  # ("model", "m"), …: what its tokens are parted by
 
 
 class RoundTripError(UnusableLineError):
     """A text that differs from decode(encode(text))."""
 
 
-def read_response(where: str, place: str, entry: dict[str, Any], tokenizer: Any) -> Response:
-    """Return the response in a line; UnusableLineError where it is left out, else TrafficError.
+class Texts(NamedTuple):
+    """A prompt and its answer, as token ids or as texts."""
 
-    Token ids are taken as they are; text is tokenized by the target's tokenizer.
+    prompt: Any
+    response: Any
+    is_chat: bool = False
+
+
+def responses_of(
+    where: str, place: str, exchange: Exchange, tokenizer: Any, settings: ReadSettings
+) -> Iterator[Response | UnusableLineError]:
+    """Yield the responses of an exchange, and for each that is left out the reason.
+
+    Token ids are taken as they are; text is tokenized by the target's tokenizer. TrafficError
+    where there is none for it.
     """
-    prompt_ids, response_ids = _token_ids(where, entry, tokenizer)
+    name = exchange.name or place.replace(" ", "-")
+    if exchange.lengths is not None:
+        yield UnusableLineError(ONLY_LENGTHS)
+        return
+    ends = answer_places(exchange, settings.turns)
+    if exchange.messages is not None and not ends:
+        yield UnusableLineError(NO_ANSWER)
+        return
+    if exchange.messages is not None:
+        _require_tokenizer(where, tokenizer)
+    session = exchange.conversation or (name if len(ends) > 1 else None)
+    for number, end in enumerate(ends or (None,), start=1):
+        own = name if number == max(1, len(ends)) else f"{name}/turn-{number}"
+        try:
+            yield _response(where, own, session, exchange, end, tokenizer, settings)
+        except UnusableLineError as reason:
+            yield reason
+        except RefusedChatError as refusal:
+            yield UnusableLineError(str(refusal))
+
+
+def answer_places(exchange: Exchange, turns: Turns | None) -> tuple[int, ...]:
+    """Return where the assistant's turns stand that are read; () where there is none."""
+    messages = exchange.messages or ()
+    found = tuple(at for at, turn in enumerate(messages) if at and turn["role"] == "assistant")
+    if (turns or ("last" if exchange.has_one_answer else "all")) == "all":
+        return found
+    return found[-1:] if found and found[-1] == len(messages) - 1 else ()
+
+
+def _response(
+    where: str,
+    name: str,
+    session: str | None,
+    exchange: Exchange,
+    end: int | None,
+    tokenizer: Any,
+    settings: ReadSettings,
+) -> Response:
+    prompt_ids, response_ids = _token_ids(where, exchange, end, tokenizer, settings)
     if not prompt_ids:
         raise UnusableLineError("the prompt has no token")
     if len(response_ids) < MIN_RESPONSE_TOKENS:
         raise UnusableLineError(
             f"the response has {len(response_ids)} tokens, and {MIN_RESPONSE_TOKENS} are needed"
         )
-    prompt_id = str(entry.get("prompt_id", entry.get("id", place.replace(" ", "-"))))
-    domain = str(entry.get("domain", "default"))
-    _require_characters(prompt_id + domain)
+    domain = exchange.domain or "default"
+    _require_characters(name + domain)
+    is_last = end is None or end == len(exchange.messages or ()) - 1
+    traits = exchange.traits if is_last else exchange.traits | {"finish reason": ""}
     return Response(
-        prompt_id=prompt_id,
+        prompt_id=name,
         prompt_token_ids=prompt_ids,
         response_token_ids=response_ids,
-        logprobs=_logprobs(entry.get("logprobs"), len(response_ids)),
+        logprobs=_logprobs(exchange.logprobs if is_last else None, len(response_ids)),
         domain=domain,
+        conversation=session,
+        traits=tuple((name, value) for name, value in traits.items() if value),
     )
 
 
@@ -68,29 +151,29 @@ def _require_characters(text: str) -> None:
 
 
 def _token_ids(
-    where: str, entry: dict[str, Any], tokenizer: Any
+    where: str, exchange: Exchange, end: int | None, tokenizer: Any, settings: ReadSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if "prompt_token_ids" in entry and "response_token_ids" in entry:
-        return _ids(entry, "prompt_token_ids"), _ids(entry, "response_token_ids")
-    if isinstance(entry.get("prompt"), str) and isinstance(entry.get("response"), str):
+    if exchange.response_token_ids is not None:
+        return (
+            _ids(exchange.prompt_token_ids, "prompt_token_ids"),
+            _ids(exchange.response_token_ids, "response_token_ids"),
+        )
+    if exchange.messages is None:
+        if exchange.prompt is None or exchange.response is None:
+            raise UnusableLineError(UNANSWERED)
         _require_tokenizer(where, tokenizer)
-        return _tokenize(entry["prompt"], entry["response"], tokenizer, add_special_tokens=True)
-    if "messages" in entry:
-        messages = read_messages(entry["messages"], where)
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise UnusableLineError("the chat does not end with an assistant's turn after another")
-        _require_tokenizer(where, tokenizer)
-        prompt = chat_text(messages[:-1], tokenizer)
-        return _tokenize(prompt, messages[-1]["content"], tokenizer, add_special_tokens=False)
-    keys = ", ".join(repr(key) for key in entry) or "nothing"
-    raise TrafficError(
-        f"{where}: needs 'prompt' and 'response', or 'prompt_token_ids' and 'response_token_ids', "
-        f"or 'messages'; it has {keys}."
-    )
+        return _tokenize(exchange.prompt, exchange.response, tokenizer, add_special_tokens=True)
+    assert end is not None
+    messages = exchange.messages[: end + 1]
+    if exchange.is_plain and not has_template(tokenizer):
+        texts = messages[-2]["content"], messages[-1]["content"]
+        return _tokenize(*texts, tokenizer, add_special_tokens=True)
+    kwargs = {**settings.template_kwargs, **exchange.template_kwargs}
+    prompt, answer = prompt_and_answer(messages, tokenizer, exchange.tools, kwargs)
+    return _tokenize(prompt, answer, tokenizer, add_special_tokens=False)
 
 
-def _ids(entry: dict[str, Any], name: str) -> tuple[int, ...]:
-    ids = entry[name]
+def _ids(ids: Any, name: str) -> tuple[int, ...]:
     is_list = isinstance(ids, list)
     # bool is an int to Python, and a mistake in a log
     if not is_list or any(type(token) is not int or not 0 <= token < MAX_TOKEN_ID for token in ids):

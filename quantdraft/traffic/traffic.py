@@ -18,10 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.errors import OptionError, TrafficError
-from quantdraft.traffic.jsonl import LineReader, StoredLines, located_entries
-from quantdraft.traffic.responses import Response, RoundTripError, UnusableLineError, read_response
+from quantdraft.traffic.doubts import warnings_of
+from quantdraft.traffic.formats.exchange import UnusableLineError
+from quantdraft.traffic.formats.known import Reader
+from quantdraft.traffic.jsonl import BROKEN, LineReader, StoredLines, located_entries
+from quantdraft.traffic.ledger import Reading, Tally, left_out_of
+from quantdraft.traffic.responses import (
+    NO_ANSWER,
+    ONLY_LENGTHS,
+    UNANSWERED,
+    ReadSettings,
+    Response,
+    RoundTripError,
+    responses_of,
+)
+
+__all__ = ["Response", "read_traffic"]
 
 TRAFFIC_VERSION = 1
+ASKABLE = {NO_ANSWER, UNANSWERED}  # reasons for which the file is one of prompts
 HEADER_KINDS: dict[str, tuple[type, ...]] = {
     "target": (dict,),
     "skipped": (list,),
@@ -63,6 +78,9 @@ class Traffic:
     sha256: str = ""
     skipped: tuple[str, ...] = ()  # one "line 7: why" for each line or prompt left out
     num_round_trip_failures: int = 0  # of those, texts that decode(encode(text)) does not return
+    reading: Reading | None = None  # how a log was read; None: a file of `capture`
+    # What decides the responses beside the file, as JSON values: how it was read. {}: nothing does.
+    read_with: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str | None:
@@ -76,51 +94,129 @@ class Traffic:
         return int(token_counts(self.responses).response.sum())
 
 
-def read_traffic(path: Path, tokenizer: Any = None) -> Traffic:
-    """Read captured traffic or a production log.
+def read_traffic(
+    path: Path, tokenizer: Any = None, settings: ReadSettings | None = None
+) -> Traffic:
+    """Read captured traffic or a production log, of any format in `formats`.
 
-    A line holds `prompt_token_ids` and `response_token_ids`, taken as they are; or `prompt` and
-    `response` text; or chat `messages` that end with the assistant's turn. Text needs the
-    target's tokenizer: it is tokenized, and left out where decoding does not give it back.
-    Lines with a response under 2 tokens, or with invalid ids or log-probabilities, are left
-    out too; `Traffic.skipped` says which and why. Raises TrafficError, with the line number, on
-    broken JSON and on lines of no known kind, on truncated captures, and when nothing is left.
+    Token ids are taken as they are. Text needs the target's tokenizer: it is tokenized, and left
+    out where decoding does not give it back. Lines with a response under 2 tokens, with invalid
+    ids or log-probabilities, of no known kind or broken are left out too; `Traffic.skipped` says
+    which and why. Raises TrafficError on truncated captures, and when nothing is left.
     """
+    settings = settings or ReadSettings()
     header: dict[str, Any] = {}
-    num_lines, skipped, num_round_trip_failures = 0, [], 0
+    tally, logs = Tally(), Reader(settings.format_name, settings.requests)
+    num_round_trip_failures = num_objects = 0
+    logs.prepare(path)
 
-    def parse(place: str, entry: dict[str, Any]) -> Response:
-        return read_response(f"{path}:{place}", place, entry, tokenizer)
+    def parse(place: str, entry: dict[str, Any]) -> Sequence[Response]:
+        return _responses(path, logs, place, entry, tokenizer, settings, Tally()).usable
 
     digest = hashlib.sha256()
     reader = LineReader(path, parse, _num_tokens)
-    for found in located_entries(path, digest):
-        if not header and not num_lines and "quantdraft_traffic" in found.entry:
+    for found in located_entries(path, digest, tally.leave_out_line):
+        if not header and not tally.num_lines and "quantdraft_traffic" in found.entry:
             header = found.entry
             _require_header(path, header)
-            skipped = [str(reason) for reason in header.get("skipped", ())]
             continue
-        num_lines += 1
-        try:
-            reader.add(found)
-        except UnusableLineError as reason:
-            skipped.append(f"{found.place}: {reason}")
-            num_round_trip_failures += isinstance(reason, RoundTripError)
-    _require_whole(path, header, num_lines)
+        if logs.stands_for_another(found.entry):
+            continue
+        num_objects += 1
+        read = _responses(path, logs, found.place, found.entry, tokenizer, settings, tally)
+        num_round_trip_failures += read.num_round_trip_failures
+        reader.add(found, read.usable)
+    _require_whole(path, header, num_objects, tally)
     if not reader.names:
-        raise TrafficError(
-            f"'{path}' holds no usable response. The first reason: {skipped[0]}"
-            if skipped
-            else f"'{path}' is an empty array. Give a file with prompts and responses."
-        )
+        raise TrafficError(_nothing_usable(path, tally))
+    given = settings.as_record()
+    if len(reader.names) > tally.num_used and "turns" not in given:
+        given["turns"] = "all"
+    sampling, is_mixed = _stated_sampling(tally, reader)
+    doubts = warnings_of(tally, tokenizer, settings, is_mixed)
     return Traffic(
         responses=reader.items(),
-        sampling=_read_sampling(path, header),
+        sampling=_read_sampling(path, header) if header else sampling,
         target=dict(header.get("target", {})),
         sha256=digest.hexdigest(),
-        skipped=tuple(skipped),
+        skipped=(*(str(each) for each in header.get("skipped", ())), *tally.skipped),
         num_round_trip_failures=num_round_trip_failures,
+        reading=None if header else tally.reading(doubts),
+        read_with=given,
     )
+
+
+class _Read(NamedTuple):
+    """What one object of a file gave."""
+
+    usable: list[Response]
+    num_round_trip_failures: int
+
+
+def _responses(
+    path: Path,
+    logs: Reader,
+    place: str,
+    entry: dict[str, Any],
+    tokenizer: Any,
+    settings: ReadSettings,
+    tally: Tally,
+) -> _Read:
+    """Return the responses of one object; the tally counts its lines."""
+    usable: list[Response] = []
+    num_failures = 0
+    for kind, part in logs.parts(entry):
+        tally.num_lines += 1
+        try:
+            exchanges = logs.read(kind, part)
+        except UnusableLineError as reason:
+            tally.leave_out(place, reason)
+            continue
+        before = len(usable)
+        for exchange in exchanges:
+            for found in responses_of(f"{path}:{place}", place, exchange, tokenizer, settings):
+                if isinstance(found, Response):
+                    usable.append(found)
+                else:
+                    tally.leave_out(place, found)
+                    num_failures += isinstance(found, RoundTripError)
+        if len(usable) > before:
+            assert kind is not None  # it was read
+            tally.use(kind.title, exchanges[0])
+    return _Read(usable, num_failures)
+
+
+def _nothing_usable(path: Path, tally: Tally) -> str:
+    if not tally.skipped:
+        return f"'{path}' is an empty array. Give a file with prompts and responses."
+    reasons = {each.reason for each in left_out_of(tally.skipped)}
+    if reasons == {ONLY_LENGTHS}:
+        return (
+            f"'{path}' is a trace of lengths without text: no acceptance can be replayed on it. "
+            "`quantdraft traffic` says at which contexts to time a draft for it."
+        )
+    hint = " Give it as --prompts: the target answers them." if reasons <= ASKABLE else ""
+    first = tally.skipped[0]
+    more = f" ({len(reasons)} reasons in all)" if len(reasons) > 1 else ""
+    return f"'{path}' holds no usable response. The first reason: {first}{more}.{hint}"
+
+
+def _stated_sampling(tally: Tally, reader: LineReader[Response]) -> tuple[Sampling | None, bool]:
+    """Return the sampling that every line of a log states, and whether lines differ in it.
+
+    That a text was greedy is not taken from a log: its tokens may be others than the target's.
+    """
+    stated = [dict(each) for each in tally.samplings]
+    temperatures = {each.get("temperature") for each in stated}
+    if len(stated) != 1 or None in temperatures:
+        return None, len(temperatures) > 1
+    try:
+        known = stated[0]
+        top_k = max(0, int(known.get("top_k", 0)))
+        found = Sampling(known["temperature"], known.get("top_p", 1.0), top_k)
+    except (OptionError, OverflowError, ValueError):
+        return None, False
+    return None if found.is_greedy else found, False
 
 
 class TokenCounts(NamedTuple):
@@ -168,6 +264,11 @@ def header_line(
 def response_line(response: Response, prompt: str = "", text: str = "") -> str:
     """Return one line of a traffic file. Only its token ids are read; the texts are for people."""
     line: dict[str, Any] = asdict(response)
+    if response.conversation is None:
+        del line["conversation"]
+    line["traits"] = dict(response.traits)
+    if not response.traits:
+        del line["traits"]
     if prompt or text:
         line |= {"prompt": prompt, "response": text}
     return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
@@ -187,7 +288,12 @@ def _require_header(path: Path, header: dict[str, Any]) -> None:
             )
 
 
-def _require_whole(path: Path, header: dict[str, Any], num_lines: int) -> None:
+def _require_whole(path: Path, header: dict[str, Any], num_lines: int, tally: Tally) -> None:
+    if not header:
+        return
+    broken = next((each for each in tally.skipped if each.endswith(BROKEN)), None)
+    if broken is not None:
+        raise TrafficError(f"{path}:{broken}. Run `quantdraft capture` again.")
     expected = header.get("num_prompts", num_lines)
     if expected != num_lines:
         raise TrafficError(

@@ -43,6 +43,7 @@ from quantdraft.record.provenance import command_line, environment, model_identi
 from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
 from quantdraft.report import remove_pages, report_again, try_pages, write_report
+from quantdraft.traffic.ledger import left_out_of
 from quantdraft.traffic.traffic import Traffic
 
 
@@ -223,10 +224,20 @@ def _provenance(
             "sampling": None if traffic.sampling is None else asdict(traffic.sampling),
             "target": traffic.target,
             "is_of_target": _is_of_target(traffic, identity),
+            **_how_read(traffic),
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
         **_engine_settings(settings.serving),
     }
+
+
+def _how_read(traffic: Traffic) -> dict[str, Any]:
+    """Return what a log was read as, what was left out of it, and how it was asked to be read."""
+    with_options = {"read_with": traffic.read_with} if traffic.read_with else {}
+    if traffic.reading is not None:
+        return {"reading": traffic.reading.as_record(), **with_options}
+    left_out = [asdict(each) for each in left_out_of(traffic.skipped)]
+    return {**({"reading": {"left_out": left_out}} if left_out else {}), **with_options}
 
 
 def _is_of_target(traffic: Traffic, identity: dict[str, Any] | None) -> bool | None:

@@ -12,8 +12,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantdraft.errors import TrafficError
-from quantdraft.traffic import prompts
-from quantdraft.traffic.prompts import chat_text
+from quantdraft.traffic import templates
+from quantdraft.traffic.templates import chat_text
 
 CHAT = ({"role": "user", "content": "hello"},)
 LOOP = (
@@ -36,7 +36,7 @@ class Templated:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "MAX_TEMPLATE_SECONDS", 0.1)
+    monkeypatch.setattr(templates, "MAX_TEMPLATE_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("template", [LOOP, "{{ 10 ** (10 ** 9) }}", "{% set x = 7 ** 99999999 %}"])
@@ -61,7 +61,7 @@ def test_a_template_that_builds_gigabytes_is_stopped(template: str) -> None:
 
 
 def test_a_text_beyond_every_context_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "MAX_CHAT_CHARACTERS", 100)
+    monkeypatch.setattr(templates, "MAX_CHAT_CHARACTERS", 100)
     with pytest.raises(TrafficError, match="larger than any model reads"):
         chat_text(CHAT, Templated("{{ 'a' * 101 }}"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
+from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompt_file, read_prompts
 
 
 class WordTokenizer:
@@ -89,7 +89,7 @@ def test_conversation_without_a_human_is_left_out_and_said(
     with caplog.at_level(logging.WARNING):
         prompts = read_prompts(written(tmp_path / "p.json", [speechless, asked]))
     assert [p.prompt_id for p in prompts] == ["item-2"]
-    assert "left out 1 of 2 conversations" in caplog.text
+    assert "1 of 2 lines; 1 left out: a conversation in which no human speaks" in caplog.text
     with pytest.raises(TrafficError, match="holds no prompt"):
         read_prompts(written(tmp_path / "q.json", [speechless]))
 
@@ -101,16 +101,18 @@ def test_conversation_without_a_human_is_left_out_and_said(
         (" \n\n", "is empty"),
         ("[]", "holds no prompt"),
         ('[{"prompt": "x"}', "is not a complete JSON array"),
-        ('[{"prompt": "x"}, 3]', "item 2: not an object but 3"),
-        ('{"prompt": "x"}\n{"prompt": ', "line 2: broken JSON"),
-        ('{"prompt": "x"}\n"y"', "line 2: not a JSON object"),
-        ('{"prompt": "x"}\n\n{"text": "y"}', "line 3: needs 'prompt' or 'messages'"),
-        ('{"prompt": ""}', "line 1: 'prompt' is empty"),
-        ('{"messages": []}', "line 1: 'messages' must be a list of chat turns"),
-        ('{"messages": [{"role": "user", "content": [1]}]}', "line 1: a chat turn needs"),
+        ("[3]", "item 1: not an object but 3"),
+        ('{"prompt": ', "line 1: broken JSON"),
+        ('"y"', "line 1: not a JSON object"),
+        ('{"text": "y"}', "line 1: it is of no known format: it has 'text'"),
+        ('{"promt": "y"}', "it has 'promt'. Did you mean 'prompt'?"),
+        ('{"prompt": ""}', "line 1: its prompt is empty"),
+        ('{"messages": []}', "line 1: 'messages' is not a list of chat turns"),
+        ('{"messages": [{"role": "user", "content": [1]}]}', "line 1: a chat turn's content is no"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: 'messages' holds no"),
-        ('{"conversations": {"from": "human"}}', "line 1: 'conversations' must be a list"),
-        ('{"conversations": [{"from": "martian", "value": "x"}]}', "line 1: a turn needs 'from'"),
+        ('{"conversations": {"from": "human"}}', "line 1: 'conversations' is not a list"),
+        ('{"conversations": [{"from": "martian", "value": "x"}]}', "line 1: a turn is from 'mart"),
+        ('{"conversations": [{"from": "human"}]}', "line 1: a turn needs 'from' and 'value'"),
     ],
 )
 def test_unreadable_prompts_are_one_line_with_the_place(
@@ -123,6 +125,20 @@ def test_unreadable_prompts_are_one_line_with_the_place(
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+@pytest.mark.parametrize("bad", ['{"prompt": ', '"y"', "3", '{"text": "y"}', '{"prompt": ""}'])
+def test_one_bad_line_costs_itself_alone(tmp_path: Path, bad: str, as_array: bool) -> None:
+    if as_array and bad.endswith(" "):
+        return  # an array that is cut is no array
+    good, path = '{"prompt": "x"}', tmp_path / "p.jsonl"
+    path.write_text(f"[{good},{bad},{good}]" if as_array else f"{good}\n{bad}\n{good}\n")
+    found = read_prompt_file(path)
+    place = "item" if as_array else "line"
+    assert [prompt.prompt_id for prompt in found.prompts] == [f"{place}-1", f"{place}-3"]
+    assert found.skipped[0].startswith(f"{place} 2: ")
+    assert (found.reading.num_used, found.reading.num_lines) == (2, 3)
 
 
 def test_text_opens_as_the_tokenizer_opens_it_and_a_chat_as_its_template_does() -> None:

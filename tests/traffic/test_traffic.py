@@ -178,12 +178,17 @@ HEADER = '{"quantdraft_traffic": 1, "sampling": null, "num_prompts": 2}'
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "x"'], "log.jsonl:line 1: broken JSON"),
-        ([GOOD, "{", GOOD], "log.jsonl:line 2: broken JSON"),
-        ([GOOD, "[]"], "log.jsonl:line 2: not a JSON object but []"),
-        ([GOOD, '{"text": "x"}'], "log.jsonl:line 2: needs 'prompt' and 'response'"),
+        (
+            ['{"prompt": "x"'],
+            "log.jsonl' holds no usable response. The first reason: line 1: broken",
+        ),
+        ([HEADER, GOOD, "{"], "log.jsonl:line 3: broken JSON"),
+        (["3"], "line 1: not a JSON object"),
+        (['{"text": "x"}'], "line 1: it is of no known format: it has 'text'"),
         ([GOOD, '{"prompt": "x", "response": "abc"}'], "log.jsonl:line 2: holds text, which needs"),
-        ([GOOD, '{"messages": [{"role": "user"}]}'], "log.jsonl:line 2: a chat turn needs"),
+        (['{"messages": [{"role": "user"}]}'], "line 1: a chat turn has no content"),
+        (['{"prompt": "x"}'], "a prompt without an answer. Give it as --prompts"),
+        (['{"input_length": 5, "output_length": 6}'], "is a trace of lengths without text"),
         ([""], "log.jsonl' is empty"),
         ([GOOD.replace("5, 6", "5")], "holds no usable response. The first reason: line 1"),
         ([HEADER, GOOD], "is incomplete: its header says 2 prompts, it holds 1"),
@@ -199,6 +204,24 @@ def test_unreadable_file_is_one_line_with_the_place(
         read_traffic(write_lines(tmp_path / "log.jsonl", *lines))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("{", "broken JSON"),
+        ('{"prompt_token_ids": [1, 2, 3], "respo', "broken JSON"),
+        ("[]", "not a JSON object"),
+        ('{"event": "heartbeat"}', "it is of no known format: it has 'event'"),
+        ('{"messages": [{"role": "user"}]}', "a chat turn has no content"),
+    ],
+)
+def test_one_bad_line_costs_itself_alone(tmp_path: Path, bad: str, reason: str) -> None:
+    traffic = read_traffic(write_lines(tmp_path / "log.jsonl", GOOD, bad, GOOD))
+    assert [r.prompt_id for r in traffic.responses] == ["line-1", "line-3"]
+    assert traffic.skipped == (f"line 2: {reason}",)
+    assert traffic.reading is not None
+    assert traffic.reading.sentence == f"read as token ids: 2 of 3 lines; 1 left out: {reason}"
 
 
 def test_missing_and_binary_files_are_errors(tmp_path: Path) -> None:

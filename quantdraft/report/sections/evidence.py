@@ -21,6 +21,7 @@ def evidence_section(evaluation: Evaluation) -> Section:
     """Return one row for every question that a critical reader asks first."""
     rows = (
         ("Traffic", _traffic(evaluation)),
+        *_reading_rows(evaluation),
         ("Domains", _domains(evaluation)),
         *((role.capitalize(), _model(evaluation, role)) for role in MODELS),
         ("Replay", _replay(evaluation)),
@@ -50,6 +51,30 @@ def _traffic(evaluation: Evaluation) -> str:
     is_foreign = found.get("is_of_target") is False
     parts += ["made by other weights than the target's"] if is_foreign else []
     return ", ".join((*parts, _hash(found.get("sha256"))))
+
+
+def _reading_rows(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
+    """Return what a log was read as, what was left out of it, and what is uncertain in it."""
+    reading = _part(evaluation, "traffic").get("reading")
+    if not isinstance(reading, dict):
+        return ()
+    formats = reading.get("formats") or {}
+    lines = f"{count(reading.get('num_used', 0))} of {count(reading.get('num_lines', 0))} lines"
+    names = " and ".join(str(name) for name in formats)
+    notes = [str(note) for note in reading.get("notes") or ()]
+    rows = {
+        "Read as": ", ".join([names, lines, *notes]) if formats else "",
+        "Left out": "; ".join(map(_left_out, reading.get("left_out") or ())),
+        "Uncertain": " ".join(str(each) for each in reading.get("warnings") or ()),
+    }
+    return tuple((name, text) for name, text in rows.items() if text)
+
+
+def _left_out(found: dict[str, Any]) -> str:
+    places = found.get("places")
+    named = ", ".join(map(str, places)) if isinstance(places, (list, tuple)) else ""
+    more = ", …" if isinstance(places, (list, tuple)) and found.get("count") != len(places) else ""
+    return f"{found.get('count')} ({named}{more}): {found.get('reason')}"
 
 
 def _sampling(sampling: dict[str, Any]) -> str:
@@ -164,9 +189,11 @@ def _intervals(evaluation: Evaluation) -> str:
     seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
     resamples = count(evaluation.known_analysis.num_resamples)
     times = "of loads of the arms" if has_loads else "of timing blocks of one load"
+    named = [prompt.conversation for prompt in evaluation.prompts if prompt.conversation]
+    units = "conversations" if len(set(named)) < len(named) else "prompts"
     return (
-        f"95 %, by {resamples} resamples of prompts (both arms of one together) "
-        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
+        f"95 %, by {resamples} resamples of {units} (both arms of one together) "
+        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between {units}"
         f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
         f"{'' if has_loads else ', and not what differs between loads of one model'}"
     )
