@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with everything pinned
 # make demo    the whole job on the embedded pair; leaves a report in demo-run/
 # make test    every test that needs neither a GPU nor more than half a minute
+# make test-triton   the tests of the GPU products, in Triton's interpreter and compiled; Linux, no GPU
 # make test-engines   the tests that need vLLM; makes its environment first, which takes minutes
 # make check   formatter, linter, type checker
 # make campaigns   kills, fuzzing, simulated verdicts, replay by size: reports/campaigns, about an hour
@@ -9,9 +10,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# Triton lies in an environment of its own, which sees the main one: 900 MB that other tests do not need.
+TRITON := .venv-triton
+TRITON_STAMP := $(TRITON)/.complete
+PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 INSTALL_VLLM = $(BIN)/quantdraft engines list --json | grep -q '"version"' || $(BIN)/quantdraft engines install vllm
 
-.PHONY: setup demo test test-slow test-engines bench bench-long campaigns check audit clean
+.PHONY: setup demo test test-slow test-triton test-engines bench bench-long campaigns check audit clean
 
 setup: $(STAMP)
 
@@ -25,11 +30,22 @@ demo: setup
 
 # Two processes of one thread each: torch's own threads gain little on models this small.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not engine"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not engine and not triton"
 
 test-slow: setup
 	$(INSTALL_VLLM)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not triton"
+
+# Under TRITON_INTERPRET kernels run on a CPU; what compiles them starts processes without it.
+test-triton: $(TRITON_STAMP)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TRITON)/bin/python -m pytest -n 2 -m triton tests/engines
+
+$(TRITON_STAMP): $(STAMP) .ci/triton.txt
+	@test "$$(uname -s)" = Linux || { echo "triton has packages for Linux alone" >&2; exit 1; }
+	$(BIN)/python -m venv --clear --without-pip $(TRITON)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES))')" > "$$($(TRITON)/bin/python $(PACKAGES))/main.pth"
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/triton.txt
+	touch $(TRITON_STAMP)
 
 test-engines: setup
 	$(INSTALL_VLLM)
@@ -64,4 +80,4 @@ audit: setup
 	$(BIN)/python .ci/audit.py
 
 clean:
-	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON) demo-run .pytest_cache .mypy_cache .ruff_cache

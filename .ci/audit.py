@@ -15,14 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PINNED = Path(__file__).with_name("constraints.txt")
+PINNED = [Path(__file__).with_name(name) for name in ("constraints.txt", "triton.txt")]
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
 TIMEOUT_S = 900
 
 
 def main() -> int:
     """Run pip-audit on the constraints; print the verdict, one line where it is short."""
-    command = [sys.executable, "-m", "pip_audit", "-r", str(PINNED), "--no-deps", "--disable-pip"]
+    command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip"]
+    command += [word for path in PINNED for word in ("-r", str(path))]
     command += ["--progress-spinner", "off", "--timeout", "15", "-f", "json"]
     try:
         done = subprocess.run(

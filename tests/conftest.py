@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import tempfile
@@ -53,15 +54,35 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(root / "target", root / "draft", root / "prompts.jsonl")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap() -> None:
+    """What the imports left is not walked through at every collection: timing collects often."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels and modes are chosen by one trial each: which are fastest is not the point."""
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials, passes before a step and the machine's limits are few: how fast is not the point."""
     from quantdraft.engines.kernels import book, choice
-    from quantdraft.measure.latency import loaded
+    from quantdraft.measure.latency import loaded, opened, roofline
 
     for module in (book, choice, loaded):
         monkeypatch.setattr(module, "NUM_VOTES", 1)
     monkeypatch.setattr(loaded, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(opened, "NUM_REHEARSALS", 1)
+    monkeypatch.setattr(opened, "NUM_IN_A_ROW", 1)
+    monkeypatch.setattr(roofline, "BUFFER_BYTES", {"cpu": 16 << 20})
+    monkeypatch.setattr(roofline, "NUM_PASSES", 3)
+    monkeypatch.setattr(roofline, "MAX_MATRIX_S", 0.02)
+
+
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation ends with its record: its pages are drawn where a test reads them."""
+    from quantdraft.workflows import evaluate
+
+    monkeypatch.setattr(evaluate, "write_report", lambda evaluation, run_dir: None)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_importing_loads_nothing_heavy_and_nothing_at_all_of_the_package():
     assert done.stdout.split() == ["[]", "[]"]
 
 
-@pytest.mark.usefixtures("few_trials")
+@pytest.mark.usefixtures("short_timing")
 def test_the_page_runs_as_it_stands_and_prints_only_what_it_says(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

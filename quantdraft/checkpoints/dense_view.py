@@ -96,11 +96,6 @@ def dense_view(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     return _unpack_experts(checkpoint, view)
 
 
-def require_readable(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError, in one line, where `dense_view` would."""
-    dense_view(checkpoint)
-
-
 def stored_modules(checkpoint: Checkpoint) -> list[StoredModule]:
     """Return the quantized modules, each complete; raise CheckpointError where one is not."""
     quantization = checkpoint.quantization
@@ -128,6 +123,11 @@ def _require_known(checkpoint: Checkpoint, quantization: Mapping[str, Any] | Non
         raise CheckpointError(
             f"'{checkpoint.path}' is quantized by GPTQ with checkpoint_format {layout!r}; read are "
             f"'gptq' and 'gptq_v2'. {_ADVICE}"
+        )
+    if (quantization.get("transform_config") or {}).get("config_groups"):
+        raise CheckpointError(
+            f"'{checkpoint.path}' rotates inputs or weights while it runs ('transform_config'), "
+            f"which quantdraft does not read. {_ADVICE}"
         )
     sparsity = (quantization.get("sparsity_config") or {}).get("format", "dense")
     if sparsity != "dense":
@@ -190,7 +190,10 @@ def _read_module(
     first = f"{name}.{next(part for part in parts if part != 'weight' or len(parts) == 1)}"
     if quantization is None:
         raise _homeless(checkpoint, first, "no quantization at all")
-    fmt = stored_format(quantization, name)
+    try:
+        fmt = stored_format(quantization, name)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{checkpoint.path}': {error}") from error
     if fmt is None:
         raise _homeless(checkpoint, first, f"that {name!r} is not quantized")
     values = values_name(fmt)

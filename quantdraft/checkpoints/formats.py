@@ -90,6 +90,8 @@ class WeightFormat:
         if self.library == "bitsandbytes":
             return self.kind if self.num_bits == 4 else "llm-int8"
         if self.kind == "int" and self.num_bits == 8:
+            if self.has_static_inputs:
+                return "int8-static"
             return "int8" if self.activations else "int8-weight-only"
         if self.kind == "int":
             return f"int{self.num_bits}" + ("-fp8" if self.activations == "float8" else "")

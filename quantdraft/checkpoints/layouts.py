@@ -65,9 +65,10 @@ def dense_shape(
         return columns * each, rows
     if fmt.library == "modelopt" and fmt.num_bits == 4 and fmt.kind == "int":
         return rows * 2, columns
+    if fmt.library == "awq-gemv" or fmt.layout == "pack-quantized":
+        return rows, columns * 32 // fmt.num_bits
     is_bytes = fmt.kind == "float" and fmt.num_bits == 4
-    in_words = fmt.library == "awq-gemv" or fmt.layout == "pack-quantized"
-    return rows, columns * (2 if is_bytes else each if in_words else 1)
+    return rows, columns * 2 if is_bytes else columns
 
 
 def values_name(fmt: WeightFormat) -> str:

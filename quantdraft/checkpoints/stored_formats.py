@@ -111,6 +111,13 @@ def _read_format(group: Mapping[str, Any]) -> WeightFormat:
             f"the quantization config has weights of type {weights.get('type')!r} and strategy "
             f"{strategy!r}, which this quantdraft does not read."
         )
+    _require_read(weights, scale_type)
+    _require_rounded_inputs(inputs)
+    if group.get("output_activations"):
+        raise CheckpointError(
+            "the quantization config rounds a layer's outputs ('output_activations'), which this "
+            "quantdraft does not read. Export the draft without them."
+        )
     is_static = bool(inputs) and inputs.get("dynamic") is not True  # 'local' is half static
     in_groups = inputs.get("strategy") in {"group", "tensor_group"}
     return WeightFormat(
@@ -125,6 +132,46 @@ def _read_format(group: Mapping[str, Any]) -> WeightFormat:
         scale_type=scale_type,
         has_one_scale=strategy == "tensor",
     )
+
+
+def _require_read(weights: Mapping[str, Any], scale_type: str) -> None:
+    """Raise CheckpointError for numbers of a width that is not read."""
+    bits, kind = weights["num_bits"], weights["type"]
+    is_read = (
+        2 <= bits <= 8 if kind == "int" else bits == 8 or (bits == 4 and scale_type != "float")
+    )
+    if not is_read:
+        raise CheckpointError(
+            f"the quantization config has weights of type {kind!r} with {bits} bits under the "
+            f"strategy {weights.get('strategy')!r}, which this quantdraft does not read. Read are "
+            "integers of 2 to 8 bits, FP8, NVFP4 and MXFP4."
+        )
+
+
+def _require_rounded_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for inputs that are rounded in a way that is not read here."""
+    if not inputs:
+        return
+    known = {("int", 8), ("float", 8), ("float", 4)}
+    if (inputs.get("type"), inputs.get("num_bits")) not in known:
+        raise CheckpointError(
+            f"the quantization config rounds inputs to the type {inputs.get('type')!r} with "
+            f"{inputs.get('num_bits')} bits, which this quantdraft does not read. Read are INT8, "
+            "FP8 and FP4."
+        )
+    if not inputs.get("symmetric", True):
+        raise CheckpointError(
+            "the quantization config rounds inputs around a zero point ('symmetric': false of "
+            "'input_activations'), which this quantdraft does not read. Export the draft with "
+            "symmetric inputs."
+        )
+    if inputs.get("dynamic") is True and inputs.get("strategy") == "tensor":
+        raise CheckpointError(
+            "the quantization config finds one scale for the inputs of all tokens at once "
+            "('dynamic' with the strategy 'tensor'): a token's numbers depend on its batch and on "
+            "later tokens, and no measurement of it holds. Export the draft with the strategy "
+            "'token', or with static inputs."
+        )
 
 
 def _activations(inputs: Mapping[str, Any]) -> Literal["int8", "float8", "float4"] | None:

@@ -20,7 +20,7 @@ from quantdraft.quantize.recipe_formats import has_one_group, weight_format
 Level = Literal["no", "unknown", "part", "yes"]
 LEVELS: tuple[Level, ...] = ("no", "unknown", "part", "yes")  # the worst first
 
-INTEGERS = ("int4", "int4-fp8", "int8", "int8-weight-only")
+INTEGERS = ("int4", "int4-fp8", "int8", "int8-static", "int8-weight-only")
 FP8 = ("fp8", "fp8-static", "fp8-block")
 FP4 = ("nvfp4", "nvfp4-weight-only", "mxfp4")
 BITSANDBYTES = ("nf4", "fp4", "llm-int8")

@@ -17,7 +17,7 @@ def write_answers(
     output: Path,
     header: str,
     names: Sequence[str],
-    answer: Callable[[int, int], str],
+    answer: Callable[[int, int, Callable[[int], None]], str],
     *,
     batch_size: int,
     force: bool,
@@ -25,7 +25,8 @@ def write_answers(
     """Append batch after batch to `<output>.partial`, and rename it when it is whole.
 
     names: ids of the prompts
-    answer: takes two places (first, last) and returns the lines of the prompts between them
+    answer: takes two places (first, last) and returns the lines of the prompts between them; it
+        tells its third argument of prompts that have been answered
     Raises OutputExistsError for a partial file of other settings, OutputError where the disk
     refuses.
     """
@@ -38,9 +39,8 @@ def write_answers(
         ):
             for first in range(num_done, len(names), batch_size):
                 last = min(first + batch_size, len(names))
-                file.write(answer(first, last))
+                file.write(answer(first, last, advance))
                 file.flush()
-                advance(last - first)
             os.fsync(file.fileno())
         os.replace(partial, output)
 

@@ -6,25 +6,43 @@ token ids alone. Its log-probabilities would be those before temperature and tru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from quantdraft.checkpoints.checkpoint import open_checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
-from quantdraft.checkpoints.tensors.loading import load_model, pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.devices import pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.loading import load_model, require_loadable
 from quantdraft.checkpoints.weights import weight_files
 from quantdraft.common.files import file_sha256
 from quantdraft.engines.measured import Request
+from quantdraft.engines.native.model import NativeModel, decoder_fault, load_native
+from quantdraft.engines.native.session import decoding_mode
+from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.engines.vllm.client import VllmClient
+from quantdraft.errors import NoKernelError
+from quantdraft.measure.continuous_batch import generate_in_turns
 from quantdraft.measure.generation import GeneratedTokens, generate
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.record.provenance import weights_sha256
 
+Progress = Callable[[int], None]  # is told how many more prompts have been answered
+PREFILL_ROWS = (64, 256)  # usual lengths of prompts, for which kernels are chosen too
+# Prompts for each row of a batch that are given to the native engine at once: the more, the fewer
+# rows stand idle at the end; a killed run loses no more than these.
+TURNS = 4
+
 
 class Answerer(Protocol):
     """A target that answers batches of prompts."""
+
+    @property
+    def num_prompts(self) -> int:
+        """Return how many prompts `answers` takes at a time."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -35,27 +53,30 @@ class Answerer(Protocol):
         """Return the most tokens of a prompt and its answer together; None: there is no limit."""
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], progress: Progress
     ) -> Sequence[GeneratedTokens]:
         """Return one answer to each prompt's token ids."""
 
 
 class OwnTarget:
-    """A model of the transformers library, in this process."""
+    """A model in this process: on the native engine, or as the transformers library's modules."""
 
     def __init__(self, settings: CaptureSettings, path: Path) -> None:
         self.settings, self.path = settings, path
-        on = pick_device(settings.device)
-        dtype = pick_dtype(settings.dtype, on)
-        self.model = load_model(path, dtype, on, settings.trust_remote_code)
+        self.checkpoint = open_checkpoint(path)
+        self.device = pick_device(settings.device)
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.native = self._load_native()
+        if self.native is None:
+            self.model = load_model(path, self.dtype, self.device, settings.trust_remote_code)
 
     @property
     def description(self) -> dict[str, Any]:
         """Name, revision, float type, hash of the weights; and whether code of its own was run."""
         described = {
             "name": self.settings.target,
-            "revision": open_checkpoint(self.path).revision,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "revision": self.checkpoint.revision,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "weights_sha256": _weights_sha256(self.path),
         }
         return described | ({"trust_remote_code": True} if self.settings.trust_remote_code else {})
@@ -63,14 +84,47 @@ class OwnTarget:
     @property
     def num_positions(self) -> int | None:
         """The positions by the model's config."""
-        return num_positions(self.model.config.get_text_config().to_dict())
+        return num_positions(self.checkpoint.text_config)
+
+    @property
+    def num_prompts(self) -> int:
+        """One batch; on the native engine several, so that a row which ends takes a next one."""
+        return self.settings.batch_size * (1 if self.native is None else TURNS)
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], progress: Progress
     ) -> Sequence[GeneratedTokens]:
-        """Generate answers to all prompts in one batch."""
+        """Generate answers to all prompts."""
         given = self.settings
-        return generate(self.model, prompts, given.sampling, given.max_new_tokens, seeds)
+        if self.native is None:
+            found = generate(self.model, prompts, given.sampling, given.max_new_tokens, seeds)
+            progress(len(prompts))
+            return found
+        return generate_in_turns(
+            self.native,
+            prompts,
+            given.sampling,
+            given.max_new_tokens,
+            seeds,
+            batch_size=given.batch_size,
+            mode=decoding_mode(self.native, self.device),
+            progress=progress,
+        )
+
+    def _load_native(self) -> NativeModel | None:
+        """Load the model on the project's decoder; None where its kernels might change a text."""
+        if self.settings.trust_remote_code:
+            return None
+        require_loadable(self.checkpoint)
+        try:
+            source = stored_weights(self.checkpoint)
+            if decoder_fault(source) is not None:
+                return None
+            rows = (self.settings.batch_size, *PREFILL_ROWS)
+            native = load_native(source, self.dtype, self.device, rows)
+        except NoKernelError:
+            return None
+        return native if native.is_exact or self.dtype != torch.float32 else None
 
 
 class ServedTarget:
@@ -80,6 +134,11 @@ class ServedTarget:
         self.settings, self.path, self.client = settings, path, VllmClient(url)
         self.num_positions = self.client.num_positions()
         self.ends = stored_end_token_ids(open_checkpoint(path))
+
+    @property
+    def num_prompts(self) -> int:
+        """One batch."""
+        return self.settings.batch_size
 
     @property
     def description(self) -> dict[str, Any]:
@@ -93,11 +152,13 @@ class ServedTarget:
         }
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], progress: Progress
     ) -> Sequence[GeneratedTokens]:
         """Ask all prompts at once: the server makes its own batches of them."""
         with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
-            return list(pool.map(self._answer, prompts, seeds))
+            found = list(pool.map(self._answer, prompts, seeds))
+        progress(len(prompts))
+        return found
 
     def _answer(self, prompt: Sequence[int], seed: int) -> GeneratedTokens:
         request = Request(

@@ -17,7 +17,7 @@ from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say
 from quantdraft.errors import OutputExistsError, TrafficError
 from quantdraft.measure.answer_file import write_answers
-from quantdraft.measure.answerers import Answerer, open_answerer
+from quantdraft.measure.answerers import Answerer, Progress, open_answerer
 from quantdraft.measure.generation import GeneratedTokens
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.jsonl import pick_items
@@ -69,7 +69,7 @@ def capture(settings: CaptureSettings) -> Traffic:
             header,
             [prompts[index].prompt_id for index in asked],
             questions.answer,
-            batch_size=settings.batch_size,
+            batch_size=answerer.num_prompts,
             force=settings.force,
         )
     return read_traffic(output)
@@ -85,14 +85,14 @@ class _Questions:
     answerer: Answerer
     seed: int
 
-    def answer(self, first: int, last: int) -> str:
+    def answer(self, first: int, last: int, progress: Progress) -> str:
         """Return the lines of traffic of one batch: of the asked prompts from `first` to `last`."""
         places = self.asked[first:last]
         batch = [self.prompts[index] for index in places]
         ids = [encode_prompt(prompt, self.tokenizer) for prompt in batch]
         # A prompt's place in the file seeds its draws.
         seeds = [_seed(self.seed, index) for index in places]
-        answers = self.answerer.answers(ids, seeds)
+        answers = self.answerer.answers(ids, seeds, progress)
         lines = zip(batch, ids, answers, strict=True)
         return "".join(_line(*each, self.tokenizer) for each in lines)
 

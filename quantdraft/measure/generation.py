@@ -54,11 +54,11 @@ def generate(
     scores: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits, cache = _forward(model, tokens, mask, positions, cache)
-        _require_finite(logits[~is_done], len(drawn))
-        logprobs = processed_logprobs(logits, sampling)
-        tokens = _choose(logits, logprobs, sampling, generators)[:, None]
+        require_finite(logits[~is_done], len(drawn))
+        chosen, logprobs = choose(logits, sampling, generators)
+        tokens = chosen[:, None]
         drawn.append(tokens)
-        scores.append(logprobs.gather(1, tokens))
+        scores.append(logprobs[:, None])
         is_done |= torch.isin(tokens[:, 0], torch.tensor(ends, device=model.device))
         if is_done.all():
             break
@@ -87,7 +87,7 @@ def _forward(
     return output.logits[:, -1], output[name]
 
 
-def _require_finite(logits: Tensor, num_tokens: int) -> None:
+def require_finite(logits: Tensor, num_tokens: int) -> None:
     """Raise UndefinedMetricError for NaN and where no token is possible."""
     if not bool(logits.amax(dim=-1).isfinite().all()):  # amax hands a NaN on
         raise UndefinedMetricError(
@@ -97,14 +97,22 @@ def _require_finite(logits: Tensor, num_tokens: int) -> None:
         )
 
 
-def _choose(
-    logits: Tensor, logprobs: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Return the next token of each row, (rows,) int64: the most probable one, or a draw."""
+def choose(
+    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Return each row's next token, the most probable one or a draw, and its log-probability.
+
+    logits: (rows, vocab)
+    generators: one for each row; read where tokens are drawn
+    returns: (rows,) int64 and (rows,) float32
+    """
+    logprobs = processed_logprobs(logits, sampling)
     if sampling.is_greedy:
-        return logits.argmax(dim=-1)
-    uniform = [torch.rand(1, generator=each, dtype=torch.float64) for each in generators]
-    return draw(logprobs, torch.cat(uniform).to(logprobs.device))
+        tokens = logits.argmax(dim=-1)
+    else:
+        uniform = [torch.rand(1, generator=each, dtype=torch.float64) for each in generators]
+        tokens = draw(logprobs, torch.cat(uniform).to(logprobs.device))
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,6 +130,9 @@ def _cut(token_ids: list[int], logprobs: list[float], ends: Sequence[int]) -> Ge
     """Return the answer up to its first end token: a finished row still runs in its batch."""
     lengths = (at + 1 for at, token in enumerate(token_ids) if token in ends)
     length = next(lengths, len(token_ids))
-    # Six decimals are finer than what two kernels agree on, and keep the file readable.
-    rounded = (round(logprob, 6) for logprob in logprobs[:length])
-    return GeneratedTokens(tuple(token_ids[:length]), tuple(rounded))
+    return GeneratedTokens(tuple(token_ids[:length]), rounded(logprobs[:length]))
+
+
+def rounded(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """Return log-probabilities to six decimals: finer than two kernels agree, and readable."""
+    return tuple(round(logprob, 6) for logprob in logprobs)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantdraft.engines.native.session import Session
 from quantdraft.measure.sampling import draw, processed_logprobs
-from quantdraft.measure.verification import RoundPlan, Verification, pick, verify
+from quantdraft.measure.verification import RoundPlan, pick, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def speculate(
         for p, n, s in zip(prompts, max_new_tokens, seeds, strict=True)
     ]
     first = _prefill(target, draft, rows)
-    uniform = _uniforms(rows, 1, plan, target.device)
+    uniform = _uniforms(rows, 1, plan).to(target.device)
     for row, token in zip(rows, pick(first, uniform, plan)[:, 0].tolist(), strict=True):
         _extend(row, [token], eos_token_ids)
     started = time.perf_counter()
@@ -94,28 +94,25 @@ def _round(
     plan: RoundPlan,
     eos_token_ids: frozenset[int],
 ) -> None:
-    k, device = plan.num_speculative_tokens, target.device
-    uniforms = _uniforms(rows, 2 * k + 1, plan, device)
-    last = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-    place = torch.tensor([[len(row.tokens) - 1] for row in rows], device=device)
+    k = plan.num_speculative_tokens
+    given = _given(rows, plan, target.device)
     longest = max(len(row.tokens) for row in rows)
     # 1. The draft proposes k tokens, one pass each, from where its cache ends.
+    last = given.tokens[:, 1:]
     proposed, draft_logprobs = last[:, :0], None
     if draft is not None and k > 0:
-        proposed, draft_logprobs = _proposal(draft, rows, plan, longest, uniforms[:, :k])
+        proposed, draft_logprobs = _proposal(draft, rows, plan, longest, given)
     # 2. The target reads them all in one pass: k + 1 distributions.
     # 3. A prefix is kept, and one token of the target's follows it.
     fed = torch.cat([last, proposed], dim=1)
-    positions = place + torch.arange(k + 1, device=device)
-    verification = _verification(
-        target, plan, fed, positions, longest + k, draft_logprobs, uniforms[:, k:]
+    positions = given.lengths + torch.arange(-1, k, device=target.device)
+    emitted = _verification(
+        target, plan, fed, positions, longest + k, draft_logprobs, given.uniforms[:, k:]
     )
     # 4. What was kept is emitted. Both caches step back by being fed from there.
-    for row, emitted, num_accepted in zip(
-        rows, verification.emitted.tolist(), verification.num_accepted.tolist(), strict=True
-    ):
+    for row, (*tokens, num_accepted) in zip(rows, emitted.tolist(), strict=True):
         if not row.is_done:
-            _keep(row, emitted[: num_accepted + 1], eos_token_ids)
+            _keep(row, tokens[: num_accepted + 1], eos_token_ids)
 
 
 def _keep(row: _Row, emitted: list[int], eos_token_ids: frozenset[int]) -> None:
@@ -152,13 +149,14 @@ def _prefill(target: Session, draft: Session | None, rows: list[_Row]) -> Tensor
 
 
 def _proposal(
-    draft: Session, rows: list[_Row], plan: RoundPlan, longest: int, uniforms: Tensor
+    draft: Session, rows: list[_Row], plan: RoundPlan, longest: int, given: _Given
 ) -> tuple[Tensor, Tensor | None]:
     """Propose k tokens a row. A row whose proposals were all kept feeds the last one too."""
     width = 2 if any(row.kept_all and not row.is_done for row in rows) else 1
-    fed = torch.tensor([row.tokens[-width:] for row in rows], device=draft.device)
-    ends = torch.tensor([[len(row.tokens)] for row in rows], device=draft.device)
-    positions = ends + torch.arange(-width, 0, device=draft.device)
+    fed, positions = (
+        given.tokens[:, -width:],
+        given.lengths + torch.arange(-width, 0, device=draft.device),
+    )
     k = plan.num_speculative_tokens
     live = tuple(draft.num_live(longest + step) for step in range(k))
     if draft.slot_step > 1:  # one number for the whole round, so that one recording serves
@@ -167,7 +165,8 @@ def _proposal(
     def run(fed: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor | None]:
         return propose(draft, plan, fed, positions, live, uniforms)
 
-    proposed, logprobs = draft.call(("propose", plan, live, width), run, fed, positions, uniforms)
+    key = "propose", plan, live, width
+    proposed, logprobs = draft.call(key, run, fed, positions, given.uniforms[:, :k])
     return proposed, logprobs
 
 
@@ -213,25 +212,73 @@ def _verification(
     longest: int,
     draft_logprobs: Tensor | None,
     uniforms: Tensor,
-) -> Verification:
+) -> Tensor:
+    """Return the tokens of each row, and how many of its proposals it keeps: (batch, k + 2)."""
     num_live = target.num_live(longest)
     sees_all = target.batch_size == target.slot_step == fed.shape[1] == 1
     inputs = (fed, positions, uniforms, *(() if draft_logprobs is None else (draft_logprobs,)))
 
-    def run(fed: Tensor, positions: Tensor, uniforms: Tensor, *drawn: Tensor) -> Verification:
-        logits = target.forward(fed, positions, num_live, None, sees_all)
-        return verify(fed[:, 1:], drawn[0] if drawn else None, logits, plan, uniforms)
+    def run(fed: Tensor, positions: Tensor, uniforms: Tensor, *drawn: Tensor) -> Tensor:
+        return verify_pass(
+            target, plan, fed, positions, num_live, sees_all, uniforms, drawn[0] if drawn else None
+        )
 
-    verification: Verification = target.call(("verify", plan, num_live), run, *inputs)
-    return verification
+    packed: Tensor = target.call(("verify", plan, num_live), run, *inputs)
+    return packed
 
 
-def _uniforms(rows: list[_Row], count: int, plan: RoundPlan, device: torch.device) -> Tensor:
+def verify_pass(
+    target: Session,
+    plan: RoundPlan,
+    fed: Tensor,
+    positions: Tensor,
+    num_live: int,
+    sees_all: bool,
+    uniforms: Tensor,
+    draft_logprobs: Tensor | None,
+) -> Tensor:
+    """Run the target over its last token and the proposals, `fed`, and verify those.
+
+    fed, positions: (batch, k + 1) int64
+    Returns (batch, k + 2) int64: `Verification.emitted`, then `num_accepted`, for one copy to the
+    host.
+    """
+    logits = target.forward(fed, positions, num_live, None, sees_all)
+    found = verify(fed[:, 1:], draft_logprobs, logits, plan, uniforms)
+    return torch.cat([found.emitted, found.num_accepted[:, None]], dim=1)
+
+
+class _Given(NamedTuple):
+    """What a round starts from, on the models' device.
+
+    tokens:   (batch, 2) int64, the last two of each row
+    lengths:  (batch, 1) int64, tokens of each row
+    uniforms: (batch, 2 k + 1) float64 in [0, 1), each row's from its own generator; or zeros
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    uniforms: Tensor
+
+
+def _given(rows: list[_Row], plan: RoundPlan, device: torch.device) -> _Given:
+    """Bring what a round starts from to the device in one copy, as int64."""
+    places = [[row.tokens[-2:][0], row.tokens[-1], len(row.tokens)] for row in rows]
+    uniforms = _uniforms(rows, 2 * plan.num_speculative_tokens + 1, plan)
+    packed = torch.cat([torch.tensor(places), uniforms.view(torch.int64)], dim=1)
+    if device.type == "cuda":  # from pinned memory the host does not wait for the copy
+        packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
+    return _Given(packed[:, :2], packed[:, 2:3], packed[:, 3:].view(torch.float64))
+
+
+def _uniforms(rows: list[_Row], count: int, plan: RoundPlan) -> Tensor:
     """Return (batch, count) float64 in [0, 1), each row's from its own generator; or zeros."""
     if not plan.is_drawn:
-        return torch.zeros(len(rows), count, dtype=torch.float64, device=device)
-    drawn = [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
-    return torch.stack(drawn).to(device)
+        return torch.zeros(len(rows), count, dtype=torch.float64)
+    return torch.stack(
+        [torch.rand(count, generator=row.generator, dtype=torch.float64) for row in rows]
+    )
 
 
 def _finished(row: _Row) -> LiveRun:

@@ -10,6 +10,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.tensors.devices import device_key
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.measure.models import Models
 from quantdraft.record import AcceptanceRule
@@ -48,7 +49,7 @@ class Subject:
     def draft_facts(self, *arms: str) -> dict[str, Any]:
         """Return what says which drafts are measured, and on which device, as JSON values."""
         weights = {arm: model_identity(self.draft(arm))["sha256"] for arm in arms}
-        return weights | {"device": str(self.device)}
+        return weights | {"device": device_key(self.device)}
 
     def target_facts(self) -> dict[str, Any]:
         """Return what says which target is measured, as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def apply(
     announce: called, before anything is done, with what a draft head could gain by its bytes alone
     Raises a QuantDraftError, one line, and then leaves nothing behind.
     """
-    from quantdraft.checkpoints.tensors.loading import pick_device, resolve_model
+    from quantdraft.checkpoints.tensors.devices import hidden_gpus, pick_device
+    from quantdraft.checkpoints.tensors.loading import resolve_model
 
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
@@ -80,7 +82,8 @@ def apply(
     with whole_directory(target_dir, force) as staging:
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
-            BACKENDS[recipe.backend](job)
+            with hidden_gpus() if torch_device.type == "cpu" else contextlib.nullcontext():
+                BACKENDS[recipe.backend](job)
             if not recipe.is_identity:
                 complete_config(staged, staging)
         keep_mtp(source, staging)

@@ -35,6 +35,7 @@ from quantdraft.record.served import Served, ServedArm, ServedRequest
 from quantdraft.record.terms import ARMS, MIN_PROMPTS, Arm, Interval
 from quantdraft.record.timing import (
     ArmLatency,
+    GpuState,
     Latency,
     LiveCheck,
     Projection,

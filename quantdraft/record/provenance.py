@@ -43,6 +43,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "device": device,
         "device_name": device_name(device),
+        **({"gpu": gpu_facts(device)} if device is not None and device.startswith("cuda") else {}),
     }
 
 
@@ -91,6 +92,36 @@ def device_name(device: str | None) -> str | None:
     import torch
 
     return str(torch.cuda.get_device_name(device))
+
+
+def gpu_facts(device: str) -> dict[str, Any]:
+    """Return what does not change of a card, its driver and its libraries.
+
+    Clocks, power and use change: they stand beside every point of a timing.
+    """
+    import torch
+
+    from quantdraft.checkpoints.tensors.devices import driver_version
+
+    card = torch.cuda.get_device_properties(torch.device(device))
+    return {
+        "capability": f"{card.major}.{card.minor}",
+        "num_multiprocessors": card.multi_processor_count,
+        "memory_bytes": card.total_memory,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def device_uuid(device: str) -> str | None:
+    """Return what the driver calls a card, which torch numbers among those that it sees."""
+    import torch
+
+    try:
+        return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
+    except (RuntimeError, AssertionError, AttributeError):
+        return None
 
 
 def load_average() -> float | None:

@@ -52,8 +52,8 @@ class ArmLatency:
     step_bytes: Count | None = None
     head_bytes: Count | None = None  # the output head's part of them
     head_step: StepSamples | None = None  # the head's product alone, in the same blocks
-    # CUDA: most bytes allocated on the device while the arm's steps ran, all arms' weights
-    # included. CPU: the same of the whole process's resident set, which never falls.
+    # CUDA: the arm's weights, and the most bytes that its steps allocated beside them (older
+    # records: everything on the device). CPU: the process's resident set, which never falls.
     peak_memory_bytes: Count | None = None
     mode: str = "eager"  # "eager" | "fused" | "compiled" | "graph"
     # What decided the mode: ms of a step of the baseline's first layer, run each way.
@@ -118,6 +118,23 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuState:
+    """The state of a card at one moment.
+
+    Utilisation is that of the last second or less, this program's own work included: before a point
+    is timed, its arms were just loaded.
+    """
+
+    utilization_percent: Amount | None = None  # of that time, the part with a kernel on the card
+    sm_clock_mhz: Amount | None = None
+    memory_clock_mhz: Amount | None = None
+    power_w: Amount | None = None
+    power_limit_w: Amount | None = None
+    temperature_c: Amount | None = None
+    memory_used_mib: Amount | None = None  # by all programs
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """The timed arms at one batch and context, and what could not be timed.
 
@@ -132,6 +149,7 @@ class Latency:
     arms: dict[str, ArmLatency]
     undefined: dict[str, str] = field(default_factory=dict)
     load_average: tuple[Amount, Amount] | None = None  # before and after the timing
+    gpu_states: tuple[GpuState, ...] = ()  # the card before and after the timing of each load
     roofline: Roofline | None = None
     # The load of each block: all arms were loaded anew, in fresh memory, for every load. Two loads
     # of one model differ in speed, which blocks of one load cannot show. Empty: one load.

@@ -19,7 +19,8 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.checkpoints.tensors.loading import pick_device, require_loadable, resolve_model
+from quantdraft.checkpoints.tensors.devices import device_key, pick_device
+from quantdraft.checkpoints.tensors.loading import require_loadable, resolve_model
 from quantdraft.common.files import coerce_paths, file_sha256, whole_directory
 from quantdraft.common.progress import share_bar
 from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource, stored_weights
@@ -167,7 +168,7 @@ def _keep_in(
         "seconds": settings.seconds,
         "mode": settings.mode,
         "threads": torch.get_num_threads(),
-        "device": str(pick_device(settings.device)),
+        "device": device_key(pick_device(settings.device)),
         "replaces": file_sha256(record) if record.is_file() else None,
     }
     return keep_parts(partial, "point", inputs)

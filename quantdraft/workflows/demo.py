@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantdraft.checkpoints.reference import pair_dir
-from quantdraft.checkpoints.tensors.loading import pick_device
+from quantdraft.checkpoints.tensors.devices import pick_device
 from quantdraft.common.files import whole_directory
 from quantdraft.engines.native.session import live_mode
 from quantdraft.errors import OutputExistsError

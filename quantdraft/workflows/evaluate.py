@@ -14,7 +14,8 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
-from quantdraft.checkpoints.tensors.loading import pick_device, pick_dtype, speller
+from quantdraft.checkpoints.tensors.devices import pick_device, pick_dtype
+from quantdraft.checkpoints.tensors.loading import speller
 from quantdraft.common.files import file_sha256, require_outside, write_text
 from quantdraft.common.locks import sole_writer
 from quantdraft.common.progress import say, step

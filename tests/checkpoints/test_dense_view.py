@@ -149,6 +149,52 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     refuse(write(tmp_path, quantized(CONFIGS["fp8"]), config), "sparse-24-bitmask")
 
 
+INPUTS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"symmetric": False}, "around a zero point"),
+        ({"strategy": "tensor"}, "depend on its batch"),
+        ({"num_bits": 4}, "type 'int' with 4 bits"),
+        ({"num_bits": 16, "type": "float"}, "type 'float' with 16 bits"),
+    ],
+)
+def test_inputs_that_are_rounded_in_another_way_are_refused(
+    tmp_path: Path, edit: dict[str, Any], said: str
+) -> None:
+    layer = group(8, "int", strategy="channel")
+    config = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    config |= {"config_groups": {"g": layer | {"input_activations": INPUTS}}}
+    tensors = quantized(config)
+    write(tmp_path, tensors, config)
+    assert dense_view(open_checkpoint(tmp_path)).keys() == llama_tensors().keys()
+    config["config_groups"] = {"g": layer | {"input_activations": INPUTS | edit}}
+    refuse(write(tmp_path, tensors, config), said)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"output_activations": INPUTS}, "'output_activations'"),
+        ({"weights": group(16, "float", strategy="channel")["weights"]}, "with 16 bits"),
+        ({"weights": group(4, "float", strategy="channel")["weights"]}, "with 4 bits"),
+    ],
+)
+def test_what_else_a_group_may_say_is_refused(
+    tmp_path: Path, edit: dict[str, Any], said: str
+) -> None:
+    config = CONFIGS["fp8"]
+    refuse_group = {"g": config["config_groups"]["g"] | edit}
+    refuse(write(tmp_path, quantized(config), config | {"config_groups": refuse_group}), said)
+
+
+def test_rotations_while_it_runs_are_refused(tmp_path: Path) -> None:
+    config = CONFIGS["fp8"] | {"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}
+    refuse(write(tmp_path, quantized(CONFIGS["fp8"]), config), "transform_config")
+
+
 def test_gptqmodels_rules_give_a_module_its_own_bits_or_none(tmp_path: Path) -> None:
     rules = {"-:.*down_proj": {}, r"+:.*up_proj": {"bits": 8, "group_size": 64}}
     config = CONFIGS["gptq-4"] | {"dynamic": rules}

@@ -20,7 +20,7 @@ from quantdraft.checkpoints.foreign_configs import foreign_format  # noqa: E402
 from quantdraft.checkpoints.stored_formats import stored_format  # noqa: E402
 from quantdraft.checkpoints.tensors.foreign import unpack_experts  # noqa: E402
 from quantdraft.checkpoints.tensors.loading import load_model  # noqa: E402
-from quantdraft.checkpoints.tensors.packing import pack_stream, unpack_stream  # noqa: E402
+from quantdraft.checkpoints.tensors.packing import pack_stream, unpack_int32  # noqa: E402
 from quantdraft.checkpoints.tensors.rounding import round_inputs  # noqa: E402
 from quantdraft.checkpoints.tensors.unpacking import dequantize, unpack  # noqa: E402
 from quantdraft.errors import CheckpointError  # noqa: E402
@@ -88,7 +88,7 @@ def test_a_stream_of_bits_is_packed_and_unpacked_as_gptqmodel_does(bits: int) ->
     fields = random(3, 64, high=2**bits)
     packed = pack_stream(fields, bits)
     assert torch.equal(packed, contiguous(fields, bits))
-    assert torch.equal(unpack_stream(packed, bits, 64) + 0, (fields - 2 ** (bits - 1)).char())
+    assert torch.equal(unpack_int32(packed, bits, 64) + 0, (fields - 2 ** (bits - 1)).char())
 
 
 def test_fine_grained_fp8_is_read_as_transformers_reads_it() -> None:

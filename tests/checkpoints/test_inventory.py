@@ -10,10 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from quantdraft.checkpoints import dense_view
 from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.tensors import inventory
 from quantdraft.checkpoints.tensors.loading import load_model, require_loadable
-from quantdraft.errors import CheckpointError
+from quantdraft.errors import CheckpointError, QuantDraftError
 from tests.architectures import ARCHITECTURES
+from tests.conftest import Pair
 from tests.stored import write_checkpoint
 
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -132,3 +135,26 @@ def test_a_missing_part_of_one_expert_is_named(tmp_path: Path) -> None:
     fewer = {n: t for n, t in tensors.items() if ".experts.3." not in n}
     with pytest.raises(CheckpointError, match=r"experts.* in the shape \[3, .*asks for \[4, "):
         require_loadable(open_checkpoint(write_checkpoint(tmp_path / "expert", fewer, config)))
+
+
+@pytest.mark.parametrize("name", inventory.LOADER)
+def test_a_transformers_with_another_loader_is_named(
+    tmp_path: Path, llama: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    config, tensors = llama
+    path = write_checkpoint(tmp_path, tensors, config | {"eos_token_id": len(name)})
+    monkeypatch.delattr(PreTrainedModel, name)
+    with pytest.raises(QuantDraftError, match=rf"transformers 5.*its models have no {name}"):
+        require_loadable(open_checkpoint(path))
+
+
+def test_headers_are_read_once_before_a_model_is_loaded(
+    tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, view = [], inventory.dense_view
+    monkeypatch.setattr(inventory, "dense_view", lambda each: seen.append(each) or view(each))
+    monkeypatch.setattr(dense_view, "dense_view", lambda each: seen.append(each) or view(each))
+    load_model(tiny_pair.draft, torch.float32, torch.device("cpu"))
+    assert len(seen) == 1

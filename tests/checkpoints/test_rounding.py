@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quantdraft.checkpoints.formats import SCHEMES  # noqa: E402
+from quantdraft.checkpoints.stored_formats import stored_format  # noqa: E402
 from quantdraft.checkpoints.tensors.rounding import round_inputs  # noqa: E402
 
 
@@ -52,6 +53,24 @@ def test_rounding_equals_compressed_tensors(scheme: str) -> None:
     # Scales come by another order of the same operations: a tie may fall to the other side.
     assert (found != expected).float().mean() < 0.01
     assert torch.allclose(found, expected, rtol=0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_rounding_to_a_calibrated_scale_equals_compressed_tensors(kind: str) -> None:
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+
+    args = {"num_bits": 8, "type": kind, "strategy": "tensor", "symmetric": True}
+    weights = {"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": args}
+    fmt = stored_format({"config_groups": {"g": group}}, "m")
+    assert fmt is not None
+    assert fmt.has_static_inputs
+    module, given = torch.nn.Linear(256, 8), inputs()
+    module.quantization_status = quantization.QuantizationStatus.FROZEN
+    module.input_scale, module.input_zero_point = torch.tensor([0.37]), torch.zeros(1)
+    wanted = forward_quantize(module, given, "input", quantization.QuantizationArgs(**args))
+    assert torch.equal(round_inputs(given, fmt, module.input_scale), wanted)
 
 
 def test_a_static_scale_is_used_as_stored_and_limits_what_exceeds_it() -> None:

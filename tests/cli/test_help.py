@@ -63,6 +63,6 @@ def test_the_readme_lists_every_command_in_the_same_words():
 
 
 def test_every_float_type_can_be_chosen():
-    from quantdraft.checkpoints.tensors.loading import DTYPES
+    from quantdraft.checkpoints.tensors.devices import DTYPES
 
     assert typing.get_args(DtypeChoice) == ("auto", *DTYPES)

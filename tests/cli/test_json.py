@@ -106,14 +106,14 @@ def test_grids(tiny_pair: Pair, traffic: Path, tmp_path: Path):
     assert chosen == json.loads((tmp_path / "selection" / "selection.json").read_text())
 
 
-@pytest.mark.usefixtures("few_trials")
+@pytest.mark.usefixtures("short_timing")
 def test_timings(candidate: Path, tmp_path: Path):
     points = ("--batch-sizes", 1, "--context-lengths", 16, "-m", 1, "--seconds", 0.05)
     printed = document("bench", candidate, *points, "--mode", "eager", "-o", tmp_path / "bench")
     assert printed == json.loads((tmp_path / "bench" / "bench.json").read_text())
 
 
-@pytest.mark.usefixtures("few_trials")
+@pytest.mark.usefixtures("short_timing")
 def test_the_verdict_and_its_reason_take_fifteen_lines(
     tiny_pair: Pair, traffic: Path, candidate: Path, tmp_path: Path
 ):

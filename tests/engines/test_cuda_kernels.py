@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ import torch
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, cuda
+from quantdraft.engines.kernels.bitsandbytes import LlmInt8Linear
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
+from quantdraft.engines.kernels.cuda import Int4TinygemmLinear
 from quantdraft.engines.kernels.linear import pad_matrix
+from quantdraft.engines.kernels.marlin import MarlinLinear
 from quantdraft.errors import NoKernelError
 
 IN, OUT = 1024, 256
@@ -71,11 +75,70 @@ def test_a_row_of_zeros_stays_zero():
     assert not (rounded.float() * step).any()
 
 
-def test_block_scales_lie_four_numbers_apart():
-    scale = torch.rand(3, 5)
-    laid = cuda.block_scales(scale)
-    assert torch.equal(laid, scale)
-    assert laid.stride() == (8, 1)
+# Widths of which a 128th is 1, 7 (Qwen2.5's 896), 8, and 38: multiples of four, and others.
+META_SHAPES = [(128, 128), (896, 256), (1024, 384), (4864, 896)]
+META_KINDS = sorted(
+    {
+        (fmt, kind)
+        for (device, fmt), kinds in KERNELS.items()
+        for kind in kinds
+        # Triton compiles for a device; a build without CUDA cannot lay tinygemm's weights out.
+        if device == "cuda"
+        and "Triton" not in kind.__name__
+        and kind is not Int4TinygemmLinear
+        and not issubclass(kind, MarlinLinear)  # has no meta function: tests/engines/test_marlin.py
+    },
+    key=lambda pair: (pair[0], pair[1].__name__),
+)
+
+
+@pytest.fixture
+def any_capability(monkeypatch):
+    """Kernels take a weight on any device: their shapes, strides and types are what is tried."""
+    for name in ("require_capability", "require_block_scaling"):
+        monkeypatch.setattr(cuda, name, lambda *_: None)
+
+
+def on_meta(fmt: str, columns: int, outputs: int) -> Any:
+    if fmt == "dense":
+        return torch.empty((outputs, columns), dtype=torch.bfloat16, device="meta")
+    if fmt in {"nf4", "fp4"}:
+        packed, table = torch.zeros(outputs, columns // 2, dtype=torch.uint8), torch.zeros(16)
+        scale = torch.zeros(outputs * columns // 64)
+        tensors = [each.to("meta") for each in (packed, table, scale)]
+        return Codebook(*tensors, 64, None, fmt)
+    weight = random_weight(fmt, columns, outputs)
+    return Unpacked(*(v.to("meta") if isinstance(v, torch.Tensor) else v for v in weight))
+
+
+@pytest.mark.parametrize(("fmt", "kind"), META_KINDS)
+def test_every_library_takes_every_number_of_rows(any_capability, fmt, kind):
+    """Meta tensors pass the library's own checks of shapes and strides, and cannot be read."""
+    if kind is LlmInt8Linear:
+        pytest.skip("reads its inputs on the host: the next test")
+    for columns, outputs in META_SHAPES:
+        weight = on_meta(fmt, columns, outputs)
+        bias = torch.empty(outputs, device="meta")
+        kernel = kind(weight, bias, torch.bfloat16)
+        for rows in (1, 2, 5, 17, 64):
+            x = torch.empty((rows, columns), dtype=torch.bfloat16, device="meta")
+            out = kernel(x)
+            assert (out.shape, out.dtype) == ((rows, outputs), torch.bfloat16)
+
+
+def test_llm_int8_reads_its_inputs_on_the_host(any_capability):
+    pytest.importorskip("bitsandbytes")
+    kernel = LlmInt8Linear(on_meta("llm-int8", 1024, 256), None, torch.bfloat16)
+    with pytest.raises(RuntimeError):
+        kernel(torch.empty((1, 1024), dtype=torch.bfloat16, device="meta"))
+
+
+def test_scales_of_blocks_are_padded_to_four_columns(any_capability):
+    weight = random_weight("fp8-block", 896, 256)
+    kernel = cuda.Fp8BlockLinear(weight, None, torch.bfloat16)
+    assert kernel.scale.shape == (2, 8)
+    assert torch.equal(kernel.scale[:, :7], weight.scale)
+    assert not kernel.scale[:, 7:].any()
 
 
 @pytest.mark.parametrize("fmt", ["fp8", "fp8-block", "int8", "int4"])
@@ -123,8 +186,8 @@ print("equal")
 """
 
 
+@pytest.mark.triton
 def test_triton_kernels_give_the_products_under_their_interpreter():
-    pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         capture_output=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -252,6 +254,101 @@ def test_a_kernel_that_is_alone_is_not_timed(candidates, monkeypatch):
     monkeypatch.setattr(trials, "_make_timer", None)
     candidates(FastTogether, Refusing)
     assert linear().kernel == "fast_together"
+
+
+class Recorded:
+    """Stands for a GPU's timer: some kernels cannot be recorded, all take a millisecond."""
+
+    captures: ClassVar[list[str]] = []
+
+    def __init__(self, kernel, x) -> None:
+        self.captures.append(f"{kernel.kernel} x {len(x)}")
+        kernel.capture(len(x))
+
+    def __call__(self) -> float:
+        return 1e-3
+
+
+class Steady(Timed):
+    kernel = "steady"
+
+    def capture(self, num_rows: int) -> None:
+        pass
+
+
+class Waiting(Steady):
+    """Looks at its result on the host, as LLM.int8() does."""
+
+    kernel = "waiting"
+
+    def capture(self, num_rows: int) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+
+class WaitingAtMany(Steady):
+    kernel = "waiting_at_many"
+
+    def capture(self, num_rows: int) -> None:
+        if num_rows > 1:
+            raise RuntimeError("operation not permitted")
+
+
+class Full(Steady):
+    kernel = "full"
+
+    def capture(self, num_rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Trials record what they time; returns what was recorded."""
+    monkeypatch.setattr(trials, "is_recorded", lambda device: True)
+    monkeypatch.setattr(trials, "GraphTimer", Recorded)
+    monkeypatch.setattr(Recorded, "captures", [])
+    return Recorded.captures
+
+
+def test_on_a_gpu_a_kernel_that_is_alone_is_recorded_at_every_number_of_rows(candidates, on_gpu):
+    candidates(Steady)
+    assert linear((1, 8)).kernel == "steady"
+    assert on_gpu == ["steady x 1", "steady x 8"]
+
+
+@pytest.mark.parametrize("bad", [Waiting, WaitingAtMany])
+def test_a_kernel_alone_that_cannot_be_recorded_is_no_kernel(candidates, on_gpu, bad):
+    candidates(bad)
+    reason = f"{bad.kernel} cannot be part of a CUDA graph at . rows: operation not permitted"
+    with (
+        pytest.warns(UserWarning, match="is not used"),
+        pytest.raises(NoKernelError, match=reason) as raised,
+    ):
+        linear((1, 8))
+    assert "\n" not in str(raised.value)
+
+
+def test_where_none_can_be_recorded_each_says_why(candidates, on_gpu):
+    candidates(Waiting, WaitingAtMany)
+    with (
+        pytest.warns(UserWarning, match="is not used"),
+        pytest.raises(NoKernelError, match=r"waiting cannot .*; waiting_at_many cannot"),
+    ):
+        linear((8,))
+
+
+def test_one_that_cannot_be_recorded_leaves_the_place_to_another(candidates, on_gpu):
+    book = candidates(WaitingAtMany, Steady)
+    with pytest.warns(UserWarning, match="waiting_at_many is not used"):
+        module = linear((1, 8))
+    assert module.kernel == "waiting_at_many+steady"
+    (question,) = (name for name in book._votes if name.endswith("x 8"))
+    assert list(book.votes(question)[0]) == ["Steady"]
+
+
+def test_a_full_memory_is_no_fault_of_a_kernel(candidates, on_gpu):
+    candidates(Full, Steady)
+    with pytest.raises(torch.OutOfMemoryError):
+        linear()
 
 
 def test_trials_are_remembered_for_the_shape(candidates, monkeypatch):

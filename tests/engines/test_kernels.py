@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
+from quantdraft.checkpoints.formats import SCHEMES
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels import KERNELS, kernels_for
 from quantdraft.engines.kernels.bitsandbytes import BitsandbytesLinear, LlmInt8Linear
@@ -162,6 +166,12 @@ def test_a_kernel_compiles_to_the_same_product(kernel):
 def test_bitsandbytes_weights_equal_the_dequantized_product(name, is_double):
     weight = stored_by_bitsandbytes(name, is_double)
     assert error_of(BitsandbytesLinear, weight) < 1e-5
+    kernel = BitsandbytesLinear(weight, None, torch.float32)
+    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    copied = copy.deepcopy(kernel)  # a trial on a GPU runs copies, so that no cache holds them
+    assert torch.equal(copied(x), kernel(x))
+    assert copied.packed.data_ptr() != kernel.packed.data_ptr()
+    assert copied._state.absmax.data_ptr() == copied.absmax.data_ptr()
 
 
 @pytest.mark.parametrize("has_outlier", [False, True])
@@ -223,6 +233,15 @@ def test_halves_of_a_row_share_bytes():
 def test_formats_without_a_kernel_say_so():
     with pytest.raises(NoKernelError, match="no cpu kernel computes in fp8"):
         kernels_for("cpu", "fp8")
+
+
+def test_inputs_that_are_rounded_by_a_stored_scale_have_no_kernel():
+    """The kernels choose a scale for each token: their logits would not be those of replay."""
+    fmt = replace(SCHEMES["W8A8"], has_static_inputs=True)
+    assert fmt.name == "int8-static"
+    for device in ("cpu", "cuda"):
+        with pytest.raises(NoKernelError, match="computes in int8-static"):
+            kernels_for(device, fmt.name)
 
 
 def test_scales_in_groups_are_refused_by_a_kernel_of_rows():

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,31 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from quantdraft.checkpoints.checkpoint import end_token_ids
-from quantdraft.errors import OptionError, OutputError, OutputExistsError, TrafficError
-from quantdraft.measure import answer_file
+from quantdraft.checkpoints.checkpoint import end_token_ids, open_checkpoint
+from quantdraft.engines.native.model import load_native
+from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.errors import (
+    OptionError,
+    OutputError,
+    OutputExistsError,
+    TrafficError,
+    UndefinedMetricError,
+)
+from quantdraft.measure import answer_file, continuous_batch
 from quantdraft.measure import answerers as answering
 from quantdraft.measure.capture import capture
+from quantdraft.measure.continuous_batch import generate_in_turns
 from quantdraft.measure.generation import generate
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.settings import CaptureSettings
+from quantdraft.record.choices import Mode
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 
 END = 0
 MAX_POSITIONS = 96
 TEXTS = ("def f(x):", "a", "import os\nimport sys\n", "for i in range(10): pass", "\n", "class A")
+CPU = torch.device("cpu")
+GENERATORS = ("generate", "generate_in_turns")
 GREEDY, WARM = Sampling(), Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=3)
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 
@@ -174,18 +187,32 @@ def _killed_after(num_batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Interrupt the block when `num_batches` batches are generated."""
     left = [num_batches]
 
-    def dying(*arguments: Any) -> Any:
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return generate(*arguments)
+    def dying(generates: Any) -> Any:
+        def run(*arguments: Any, **others: Any) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return generates(*arguments, **others)
+
+        return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "generate", dying)
+        for name in GENERATORS:
+            patch.setattr(answering, name, dying(getattr(answering, name)))
         with pytest.raises(KeyboardInterrupt):
             yield
 
 
+@pytest.fixture(params=["native", "transformers"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let one engine answer, in batches that are kept one by one."""
+    monkeypatch.setattr(answering, "TURNS", 1)
+    if request.param == "transformers":
+        monkeypatch.setattr(answering, "decoder_fault", lambda source: "the test says so")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("torn", ["", '{"prompt_id": "line-5", "prompt_tok', "whole line"])
 def test_resumed_run_writes_the_file_of_an_uninterrupted_one(
     target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
@@ -203,13 +230,77 @@ def test_resumed_run_writes_the_file_of_an_uninterrupted_one(
     with open(partial, "a") as file:
         file.write(torn)
     asked = []
-    monkeypatch.setattr(answering, "generate", lambda *a: asked.append(len(a[1])) or generate(*a))
+
+    def noting(generates: Any) -> Any:
+        return lambda *a, **others: asked.append(len(a[1])) or generates(*a, **others)
+
+    for name in GENERATORS:
+        monkeypatch.setattr(answering, name, noting(getattr(answering, name)))
     run(target, prompts, resumed, **settings)
     assert asked == [2]
     assert resumed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
 
+def test_the_native_engine_writes_the_file_that_transformers_modules_write(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sampling in (GREEDY, WARM):
+        files = [tmp_path / f"{name}-{sampling.temperature}" for name in ("native", "library")]
+        native = run(target, prompts, files[0], sampling=sampling, batch_size=4)
+        with monkeypatch.context() as patch:
+            patch.setattr(answering, "decoder_fault", lambda source: "the test says so")
+            patch.setattr(answering, "generate_in_turns", None)
+            library = run(target, prompts, files[1], sampling=sampling, batch_size=4)
+        assert native.target == library.target
+        for ours, theirs in zip(native.responses, library.responses, strict=True):
+            assert ours.response_token_ids == theirs.response_token_ids
+            assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["eager", "fused"])
+def test_a_row_that_ends_takes_the_next_prompt(
+    target: Path, model: Any, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(temperature=2.0, seed=1)
+    ends = tuple(range(30))  # so many that answers are of many lengths
+    monkeypatch.setattr(model.generation_config, "eos_token_id", list(ends))
+    prompts = [[1, *range(40, 40 + 3 * length)] for length in (1, 12, 5, 2, 9, 3, 20)]
+    loaded = load_native(stored_weights(open_checkpoint(target)), torch.float32, CPU)
+    native = replace(loaded, end_token_ids=ends)
+    told: list[int] = []
+    found = generate_in_turns(
+        native, prompts, sampling, 24, range(7), batch_size=3, mode=mode, progress=told.append
+    )
+    alone = [
+        generate(model, [prompt], sampling, 24, [seed])[0] for seed, prompt in enumerate(prompts)
+    ]
+    assert len({len(answer.token_ids) for answer in alone}) > 2
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in alone]
+    assert sum(told) == 7
+
+
+def test_a_long_prompt_is_read_in_pieces(
+    target: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[1, *range(40, 90)], [1, 50]]
+    native = load_native(stored_weights(open_checkpoint(target)), torch.float32, CPU)
+    monkeypatch.setattr(continuous_batch, "PREFILL_CHUNK", 7)
+    found = generate_in_turns(native, prompts, GREEDY, 8, [0, 1], batch_size=2)
+    assert [answer.token_ids for answer in found] == [
+        generate(model, [prompt], GREEDY, 8, [0])[0].token_ids for prompt in prompts
+    ]
+
+
+def test_logits_that_are_not_finite_end_the_native_engine_too(target: Path) -> None:
+    native = load_native(stored_weights(open_checkpoint(target)), torch.float32, CPU)
+    native.model.norm.weight.fill_(float("nan"))
+    native.model.norm.scaled.fill_(float("nan"))
+    with pytest.raises(UndefinedMetricError, match="not finite after 0 tokens"):
+        generate_in_turns(native, [[1, 2]], GREEDY, 4, [0], batch_size=1)
+
+
+@pytest.mark.usefixtures("engine")
 def test_unfinished_run_with_other_settings_is_refused(
     target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

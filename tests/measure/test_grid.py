@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from transformers import LlamaConfig
 
 from quantdraft.engines.kernels.book import Book
+from quantdraft.errors import OptionError
 from quantdraft.measure.latency import grid as benchmark
 from quantdraft.measure.latency import interleaved as latency
 from quantdraft.measure.latency import loaded as arms
@@ -29,6 +31,7 @@ from quantdraft.measure.latency.opened import (
     fewest_seconds,
     rehearsal,
 )
+from quantdraft.measure.latency.point import PointTiming
 from quantdraft.measure.latency.timing_plan import (
     MIN_LOADS,
     Place,
@@ -36,7 +39,7 @@ from quantdraft.measure.latency.timing_plan import (
     TimingPlan,
     num_loads_for,
 )
-from quantdraft.record import Roofline
+from quantdraft.record import GpuState, Roofline
 from quantdraft.record.step_bytes import Ledger
 from tests.clock import Clock
 
@@ -58,6 +61,8 @@ class Source:
     config: dict[str, Any] = field(default_factory=lambda: {"vocab_size": 10, "hidden_size": 4})
     checkpoint: None = None
     ledger: Ledger = LEDGER
+    fault: Exception | None = None  # what its step raises
+    fails_from: int = 1  # rows
 
 
 CLOCK = Clock()
@@ -66,12 +71,18 @@ CLOCK = Clock()
 class Step:
     """Moves the clock instead of computing."""
 
+    found_bytes = 0
+
     def __init__(self, native, batch_size, context_length, max_new, mode):
         rows_cost = native.source.slow if native.dtype is BF16 and batch_size > 1 else 1.0
         self.seconds = native.source.ms * rows_cost / 1e3
+        self.batch_size = batch_size
+        self.fault, self.fails_from = native.source.fault, native.source.fails_from
         assert mode == "eager"
 
     def step(self, num_tokens: int) -> None:
+        if self.fault is not None and num_tokens * self.batch_size >= self.fails_from:
+            raise self.fault
         CLOCK.sleep(self.seconds * num_tokens)
 
 
@@ -98,6 +109,7 @@ def loads(monkeypatch) -> list[tuple[str, torch.dtype]]:
             step_bytes=lambda batch, context: 1000 + 8 * batch * context,
         )
 
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # what is loaded here takes no memory
     monkeypatch.setattr(arms, "time", CLOCK)
     monkeypatch.setattr(latency, "time", CLOCK)
     monkeypatch.setattr(arms, "load_native", load)
@@ -152,6 +164,62 @@ def test_a_format_without_a_kernel_is_left_out_with_its_reason(loads):
     (found,) = measure_grid(sources, plan((1, 16)))
     assert found.undefined == {"candidate": "no cpu kernel computes in fp8"}
     assert set(found.arms) == {"baseline", "control", "target", "target-control"}
+
+
+def test_arms_whose_steps_fail_are_left_out_each_with_its_reason_and_all_others_go_on(loads):
+    lost = RuntimeError("operation not permitted when stream is capturing\nmore")
+    faults = {
+        "lost": (lost, "batch 2, context 16 cannot run: a step fails: operation not permitted"),
+        "strides": (ValueError("a stride must be 1"), "a step fails: ValueError: a stride must"),
+        "lone": (arms.UndefinedMetricError("no kernel takes it"), "cannot run: no kernel takes"),
+        "large": (torch.OutOfMemoryError("x"), "does not fit: the device ran out of memory"),
+    }
+    sources = five_arms() | {
+        name: Source(name, formats={"layer": "int8"}, fault=fault, fails_from=2)
+        for name, (fault, _) in faults.items()
+    }
+    sources["first"] = Source("first", formats={"layer": "int8"}, fault=lost)
+    one, two = measure_grid(sources, plan((1, 16), (2, 16), max_seconds=1.0))
+    assert set(one.arms) == {*five_arms(), *faults}
+    assert set(two.arms) == {*five_arms()}
+    for name, (_, reason) in faults.items():
+        assert reason in two.undefined[name]
+        assert "\n" not in two.undefined[name]
+    assert "stream is capturing" in one.undefined["first"]
+
+
+def test_a_baseline_that_cannot_be_loaded_leaves_the_others(loads, monkeypatch):
+    load = arms.load_native
+
+    def failing(source, dtype, device, rows):
+        if source.name == "draft":
+            raise RuntimeError("no kernel image is available for execution on the device")
+        return load(source, dtype, device, rows)
+
+    monkeypatch.setattr(arms, "load_native", failing)
+    (found,) = measure_grid(five_arms(), plan((1, 16)))
+    assert set(found.arms) == {"candidate", "target", "target-control"}
+    assert "no kernel image is available" in found.undefined["baseline"]
+
+
+def test_an_error_of_the_users_is_no_fault_of_an_arm(loads):
+    sources = five_arms() | {"candidate": Source("quick", fault=OptionError("--mode fused: no"))}
+    with pytest.raises(OptionError, match="--mode fused: no"):
+        measure_grid(sources, plan((1, 16)))
+
+
+def test_a_peak_is_the_arms_own_weights_and_what_its_steps_allocate(loads, monkeypatch):
+    allocated = iter(range(30_000, 80_000, 10_000))  # by the arms before
+    monkeypatch.setattr(point_timing, "reset_peak", lambda device: next(allocated))
+    peaks = iter(range(30_100, 80_100, 10_000))
+    monkeypatch.setattr(point_timing, "peak_bytes", lambda device: next(peaks))
+    monkeypatch.setattr(point_timing, "memory_shortage", lambda num_bytes, device: None)
+    timing = PointTiming(plan(device=torch.device("cuda")), 1, 16, ROOF, (1,), 0.0, 0, None)
+    monkeypatch.setattr(point_timing, "probe_ms", lambda step, width, device: 1.0)
+    native = arms.load_native(Source("draft"), BF16, CPU, (1,))
+    drafts = {name: arms.Arm(native, "eager", Source("draft")) for name in ("baseline", "control")}
+    opened = timing._open_arms(drafts, {})
+    assert [arm.peak_memory_bytes for arm in opened.values()] == [1100, 1100]
 
 
 def test_full_precision_models_share_the_baselines_float_type(loads):
@@ -278,6 +346,40 @@ def test_what_does_not_fit_into_memory_is_left_out_with_both_sizes(loads, monkey
     assert reason.startswith("batch 1, context 1000 does not fit: it needs about")
 
 
+def test_a_target_without_room_beside_the_drafts_is_timed_after_them(loads, monkeypatch):
+    sources = {"baseline": Source("draft"), "target": Source("target", ms=4.0)}
+    monkeypatch.setattr(
+        point_timing, "memory_shortage", lambda size, device: None if next(asks) > size else "no"
+    )
+    asks = iter([9e9, 10.0, 9e9] * MIN_LOADS)  # the draft, the target beside it, the target alone
+    (found,) = measure_grid(sources, plan((1, 16), is_paired=False, max_seconds=1.0))
+    assert found.undefined == {}
+    draft, target = found.arms["baseline"].steps[1], found.arms["target"].steps[3]
+    assert target.samples_ms == pytest.approx([12.0] * len(target.samples_ms))
+    assert not {*draft.blocks} & {*target.blocks}
+    assert sorted({*draft.blocks, *target.blocks}) == [*range(len(found.loads))]
+
+
+def test_the_card_is_asked_before_and_after_every_load_of_a_point(loads, monkeypatch):
+    states = iter(GpuState(utilization_percent=share) for share in range(2 * MIN_LOADS))
+    monkeypatch.setattr(point_timing, "read_gpu_state", lambda device: next(states))
+    (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
+    assert [state.utilization_percent for state in found.gpu_states] == [*range(2 * MIN_LOADS)]
+
+
+def test_models_of_one_shape_need_one_cache(loads, monkeypatch):
+    needed: list[int] = []
+    monkeypatch.setattr(
+        point_timing, "memory_shortage", lambda size, device: needed.append(int(size))
+    )
+    timing = PointTiming(plan(), 2, 1000, ROOF, (1,), 0.0, 0, None)
+    native = arms.load_native(Source("draft"), BF16, CPU, (1,))
+    native.is_own, native.model = True, SimpleNamespace(shape="one", config=LlamaConfig())
+    drafts = {name: arms.Arm(native, "eager", Source("draft")) for name in ("baseline", "control")}
+    timing._open_arms(drafts, {})
+    assert needed[0] - needed[1] == 8 * 2 * 1001  # keys and values, by `step_bytes`
+
+
 def test_weights_that_do_not_fit_are_not_loaded(loads, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 500)
     (found,) = measure_grid({"baseline": Source("draft")}, plan((1, 16)))
@@ -351,3 +453,14 @@ def test_weights_take_what_a_step_reads_and_the_table():
     assert weight_bytes(Source("draft"), BF16, CPU) == 1000 + 2000 + 10 * 4 * 2
     quantized = Source("quick", formats={"layer": "int8"})
     assert weight_bytes(quantized, F32, CPU) == 1000 + 10 * 4 * 4
+    # on a GPU few and many rows may have each a packing, if there are both
+    assert weight_bytes(quantized, BF16, cuda, (1,)) == 1000 + 10 * 4 * 2
+    assert weight_bytes(quantized, BF16, cuda, (1, 64)) == 2000 + 10 * 4 * 2
+
+
+def test_weights_that_were_loaded_count_what_they_took(loads, monkeypatch):
+    sources = {"baseline": Source("draft", ledger=Ledger(*[900] * 7, 8))}
+    found = Arms(sources, {"baseline": (1,)}, (1,), CPU)
+    found.settle(1, 16)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1200)
+    assert found.fit_twice()  # 1000 bytes, far below what the ledger would have them take

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quantdraft.measure.latency import memory
-from quantdraft.measure.latency.memory import available_bytes, peak_bytes
+from quantdraft.measure.latency.memory import available_bytes, peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
 
@@ -52,3 +52,45 @@ def test_the_peak_holds_what_was_allocated_and_freed():
     block = torch.ones(size // 4)
     del block
     assert peak_bytes(CPU) >= size
+
+
+class Allocator:
+    """What torch.cuda says of a card with 80 bytes: 30 in use, 20 cached, of which 12 for good."""
+
+    def __init__(self) -> None:
+        self.cached = 20
+
+    def empty_cache(self) -> None:
+        """Give back what no recorded graph's pool holds."""
+        self.cached = 12
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        """Return free and total bytes."""
+        return 80 - 30 - self.cached, 80
+
+    def memory_reserved(self, device: torch.device) -> int:
+        """Return what the allocator holds."""
+        return 30 + self.cached
+
+    def memory_allocated(self, device: torch.device) -> int:
+        """Return what is in use."""
+        return 30
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        """Forget nothing: 30 bytes are in use still."""
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        """Return the peak since the reset."""
+        return 33
+
+
+def test_what_the_pools_of_recorded_graphs_hold_is_not_available(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", Allocator())
+    assert available_bytes(torch.device("cuda")) == 80 - 30 - 12
+
+
+def test_a_peak_starts_from_what_is_allocated_already(monkeypatch):
+    monkeypatch.setattr(torch, "cuda", Allocator())
+    before = reset_peak(torch.device("cuda"))
+    assert peak_bytes(torch.device("cuda")) - before == 3
+    assert reset_peak(CPU) == 0

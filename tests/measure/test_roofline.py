@@ -8,6 +8,7 @@ import torch
 from quantdraft.measure.latency import roofline
 from quantdraft.measure.latency.roofline import default_dtypes, measure_roofline
 from quantdraft.record import Roofline
+from tests.clock import Clock
 
 CPU = torch.device("cpu")
 SMALL = 8 << 20
@@ -51,6 +52,37 @@ def test_sizes_grow_until_the_next_would_take_too_long(monkeypatch):
     rate = roofline._matrix_rate("float32", CPU)
     assert asked == [128, 256, 512]
     assert rate == pytest.approx(2 * 128**3 / 0.001)
+
+
+@pytest.mark.parametrize("fails_from", [None, 512])
+def test_a_first_call_that_loads_a_library_ends_no_search_and_a_late_fault_keeps_the_rate(
+    monkeypatch, fails_from
+):
+    clock, asked = Clock(), []
+
+    def product(name, size, device):
+        asked.append(size)
+
+        def work():
+            if fails_from is not None and size >= fails_from:
+                raise RuntimeError("no such product")
+            clock.sleep(0.9 if asked.count(size) == 1 and not called else 0.001)
+            called.append(size)
+
+        called: list[int] = []
+        return work
+
+    monkeypatch.setattr(roofline, "time", clock)
+    monkeypatch.setattr(roofline, "_square_product", product)
+    rate = roofline._matrix_rate("bfloat16", CPU)
+    assert asked[:3] == [128, 256, 512]
+    assert rate == pytest.approx(2 * (256 if fails_from else 2048) ** 3 / 0.001)
+
+
+def test_products_are_of_random_numbers(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: (left, right))
+    for operand in roofline._square_product("float32", 64, CPU)():
+        assert len(operand.unique()) > 1000
 
 
 def test_a_type_without_a_product_is_left_out(small):

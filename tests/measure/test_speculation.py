@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.engines.native.model import borrow, load_native
 from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import stored_weights
+from quantdraft.measure import speculation
 from quantdraft.measure.generation import generate
 from quantdraft.measure.speculation import next_logits, speculate
 from quantdraft.measure.verification import RoundPlan
@@ -100,3 +104,45 @@ def test_the_logits_after_a_prefix_are_the_models(pair, tiny_pair):
         logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
     found = next_logits(Session(pair[0], 1, 16), PROMPTS[0])
     assert torch.allclose(found, logits, atol=1e-4)
+
+
+class Copies(TorchDispatchMode):
+    """Counts what the host copies to a device, whose stand-in is "meta"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        is_moved = isinstance(out, torch.Tensor) and out.device.type == "meta"
+        self.number += is_moved and any(
+            isinstance(arg, torch.Tensor) and arg.device.type == "cpu" for arg in args
+        )
+        return out
+
+
+@pytest.mark.parametrize("rule", ["greedy", "rejection"])
+def test_a_round_copies_once_to_the_device_and_once_back(rule):
+    plan = RoundPlan(2, rule, Sampling() if rule == "greedy" else Sampling(temperature=0.8))
+    returned = []
+
+    class Answers(list):
+        def tolist(self):
+            returned.append(self)
+            return [[7, 8, 9, 1]]
+
+    def call(key, function, *inputs):
+        assert all(tensor.device.type == "meta" for tensor in inputs)
+        fed = inputs[0]
+        return (fed.new_empty((1, 2)), None) if key[0] == "propose" else Answers()
+
+    session = SimpleNamespace(
+        device=torch.device("meta"), num_live=lambda n: n, batch_size=1, slot_step=1, call=call
+    )
+    row = speculation._Row([3, 4, 5], 2, 9, [0, 0], torch.Generator().manual_seed(0))
+    with Copies() as copies:
+        speculation._round(session, session, [row], plan, frozenset())
+    assert copies.number == 1
+    assert len(returned) == 1
+    assert row.tokens == [3, 4, 5, 7, 8]

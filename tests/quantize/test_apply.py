@@ -373,6 +373,23 @@ def test_interruption_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_on_the_cpu_the_quantizing_library_sees_no_gpu(
+    draft: Path, tmp_path: Path, traffic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def quantize(job: object) -> None:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        raise MemoryError
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setitem(applying.BACKENDS, "llmcompressor", quantize)
+    with pytest.raises(MemoryError):
+        apply_to(draft, "int8", tmp_path / "out", traffic)
+    assert seen == [""]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 KILLED_IN_ITS_PROOF = """
 import os, signal, sys
 from pathlib import Path

@@ -34,7 +34,7 @@ def candidate(tiny_pair, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch, few_trials):
+def quick(monkeypatch, short_timing):
     """Small buffers and no trials: what is measured here is not the point."""
     monkeypatch.setattr(roofline, "BUFFER_BYTES", {"cpu": 8 << 20})
     monkeypatch.setattr(roofline, "LAST_SIZE", {"cpu": 128})
@@ -65,6 +65,26 @@ def test_bench_of_checkpoints_times_every_arm_and_writes_the_record(
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "--force" in again.output
+
+
+def test_a_kernel_that_cannot_be_recorded_leaves_its_arm_out_and_the_record_is_written(
+    tiny_pair, candidate, tmp_path, quick, monkeypatch
+):
+    real = arms.Arm.open_step
+
+    def open_step(arm, *point):  # a recording fails on every machine without a GPU
+        is_quantized = arm.native.quantized_bytes > 0
+        return real(replace(arm, mode="graph") if is_quantized else arm, *point)
+
+    monkeypatch.setattr(arms.Arm, "open_step", open_step)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["bench", str(candidate), "--batch-sizes", "1", "--context-lengths", "16"]
+    arguments += ["-m", "1", "--mode", "eager", "--seconds", "0.05"]
+    done = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    point = read_bench(tmp_path / "out" / "bench.json").points[0]
+    assert set(point.arms) == {"baseline", "control"}
+    assert point.undefined["int8"].startswith("batch 1, context 16 cannot run: a step fails: ")
 
 
 def test_bytes_of_a_step_are_the_ledgers_with_the_keys_of_every_row(

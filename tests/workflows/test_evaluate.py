@@ -64,9 +64,10 @@ def int4(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(
-    tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path, few_trials: None
+def settings_with_pages(
+    tiny_pair: Pair, traffic: Path, int4: Path, tmp_path: Path, short_timing: None
 ) -> EvaluateSettings:
+    """Of a run whose pages the test reads."""
     return evaluation_settings(
         mode="eager",
         candidate=str(int4),
@@ -80,7 +81,13 @@ def settings(
     )
 
 
-def test_a_run_leaves_a_whole_record_and_its_views(settings):
+@pytest.fixture
+def settings(settings_with_pages: EvaluateSettings, no_pages: None) -> EvaluateSettings:
+    return settings_with_pages
+
+
+def test_a_run_leaves_a_whole_record_and_its_views(settings_with_pages):
+    settings = settings_with_pages
     evaluation, run_dir = evaluate(settings), settings.run_dir
     assert read_evaluation(run_dir / "evaluation.json") == evaluation
     assert {"report.md", "report.html"} <= {path.name for path in run_dir.iterdir()}
@@ -103,9 +110,9 @@ def test_without_a_target_there_is_acceptance_but_no_go(settings):
     assert evaluation.acceptance[0].baseline.acceptance_rate > 0
 
 
-def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings, tiny_pair, tmp_path):
+def test_fp8_on_a_cpu_has_acceptance_and_no_latency(settings_with_pages, tiny_pair, tmp_path):
     apply(load_recipe("fp8"), str(tiny_pair.draft), tmp_path / "fp8")
-    given = changed(settings, candidate=str(tmp_path / "fp8"))
+    given = changed(settings_with_pages, candidate=str(tmp_path / "fp8"))
     evaluation, run_dir = evaluate(given), given.run_dir
     assert "candidate" not in evaluation.latency.arms
     assert "no cpu kernel" in evaluation.latency.undefined["candidate"]

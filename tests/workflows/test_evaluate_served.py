@@ -200,7 +200,8 @@ def own(tiny_pair, traffic, tmp_path) -> EvaluateSettings:
 def test_our_servers_answer_in_turns_or_one_after_another(
     own, fake_vllm, monkeypatch, is_interleaved
 ):
-    monkeypatch.setattr(served_module, "_memory_share", lambda *_: 0.2 if is_interleaved else None)
+    memory = served_module.Memory(is_interleaved, None)
+    monkeypatch.setattr(served_module, "memory_for", lambda *_: memory)
     given = changed(own, path=fake_vllm())
     evaluation, run_dir = evaluate(given), given.run_dir
     found = evaluation.served

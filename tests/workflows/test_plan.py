@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from quantdraft.workflows.plan.curve import plan_curve
 from quantdraft.workflows.plan.devices import device_names, load_device
 from quantdraft.workflows.plan.plan import PlanSettings, plan
 from quantdraft.workflows.plan.view import plan_lines
+from tests.stored import LLAMA_CONFIG, llama_tensors, write_checkpoint
 
 KS = tuple(range(1, 17))
 PAIR = PlanSettings(0.75, target_config="llama-3.1-8b", draft_config="llama-3.2-1b", device="h200")
@@ -275,6 +277,20 @@ def test_a_family_whose_tensors_do_not_follow_from_its_config_is_refused(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
     with pytest.raises(CheckpointError, match="has no 'hidden_size'"):
         plan(PlanSettings(0.7, target_config=str(tmp_path), draft_config="llama-3.2-1b"))
+
+
+def test_a_directory_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    config = LLAMA_CONFIG | {"intermediate_size": 768}
+    tensors = llama_tensors()
+    norm = tensors["model.layers.0.input_layernorm.weight"]
+    tensors["model.layers.0.post_attention_layernorm.weight"] = norm
+    whole = write_checkpoint(tmp_path / "whole", tensors, config)
+    settings = PlanSettings(0.7, target_config="llama-3.1-8b", device="h200")
+    plan(replace(settings, draft_config=str(whole)))
+    del tensors["model.norm.weight"]
+    part = write_checkpoint(tmp_path / "part", tensors, config)
+    with pytest.raises(CheckpointError, match=r"part' lacks the tensor 'model\.norm\.weight'"):
+        plan(replace(settings, draft_config=str(part)))
 
 
 def test_every_line_fits_and_says_that_it_predicts() -> None:

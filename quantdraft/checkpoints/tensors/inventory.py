@@ -18,7 +18,7 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.dense_view import dense_view
 from quantdraft.checkpoints.tied_head import TIED_FLAG, find_copied_head, tied_flag
-from quantdraft.errors import CheckpointError
+from quantdraft.errors import CheckpointError, QuantDraftError
 
 Shape = tuple[int, ...]
 # What old checkpoints stored and is computed today, and the modules that predict further tokens.
@@ -30,6 +30,8 @@ LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\..*")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
 ADAPTER = re.compile(r".*\b(lora_\w+|modules_to_save|ia3_l)\b.*")
 NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+# Of transformers' models: no published interface, and the only account of what a file lacks.
+LOADER = ("_load_pretrained_model", "_adjust_missing_and_unexpected_keys")
 NUM_NEXT_LAYERS = "num_nextn_predict_layers"
 
 
@@ -93,9 +95,14 @@ def _load_without_data(model: Any, shapes: Mapping[str, Shape]) -> Any:
 
     `from_pretrained` does these steps; to be told the device it would need the accelerate package.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.modeling_utils import LoadStateDictConfig
-
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.modeling_utils import LoadStateDictConfig
+    except ImportError as error:
+        raise _other_library(str(error)) from error
+    for name in LOADER:
+        if not hasattr(model, name):
+            raise _other_library(f"its models have no {name}")
     dtype, meta = model.dtype, torch.device("meta")
     tensors = {n: torch.empty(shape, dtype=dtype, device=meta) for n, shape in shapes.items()}
     how = LoadStateDictConfig(
@@ -108,6 +115,16 @@ def _load_without_data(model: Any, shapes: Mapping[str, Shape]) -> Any:
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
     return info
+
+
+def _other_library(found: str) -> QuantDraftError:
+    """Return the error for a transformers whose loader has changed: its parts used are its own."""
+    import transformers
+
+    return QuantDraftError(
+        f"transformers {transformers.__version__} loads models in a way that this quantdraft does "
+        f"not know ({found}). Install one that it was made for: pip install --upgrade quantdraft"
+    )
 
 
 def _is_explained(name: str, config: Any) -> bool:

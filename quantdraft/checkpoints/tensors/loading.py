@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
-from quantdraft.checkpoints.dense_view import require_readable, stored_modules
+from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
 from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
+from quantdraft.checkpoints.tensors.devices import does_not_fit, require_room
 from quantdraft.checkpoints.tensors.experts import separate_experts
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
@@ -27,14 +29,12 @@ from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
     CheckpointError,
     MissingPackageError,
-    OptionError,
-    nearest,
+    is_out_of_memory,
     nearest_path,
 )
 
 LIBRARY_METHODS = ("compressed-tensors", "bitsandbytes")  # loaded by their own libraries
 BNB_CPU_ROWS = 32  # its kernel for a CPU takes so many at once
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
@@ -69,36 +69,6 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """Return the named device; without a name CUDA where there is one, else the CPU."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        hint = nearest(name, ("cpu", "cuda"))
-        raise OptionError(
-            f"--device {name!r} is not a device.{hint} Use cpu, cuda or cuda:N."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device {name}: this machine has no CUDA device. Use --device cpu.")
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the named float type; `auto` is bfloat16 on a GPU and float32 on a CPU.
-
-    On a CPU float32 makes the live loop and replay equal to the last token, and most CPUs multiply
-    bfloat16 slower, some of them 500 times.
-    """
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        hint = nearest(name, ("auto", *DTYPES))
-        raise OptionError(f"--dtype {name!r} is unknown.{hint} Use auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
 def load_model(
     path: Path,
     dtype: torch.dtype,
@@ -119,10 +89,11 @@ def load_model(
     """
     _silence_libraries()
     checkpoint = open_checkpoint(path)
-    require_readable(checkpoint)
     config = load_config(path, trust_remote_code, not ignore_quantization)
     require_complete(checkpoint, config)
     quantization = getattr(config, "quantization_config", None)
+    num_bytes = _least_bytes(checkpoint, dtype)
+    require_room(checkpoint.name, num_bytes, device)
     try:
         # compressed-tensors draws bars at loading and at the first forward, which unpacks.
         hidden = io.StringIO()
@@ -147,8 +118,19 @@ def load_model(
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # libraries raise many types for configs and tensors they cannot use
+        if is_out_of_memory(error):
+            why = f"the memory of {device} does not hold them"
+            raise CheckpointError(does_not_fit(checkpoint.name, num_bytes, why)) from error
         text = str(error).strip() or type(error).__name__
         raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+
+
+def _least_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Return the bytes that the weights take at least, once loaded in `dtype`."""
+    infos = checkpoint.tensors.values()
+    if checkpoint.quantization is not None:
+        return sum(info.num_bytes for info in infos)
+    return sum(math.prod(info.shape) for info in infos) * dtype.itemsize
 
 
 def require_loadable(checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Unpack integers of 2, 3, 4 and 8 bits from the words that libraries store them in."""
+"""Unpack integers of 2 to 8 bits from the words that libraries store them in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
-    """Undo the packing of 32/num_bits offset integers into each word, lowest bits first.
+    """Undo the packing of offset integers into words: a stream of bits, lowest first.
+
+    A field of 3, 5, 6 or 7 bits may run on into the next word, in GPTQ's files and in those of
+    compressed-tensors.
 
     packed: (rows, words) int32
     Returns (rows, num_columns) int8 in [-2**(num_bits-1), 2**(num_bits-1)).
     """
     if 8 % num_bits:
-        return _center(_unpack_words(packed, num_bits)[:, :num_columns], num_bits)
+        return _unpack_odd(packed, num_bits, num_columns)
     octets = packed.contiguous().view(torch.uint8)  # lowest first, as every machine here stores
     width = 8
     while width > num_bits:  # the two halves of a field become the two bytes of a word, in order
@@ -31,14 +34,7 @@ def unpack_int32(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     return signed
 
 
-def unpack_stream(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
-    """Undo GPTQ's packing: a stream of bits, where a field may run on into the next word.
-
-    packed: (rows, words) int32
-    Returns (rows, num_columns) int8 in [-2**(num_bits-1), 2**(num_bits-1)).
-    """
-    if 8 % num_bits == 0:
-        return unpack_int32(packed, num_bits, num_columns)
+def _unpack_odd(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     if num_bits > 8:
         raise CheckpointError(f"weights of {num_bits} bits are not read: use 8 or fewer.")
     start = torch.arange(num_columns) * num_bits
@@ -46,7 +42,8 @@ def unpack_stream(packed: Tensor, num_bits: int, num_columns: int) -> Tensor:
     words = torch.nn.functional.pad(words, (0, 1))
     low = words[:, start // 32] >> start % 32
     high = words[:, start // 32 + 1] << 32 - start % 32
-    return _center((low | high) & 2**num_bits - 1, num_bits)
+    signed: Tensor = ((low | high) & 2**num_bits - 1) - 2 ** (num_bits - 1)
+    return signed.to(torch.int8)
 
 
 def pack_stream(fields: Tensor, num_bits: int) -> Tensor:
@@ -82,16 +79,3 @@ def unpack_rows_in_bytes(packed: Tensor) -> Tensor:
     """
     fields = torch.stack([packed & 15, packed >> 4], dim=1).flatten(0, 1).to(torch.int8)
     return torch.where(fields > 7, fields - 16, fields)
-
-
-def _unpack_words(packed: Tensor, num_bits: int) -> Tensor:
-    """Return the whole fields of every word: compressed-tensors leaves the bits above unused."""
-    shifts = torch.arange(32 // num_bits) * num_bits
-    words = packed.long() & 0xFFFFFFFF
-    fields: Tensor = words[..., None] >> shifts & 2**num_bits - 1
-    return fields.flatten(1)
-
-
-def _center(fields: Tensor, num_bits: int) -> Tensor:
-    signed: Tensor = fields - 2 ** (num_bits - 1)
-    return signed.to(torch.int8)

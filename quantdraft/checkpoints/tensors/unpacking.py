@@ -21,7 +21,7 @@ from quantdraft.checkpoints.formats import WeightFormat
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.checkpoints.tensors.foreign import unpack_foreign
 from quantdraft.checkpoints.tensors.microscaling import unpack_microscaled
-from quantdraft.checkpoints.tensors.packing import pack_stream, unpack_int32, unpack_stream
+from quantdraft.checkpoints.tensors.packing import pack_stream, unpack_int32
 from quantdraft.errors import CheckpointError
 
 ROWS_AT_ONCE = 2**13  # a twentieth of a large embedding table
@@ -166,9 +166,9 @@ def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) 
     scale = _require_tensor(tensors, f"{module}.scales").T.contiguous()
     packed = _require_tensor(tensors, f"{module}.qweight").T.contiguous()
     rows, columns = packed.shape[0], packed.shape[1] * 32 // fmt.num_bits
-    integers = unpack_stream(packed, fmt.num_bits, columns)
+    integers = unpack_int32(packed, fmt.num_bits, columns)
     packed_zeros = _require_tensor(tensors, f"{module}.qzeros")
-    zero_point = unpack_stream(packed_zeros, fmt.num_bits, rows).T.contiguous()
+    zero_point = unpack_int32(packed_zeros, fmt.num_bits, rows).T.contiguous()
     group_size = -(-columns // scale.shape[1])
     order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
     if order is not None:
@@ -297,10 +297,10 @@ def module_tensors(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
     own = (f"{module}.{part}" for part in ("weight", *PARTS))
     tensors = {name: read_tensor(checkpoint, name) for name in own if name in checkpoint.tensors}
     zeros = f"{module}.qzeros"
-    if zeros in tensors and _stores_lower_zeros(checkpoint.quantization or {}):
-        fmt = stored_format(checkpoint.quantization or {}, module)
-        if fmt is not None:
-            tensors[zeros] = _add_one(tensors[zeros], fmt)
+    quantization = checkpoint.quantization or {}
+    fmt = stored_format(quantization, module) if zeros in tensors else None
+    if fmt is not None and fmt.library == "gptq" and _stores_lower_zeros(quantization):
+        tensors[zeros] = _add_one(tensors[zeros], fmt)
     return tensors
 
 
@@ -316,7 +316,7 @@ def _stores_lower_zeros(quantization: Mapping[str, object]) -> bool:
 def _add_one(packed: Tensor, fmt: WeightFormat) -> Tensor:
     """Add 1 to every field of every int32 word; a full field becomes 0, as for other readers."""
     bits = fmt.num_bits
-    fields = unpack_stream(packed, bits, packed.shape[1] * 32 // bits).long() + 2 ** (bits - 1)
+    fields = unpack_int32(packed, bits, packed.shape[1] * 32 // bits).long() + 2 ** (bits - 1)
     return pack_stream((fields + 1) & 2**bits - 1, bits)
 
 

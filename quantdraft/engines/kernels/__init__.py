@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantdraft.engines.kernels import bitsandbytes, cpu, cuda, dense, dequantizing, few_rows
+from quantdraft.engines.kernels import (
+    bitsandbytes,
+    cpu,
+    cuda,
+    dense,
+    dequantizing,
+    few_rows,
+    marlin,
+)
 from quantdraft.errors import NoKernelError
 
 # (device type, format) -> kernels that may be the fastest for it; `choice` measures which is, and
@@ -32,12 +40,17 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "nf4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "fp4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "llm-int8"): (bitsandbytes.LlmInt8Linear,),
-    ("cuda", "dense"): (dense.DenseLinear,),
-    ("cuda", "int4"): (cuda.Int4TinygemmLinear, cuda.Int4TritonLinear),
+    ("cuda", "dense"): (dense.DenseLinear, dense.WeightFirstLinear),
+    ("cuda", "int4"): (
+        cuda.Int4TinygemmLinear,
+        cuda.Int4TritonLinear,
+        marlin.Int4MarlinLinear,
+    ),
     ("cuda", "int8"): (cuda.Int8CublasLinear, cuda.Int8TritonLinear),
     ("cuda", "int8-weight-only"): (
         cuda.Int8WeightOnlyTritonLinear,
         dequantizing.Int8DequantizingLinear,
+        marlin.Int8WeightOnlyMarlinLinear,
     ),
     ("cuda", "fp8"): (cuda.Fp8Linear, cuda.Fp8TritonLinear),
     ("cuda", "fp8-block"): (cuda.Fp8BlockLinear,),

@@ -2,7 +2,8 @@
 
 Both are measured as the library is. On a CPU without AVX-512 and bf16 instructions it turns a whole
 4-bit weight into floats in every call: that saves memory and no time. LLM.int8() rounds inputs row
-by row, and multiplies the columns in which some input reaches the threshold in 16 bits.
+by row, and multiplies the columns in which some input reaches the threshold in 16 bits. It looks
+for those columns on the host, which no CUDA graph can hold: on a GPU its trial says so.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class BitsandbytesLinear(KernelLinear):
         nested_bytes = 0 if double is None else double.scale.nbytes + double.table.nbytes
         self.kernel = f"bitsandbytes_{weight.name}_{weight.integers.device.type}"
         self.weight_bytes = self.packed.nbytes + self.absmax.nbytes + nested_bytes
-        self._library = library
-        self._state = self._quant_state(weight, dtype)
+        self._product = library.matmul_4bit  # no module among the fields: a copy is made of this
+        self._state = self._quant_state(weight, dtype, library)
 
-    def _quant_state(self, weight: Codebook, dtype: torch.dtype) -> Any:
+    def _quant_state(self, weight: Codebook, dtype: torch.dtype, library: ModuleType) -> Any:
         """Return what bitsandbytes keeps beside a packed weight; its tensors are this module's."""
-        build, double, nested = self._library.functional.QuantState, weight.double, {}
+        build, double, nested = library.functional.QuantState, weight.double, {}
         if double is not None:
             device = self.packed.device
             nested = {
@@ -73,7 +74,7 @@ class BitsandbytesLinear(KernelLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), in x's float type."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        out: Tensor = self._library.matmul_4bit(x, self.packed, self._state, bias=bias)
+        out: Tensor = self._product(x, self.packed, self._state, bias=bias)
         return out
 
 
@@ -95,7 +96,7 @@ class LlmInt8Linear(KernelLinear):
             largest=127 * row_scales(weight).contiguous(),
         )
         self.kernel = f"bitsandbytes_llm_int8_{weight.integers.device.type}"
-        self._library, self._state = library, library.MatmulLtState()
+        self._product, self._state = library.matmul, library.MatmulLtState()
         self._state.threshold = LLM_INT8_THRESHOLD
         self._state.has_fp16_weights = self._state.is_training = False
         self._state.CB, self._state.SCB = self.integers, self.largest
@@ -103,7 +104,7 @@ class LlmInt8Linear(KernelLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), in x's float type."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        out: Tensor = self._library.matmul(x, self.integers, bias=bias, state=self._state)
+        out: Tensor = self._product(x, self.integers, bias=bias, state=self._state)
         return out.to(x.dtype)
 
 

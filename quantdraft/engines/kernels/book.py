@@ -13,9 +13,11 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ import torch
 from pydantic import TypeAdapter
 
 from quantdraft.common.files import cache_dir, write_text
+from quantdraft.engines.kernels.requirements import has_triton
 from quantdraft.errors import OutputError
 from quantdraft.record.provenance import cpu_name
 
@@ -32,6 +35,11 @@ MIN_GAIN = 1.05  # by which another kernel of as many bytes must be faster
 CLEAR_GAIN = 1.15  # by which one must be faster that reads more: bytes are its cost in a full step
 HOPELESS = 25.0  # times the fastest: not tried again (bfloat16 without instructions: 500)
 
+PACKAGES = (
+    "bitsandbytes",
+    "gptqmodel",
+    "triton",
+)  # whose kernels take part where they are installed
 SOURCES = Path(__file__).parent
 
 
@@ -131,7 +139,13 @@ def machine(device: str, num_threads: int) -> dict[str, Any]:
     }
     if torch.device(device).type == "cuda":
         found = torch.cuda.get_device_properties(device)
-        return facts | {"device": found.name, "cuda": torch.version.cuda}
+        return facts | {
+            "device": found.name,
+            "cuda": torch.version.cuda,
+            "has_triton": has_triton(),
+            "has_nvcc": shutil.which("nvcc") is not None,
+            "packages": {name: _version(name) for name in PACKAGES},
+        }
     return facts | {
         "device": cpu_name(),
         "cores": os.cpu_count(),
@@ -171,6 +185,13 @@ def _directory() -> Path | None:
 
 def _sources() -> list[Path]:
     return sorted(file for file in SOURCES.iterdir() if file.suffix in {".py", ".c", ".h"})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -7,10 +7,6 @@ is measured by `choice`. Sizes that a library cannot take are padded with zeros.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from types import ModuleType
-
 import torch
 from torch import Tensor, nn
 
@@ -23,12 +19,17 @@ from quantdraft.engines.kernels.linear import (
     pad_matrix,
     row_scales,
 )
-from quantdraft.errors import NoKernelError
+from quantdraft.engines.kernels.requirements import (
+    has_triton,
+    require_block_scaling,
+    require_capability,
+    triton_products,
+)
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest value of float8_e4m3fn
 INT8_LEVELS = 127.5  # compressed-tensors halves the whole range, -128 to 127
-FEW_ROWS = 16  # up to here the Triton kernels, which read the weight once per row
+FEW_ROWS = 16  # up to here the Triton kernels: of 4 bits they read the weight once per row
 TINY = 1e-12  # a row of zeros has some scale too
 
 
@@ -64,9 +65,13 @@ class RowScaledLinear(KernelLinear):
 
 
 class Fp8Linear(RowScaledLinear):
-    """FP8 weights, one scale a row; activations rounded to FP8 per token: `torch._scaled_mm`."""
+    """FP8 weights, one scale a row; activations rounded to FP8 per token: `torch._scaled_mm`.
 
-    kernel = "fp8_scaled_mm"
+    Sums of partial products may be kept in fewer bits than float32 ("fast accumulation", as
+    vLLM's product keeps them).
+    """
+
+    kernel = "fp8_scaled_mm_fast_accum"
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         require_capability(weight.integers.device, (8, 9), "FP8")
@@ -94,10 +99,14 @@ class Fp8TritonLinear(Fp8Linear):
 
 
 class Fp8BlockLinear(KernelLinear):
-    """FP8 weights with a scale for 128 x 128, activations per token and 128: `F.scaled_mm`."""
+    """FP8 weights with a scale for 128 x 128, activations per token and 128: `F.scaled_mm`.
+
+    cuBLAS takes tokens in fours, and reads a column of scales as a multiple of four numbers.
+    """
 
     kernel = "fp8_block_scaled_mm"
     block = 128
+    row_multiple = 4
 
     values: Tensor
     scale: Tensor
@@ -114,17 +123,17 @@ class Fp8BlockLinear(KernelLinear):
             bias,
             dtype,
             values=weight.integers.contiguous(),
-            scale=block_scales(weight.scale.float()),
+            scale=pad_matrix(weight.scale.float(), 1, self.row_multiple).contiguous(),
         )
 
     def _multiply(self, rows: Tensor) -> Tensor:
         from torch.nn.functional import ScalingType, scaled_mm
 
-        groups = rows.reshape(len(rows), -1, self.block)
-        rounded, step = round_rows(groups, FP8)
+        enough = pad_matrix(rows, self.row_multiple)
+        rounded, step = round_rows(enough.reshape(len(enough), -1, self.block), FP8)
         columns_first = step[..., 0].t().contiguous().t()
         out: Tensor = scaled_mm(
-            rounded.reshape(rows.shape),
+            rounded.reshape(enough.shape),
             self.values.t(),
             columns_first,
             ScalingType.BlockWise1x128,
@@ -132,7 +141,7 @@ class Fp8BlockLinear(KernelLinear):
             ScalingType.BlockWise128x128,
             output_dtype=torch.bfloat16,
         )
-        return out
+        return out[: len(rows)]
 
 
 class Int8CublasLinear(RowScaledLinear):
@@ -260,54 +269,10 @@ def pack_adjacent_pairs(integers: Tensor) -> Tensor:
     return ((unsigned[:, ::2] << 4) | unsigned[:, 1::2]).contiguous()
 
 
-def block_scales(scale: Tensor) -> Tensor:
-    """Return block scales, (rows, columns), laid out as cuBLAS reads them: rows 4 numbers apart."""
-    rows, columns = scale.shape
-    wide = scale.new_zeros((rows, columns + -columns % 4))
-    wide[:, :columns] = scale
-    return wide[:, :columns]
-
-
 def require_fp8(weight: Unpacked) -> None:
     """Raise ValueError unless the weight's values are FP8."""
     if weight.integers.dtype != FP8:
         raise ValueError(f"weights of {weight.integers.dtype} are not FP8")
-
-
-def require_capability(device: torch.device, needed: tuple[int, int], what: str) -> None:
-    """Raise NoKernelError where the device is a GPU too old for a format."""
-    if device.type != "cuda":
-        raise NoKernelError(f"{what} needs a CUDA device, not {device.type!r}")
-    found = torch.cuda.get_device_capability(device)
-    if found < needed:
-        raise NoKernelError(
-            f"{what} needs compute capability {needed[0]}.{needed[1]}; "
-            f"{torch.cuda.get_device_name(device)!r} has {found[0]}.{found[1]}"
-        )
-
-
-def require_block_scaling(device: torch.device) -> None:
-    """Raise NoKernelError where torch or the GPU has no product with a scale per block."""
-    require_capability(device, (9, 0), "FP8 in blocks")
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        raise NoKernelError("FP8 in blocks has a kernel on compute capability 9.0 alone")
-    if not hasattr(nn.functional, "scaled_mm"):
-        raise NoKernelError(f"torch {torch.__version__} has no product with a scale per block")
-
-
-def triton_products() -> ModuleType:
-    """Import the Triton kernels; NoKernelError where that package is not installed."""
-    if not has_triton():
-        raise NoKernelError("the package 'triton' is not installed")
-    from quantdraft.engines.kernels import triton_products as products
-
-    return products
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Return True where triton is installed, as it is with torch's CUDA builds for Linux."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _multiply_bytes(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
 from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.engines.kernels.few_rows import FewRowsLinear, allocate_bytes
+from quantdraft.engines.kernels.graphs import captured, is_recorded, run_unrecorded
 from quantdraft.engines.kernels.operations import Program, operations_fault
 from quantdraft.errors import NoKernelError, is_out_of_memory
 
@@ -56,8 +57,9 @@ class Question:
 def trial(question: Question) -> dict[int, Vote]:
     """Time every kernel that takes the weight, at each number of rows; nothing where one is alone.
 
-    A kernel that is wrong or fails is left out, with a warning; one that is far behind at few rows
-    is not run with more. Raises NoKernelError or ValueError where none is left.
+    A kernel that is wrong, that fails or that no CUDA graph can hold is left out, with a warning;
+    one that is far behind at few rows is not run with more. Raises NoKernelError or ValueError
+    where none is left.
     """
     kernels = _build_kernels(question)
     votes: dict[int, Vote] = {}
@@ -65,12 +67,7 @@ def trial(question: Question) -> dict[int, Vote]:
         inputs = {count: _inputs(count, question) for count in sorted(question.counts)}
         racing = _check_kernels(kernels, next(iter(inputs.values())), question)
         for count, x in inputs.items():
-            if len(kernels) == 1 or len(racing) == 1:
-                votes[count] = {name: Timing(0.0, held_bytes(racing[name])) for name in racing}
-                continue
-            seconds = least_seconds(
-                {name: _make_timer(kernel, x) for name, kernel in racing.items()}
-            )
+            seconds = _race(racing, x)
             votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
             least = min(seconds.values())
             racing = {n: racing[n] for n, s in seconds.items() if s <= HOPELESS * least}
@@ -151,6 +148,29 @@ def _find_fault(kernel: nn.Module, x: Tensor, question: Question) -> str | None:
     return f"{kernel.kernel} is {distance:.2f} away from the product at {len(x)} rows"
 
 
+def _race(kernels: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
+    """Return the least seconds of each kernel that can be timed at x's rows; 0 of one alone.
+
+    On a GPU a kernel alone is recorded all the same: decoding will record it.
+    """
+    if len(kernels) == 1 and not is_recorded(x.device):
+        return dict.fromkeys(kernels, 0.0)
+    timers: dict[str, Callable[[], float]] = {}
+    faults = []
+    for name, kernel in kernels.items():
+        try:
+            timers[name] = _make_timer(kernel, x)
+        except Exception as error:  # a driver or a library: each has its own kinds
+            if is_out_of_memory(error):  # that is no fault of the kernel's
+                raise
+            what = "cannot be part of a CUDA graph" if is_recorded(x.device) else "fails"
+            faults.append(f"{kernel.kernel} {what} at {len(x)} rows: {_first_line(error)}")
+            warnings.warn(f"kernel {kernel.kernel} is not used: {faults[-1]}", stacklevel=2)
+    if not timers:
+        raise NoKernelError("; ".join(faults))
+    return dict.fromkeys(timers, 0.0) if len(kernels) == 1 else least_seconds(timers)
+
+
 def least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Return the least seconds of each timer, run in turns so that a disturbance affects all.
 
@@ -166,12 +186,8 @@ def least_seconds(timers: Mapping[str, Callable[[], float]]) -> dict[str, float]
 
 def _make_timer(kernel: nn.Module, x: Tensor) -> Callable[[], float]:
     """Return a function that runs the warm kernel once and returns its seconds."""
-    if x.device.type == "cuda":
-        try:
-            return GraphTimer(kernel, x)
-        except Exception as error:  # what cannot be captured cannot be used for decoding
-            warnings.warn(f"kernel {kernel.kernel} is not used: {_first_line(error)}", stacklevel=2)
-            return lambda: math.inf
+    if is_recorded(x.device):
+        return GraphTimer(kernel, x)
     run = _prepare_run(kernel, x)
     run()
     # In a step, all other weights pass through the caches between two uses of this one.
@@ -209,12 +225,8 @@ class GraphTimer:
         copies = [copy.deepcopy(kernel) for _ in range(min(needed, CUDA_CALLS) - 1)]
         self.kernels = [kernel, *copies]  # the graph reads their memory
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):  # libraries allocate their workspaces before a capture
-            kernel(x)
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        with torch.cuda.graph(self.graph):
+        run_unrecorded(lambda: kernel(x))
+        with captured(self.graph):
             for index in range(CUDA_CALLS):
                 self.kernels[index % len(self.kernels)](x)
         self()

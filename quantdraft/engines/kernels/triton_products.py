@@ -1,8 +1,9 @@
-"""Multiply few rows with 8-bit and 4-bit weights in Triton, reading each weight byte once.
+"""Multiply few rows with 8-bit and 4-bit weights in Triton.
 
-At one row a product is as slow as the memory that holds its weight; tensor-core kernels pad to 16
-rows. A program computes BLOCK_ROWS outputs of one input row, and rounds its inputs itself, so that
-a Linear is one launch. No autotuning: a first call must be safe to capture in a graph.
+At one row a product is as slow as the memory that holds its weight, if it needs few instructions
+for a byte: 8-bit weights are multiplied by tensor cores, 8 or 16 rows at a time, after a launch
+that rounds the inputs. A program of a 4-bit product computes BLOCK_ROWS outputs of one input row.
+No autotuning: a first call must be safe to capture in a graph.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -14,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_ROWS = 4  # outputs of one program: 500 programs for 2,000 outputs, some four for each SM
-BLOCK_COLUMNS = 1024
+WIDE_OUTPUTS = 4096  # from here on wider tiles still give each of an H100's 132 SMs a program
+BLOCK_COLUMNS = 1024  # of a row that is rounded, at a time
+BLOCK_ROWS = 4  # outputs of a 4-bit program: 500 programs for 2,000 outputs, some four for each SM
 BLOCK_GROUP_BYTES = 512  # of a row's low and high halves at a time, in whole groups
 
 
@@ -23,24 +25,47 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
     """Round each row of x to the weight's 8-bit type, and multiply it with the weight.
 
     x:      (rows, in) float
-    values: (out, in) int8 or float8_e4m3fn, contiguous
-    scale:  (out,) float32
+    values: (out, in) int8 or float8_e4m3fn, each row contiguous
+    scale:  (out,) float
     rounds_inputs: False for a weight-only scheme, whose inputs stay as they are
-    Returns (rows, out) in x's type.
+    Returns (rows, out) in x's type. Up to 16 rows read the weight once.
     """
-    x = x.contiguous()
     num_rows, num_columns = x.shape
     num_outputs = len(values)
     out = x.new_empty((num_rows, num_outputs))
-    grid = (triton.cdiv(num_outputs, BLOCK_ROWS), num_rows)
+    if rounds_inputs:
+        x, step = round_rows_by_triton(x, values.dtype)
+    else:
+        x, step = x.contiguous(), scale
+    tile = byte_tile(num_rows, num_outputs)
+    grid = (
+        triton.cdiv(num_outputs, tile["block_outputs"]),
+        triton.cdiv(num_rows, tile["block_rows"]),
+    )
     _byte_product[grid](
-        *(x, values, scale, out, num_outputs, num_columns),
-        is_int8=values.dtype == torch.int8,
+        *(x, step, values, scale, out, num_rows, num_outputs, num_columns, values.stride(0)),
         rounds_inputs=rounds_inputs,
-        block_rows=BLOCK_ROWS,
-        block_columns=BLOCK_COLUMNS,
+        is_int8=values.dtype == torch.int8,
+        **tile,
     )
     return out
+
+
+def byte_tile(num_rows: int, num_outputs: int) -> dict[str, int]:
+    """Return what one program of an 8-bit product computes, and with how many warps.
+
+    A warp sums its own slice of the columns: 2,000 outputs are 125 programs of four warps, enough
+    to keep the memory busy, in one launch and in a fixed order. Wider tiles read x less often.
+    """
+    is_wide = num_outputs >= WIDE_OUTPUTS
+    return {
+        "block_outputs": 32 if is_wide else 16,
+        "block_rows": 8 if num_rows <= 8 else 16,
+        "num_slices": 4,
+        "slice_columns": 128,
+        "num_warps": 4,
+        "num_stages": 3 if is_wide else 4,
+    }
 
 
 def round_rows_by_triton(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -117,9 +142,21 @@ def _step(x_at, num_columns, is_int8: tl.constexpr, block_columns: tl.constexpr)
     for start in range(0, num_columns, block_columns):
         at = start + columns
         x = tl.load(x_at + at, mask=at < num_columns, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(x))
+        largest = _larger(largest, tl.abs(x))
     limit = 127.5 if is_int8 else 448.0
-    return tl.maximum(tl.max(largest, axis=0), 1e-12) / limit
+    return _larger(tl.reduce(largest, 0, _larger), 1e-12) / limit
+
+
+@triton.jit
+def _larger(a, b):
+    """Return the larger of two; what is no number stays none, so that a broken row is seen."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _smaller(a, b):
+    """Return the smaller of two; what is no number stays none."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -128,9 +165,9 @@ def _rounded(levels, is_int8: tl.constexpr):
     if is_int8:
         # Halves go outwards: the row's largest input is 127.5 or -127.5, which becomes -128.
         nearest = tl.where(levels < 0, tl.ceil(levels - 0.5), tl.floor(levels + 0.5))
-        rounded = tl.maximum(tl.minimum(nearest, 127.0), -128.0)
+        rounded = _larger(_smaller(nearest, 127.0), -128.0)
     else:
-        limited = tl.maximum(tl.minimum(levels, 448.0), -448.0)
+        limited = _larger(_smaller(levels, 448.0), -448.0)
         rounded = limited.to(tl.float8e4nv).to(tl.float32)
     return rounded
 
@@ -138,39 +175,49 @@ def _rounded(levels, is_int8: tl.constexpr):
 @triton.jit
 def _byte_product(
     x_at,
+    step_at,
     values_at,
     scale_at,
     out_at,
+    num_rows,
     num_outputs,
     num_columns,
-    is_int8: tl.constexpr,
+    values_stride,
     rounds_inputs: tl.constexpr,
+    is_int8: tl.constexpr,
+    block_outputs: tl.constexpr,
     block_rows: tl.constexpr,
-    block_columns: tl.constexpr,
+    num_slices: tl.constexpr,
+    slice_columns: tl.constexpr,
 ):
-    row = tl.program_id(1)
-    outputs = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
-    columns = tl.arange(0, block_columns)
+    outputs = tl.program_id(0) * block_outputs + tl.arange(0, block_outputs)
+    rows = tl.program_id(1) * block_rows + tl.arange(0, block_rows)
+    slices = tl.arange(0, num_slices) * slice_columns
+    columns = slices[:, None] + tl.arange(0, slice_columns)[None, :]
     is_output = outputs < num_outputs
-    x_at += row * num_columns
+    is_row = rows < num_rows
+    starts = outputs.to(tl.int64) * values_stride  # a large head exceeds 32 bits
+    weights_at = values_at + starts[None, :, None] + columns[:, None, :]
+    inputs_at = x_at + rows[None, None, :] * num_columns + columns[:, :, None]
 
-    step = 1.0
+    sum_type: tl.constexpr = tl.int32 if rounds_inputs and is_int8 else tl.float32
+    total = tl.zeros((num_slices, block_outputs, block_rows), sum_type)
+    for start in range(0, num_columns, num_slices * slice_columns):
+        is_column = start + columns < num_columns
+        weights_mask = is_output[None, :, None] & is_column[:, None, :]
+        weights = tl.load(weights_at + start, mask=weights_mask, other=0.0)
+        x_mask = is_row[None, None, :] & is_column[:, :, None]
+        x = tl.load(inputs_at + start, mask=x_mask, other=0.0)
+        if not rounds_inputs:
+            weights = weights.to(x.dtype)
+        total = tl.dot(weights, x, total, input_precision="ieee", out_dtype=sum_type)
+    result = tl.sum(total, axis=0).to(tl.float32)
+    scale = tl.load(scale_at + outputs, mask=is_output, other=0.0).to(tl.float32)
     if rounds_inputs:
-        step = _step(x_at, num_columns, is_int8, block_columns)
-    total = tl.zeros((block_rows, block_columns), tl.float32)
-    starts = outputs.to(tl.int64)[:, None] * num_columns  # a large head exceeds 32 bits
-    for start in range(0, num_columns, block_columns):
-        at = start + columns
-        is_column = at < num_columns
-        x = tl.load(x_at + at, mask=is_column, other=0.0).to(tl.float32) / step
-        if rounds_inputs:
-            x = _rounded(x, is_int8)
-        mask = is_output[:, None] & is_column[None, :]
-        weights = tl.load(values_at + starts + at[None, :], mask=mask, other=0.0)
-        total += weights.to(tl.float32) * x[None, :]
-    scale = tl.load(scale_at + outputs, mask=is_output, other=0.0)
-    result = tl.sum(total, axis=1) * step * scale
-    tl.store(out_at + row * num_outputs + outputs, result, mask=is_output)
+        result *= tl.load(step_at + rows, mask=is_row, other=0.0)[None, :]
+    out_at += rows[None, :] * num_outputs + outputs[:, None]
+    mask = is_output[:, None] & is_row[None, :]
+    tl.store(out_at, result * scale[:, None], mask=mask)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -87,17 +88,38 @@ class KVCache:
         num_slots: int,
         rotary: tuple[Tensor, Tensor],
         dtype: torch.dtype | None = None,
+        is_shared: bool = False,
     ) -> None:
-        """dtype: of the entries; None: that of `rotary`."""
+        """dtype: of the entries; None: that of `rotary`.
+
+        is_shared: one memory for the entries of all such caches of one shape, type and device
+        """
         self.cos, self.sin = rotary
         size = (shape.num_layers, batch_size, 2 * shape.num_kv_heads, num_slots, shape.head_dim)
-        self.entries = torch.zeros(size, dtype=dtype or self.cos.dtype, device=self.cos.device)
+        kind = size, dtype or self.cos.dtype, self.cos.device
+        known = _shared.get(kind) if is_shared else None
+        self.found_bytes = 0 if known is None else known.nbytes  # that another cache allocated
+        self.entries = torch.zeros(size, dtype=kind[1], device=kind[2]) if known is None else known
+        if is_shared:
+            _shared[kind] = self.entries
+        self.rows = torch.arange(batch_size, device=self.cos.device)[:, None, None]
+        self.heads = torch.arange(size[2], device=self.cos.device)
         self.batch_size, self.num_slots = batch_size, num_slots
+
+    def row(self, index: int) -> KVCache:
+        """Return one row of this cache, on the same memory."""
+        alone = copy.copy(self)
+        alone.entries, alone.batch_size = self.entries[:, index : index + 1], 1
+        return alone
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""
         return self.entries.nbytes
+
+
+# Entries of shared caches, by size, type and device, while one of the caches lives.
+_shared: WeakValueDictionary[tuple[Any, ...], Tensor] = WeakValueDictionary()
 
 
 class LayerInputs(NamedTuple):
@@ -108,6 +130,8 @@ class LayerInputs(NamedTuple):
     mask:      (batch, 1, group * m, num_live), 0 or -inf; None: every live slot is seen
     positions: (batch, m) int64
     num_live:  slots that attention reads
+    places:    where keys and values are written: row (batch, 1, 1), head (2 * kv heads,) and slot
+               (batch, m, 1)
     """
 
     cos: Tensor
@@ -115,6 +139,7 @@ class LayerInputs(NamedTuple):
     mask: Tensor | None
     positions: Tensor
     num_live: int
+    places: tuple[Tensor, Tensor, Tensor]
 
 
 class Layer(nn.Module):
@@ -162,7 +187,7 @@ class Layer(nn.Module):
         swapped = _swap_halves(turning).mul_(shared.sin)
         turning.mul_(shared.cos).add_(swapped)
         query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
-        _write(entries, new, shared.positions)
+        _write(entries, new, shared)
         # The heads that share a key become rows of one product, so a key is read once.
         grouped = query.view(batch, m, num_kv, -1, dim).permute(0, 2, 3, 1, 4)
         out = F.scaled_dot_product_attention(
@@ -274,7 +299,8 @@ class Decoder(nn.Module):
         x = F.embedding(token_ids, self.embedding).to(cache.entries.dtype)
         mask = None if sees_all else self._mask(positions, num_live, x.dtype)
         cos, sin = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
-        shared = LayerInputs(cos, sin, mask, positions, num_live)
+        places = cache.rows, cache.heads, positions[:, :, None]
+        shared = LayerInputs(cos, sin, mask, positions, num_live, places)
         run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
         for index, layer in enumerate(run):
             x = layer(x, cache.entries[index], shared)
@@ -300,13 +326,12 @@ class Decoder(nn.Module):
         return mask.masked_fill_(is_hidden, -torch.inf).repeat(1, group, 1)[:, None]
 
 
-def _write(cache: Tensor, new: Tensor, positions: Tensor) -> None:
+def _write(cache: Tensor, new: Tensor, shared: LayerInputs) -> None:
     """Write new (batch, m, heads, head_dim) into cache (batch, heads, slots, head_dim)."""
     if len(new) == 1:
-        cache.index_copy_(2, positions[0], new.transpose(1, 2))
-        return
-    rows = torch.arange(len(new), device=new.device)[:, None]
-    cache.transpose(1, 2)[rows, positions] = new
+        cache.index_copy_(2, shared.positions[0], new.transpose(1, 2))
+    else:
+        cache.index_put_(shared.places, new)
 
 
 def _swap_halves(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ float32 in memory, for every arm alike.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -51,12 +52,22 @@ def fused_fault(model: Decoder) -> str | None:
 class FusedDecoder:
     """A decoder on a cache of its own, whose heads are padded to whole vectors."""
 
-    def __init__(self, model: Decoder, batch_size: int, num_slots: int, dtype: torch.dtype) -> None:
-        """dtype: what the Linears compute in and the cache holds, float32 or bfloat16."""
+    def __init__(
+        self,
+        model: Decoder,
+        batch_size: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        is_shared: bool = False,
+    ) -> None:
+        """dtype: what the Linears compute in and the cache holds, float32 or bfloat16.
+
+        is_shared: of the cache, see `KVCache`
+        """
         self.model, self.dtype = model, dtype
         padded = replace(model.shape, head_dim=padded_dim(model.shape.head_dim))
         rotary = model.rotary(num_slots, torch.float32)
-        self.cache = KVCache(padded, batch_size, num_slots, rotary, dtype)
+        self.cache = KVCache(padded, batch_size, num_slots, rotary, dtype, is_shared)
         self._passes: dict[Key, _Pass] = {}
 
     def forward(self, token_ids: Tensor, positions: Tensor, at: Tensor | None = None) -> Tensor:
@@ -69,6 +80,12 @@ class FusedDecoder:
         key = batch_size, num_tokens, picked, torch.get_num_threads()
         found = self._passes.get(key) or self._make_pass(key)
         return found.run(token_ids, positions, at)
+
+    def on(self, cache: KVCache) -> FusedDecoder:
+        """Return this decoder on another cache of its own kind; it keeps no passes of this one."""
+        other = copy.copy(self)
+        other.cache, other._passes = cache, {}
+        return other
 
     def _make_pass(self, key: Key) -> _Pass:
         created = _Pass(self, *key)

@@ -125,6 +125,11 @@ def load_native(
     )
 
 
+def decoder_fault(source: WeightSource) -> str | None:
+    """Return why the project's decoder cannot run a checkpoint's architecture, or None."""
+    return unsupported(_transformers_config(source))
+
+
 def borrow(model: Any) -> NativeModel:
     """Wrap a loaded transformers model as it is, dequantized; it is never timed."""
     name = type_name(model.dtype)

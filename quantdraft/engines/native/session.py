@@ -8,6 +8,7 @@ slots, and the slots come in steps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +20,15 @@ from quantdraft.engines.native.borrowed import BorrowedRows
 from quantdraft.engines.native.decoder import KVCache
 from quantdraft.engines.native.fused import FusedDecoder, fused_fault
 from quantdraft.engines.native.model import NativeModel
+from quantdraft.engines.native.recording import Recording
 from quantdraft.record.choices import Mode
 
 Function = Callable[..., Any]
+FUSED_TYPES = (torch.float32, torch.bfloat16)
 # Slots that a recorded or compiled step attends to, in steps of so many.
 SLOT_STEP = {"eager": 1, "fused": 1, "compiled": 64, "graph": 256}
+# On a GPU libraries plan their work for every new number of slots.
+MIN_CUDA_STEP = 64
 
 
 class Session:
@@ -37,21 +42,30 @@ class Session:
         mode: Mode = "eager",
         is_level: bool = False,
     ) -> None:
-        """is_level: all rows are always fed at the same positions, as when a step is timed."""
+        """is_level: all rows are always fed at the same positions, as when a step is timed.
+
+        Level sessions of one shape share the memory of their caches, and so each other's contents.
+        """
         self.native, self.batch_size, self.mode = native, batch_size, mode
         self.device = _device_of(native)
-        self.slot_step = SLOT_STEP[mode] if native.is_own else 1
+        # A level session stays where it is: its steps attend to exactly what there is.
+        self.slot_step = 1 if is_level or not native.is_own else _slot_step(mode, self.device)
         self.rows: BorrowedRows | None = None
         self.cache: KVCache | None = None
         self._fused: FusedDecoder | None = None
-        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._graphs: dict[tuple[Any, ...], Recording] = {}
+        self._pool: Any = None  # the memory of all its graphs
         if native.is_own and mode == "fused" and fused_fault(native.model) is None:
-            self._fused = FusedDecoder(native.model, batch_size, num_slots, native.dtype)
+            self._fused = FusedDecoder(
+                native.model, batch_size, num_slots, native.dtype, is_shared=is_level
+            )
             self.cache = self._fused.cache
         elif native.is_own:
             num_slots = self.num_live(num_slots)
             rotary = native.model.rotary(num_slots, native.dtype)
-            self.cache = KVCache(native.model.shape, batch_size, num_slots, rotary)
+            self.cache = KVCache(
+                native.model.shape, batch_size, num_slots, rotary, is_shared=is_level
+            )
             self._layers = _layers(native, mode)
         else:
             self.rows = BorrowedRows(native.model, 1 if is_level else batch_size)
@@ -85,42 +99,37 @@ class Session:
         )
         return logits
 
+    def row(self, index: int) -> Session:
+        """Return a session of one row on this one's cache; neither compiled nor recorded.
+
+        It reads a prompt into its row while the other rows stay where they are. Of the project's
+        decoder alone.
+        """
+        assert self.cache is not None
+        alone = copy.copy(self)
+        alone.batch_size, alone.mode = 1, "eager"
+        alone.cache = self.cache.row(index)
+        if self._fused is not None:
+            alone._fused = self._fused.on(alone.cache)
+        else:
+            alone._layers = _layers(self.native, "eager")
+        return alone
+
     def call(self, key: tuple[Any, ...], function: Function, *inputs: Tensor) -> Any:
         """Call `function(*inputs)`; in mode "graph" its first call for `key` is recorded.
 
         The function may read nothing but its inputs and what `key` names. What it returns is
-        overwritten by the next call with the same key.
+        overwritten by the next call, whatever its key.
         """
         if self.mode != "graph":
             return function(*inputs)
         shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         graph = self._graphs.get((*key, shapes))
         if graph is None:
-            graph = self._graphs[*key, shapes] = _Graph(function, inputs)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = self._graphs[*key, shapes] = Recording(function, inputs, self._pool)
         return graph(inputs)
-
-
-class _Graph:
-    """A function recorded as a CUDA graph, with the buffers it reads and writes."""
-
-    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
-        self.inputs = [tensor.clone() for tensor in inputs]
-        # Libraries allocate and choose kernels on first use, which must not be recorded.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = function(*self.inputs)
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        for buffer, tensor in zip(self.inputs, inputs, strict=True):
-            buffer.copy_(tensor, non_blocking=True)
-        self.graph.replay()
-        return self.outputs
 
 
 def modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
@@ -145,6 +154,16 @@ def tried_modes(native: NativeModel, device: torch.device) -> tuple[Mode, ...]:
 def live_mode(device: torch.device) -> Mode:
     """Return the mode for short texts, which end before a recording or compiling would."""
     return "fused" if device.type == "cpu" and operations_fault() is None else "eager"
+
+
+def decoding_mode(native: NativeModel, device: torch.device) -> Mode:
+    """Return the mode for many steps of a batch: recorded on a GPU, fused where a CPU can."""
+    first, *others = modes(native, device)
+    return "fused" if "fused" in others and native.dtype in FUSED_TYPES else first
+
+
+def _slot_step(mode: Mode, device: torch.device) -> int:
+    return max(SLOT_STEP[mode], MIN_CUDA_STEP) if device.type == "cuda" else SLOT_STEP[mode]
 
 
 def _layers(native: NativeModel, mode: Mode) -> Sequence[Any]:

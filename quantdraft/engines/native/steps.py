@@ -13,13 +13,15 @@ PREFILL_CHUNK = 512  # tokens a pass, so that a long context's activations stay 
 # What the context's keys and values hold: time does not depend on it, but zeros that were never
 # written share one page of memory and would be read from a cache.
 FILLING = 0.01
+MASK_MULTIPLE = 8  # slots; GPU kernels copy a mask of another width before they read it
 
 
 class Stepper:
     """Steps of m new tokens in every row, on top of a context.
 
-    The project's decoder gets a cache filled with a constant: computing a long context for many
-    rows would take longer than all the steps. transformers' modules compute random tokens.
+    The project's decoder gets a cache filled with a constant, one for all models of a shape:
+    computing a long context for many rows would take longer than all the steps. transformers'
+    modules compute random tokens.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Stepper:
         mode: Mode = "eager",
         seed: int = 0,
     ) -> None:
-        num_slots = context_length + max_new_tokens
+        num_slots = _rounded(context_length + max_new_tokens)
         self.session = Session(native, batch_size, num_slots, mode, is_level=True)
         self.context_length = context_length
         generator = torch.Generator().manual_seed(seed)
@@ -44,13 +46,19 @@ class Stepper:
         else:
             self.session.cache.entries.fill_(FILLING)
 
+    @property
+    def found_bytes(self) -> int:
+        """Bytes of its cache that a step of the same shape had allocated before."""
+        return 0 if self.session.cache is None else self.session.cache.found_bytes
+
     @torch.inference_mode()
     def step(self, num_tokens: int) -> None:
         """Run `num_tokens` new tokens of every row, with argmax, and step back to the context."""
         session = self.session
-        num_live = session.num_live(self.context_length + num_tokens)
-        # A lone token with nothing padded behind it needs no mask.
-        sees_all = num_tokens == session.slot_step == 1
+        # A lone token with nothing behind it needs no mask, also where the step is recorded.
+        sees_all = num_tokens == 1
+        longest = self.context_length + num_tokens
+        num_live = longest if sees_all or session.device.type == "cpu" else _rounded(longest)
 
         def run(token_ids: Tensor, positions: Tensor) -> Tensor:
             return session.forward(token_ids, positions, num_live, None, sees_all).argmax(-1)
@@ -80,3 +88,8 @@ class Stepper:
     def _positions(self, start: int, end: int) -> Tensor:
         positions = torch.arange(start, end, device=self.tokens.device)
         return positions.expand(len(self.tokens), -1)
+
+
+def _rounded(num_slots: int) -> int:
+    """Return the slots that attention reads under a mask, whose rows begin at whole vectors."""
+    return -(-num_slots // MASK_MULTIPLE) * MASK_MULTIPLE

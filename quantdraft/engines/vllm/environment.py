@@ -217,6 +217,6 @@ def _python_in(directory: Path) -> Path:
 
 
 def _has_cuda() -> bool:
-    import torch
+    from quantdraft.checkpoints.tensors.devices import has_gpu_for_servers
 
-    return torch.cuda.is_available()
+    return has_gpu_for_servers()

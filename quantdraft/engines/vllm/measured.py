@@ -41,7 +41,11 @@ class VllmInstallation(Installation):
         """Return the type asked for; on a CPU float32 first, in which counters are exact."""
         if asked != "auto":
             return (asked,)
-        return ("float32", "bfloat16") if self.device_type == "cpu" else ("bfloat16",)
+        if self.device_type == "cpu":
+            return ("float32", "bfloat16")
+        from quantdraft.checkpoints.tensors.devices import gpu_float_type
+
+        return (gpu_float_type(),)
 
     def start(
         self, plan: ServerPlan, draft: Path | None, log: Path

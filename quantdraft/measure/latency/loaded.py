@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from quantdraft.checkpoints.tensors.devices import pick_dtype
 from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
 from quantdraft.engines.kernels.choice import collect_questions, settle
 from quantdraft.engines.native.caches import reads_on
@@ -26,6 +28,7 @@ from quantdraft.engines.native.session import modes, tried_modes
 from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import OptionError, UndefinedMetricError
+from quantdraft.measure.latency.faults import arm_fault, is_too_large
 from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
 from quantdraft.measure.latency.memory import memory_shortage, weight_bytes
 from quantdraft.record.choices import Mode, ModeChoice
@@ -70,6 +73,7 @@ class Arms:
         self.batch_sizes, self.mode = batch_sizes, mode
         self.undefined: dict[str, str] = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._held_bytes: dict[tuple[str, torch.dtype], int] = {}  # of weights that were loaded
         self._way: tuple[Mode, dict[Mode, float]] | None = None
 
     def settle(
@@ -90,7 +94,8 @@ class Arms:
                     )
         held.clear()
         gc.collect()
-        settle(list(questions.values()), progress)
+        with suppress(UndefinedMetricError):  # each question has a vote already: that of its load
+            settle(list(questions.values()), progress)
 
     def load(self, order: Sequence[str]) -> dict[str, Arm]:
         """Load every arm that can be, in this order, into memory of its own."""
@@ -102,20 +107,17 @@ class Arms:
 
     def fit_twice(self) -> bool:
         """Return whether memory has room for all arms beside those that are loaded."""
-        needed = sum(
-            weight_bytes(source, self._dtypes[name], self.device)
-            for name, source in self.sources.items()
-            if name in self._dtypes
-        )
+        needed = sum(self._bytes(name, self._dtypes[name]) for name in self._dtypes)
         return memory_shortage(needed, self.device) is None
 
     def _try(self, name: str, load: Callable[[str], None]) -> None:
         try:
             load(name)
-        except UndefinedMetricError as error:
-            self.undefined[name] = str(error)
-        except torch.OutOfMemoryError:
-            self.undefined[name] = f"{self.sources[name].name} does not fit on {self.device}"
+        except Exception as error:  # each kernel, compiler, driver and library has its own kinds
+            reason = arm_fault(self.sources[name].name, error, self.device)
+            if is_too_large(error):
+                reason = f"{self.sources[name].name} does not fit on {self.device}"
+            self.undefined[name] = reason
             gc.collect()
 
     def _first(self, name: str, batch_size: int, context_length: int) -> NativeModel:
@@ -221,16 +223,22 @@ class Arms:
                 f"transformers reads several tokens of {self.sources[name].name} one by one, where "
                 "an engine reads them in one pass: its verification is not timed"
             )
+        self._held_bytes[name, dtype] = loaded.weight_bytes
         return loaded
 
     def _shortage(self, name: str, dtype: torch.dtype) -> str | None:
-        needed = weight_bytes(self.sources[name], dtype, self.device)
-        return memory_shortage(needed, self.device)
+        return memory_shortage(self._bytes(name, dtype), self.device)
+
+    def _bytes(self, name: str, dtype: torch.dtype) -> int:
+        """Return what an arm's weights took when they were loaded, or about what they will."""
+        rows = row_counts(self.batch_sizes, self.widths[name])
+        about = weight_bytes(self.sources[name], dtype, self.device, rows)
+        return self._held_bytes.get((name, dtype), about)
 
 
 def float_types(device: torch.device) -> list[torch.dtype]:
     """Return the float types worth trying; of the first the weights are read as they are stored."""
-    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [torch.bfloat16]
+    return [torch.bfloat16, torch.float32] if device.type == "cpu" else [pick_dtype("auto", device)]
 
 
 def row_counts(batch_sizes: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from quantdraft.engines.kernels.choice import tried_rows
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.weight_sources import WeightSource
 
@@ -23,17 +25,23 @@ def available_bytes(device: torch.device) -> int | None:
     On a CPU the lesser of what the system has free and what a container's limit leaves.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + reusable
+        # What the allocator holds but does not use goes back first: blocks in the pools of recorded
+        # graphs stay, and no other allocation may use them.
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
     known = [size for size in (_system_bytes(), _container_bytes()) if size is not None]
     return min(known, default=None)
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start to count the peak anew; a process's own resident set cannot be counted anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def reset_peak(device: torch.device) -> int:
+    """Start to count the peak anew, and return the bytes that are allocated already.
+
+    A process's own resident set cannot be counted anew: 0 on a CPU.
+    """
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -70,16 +78,22 @@ def _field(path: Path, name: str) -> int | None:
     return next((int(words[1]) for words in found if words and words[0] == name), None)
 
 
-def weight_bytes(source: WeightSource, dtype: torch.dtype, device: torch.device) -> int:
+def weight_bytes(
+    source: WeightSource, dtype: torch.dtype, device: torch.device, rows: Sequence[int] = (1,)
+) -> int:
     """Return about what the weights take in memory: what a step reads, and the embedding table.
 
-    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32.
+    A dense weight on a CPU may be held twice: for one row as it is stored, for many in float32. So
+    may a quantized one on a GPU, where few and many rows have each a kernel and a packing.
+
+    rows: the numbers of rows that kernels are chosen for
     """
     config = source.config.get("text_config") or source.config
     table = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0)) * dtype.itemsize
     stored = source.ledger.weight_bytes
     if source.formats:
-        return table + stored
+        num_packings = 2 if device.type == "cuda" and len({*map(tried_rows, rows)}) > 1 else 1
+        return table + num_packings * stored
     second_packing = 2 * stored if device.type == "cpu" else 0
     return table + stored * dtype.itemsize // 2 + second_packing
 
@@ -90,13 +104,18 @@ def point_bytes(
     batch_size: int,
     context_length: int,
     num_new_tokens: int,
+    has_cache: bool = False,
 ) -> int:
-    """Return what a step needs besides weights: keys, values, logits and activations, in bytes."""
+    """Return what a step needs besides weights: keys, values, logits and activations, in bytes.
+
+    has_cache: another model of its shape is open at this point, whose cache it shares
+    """
     slots = context_length + num_new_tokens
     cache = native.step_bytes(batch_size, slots) - native.step_bytes(batch_size, 0)
     config = source.config.get("text_config") or source.config
     columns = 2 * int(config["vocab_size"]) + 4 * int(config.get("intermediate_size", 0))
-    return cache + batch_size * num_new_tokens * columns * native.dtype.itemsize
+    activations = batch_size * num_new_tokens * columns * native.dtype.itemsize
+    return activations if has_cache else cache + activations
 
 
 def memory_shortage(num_bytes: int, device: torch.device) -> str | None:

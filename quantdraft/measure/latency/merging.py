@@ -26,6 +26,7 @@ def merge_loads(parts: Sequence[Latency]) -> Latency:
         load_average=load_around(
             None if before is None else before[0], None if after is None else after[1]
         ),
+        gpu_states=tuple(state for part in parts for state in part.gpu_states),
         timing_seconds=sum(part.timing_seconds or 0.0 for part in parts),
     )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
+from quantdraft.engines.kernels.graphs import is_recorded, recorded
 from quantdraft.engines.native.model import NativeModel
+from quantdraft.measure.latency.faults import arm_fault, is_too_large
 from quantdraft.measure.latency.interleaved import time_interleaved
 from quantdraft.measure.latency.loaded import TARGETS, Arm, probe_ms
 from quantdraft.measure.latency.memory import memory_shortage, peak_bytes, point_bytes, reset_peak
@@ -23,11 +27,13 @@ from quantdraft.measure.latency.opened import (
 )
 from quantdraft.measure.latency.timing_plan import Progress, TimingPlan, widths_of, within
 from quantdraft.record import ArmLatency, Latency, Roofline, StepSamples
+from quantdraft.record.gpu import read_gpu_state
 from quantdraft.record.provenance import load_around, load_average
 
 # A point beyond the first is given up where its fewest blocks take this many times the budget.
 MAX_OVERRUN = 3.0
 OVERRUN = "the fewest timings that mean anything take"
+TOO_LARGE = "does not fit"
 HEAD = "head"
 
 Key = tuple[str, int | str]  # arm, and its new tokens or HEAD
@@ -83,22 +89,52 @@ class PointTiming:
         not_loaded: why other arms are not among them
         """
         undefined = dict(not_loaded)
-        before = load_average()
+        before, states = load_average(), [read_gpu_state(str(self.plan.device))]
         opened = self._open_arms(arms, undefined)
         too_long = self._overrun(opened)
         if too_long is not None:
             return self._untimed(undefined | dict.fromkeys(opened, too_long))
+        late = self._late_arms(arms, opened, undefined)
+        seconds = self.seconds / 2 if late else self.seconds
         started = time.perf_counter()
-        timed, num_blocks = self._time_steps(opened, progress)
+        timed, num_blocks = self._time_steps(opened, seconds, progress)
+        found = {n: self._arm_latency(n, arm, timed) for n, arm in opened.items() if timed}
+        if late:
+            opened.clear()  # their caches make room
+            gc.collect()
+            targets, num_blocks = self._time_late(late, undefined, num_blocks, progress)
+            found |= targets
+        states.append(read_gpu_state(str(self.plan.device)))
         return replace(
             self._untimed(undefined),
-            arms={n: self._arm_latency(n, arm, timed) for n, arm in opened.items()}
-            if timed
-            else {},
+            arms=found,
+            gpu_states=tuple(state for state in states if state is not None),
             load_average=load_around(before, load_average()),
             loads=(0,) * num_blocks,
             timing_seconds=time.perf_counter() - started,
         )
+
+    def _late_arms(
+        self, arms: Mapping[str, Arm], opened: Mapping[str, Opened], undefined: Mapping[str, str]
+    ) -> dict[str, Arm]:
+        """Return the targets that may fit once the drafts, which have blocks of their own, go."""
+        if self.plan.is_paired or not opened or any(name in TARGETS for name in opened):
+            return {}
+        return {n: a for n, a in arms.items() if n in TARGETS and TOO_LARGE in undefined.get(n, "")}
+
+    def _time_late(
+        self, late: Mapping[str, Arm], undefined: dict[str, str], start: int, progress: Progress
+    ) -> tuple[dict[str, ArmLatency], int]:
+        """Time targets alone, in blocks from `start` on; return the next number too."""
+        for name in late:
+            undefined.pop(name)
+        opened = self._open_arms(late, undefined)
+        too_long = self._overrun(opened)
+        if too_long is not None:
+            undefined |= dict.fromkeys(opened, too_long)
+            return {}, start
+        timed, end = self._time_steps(opened, self.seconds / 2, progress, start)
+        return {n: self._arm_latency(n, arm, timed) for n, arm in opened.items()}, end
 
     def _untimed(self, undefined: Mapping[str, str]) -> Latency:
         found = untimed(self.point, self.plan.device, self.roofline, undefined)
@@ -107,28 +143,39 @@ class PointTiming:
     def _open_arms(self, arms: Mapping[str, Arm], undefined: dict[str, str]) -> dict[str, Opened]:
         """Open every arm that fits; write the reason for each other one into `undefined`."""
         opened: dict[str, Opened] = {}
+        caches: set[Any] = set()  # of models of one shape, which share theirs
         for name, arm in arms.items():
             widths = widths_of(name, self.widths)
+            cache = _cache_key(arm, max(widths))
             needed = point_bytes(
-                arm.native, arm.source, self.batch_size, self.context_length, max(widths)
+                arm.native,
+                arm.source,
+                self.batch_size,
+                self.context_length,
+                max(widths),
+                has_cache=cache is not None and cache in caches,
             )
             shortage = memory_shortage(needed, self.plan.device)
             if shortage is not None:
-                undefined[name] = f"{self.where} does not fit: {shortage}"
+                undefined[name] = f"{self.where} {TOO_LARGE}: {shortage}"
                 continue
             try:
                 opened[name] = self._open(arm, widths)
-            except torch.OutOfMemoryError:
-                undefined[name] = f"{self.where} does not fit: the device ran out of memory"
+                caches.add(cache)
+            except Exception as error:  # whatever a kernel or a recording failed with
+                fit = TOO_LARGE if is_too_large(error) else "cannot run"
+                reason = arm_fault(f"{name} at {self.where}", error, self.plan.device)
+                undefined[name] = f"{self.where} {fit}: {reason}"
         return opened
 
     def _open(self, arm: Arm, widths: tuple[int, ...]) -> Opened:
         """Open an arm, and run each of its steps twice."""
         device = self.plan.device
-        reset_peak(device)
+        before = reset_peak(device)  # other arms' weights and caches
         step = arm.open_step(self.batch_size, self.context_length, max(widths))
         looks = {width: probe_ms(step, width, device) for width in widths}
-        return Opened(arm, step, peak_bytes(device), looks)
+        own = arm.native.weight_bytes + step.found_bytes if device.type == "cuda" else 0
+        return Opened(arm, step, own + peak_bytes(device) - before, looks)
 
     def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
         """Return why this point is given up; the first one of a plan never is."""
@@ -141,15 +188,15 @@ class PointTiming:
         )
 
     def _time_steps(
-        self, opened: Mapping[str, Opened], progress: Progress
+        self, opened: Mapping[str, Opened], seconds: float, progress: Progress, start: int = 0
     ) -> tuple[dict[Key, StepSamples], int]:
-        """Return the samples of every step, each with its blocks, and the number of blocks."""
+        """Return the samples of every step, each with its blocks, and the next block's number."""
         drafts = self._steps({n: arm for n, arm in opened.items() if n not in TARGETS})
         target = self._steps({n: arm for n, arm in opened.items() if n in TARGETS})
         if self.plan.is_paired or not drafts or not target:
-            return self._interleave(opened, drafts | target, self.seconds, progress, 0)
-        half = self.seconds / 2
-        first, middle = self._interleave(opened, drafts, half, within(progress, 0.0, 0.5), 0)
+            return self._interleave(opened, drafts | target, seconds, progress, start)
+        half = seconds / 2
+        first, middle = self._interleave(opened, drafts, half, within(progress, 0.0, 0.5), start)
         second, end = self._interleave(opened, target, half, within(progress, 0.5, 1.0), middle)
         return first | second, end
 
@@ -213,11 +260,17 @@ class PointTiming:
         )
 
 
+def _cache_key(arm: Arm, num_new_tokens: int) -> Any:
+    """Return what arms that share the memory of their caches have in common; None: its own."""
+    native = arm.native
+    return (native.model.shape, native.dtype, num_new_tokens) if native.is_own else None
+
+
 def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | None:
     """Return the output head's product of one token a row, alone; None where there is no such part.
 
     Its weights were read just before, so a head that fits into the caches looks cheaper than it is
-    inside a step.
+    inside a step. On a GPU it is replayed from a graph, as steps are.
     """
     if not native.is_own:
         return None
@@ -230,4 +283,4 @@ def head_product(native: NativeModel, batch_size: int) -> Callable[[], None] | N
     def product() -> None:
         model.head(x)
 
-    return product
+    return recorded(product) if is_recorded(x.device) else product

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
-from quantdraft.checkpoints.tensors.loading import DTYPES, load_model
+from quantdraft.checkpoints.tensors.devices import DTYPES
+from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.engines.counters import Counters
 from quantdraft.engines.findings import float_type
 from quantdraft.engines.kernels.dense import type_name

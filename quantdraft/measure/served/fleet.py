@@ -114,12 +114,22 @@ class Fleet:
     def ask_together(
         self, requests: Sequence[Request], num_loads: int, progress: Progress
     ) -> ArmAnswers:
-        """Ask all servers in turns; none is asked where one does not come up."""
+        """Ask all servers in turns; none is asked where one does not come up.
+
+        On a CPU they start at once; on a GPU each when the one before it has answered.
+        """
         answers: dict[str, list[ArmAnswer]] = {arm: [] for arm in self.drafts}
         for load in range(num_loads):
             with contextlib.ExitStack() as stack:
-                servers = {arm: stack.enter_context(self.start(arm)) for arm in self.drafts}
-                checked = {arm: self.failure(arm, s, requests) for arm, s in servers.items()}
+                servers: dict[str, Server] = {}
+                checked: dict[str, str | None] = {}
+                for arm in self.drafts:
+                    servers[arm] = stack.enter_context(self.start(arm))
+                    if self.installation.device_type != "cpu":
+                        # What another server allocates meanwhile on a GPU, vLLM takes for its own.
+                        checked[arm] = self.failure(arm, servers[arm], requests)
+                for arm in servers.keys() - checked.keys():
+                    checked[arm] = self.failure(arm, servers[arm], requests)
                 failed = {arm: why for arm, why in checked.items() if why is not None}
                 if failed:
                     return ArmAnswers({}, failed)

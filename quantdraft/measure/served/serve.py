@@ -6,9 +6,11 @@ engine's counters must be; they are kept side by side, prompt by prompt.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -38,6 +40,8 @@ from quantdraft.record.terms import nearest_to_usual
 
 # Of a server of ours, where the user does not say: the fewest in which a difference shows.
 NUM_LOADS = 2
+# Of what is free, how much servers may take: all together, and one that runs alone.
+MOST_OF_FREE, MOST_OF_FREE_ALONE = 0.9, 0.95
 ONE_LOAD = (
     "each arm has one server, started once: what differs from one start to the next is in no "
     "interval."
@@ -80,8 +84,7 @@ def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswer
     answers = ArmAnswers({}, {})
     num_loads = run.settings.serving.num_loads or NUM_LOADS
     for dtype in found.float_types(run.settings.models.dtype, run.target):
-        share = _memory_share(run, found, dtype)
-        is_interleaved = share is not None
+        is_interleaved, share = memory_for(run, found, dtype)
         plan = _server_plan(run, found, dtype, share)
         fleet = Fleet(run.measured, found, plan, _drafts(run, found, dtype), run.subject.run_dir)
         how = "all at once" if is_interleaved else "one after another"
@@ -158,7 +161,7 @@ def _server_plan(run: Serve, found: Installation, dtype: str, share: float | Non
         max_model_len=_max_model_len(run),
         rule=run.subject.rule,
         seed=run.settings.seed,
-        memory_share=None if found.device_type == "cpu" else share,
+        memory_share=share,
     )
 
 
@@ -204,18 +207,31 @@ def _require_servable(run: Serve, draft: Checkpoint) -> None:
         raise OptionError(f"{run.measured.title} cannot serve '{draft.path}': {refused[0]}")
 
 
-def _memory_share(run: Serve, found: Installation, dtype: str) -> float | None:
-    """Return the share of memory of each server, or None where not all of them fit."""
+class Memory(NamedTuple):
+    """What a device's memory allows the servers of the arms."""
+
+    holds_all: bool  # at once
+    share: float | None  # of a GPU's whole memory, for each server; None: the engine's own default
+
+
+def memory_for(run: Serve, found: Installation, dtype: str) -> Memory:
+    """Return whether the servers fit beside each other, and how much each may take.
+
+    Memory that this process holds without need is given back first: an engine wants its share free.
+    """
+    device = run.subject.device
     item_bytes = 4 if dtype == "float32" else 2
     models = [run.target, run.subject.models.baseline]
     elements = sum(info.num_bytes for c in models for info in c.tensors.values()) / 2
-    needed = elements * item_bytes * 1.2 + found.server_bytes
+    needed = len(ARMS) * (elements * item_bytes * 1.2 + found.server_bytes)
     if found.device_type == "cpu":
-        free = total = available_bytes(torch.device("cpu"))
-    elif found.device_type == "cuda" and run.subject.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(run.subject.device)
-    else:
-        return None
-    if free is None or total is None or len(ARMS) * needed > 0.9 * free:
-        return None
-    return 0.9 * free / total / len(ARMS)
+        free = available_bytes(torch.device("cpu"))
+        return Memory(free is not None and needed <= MOST_OF_FREE * free, None)
+    if found.device_type != "cuda" or device.type != "cuda":
+        return Memory(False, None)
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    if needed <= MOST_OF_FREE * free:
+        return Memory(True, MOST_OF_FREE * free / total / len(ARMS))
+    return Memory(False, MOST_OF_FREE_ALONE * free / total)

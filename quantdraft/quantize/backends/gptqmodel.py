@@ -54,7 +54,7 @@ def quantize(job: QuantizationJob) -> None:
 def _load_and_quantize(job: QuantizationJob) -> Any:
     import torch
 
-    from quantdraft.checkpoints.tensors.loading import pick_dtype
+    from quantdraft.checkpoints.tensors.devices import pick_dtype
 
     return load_and_quantize(job, pick_dtype("auto", torch.device(job.device)), _config(job))
 

@@ -88,8 +88,9 @@ def _quantize_in_memory(job: QuantizationJob) -> None:
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
 
+    from quantdraft.checkpoints.tensors.devices import pick_dtype
     from quantdraft.checkpoints.tensors.experts import every_token_to_every_expert
-    from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer, pick_dtype
+    from quantdraft.checkpoints.tensors.loading import load_model, load_tokenizer
 
     device = torch.device(job.device)
     job.progress("loading the draft")

@@ -134,7 +134,14 @@ def _machine(evaluation: Evaluation) -> str:
     device = record.get("device")
     known = device if isinstance(device, dict) else record
     name = record.get("device_name") or known.get("cpu") or known.get("model")
-    parts = [latency.device, *([str(name)] if name else []), counted(latency.num_threads, "thread")]
+    card = record.get("gpu") or {}
+    facts = {"capability": "capability", "driver": "driver", "CUDA": "cuda"}
+    parts = [
+        latency.device,
+        *([str(name)] if name else []),
+        *(f"{word} {card[key]}" for word, key in facts.items() if card.get(key)),
+        counted(latency.num_threads, "thread"),
+    ]
     return f"{', '.join(parts)}. {load_words(latency.load_average)}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.configs import require_config
+from quantdraft.checkpoints.heads.opening import open_head
 from quantdraft.checkpoints.shapes import config_tensors, shape_checkpoint, shape_names
 from quantdraft.checkpoints.stored_formats import linear_modules, stored_format
 from quantdraft.common.documents import read_json_object
@@ -22,13 +23,15 @@ def read_model(given: str, option: str) -> Checkpoint:
     """Read the model from its headers or its config; its weights are never read.
 
     Raises OptionError for a name that is nothing, CheckpointError for a config that does not say
-    which tensors there are.
+    which tensors there are, and for files that are not the ones its architecture needs.
     """
     path = Path(given)
     if given in shape_names() and not path.exists():
         return shape_checkpoint(given)
     if path.is_dir() and any(path.glob("*.safetensors")):
-        return open_checkpoint(path)
+        checkpoint = open_checkpoint(path)
+        _require_complete(checkpoint)
+        return checkpoint
     file = path / CONFIG if path.is_dir() else path
     if not file.is_file():
         raise OptionError(
@@ -39,6 +42,23 @@ def read_model(given: str, option: str) -> Checkpoint:
     config = read_json_object(file)
     require_config(config, file)
     return _from_config(file, config)
+
+
+def _require_complete(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for tensors that are missing, left over or without their scales.
+
+    Of an architecture that transformers does not know nothing is said: bytes are enough here.
+    """
+    from quantdraft.checkpoints.tensors.inventory import require_complete
+    from quantdraft.checkpoints.tensors.loading import load_config
+
+    if open_head(checkpoint) is not None:
+        return
+    try:
+        config = load_config(checkpoint.path)
+    except CheckpointError:
+        return
+    require_complete(checkpoint, config)
 
 
 def _from_config(file: Path, config: dict[str, Any]) -> Checkpoint:

@@ -70,7 +70,8 @@ def _differences(
     yield settings.acceptance_rule not in (None, record.acceptance_rule)
     yield latency.batch_size != settings.timing.batch_size
     yield settings.timing.context_length not in (None, latency.context_length)
-    yield settings.device not in (None, latency.device)
+    # Of several GPUs the record names the one that was visible: cuda.
+    yield _kind(settings.device) not in ("", _kind(latency.device))
     yield settings.dtype not in ("auto", known.get("compute_dtype"))
     yield not settings.timing.no_latency and not latency.arms
     yield policy_of(record) != load_policy(settings.policy)
@@ -80,6 +81,10 @@ def _differences(
     yield _weights(known, "baseline") != model_identity(draft)["sha256"]
     yield recipe.needs_calibration  # the record does not say what it was calibrated on
     yield _recipe_of(known) != recipe.model_dump(mode="json")
+
+
+def _kind(device: str | None) -> str:
+    return (device or "").partition(":")[0]
 
 
 def _weights(provenance: Mapping[str, Any], role: str) -> Any:
