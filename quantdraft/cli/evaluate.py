@@ -36,6 +36,13 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     help="Prompts instead of traffic: the target answers them first, into the run directory.",
 )
 @options.log_reading
+@click.option(
+    "--held-out",
+    "is_held_out",
+    is_flag=True,
+    help="Judge on the half of the traffic that `apply --calibration` leaves, though this "
+    "candidate was not calibrated on the other: to compare it with candidates that were.",
+)
 @options.output("The run directory. Default: runs/<candidate>.")
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -129,6 +136,7 @@ def evaluate(
     turns: Literal["last", "all"] | None,
     template_kwargs: dict[str, Any] | None,
     requests: Path | None,
+    is_held_out: bool,
     output: Path | None,
     ks: str,
     acceptance_rule: AcceptanceRule | None,
@@ -199,6 +207,7 @@ def evaluate(
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
                 read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+                is_held_out=is_held_out,
             ),
             ks=parse_ks(ks),
             timing=TimingSettings(

@@ -25,10 +25,12 @@ def read_run_traffic(settings: EvaluateSettings, models: Models, run_dir: Path) 
     """
     given = settings.traffic
     if given.traffic_path is None:
-        return usable(_captured_traffic(settings, models, run_dir / TRAFFIC_FILE), models)
+        return usable(
+            _captured_traffic(settings, models, run_dir / TRAFFIC_FILE), models, given.is_held_out
+        )
     tokenizer = load_tokenizer((models.target or models.candidate).path)
     traffic = read_traffic(given.traffic_path, tokenizer, given.read)
-    return usable(with_given_sampling(traffic, given, settings.seed), models)
+    return usable(with_given_sampling(traffic, given, settings.seed), models, given.is_held_out)
 
 
 def _captured_traffic(settings: EvaluateSettings, models: Models, path: Path) -> Traffic:

@@ -81,6 +81,7 @@ class Traffic:
     reading: Reading | None = None  # how a log was read; None: a file of `capture`
     # What decides the responses beside the file, as JSON values: how it was read. {}: nothing does.
     read_with: dict[str, Any] = field(default_factory=dict)
+    part: dict[str, Any] = field(default_factory=dict)  # what was held out of it; {}: nothing
 
     @property
     def dtype(self) -> str | None:
