@@ -156,11 +156,11 @@ def _part_note(path: Path, part: Part | None, written: Part | None, is_all: bool
             "--set calibration.share=1."
         )
     if written is not None:
-        return (
-            f"calibrated on '{path}', one part of a traffic: `evaluate` judges on the other parts."
-        )
+        return f"calibrated on '{path}', one part of a traffic: judge on its other parts."
     if is_all:
-        return f"all of '{path}' is calibrated on: `evaluate` refuses this file then. Judge on another."
+        return (
+            f"all of '{path}' is calibrated on: `evaluate` refuses the file then. Judge on another."
+        )
     return None
 
 
