@@ -114,6 +114,12 @@ def without_calibration(
     part = part_from(seen.get("part"))
     if part is not None and part.of_sha256 == traffic.sha256:
         return _without_part(traffic, part, f"'{candidate.name}' was calibrated on the others")
+    split = part_from(seen.get("split"))
+    if split is not None and split.of_sha256 == traffic.sha256:
+        raise TrafficError(
+            f"'{candidate.path}' was calibrated on a part of this traffic, '{seen.get('path')}'. "
+            "Evaluate on another part, which `quantdraft traffic --split` wrote beside it."
+        )
     if seen.get("sha256") == traffic.sha256:
         return _without_prompts(traffic, candidate, set(seen["prompt_ids"]))
     if not is_held_out:

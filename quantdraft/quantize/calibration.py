@@ -139,9 +139,10 @@ def _part_of_traffic(settings: Calibration, path: Path, traffic: Traffic) -> _Po
         places = map(place_of, map(conversation_of, responses))
         kept = [at for at, place in enumerate(places) if part.holds(place)]
         responses = pick_items(responses, kept)
-    known = part or written
-    if known is not None:
-        origin["part"] = known.as_record()
+    if part is not None:
+        origin["part"] = part.as_record()
+    if written is not None:
+        origin["split"] = written.as_record()
     is_all = part is None and settings.num_samples >= len(responses)
     return _Pool(_Responses(responses), origin, _part_note(path, part, written, is_all))
 

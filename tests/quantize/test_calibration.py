@@ -104,7 +104,7 @@ def test_a_part_that_was_split_off_is_seen_whole(tiny_pair: Pair, tmp_path: Path
     data = chosen(load_recipe("int4-gptq"), tiny_pair, traffic)
     assert len(data.samples) == 12
     assert data.record is not None
-    assert data.record["part"] == part
+    assert data.record["split"] == part
 
 
 def test_a_file_of_texts_is_tokenized(tiny_pair: Pair, tmp_path: Path) -> None:
