@@ -36,6 +36,7 @@ Kind = Literal["traffic", "prompts", "lengths"]
 Unit = Literal["tokens", "characters"]
 QUANTILES = {"least": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
 TRAITS = ("model", "finish reason", "tools", "decoding")
+UNIT_OF_TEXT: Unit = "characters"  # where nothing makes tokens of it
 LOAD_POINTS = (1 / 6, 1 / 2, 5 / 6)  # the middles of three thirds
 
 
@@ -288,7 +289,8 @@ def _texts(
 ) -> Iterator[Item | UnusableLineError]:
     """Yield prompts with answers by their characters, where nothing makes tokens of them."""
     name = exchange.conversation or exchange.name or place
-    shared = name, exchange.domain or "default", exchange.traits, "characters"
+    domain, unit = exchange.domain or "default", UNIT_OF_TEXT
+    shared = name, domain, exchange.traits, unit
     if exchange.messages is None:
         if exchange.prompt is None or exchange.response is None:
             yield UnusableLineError(UNANSWERED)

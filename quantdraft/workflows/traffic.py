@@ -16,9 +16,10 @@ from quantdraft.traffic.contents import QUANTILES, TRAITS, Contents, Lengths, re
 from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.split import Split
 
-LABEL = 13  # columns of what a line is about
+LABEL = 14  # columns of what a line is about
 NAMES_SHOWN = 8
 BAR = 24  # columns of the longest bar
+UNSAID = {"tools": "without", "decoding": "plain"}  # what the others are, if not "not said"
 KINDS = {
     "traffic": "prompts with answers: `evaluate --traffic` reads it",
     "prompts": "prompts without answers: `capture --prompts` lets the target answer them",
@@ -90,7 +91,7 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     for name in ("domain", *TRAITS):
         counts = contents.counts.get(name, Counter[str]())
         if set(counts) - {"default"}:
-            yield name, _most(counts, contents.num_items)
+            yield name, _most(counts, contents.num_items, UNSAID.get(name, "not said"))
 
 
 def _captured(header: dict[str, Any]) -> str:
@@ -105,12 +106,12 @@ def _captured(header: dict[str, Any]) -> str:
     return f"from {target.get('name', 'a target')}{how}"
 
 
-def _most(counts: Counter[str], num_items: int) -> str:
+def _most(counts: Counter[str], num_items: int, others: str) -> str:
     shown = [f"{name} {count(number)}" for name, number in counts.most_common(NAMES_SHOWN)]
     more = len(counts) - len(shown)
     unsaid = num_items - sum(counts.values())
     said = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-    return said + (f"; not said {count(unsaid)}" if unsaid > 0 else "")
+    return said + (f"; {others} {count(unsaid)}" if unsaid > 0 else "")
 
 
 def _length_lines(contents: Contents) -> Iterator[str]:
