@@ -151,6 +151,43 @@ def _nvfp4(weight: Any) -> Stored:
     return parts, dense
 
 
+def write_mxfp4(source: Path, directory: Path) -> None:
+    """Write a gpt-oss as OpenAI publishes it: experts in blocks and scales, all else in floats."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, directory)
+    stored: dict[str, Any] = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[f"{name}_blocks"], stored[f"{name}_scales"] = _mxfp4(tensor)
+        else:
+            stored[name] = tensor
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    path = directory / "config.json"
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens"]
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": [*kept, "lm_head"]}
+    config = json.loads(path.read_text()) | {"quantization_config": quantization}
+    path.write_text(json.dumps(config))
+
+
+def _mxfp4(weight: Any) -> tuple[Any, Any]:
+    """Return blocks (experts, out, groups, 16) and scales (experts, out, groups), both uint8.
+
+    weight: (experts, in, out)
+    """
+    import torch
+
+    from quantdraft.checkpoints.tensors.microscaling import DOUBLED_E2M1
+
+    groups = weight.float().transpose(1, 2).unflatten(-1, (-1, 32))
+    powers = groups.abs().amax(-1).clamp(min=2**-120).log2().floor() - 2
+    wanted = groups / torch.exp2(powers)[..., None]
+    codes = (wanted[..., None] - torch.tensor(DOUBLED_E2M1) / 2).abs().argmin(-1)
+    pairs = codes.unflatten(-1, (16, 2))
+    blocks = pairs[..., 0] | pairs[..., 1] << 4
+    return blocks.to(torch.uint8).contiguous(), (powers + 127).to(torch.uint8).contiguous()
+
+
 def _compressed(layout: str, **weights: Any) -> Any:
     return lambda weight: compress(layout, weights, weight)
 

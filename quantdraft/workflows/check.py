@@ -57,10 +57,15 @@ class Preflight:
         """Return the lines of the terminal: the findings, a table of recipes, the answer."""
         screen = here()
         shown = [screen.listed(f.message, f"{f.level:<7} ") for f in self.findings]
-        if self.outlooks:
+        if any(each.summary is not None for each in self.outlooks):
             shown += ["", f"What the bytes allow at k = {self.num_speculative_tokens}:", ""]
             shown += [tables.table(_outlook_table(self.outlooks))]
             shown += [screen.wrapped(line) for line in _remarks(self.outlooks)]
+        elif self.outlooks:
+            shown += ["", "No recipe can be applied to this draft:"]
+            shown += [screen.wrapped(line) for line in _refusals(self.outlooks)]
+        else:
+            shown += [""]
         if self.experts is not None:
             shown += [screen.wrapped(self.experts)]
         answer = "compatible" if self.is_compatible else "not compatible: see the errors above"
@@ -88,7 +93,12 @@ def check(
         require_tokenizer(checkpoint)
     require_loadable(opened[1])
     strays = [each for checkpoint in opened for each in _strays(checkpoint)]
-    findings = (*_unknown_target(opened[0]), *strays, *check_pairing(target_path, draft_path))
+    findings = (
+        *_unknown_target(opened[0]),
+        *strays,
+        *check_pairing(target_path, draft_path),
+        *_quantized_draft(opened[1]),
+    )
     k = num_speculative_tokens
     if not is_compatible(findings):
         return Preflight(False, findings, k, ())
@@ -111,6 +121,19 @@ def _unknown_target(target: Checkpoint) -> Iterator[PairingFinding]:
         yield PairingFinding("target-unknown", "warning", message)
         return
     require_complete(target, config)
+
+
+def _quantized_draft(draft: Checkpoint) -> Iterator[PairingFinding]:
+    """Yield that no recipe is looked at, where the draft is quantized."""
+    if draft.quantization is not None:
+        method = draft.quantization.get("quant_method", "an unknown method")
+        yield PairingFinding(
+            "quantized-draft",
+            "info",
+            f"the draft is quantized already ({method}): no recipe is looked at. `quantdraft "
+            "evaluate` measures it against its full-precision draft: --baseline, where `apply` "
+            "did not write it.",
+        )
 
 
 def _strays(checkpoint: Checkpoint) -> Iterator[PairingFinding]:
@@ -190,11 +213,14 @@ def _refusals(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
 
 
 def _remarks(outlooks: tuple[RecipeOutlook, ...]) -> Iterator[str]:
-    """Yield what the columns mean, what cannot be applied, and what the head would add."""
+    """Yield what the columns mean, what cannot be applied, and what the head would add.
+
+    outlooks: of them at least one recipe that can be applied
+    """
     known = [each.summary for each in outlooks if each.summary is not None]
-    ratio = known[0]["cost_ratio"] if known else None
+    ratio = known[0]["cost_ratio"]
     at = "" if ratio is None else f" (c = {ratio:.3f}, by their bytes)"
-    asked = f" It can pay from {known[0]['min_speedup']:.2f}×, what a go needs." if known else ""
+    asked = f" It can pay from {known[0]['min_speedup']:.2f}×, what a go needs."
     yield (
         "Step: the bytes that a draft step reads, before and after, so how much faster it gets at "
         f"most. Overall: with the target's step{at}.{asked}"
