@@ -19,6 +19,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Kernels that tests choose are remembered for the session, and neither read nor change the user's.
 os.environ["QUANTDRAFT_CHOICES"] = tempfile.mkdtemp(prefix="quantdraft-choices-")
 
+# A run's replays are its own; tests of what is kept between runs name a directory.
+os.environ["QUANTDRAFT_REPLAYS"] = ""
+
 VOCAB_SIZE = 512
 
 

@@ -124,6 +124,11 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     type=int,
     help="How often the server of each arm is started. Default: 2.",
 )
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Replay the baseline here, though an earlier run on the same traffic has kept its replay.",
+)
 @options.force("Replace a finished run.")
 @options.json_output("Print the record as JSON.")
 def evaluate(
@@ -165,6 +170,7 @@ def evaluate(
     engine_prompts: int | None,
     engine_k: int | None,
     engine_loads: int | None,
+    no_cache: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -234,6 +240,7 @@ def evaluate(
             seed=seed,
             output=output,
             force=force,
+            keeps_replays=not no_cache,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
     lines = [

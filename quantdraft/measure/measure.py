@@ -10,7 +10,7 @@ import torch
 from quantdraft.common.progress import bar
 from quantdraft.common.resume import stage
 from quantdraft.judge.acceptance import Floats
-from quantdraft.measure.probabilities import open_file_store
+from quantdraft.measure.kept_replays import open_replay
 from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.served.serve import serve, served_k
 from quantdraft.measure.served.served_run import Serve
@@ -21,23 +21,17 @@ from quantdraft.record import Served
 from quantdraft.traffic.traffic import token_counts
 
 
-def replay_arm(subject: Subject, arm: str, shared_stages: Path | None = None) -> list[Floats]:
+def replay_arm(subject: Subject, arm: str, shared: Path | None = None) -> list[Floats]:
     """Return the acceptance probability of every response token under one draft, prompt by prompt.
 
     A killed replay goes on after its last whole batch; the numbers stay on the disk.
 
     arm: "baseline" or "candidate"
-    shared_stages: where runs of one sweep share this replay; None: it is kept with the run
+    shared: the directory of replays that are kept for other runs; None: it is kept with the run
     """
     responses = subject.traffic.responses
-    inputs = {
-        **subject.draft_facts(arm),
-        **subject.traffic_facts(),
-        "prompts": [response.prompt_id for response in responses],
-    }
     num_tokens = token_counts(responses).response.tolist()
-    where = shared_stages or subject.run_dir
-    with open_file_store(where, f"keep-{arm}", inputs, num_tokens) as store:
+    with open_replay(subject, arm, shared, num_tokens) as store:
         if store.is_whole:
             return store.arrays()
         draft = subject.load(subject.draft(arm))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from quantdraft.common.files import sweep_files, write_json
 from quantdraft.common.locks import is_at
-from quantdraft.common.resume import STAGES_DIR, kept_when_refused, key_of, read_kept
+from quantdraft.common.progress import say
+from quantdraft.common.resume import kept_when_refused, key_of, read_kept
 from quantdraft.judge.acceptance import Floats
 
 _BLOCK = 2**20  # numbers written at once
@@ -44,7 +46,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """The file of one arm, open and locked for one replay; see `open_file_store`."""
+    """The file of one arm, open and locked for one replay; see `open_store_at`."""
 
     def __init__(self, file: int, num_tokens: Sequence[int]) -> None:
         self._file = file
@@ -76,7 +78,7 @@ class FileStore:
     def _find_whole(self) -> NDArray[np.bool_]:
         flat, has = self._map_file(), np.zeros(len(self._starts) - 1, np.bool_)
         for prompt, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:])):  # noqa: B905
-            has[prompt] = not np.isnan(flat[first:last]).any()
+            has[prompt] = ((flat[first:last] >= 0) & (flat[first:last] <= 1)).all()
         return has
 
     def _map_file(self) -> Floats:
@@ -92,23 +94,66 @@ ProbabilityStore = MemoryStore | FileStore
 
 
 @contextlib.contextmanager
-def open_file_store(
-    run_dir: Path, name: str, inputs: dict[str, Any], num_tokens: Sequence[int]
+def open_store_at(
+    path: Path, inputs: dict[str, Any], num_tokens: Sequence[int]
 ) -> Iterator[FileStore]:
-    """Open what a run with the same inputs has left, or an empty file; a second replay waits.
+    """Open what a replay of the same inputs has left, or an empty file; a second replay waits.
+
+    When it is whole, the hash of its numbers is written beside it: a file that no longer has this
+    hash is replaced by an empty one.
 
     num_tokens: of every response; inputs: as for `stage`
     """
-    path = run_dir / STAGES_DIR / f"{name}.f64"
     key = key_of(inputs | {"num_tokens": [int(length) for length in num_tokens]})
     with kept_when_refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(path, key, 8 * int(sum(num_tokens)))
         try:
-            yield FileStore(file, num_tokens)
+            store = FileStore(file, num_tokens)
+            yield store
+            if not store.is_whole:
+                _seal(file, path, key, num_tokens)
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)  # what is mapped would hold it beyond the closing
             os.close(file)
+
+
+def _seal(file: int, path: Path, key: str, num_tokens: Sequence[int]) -> None:
+    """Write the hash of a file that has become whole beside it."""
+    if FileStore(file, num_tokens).is_whole and is_at(file, path):
+        os.fsync(file)
+        write_json(path.with_suffix(".json"), {"key": key, "sha256": _sha256(file)})
+
+
+def _sha256(file: int) -> str:
+    with open(os.dup(file), "rb") as opened:
+        opened.seek(0)
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_usable(file: int, path: Path, key: str, num_bytes: int) -> bool:
+    """Return whether a file is of this key and as it was written; a line says which is damaged.
+
+    One that is not whole yet has no hash, and is believed number by number.
+    """
+    facts = path.with_suffix(".json")
+    kept = read_kept(facts)
+    if not facts.exists() or kept.get("key", key) != key:
+        return False
+    is_whole = "key" in kept and os.fstat(file).st_size == num_bytes
+    if is_whole and ("sha256" not in kept or kept["sha256"] == _sha256(file)):
+        return True
+    say(f"'{path}' is damaged: what it held is replayed again")
+    return False
+
+
+def _wait_for(file: int, path: Path) -> None:
+    """Lock a file; a line says that another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"another process replays the same now: waiting for '{path}'")
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _open_locked(path: Path, key: str, num_bytes: int) -> int:
@@ -117,11 +162,11 @@ def _open_locked(path: Path, key: str, num_bytes: int) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, path)
             if not is_at(file, path):  # replaced while we waited
                 os.close(file)
                 continue
-            if read_kept(facts).get("key") == key and os.fstat(file).st_size == num_bytes:
+            if _is_usable(file, path, key, num_bytes):
                 return file
             # A file of its own, not this one emptied: another run may be reading this one.
             fresh = _create_empty(path, num_bytes)

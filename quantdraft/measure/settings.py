@@ -108,7 +108,8 @@ class EvaluateSettings:
     seed: int = 0
     output: Path | None = None  # None: runs/<candidate>
     force: bool = False
-    shared_stages: Path | None = None  # where runs of one sweep share the baseline's replay
+    keeps_replays: bool = True  # the baseline's, in the user's cache for the next run
+    sweep_replays: Path | None = None  # where runs of one sweep share it when that keeps none
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -173,7 +174,7 @@ class SharedSettings:
         baseline: str,
         traffic_path: Path,
         output: Path,
-        shared_stages: Path | None = None,
+        sweep_replays: Path | None = None,
         is_held_out: bool = False,
     ) -> EvaluateSettings:
         """Return the settings of one candidate's evaluation."""
@@ -188,7 +189,7 @@ class SharedSettings:
             policy=self.policy,
             seed=self.seed,
             output=output,
-            shared_stages=shared_stages,
+            sweep_replays=sweep_replays,
         )
 
 

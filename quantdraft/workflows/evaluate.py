@@ -28,6 +28,7 @@ from quantdraft.judge.comparison.times import widths_near_best
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.verdict.policy import load_policy
 from quantdraft.judge.verdict.suspicion import suspicions
+from quantdraft.measure.kept_replays import shared_replays
 from quantdraft.measure.latency.timing_plan import Review
 from quantdraft.measure.live_check import check_live
 from quantdraft.measure.measure import has_identical_logits, measure_served, replay_arm
@@ -89,7 +90,7 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
 
     subject = Subject(models, traffic, rule, device, dtype, run_dir)
     probabilities = {
-        "baseline": replay_arm(subject, "baseline", settings.shared_stages),
+        "baseline": replay_arm(subject, "baseline", shared_replays(settings)),
         "candidate": replay_arm(subject, "candidate"),
     }
     false_claim = claims_but_not_quantized(models.candidate)

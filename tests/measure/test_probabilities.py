@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from quantdraft.errors import OutputError
-from quantdraft.measure.probabilities import MemoryStore, open_file_store
+from quantdraft.measure.probabilities import MemoryStore, open_store_at
 
 LENGTHS = [3, 0, 2]
 
 
 def open_keeps(run_dir, inputs=None, lengths=LENGTHS):
-    return open_file_store(run_dir, "keep-baseline", inputs or {"draft": "a"}, lengths)
+    path = run_dir / "stages" / "keep-baseline.f64"
+    return open_store_at(path, inputs or {"draft": "a"}, lengths)
 
 
 def as_lists(keeps) -> list[list[float]]:
@@ -76,3 +79,63 @@ def test_a_cut_file_is_not_believed(tmp_path):
     os.truncate(tmp_path / "stages" / "keep-baseline.f64", 8)
     with open_keeps(tmp_path) as again:
         assert not again.has(0)
+
+
+def fill(keeps) -> None:
+    keeps.put(0, 0, np.array([0.5, 0.25, 1.0]))
+    keeps.put(2, 0, np.array([0.0, 1.0]))
+
+
+def change_a_number(stages):
+    file = stages / "keep-baseline.f64"
+    file.write_bytes(np.array([0.5, 0.25, 0.0, 0.0, 1.0]).tobytes())  # numbers like any others
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        change_a_number,
+        lambda stages: os.truncate(stages / "keep-baseline.f64", 16),
+        lambda stages: (stages / "keep-baseline.json").write_text('{"key": '),
+    ],
+)
+def test_what_is_damaged_is_not_believed_and_a_line_says_so(tmp_path, damage, notes):
+    with open_keeps(tmp_path) as keeps:
+        fill(keeps)
+    with open_keeps(tmp_path) as again:
+        assert again.is_whole
+    assert notes.messages == []
+    damage(tmp_path / "stages")
+    with open_keeps(tmp_path) as damaged:
+        assert not any(damaged.has(prompt) for prompt in (0, 2))
+        fill(damaged)
+    (line,) = notes.messages
+    assert "keep-baseline.f64' is damaged" in line
+    with open_keeps(tmp_path) as mended:
+        assert mended.is_whole
+
+
+def test_numbers_that_are_no_probabilities_are_computed_again(tmp_path):
+    with open_keeps(tmp_path) as keeps:
+        keeps.put(0, 0, np.array([0.5, 0.5, 0.5]))
+        keeps.put(2, 0, np.array([7.0, 0.5]))
+    with open_keeps(tmp_path) as again:
+        assert [again.has(0), again.has(2)] == [True, False]
+
+
+def test_a_second_replay_of_the_same_waits_for_the_first_and_takes_its_numbers(tmp_path, notes):
+    found = []
+
+    def second():
+        with open_keeps(tmp_path) as keeps:
+            found.append(keeps.is_whole)
+
+    with open_keeps(tmp_path) as first:
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while not notes.messages:  # it says that it waits
+            time.sleep(0.01)
+        fill(first)
+        assert found == []
+    waiting.join()
+    assert found == [True]

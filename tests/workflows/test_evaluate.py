@@ -243,6 +243,25 @@ def test_a_killed_forced_run_goes_on_with_its_own_parts_and_keeps_the_old_record
     assert len(replays) == 4
 
 
+def test_the_baseline_is_not_replayed_again_for_the_next_candidate(
+    settings, tiny_pair, tmp_path, monkeypatch, notes
+):
+    replayed = []
+    real = measuring.acceptance_probabilities
+    monkeypatch.setattr(
+        measuring, "acceptance_probabilities", lambda *a, **o: replayed.append(1) or real(*a, **o)
+    )
+    monkeypatch.setenv("QUANTDRAFT_REPLAYS", str(tmp_path / "replays"))
+    first = changed(settings, no_latency=True, live_prompts=0)
+    other = changed(first, candidate=str(tiny_pair.draft), output=tmp_path / "other")
+    found = [evaluate(first), evaluate(other)]
+    assert len(replayed) == 3
+    assert len([line for line in notes.messages if "baseline's replay: taken from" in line]) == 1
+    assert found[0].acceptance[0].baseline == found[1].acceptance[0].baseline
+    evaluate(replace(other, output=tmp_path / "third", keeps_replays=False))
+    assert len(replayed) == 5
+
+
 def test_captured_traffic_of_other_prompts_is_not_taken_for_these(settings, tiny_pair, tmp_path):
     run = changed(
         settings,

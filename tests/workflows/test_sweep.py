@@ -162,6 +162,13 @@ def test_a_recipe_that_cannot_be_applied_is_named_and_the_rest_goes_on(settings)
 
 
 def test_the_baseline_is_replayed_once_a_draft(settings, monkeypatch):
+    replayed = _count_replays(monkeypatch)
+    sweep.sweep(settings)
+    assert len(replayed) == 1 + len(settings.recipes)
+
+
+def _count_replays(monkeypatch):
+    """Return a list that gets an entry for every replay that is computed."""
     from quantdraft.measure import measure as measuring
 
     replayed = []
@@ -171,8 +178,7 @@ def test_the_baseline_is_replayed_once_a_draft(settings, monkeypatch):
         "acceptance_probabilities",
         lambda *given, **named: (replayed.append(1), probabilities(*given, **named))[1],
     )
-    sweep.sweep(settings)
-    assert len(replayed) == 1 + len(settings.recipes)
+    return replayed
 
 
 def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
@@ -202,16 +208,17 @@ def test_workers_are_told_whole_paths_and_ids_of_the_hub_as_they_are(
     assert (models.target, models.baseline) == ("owner/model", made.draft)
 
 
-def test_recipes_that_leave_prompts_out_share_a_replay_of_their_own(settings):
-    """Else one recipe's replay of the baseline would replace another's, and back."""
-    given = replace(settings, calibration=settings.traffic_path)
-    names = ("int8", "int4-gptq", "int4", "int8-gptq")
-    _, found = grid(replace(given, recipes=names))
-    shared = {
-        name: next(j for j in found if j.name == f"draft-{name}").settings.shared_stages
-        for name in names
-    }
-    assert shared["int8"] == shared["int4"] != shared["int4-gptq"] == shared["int8-gptq"]
+def test_the_replays_of_all_cells_are_kept_in_one_directory_by_content(settings, monkeypatch):
+    """Recipes that leave prompts out, and domains, have texts of their own: other files there."""
+    given = replace(settings, calibration=settings.traffic_path, recipes=("int8", "int4-gptq"))
+    _, found = grid(given)
+    places = {job.settings.sweep_replays for job in found if isinstance(job, EvaluateJob)}
+    assert places == {settings.output / "shared"}
+
+    replayed = _count_replays(monkeypatch)
+    sweep.sweep(replace(settings, by_domain=True))
+    assert len(replayed) == 2 + 2 * 2  # neither domain's baseline has taken the other's place
+    assert len(list((settings.output / "shared").glob("*.f64"))) == 2
 
 
 def test_each_domain_is_judged_on_its_own_responses(settings):

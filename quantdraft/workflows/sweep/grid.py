@@ -72,7 +72,7 @@ def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
             made = _apply_job(settings, recipe, local, f"{name}-{recipe.name}")
             jobs.append(made)
             for domain, traffic in parts.items():
-                job = _evaluate_job(settings, made, local, domain, traffic, name, is_held_out)
+                job = _evaluate_job(settings, made, local, domain, traffic, is_held_out)
                 jobs.append(job)
                 cells.append(Cell(draft, recipe.name, domain, traffic, job.name, job.output))
     return cells, jobs
@@ -144,12 +144,10 @@ def _evaluate_job(
     draft: str,
     domain: str | None,
     traffic: Path,
-    draft_name: str,
     is_held_out: bool,
 ) -> EvaluateJob:
     whole = made.name.removeprefix("apply-")
     name = whole if domain is None else f"{whole}-{traffic.stem}"
-    part = draft_name if domain is None else f"{draft_name}-{traffic.stem}"
     output = settings.output / "runs" / name
     own = settings.evaluations.evaluation(
         str(made.output),
@@ -157,20 +155,10 @@ def _evaluate_job(
         draft,
         traffic,
         output,
-        shared_stages=settings.output
-        / "shared"
-        / f"{part}{_without(settings, made.recipe, is_held_out)}",
+        sweep_replays=settings.output / "shared",
         is_held_out=is_held_out,
     )
     return EvaluateJob(name, own, output, made.name)
-
-
-def _without(settings: SweepSettings, recipe: Recipe, is_held_out: bool) -> str:
-    """Return the name of the prompts that a baseline is not replayed on, as calibrated on."""
-    own = recipe.calibration
-    if own is None or own.share is None or not calibrates_on_traffic(settings):
-        return "-held-out" if is_held_out else ""
-    return f"-without-{own.num_samples}-of-seed-{own.seed}-of-{own.share:g}"
 
 
 def calibrates_on_half(settings: SweepSettings, recipe: Recipe) -> bool:

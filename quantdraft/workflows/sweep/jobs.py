@@ -122,7 +122,7 @@ class EvaluateJob:
             models=there,
             traffic=replace(asked.traffic, traffic_path=None if path is None else at(path)),
             policy=None if asked.policy is None else at(asked.policy),
-            shared_stages=None if asked.shared_stages is None else at(asked.shared_stages),
+            sweep_replays=None if asked.sweep_replays is None else at(asked.sweep_replays),
             output=at(self.output),
             force=True,
         )
