@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.errors import TrafficError
+from quantdraft.traffic.doubts import warnings_of
 from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader
 from quantdraft.traffic.jsonl import located_entries
@@ -30,7 +31,7 @@ from quantdraft.traffic.responses import (
     answer_places,
     responses_of,
 )
-from quantdraft.traffic.traffic import ASKABLE
+from quantdraft.traffic.traffic import ASKABLE, require_whole
 
 Kind = Literal["traffic", "prompts", "lengths"]
 Unit = Literal["tokens", "characters"]
@@ -134,13 +135,15 @@ def read_contents(
     settings = settings or ReadSettings()
     tally, logs = Tally(), Reader(settings.format_name, settings.requests)
     logs.prepare(path)
-    found, digest, header = _Counted(), hashlib.sha256(), dict[str, Any]()
+    found, digest, header, num_objects = _Counted(), hashlib.sha256(), dict[str, Any](), 0
     for at in located_entries(path, digest, tally.leave_out_line):
         if "quantdraft_traffic" in at.entry and not header and not tally.num_lines:
             header = at.entry
         elif not logs.stands_for_another(at.entry):
+            num_objects += 1
             for item in _items(path, logs, at.place, at.entry, tokenizer, settings, tally):
                 found.add(item)
+    require_whole(path, header, num_objects, tally)
     if not found.num_items:
         reasons = {each.reason for each in left_out_of(tally.skipped)}
         if not reasons or not reasons <= ASKABLE:
@@ -153,7 +156,13 @@ def read_contents(
             found.add(_asked(prompt, tokenizer))
         return found.contents(path, "prompts", asked.reading, digest.hexdigest())
     kind: Kind = "lengths" if found.num_without_text == found.num_items else "traffic"
-    return found.contents(path, kind, tally.reading(), digest.hexdigest(), header)
+    reading = tally.reading(_doubts(tally, tokenizer, settings) if kind == "traffic" else ())
+    return found.contents(path, kind, reading, digest.hexdigest(), header)
+
+
+def _doubts(tally: Tally, tokenizer: Any, settings: ReadSettings) -> Iterator[str]:
+    temperatures = {dict(each).get("temperature") for each in tally.samplings}
+    return warnings_of(tally, tokenizer, settings, is_mixed=len(temperatures) > 1)
 
 
 def load_points(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> tuple[LoadPoint, ...]:

@@ -19,8 +19,10 @@ from quantdraft.errors import OptionError, TrafficError
 from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader, unpacked
 from quantdraft.traffic.jsonl import Located, located_entries
+from quantdraft.traffic.ledger import Tally
 from quantdraft.traffic.parts import SPLIT_FILE, Part, parts_of, place_of
 from quantdraft.traffic.responses import ReadSettings
+from quantdraft.traffic.traffic import require_whole
 
 SPLIT_SCHEMA_VERSION = 1
 NAME = re.compile(r"\w[\w-]{0,63}")
@@ -90,6 +92,7 @@ def split_traffic(
     settings = settings or ReadSettings()
     require_apart(output, path, "the traffic")
     digest = hashlib.sha256()
+    _require_whole(path)
     lines = list(_located(path, settings, digest))
     places = [line.place for line in lines if line.place is not None]
     rest = 1 - sum(shares.values())
@@ -108,6 +111,15 @@ def split_traffic(
         for name, part in ranges.items()
     )
     return Split(files, sum(line.place is None for line in lines))
+
+
+def _require_whole(path: Path) -> None:
+    """Raise TrafficError for a capture that was cut; its parts would not show it."""
+    tally = Tally()
+    entries = located_entries(path, skip=tally.leave_out_line)
+    first = next(entries, None)
+    if first is not None and "quantdraft_traffic" in first.entry:
+        require_whole(path, first.entry, sum(1 for _ in entries), tally)
 
 
 class _Line(NamedTuple):

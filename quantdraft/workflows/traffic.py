@@ -76,6 +76,8 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "read as", f"{reading.title}: {lines}{notes}"
     for each in reading.left_out:
         yield "left out", each.sentence
+    for warning in reading.warnings:
+        yield "uncertain", warning
     if captured := _captured(contents.header):
         yield "captured", captured
     yield "holds", KINDS[contents.kind]
