@@ -191,7 +191,7 @@ def evaluate(
             TrafficSettings,
         )
         from quantdraft.record import RECORD_FILE
-        from quantdraft.report import render_verdict, report_again, where
+        from quantdraft.report import render_acceptance, render_verdict, report_again, where
         from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
@@ -243,8 +243,10 @@ def evaluate(
             keeps_replays=not no_cache,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
+    is_timed = bool(evaluation.latency.arms or evaluation.served)
     lines = [
         render_verdict(evaluation),
+        *([] if is_timed else ["", render_acceptance(evaluation), ""]),
         f"Next: {next_command(evaluation, shlex.quote(str(run_dir)))}",
         where(run_dir, RECORD_FILE, report_again(run_dir)),
     ]

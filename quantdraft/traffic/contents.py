@@ -20,6 +20,7 @@ from quantdraft.errors import TrafficError
 from quantdraft.traffic.doubts import warnings_of
 from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader
+from quantdraft.traffic.formats.turns import REASONING
 from quantdraft.traffic.jsonl import located_entries
 from quantdraft.traffic.ledger import Reading, Tally, left_out_of
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompt_file
@@ -312,6 +313,9 @@ def _texts(
         yield UnusableLineError(NO_ANSWER)
     for end in ends:
         asked, answer = exchange.messages[:end], exchange.messages[end]
+        if not any(answer.get(key) for key in ("content", "tool_calls", *REASONING)):
+            yield UnusableLineError("the answer is empty")
+            continue
         content = hash(json.dumps([*asked, answer], sort_keys=True, default=str))
         yield Item(*shared, num_characters(asked), num_characters([answer]), content)
 
