@@ -58,6 +58,7 @@ def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat |
         raise CheckpointError("the quantization config is GPTQ's and does not say 'bits'.")
     if is_skipped(module, quantization.get("modules_to_not_convert") or ()):
         return None
+    _require_plain_inputs(own)
     group_size = own.get("group_size", -1)
     return WeightFormat(
         num_bits=own["bits"],
@@ -66,6 +67,16 @@ def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat |
         is_symmetric=bool(own.get("sym", True)),
         library="gptq",
     )
+
+
+def _require_plain_inputs(settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a GPTQ config quantizes inputs too, as auto-round's may."""
+    bits = settings.get("act_bits")
+    if bits is not None and bits < 16:
+        raise CheckpointError(
+            f"the quantization config is GPTQ's with 'act_bits' {bits!r}; read are inputs in 16 "
+            "bits. Export the draft as compressed-tensors."
+        )
 
 
 def _dynamic_rule(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
@@ -132,14 +143,19 @@ def _fp8_format(quantization: Mapping[str, Any], module: str) -> WeightFormat | 
             "'e4m3'."
         )
     block = quantization.get("weight_block_size")
-    is_static = quantization.get("activation_scheme", "dynamic") == "static"
+    scheme = quantization.get("activation_scheme", "dynamic")
+    if scheme not in {"dynamic", "static"}:
+        raise CheckpointError(
+            f"the quantization config has FP8 inputs with activation_scheme {scheme!r}; read are "
+            "'dynamic' and 'static'."
+        )
     return WeightFormat(
         num_bits=8,
         kind="float",
         block=None if block is None else (block[0], block[1]),
         activations="float8",
         input_group_size=None if block is None else block[1],
-        has_static_inputs=is_static,
+        has_static_inputs=scheme == "static",
         has_one_scale=block is None,
         library="fp8",
     )
@@ -192,12 +208,25 @@ def _modelopt_algorithm(settings: Mapping[str, Any]) -> WeightFormat | None:
             f"the quantization config is ModelOpt's with quant_algo {algorithm!r}; read are "
             f"{', '.join(MODELOPT_ALGORITHMS)}. Export the draft in one of these."
         )
+    _require_no_zero_points(settings)
     fmt = replace(MODELOPT_ALGORITHMS[algorithm], library="modelopt")
     size = _group_size(settings)
     if size and fmt.group_size:
         inputs = size if fmt.input_group_size else None
         fmt = replace(fmt, group_size=size, input_group_size=inputs)
     return replace(fmt, block=(size, size)) if size and fmt.block else fmt
+
+
+def _require_no_zero_points(settings: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a group of ModelOpt's config is quantized asymmetrically."""
+    for group in (settings.get("config_groups") or {}).values():
+        for part, name in (("input_activations", "inputs"), ("weights", "weights")):
+            if (group.get(part) or {}).get("symmetric") is False:
+                raise CheckpointError(
+                    f"the quantization config is ModelOpt's and rounds {name} around a zero point "
+                    f"('{part}' with 'symmetric' false), which quantdraft does not read. Export "
+                    f"the draft with symmetric {name}."
+                )
 
 
 def _group_size(settings: Mapping[str, Any]) -> int | None:

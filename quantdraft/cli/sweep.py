@@ -140,5 +140,5 @@ def sweep(
         )
         result = run_sweep(settings, tell_aside if as_json else tell)
     print_recorded(output / SWEEP_FILE, [], as_json)
-    if len(result.failed) == len(result.cells):
+    if all(cell.job in result.failed for cell in result.cells):
         sys.exit(1)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.checkpoints.tensors.loading import load_tokenizer, resolve_model
 from quantdraft.common.files import file_sha256, require_apart
 from quantdraft.common.locks import sole_writer
@@ -48,6 +49,7 @@ def capture(settings: CaptureSettings) -> Traffic:
             )
         prompts, left_out = _read_asked(settings)
         path = resolve_model(settings.target)
+        open_checkpoint(path)  # what is no model is named so, not missed a tokenizer
         tokenizer = load_tokenizer(path, settings.trust_remote_code)
         answerer = open_answerer(settings, path)
         asked, skipped = _fitting(

@@ -56,23 +56,24 @@ class Code:
 
 
 def byte_case(fmt: str, rows: int, outputs: int) -> Case:
-    """An 8-bit product of so many rows and outputs."""
+    """A bf16 or 8-bit product of so many rows and outputs."""
     from quantdraft.engines.kernels.triton_products import byte_tile
 
-    tile = byte_tile(rows, outputs)
+    item_bytes = 2 if fmt == "bf16" else 1
+    tile = byte_tile(rows, outputs, item_bytes)
     num_warps, num_stages = tile.pop("num_warps"), tile.pop("num_stages")
-    values = "*fp8e4nv" if fmt == "fp8" else "*i8"
-    is_weight_only = fmt == "int8-weight-only"
+    values = {"fp8": "*fp8e4nv", "bf16": "*bf16"}.get(fmt, "*i8")
+    is_weight_only = fmt in {"int8-weight-only", "bf16"}
     return Case(
         f"{fmt}, {tile['block_rows']} rows, {tile['block_outputs']} outputs",
         "_byte_product",
         {
             "x_at": "*bf16" if is_weight_only else values,
             "values_at": values,
-            "scale_at": "*bf16" if is_weight_only else "*fp32",
+            "scale_at": "*bf16" if fmt == "int8-weight-only" else "*fp32",
         },
-        {"rounds_inputs": not is_weight_only, "is_int8": fmt != "fp8", **tile},
-        tile["block_outputs"] * tile["num_slices"] * tile["slice_columns"],
+        {"rounds_inputs": not is_weight_only, "is_int8": values == "*i8", **tile},
+        tile["block_outputs"] * tile["num_slices"] * tile["slice_columns"] * item_bytes,
         89 if fmt == "fp8" else 80,
         num_warps,
         num_stages,
@@ -107,7 +108,7 @@ def rounding_case(fmt: str) -> Case:
 
 def all_cases() -> list[Case]:
     """Every product as the engine launches it: one row or many, few outputs or a head's."""
-    formats = ("int8", "fp8", "int8-weight-only")
+    formats = ("int8", "fp8", "int8-weight-only", "bf16")
     cases = [byte_case(fmt, *size) for fmt in formats for size in ((1, 2048), (16, 2048))]
     cases += [byte_case(fmt, *size) for fmt in formats for size in ((1, 128256), (16, 128256))]
     cases += [nibble_case(*each) for each in ((128, False), (128, True), (32, False))]

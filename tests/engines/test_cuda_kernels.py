@@ -5,42 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from quantdraft.checkpoints.formats import SCHEMES
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.tensors.unpacking import Codebook, Unpacked, dequantize
-from quantdraft.engines.kernels import KERNELS, cuda
+from quantdraft.engines.kernels import KERNELS, cuda, humming, marlin, vllm_products
 from quantdraft.engines.kernels.bitsandbytes import LlmInt8Linear
 from quantdraft.engines.kernels.choice import fastest_linear
 from quantdraft.engines.kernels.cpu import tinygemm_scales
 from quantdraft.engines.kernels.cuda import Int4TinygemmLinear
 from quantdraft.engines.kernels.linear import pad_matrix
-from quantdraft.engines.kernels.marlin import MarlinLinear
 from quantdraft.errors import NoKernelError
+from tests.engines.weights import FP8, random_weight
 
 IN, OUT = 1024, 256
-FP8 = torch.float8_e4m3fn
-
-
-def random_weight(fmt: str, columns: int = IN, outputs: int = OUT, has_zero: bool = False):
-    generator = torch.Generator().manual_seed(0)
-    if fmt.startswith("fp8"):
-        values = (torch.randn((outputs, columns), generator=generator) * 100).to(FP8)
-        block = (128, 128) if fmt == "fp8-block" else None
-        shape = (outputs // 128, columns // 128) if block else (outputs, 1)
-        scale = torch.rand(shape, generator=generator) * 1e-3 + 1e-4
-        return Unpacked(values, scale, None, None, block)
-    half = 8 if fmt == "int4" else 128
-    integers = torch.randint(-half, half, (outputs, columns), generator=generator).to(torch.int8)
-    groups = columns // 128 if fmt == "int4" else 1
-    scale = torch.rand((outputs, groups), generator=generator) * 1e-2 + 1e-3
-    zeros = torch.randint(-8, 8, scale.shape, generator=generator).to(torch.int8)
-    size = 128 if fmt == "int4" else None
-    return Unpacked(integers, scale, zeros if has_zero else None, size, None)
 
 
 def test_adjacent_pairs_put_the_even_column_in_the_high_half():
@@ -61,8 +46,6 @@ def test_padding_adds_zeros_below_and_to_the_right():
 
 @pytest.mark.parametrize("dtype", [torch.int8, FP8])
 def test_rounded_rows_are_what_the_scheme_says(dtype):
-    from quantdraft.checkpoints.formats import SCHEMES
-
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     rounded, step = cuda.round_rows(x, dtype)
     wanted = round_inputs(x, SCHEMES["W8A8" if dtype == torch.int8 else "FP8_DYNAMIC"])
@@ -77,6 +60,8 @@ def test_a_row_of_zeros_stays_zero():
 
 # Widths of which a 128th is 1, 7 (Qwen2.5's 896), 8, and 38: multiples of four, and others.
 META_SHAPES = [(128, 128), (896, 256), (1024, 384), (4864, 896)]
+# Their operators have tests of their own: test_marlin, test_vllm_products, test_humming.
+OTHER_LIBRARIES = {module.__name__ for module in (humming, marlin, vllm_products)}
 META_KINDS = sorted(
     {
         (fmt, kind)
@@ -86,7 +71,7 @@ META_KINDS = sorted(
         if device == "cuda"
         and "Triton" not in kind.__name__
         and kind is not Int4TinygemmLinear
-        and not issubclass(kind, MarlinLinear)  # has no meta function: tests/engines/test_marlin.py
+        and kind.__module__ not in OTHER_LIBRARIES
     },
     key=lambda pair: (pair[0], pair[1].__name__),
 )
@@ -155,7 +140,7 @@ from quantdraft.engines.kernels.dequantizing import pack_halves
 from quantdraft.checkpoints.tensors.unpacking import dequantize
 from quantdraft.checkpoints.tensors.rounding import round_inputs
 from quantdraft.checkpoints.formats import SCHEMES
-from tests.engines.test_cuda_kernels import FP8, random_weight
+from tests.engines.weights import FP8, random_weight
 
 for fmt, scheme in (("int8", "W8A8"), ("fp8", "FP8_DYNAMIC")):
     weight = random_weight(fmt, columns=1040, outputs=37)
@@ -205,33 +190,73 @@ def test_triton_kernels_give_the_products_under_their_interpreter():
 TOLERANCE = 2e-2
 
 
+SCHEME = {"fp8": "FP8_DYNAMIC", "fp8-block": "FP8_BLOCK", "int8": "W8A8"}
+ROWS = (*range(1, 18), 64)
+FORMATS = ("dense", "fp8", "fp8-block", "int8", "int4", "int8-weight-only")
+PACKINGS = [(fmt, kind) for fmt in FORMATS for kind in KERNELS["cuda", fmt]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A weight's sizes, and what a kernel may refuse: it then says why, and the test is skipped."""
+
+    columns: int
+    outputs: int
+    group_size: int = 128
+    has_zero: bool = False
+    is_ordered: bool = False
+    may_be_refused: bool = True
+
+
+SHAPES = [Shape(1024, 256, may_be_refused=False), Shape(2048, 1000), Shape(896, 4864)]
+FOUR_BIT_SHAPES = [
+    *SHAPES,
+    *(Shape(2048, 256, *each) for each in product((32, 64, 128, 256), (False, True))),
+    *(Shape(2048, 256, size, is_ordered=True) for size in (32, 64, 128)),
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 64])
-@pytest.mark.parametrize("shape", [(1024, 256), (2048, 1000)])
 @pytest.mark.parametrize(
-    ("fmt", "index", "has_zero"),
+    ("fmt", "kind", "shape"),
     [
-        *((fmt, i, False) for fmt in ("fp8", "fp8-block", "int8") for i in (0, 1)),
-        *(("int4", i, has_zero) for i in (0, 1) for has_zero in (False, True)),
-        *(("int8-weight-only", i, False) for i in (0, 1)),
+        pytest.param(fmt, kind, shape, id=f"{kind.__name__}-{number}")
+        for fmt, kind in PACKINGS
+        for number, shape in enumerate(FOUR_BIT_SHAPES if fmt == "int4" else SHAPES)
     ],
 )
-def test_every_cuda_kernel_equals_the_dequantized_product(fmt, index, has_zero, shape, rows):
-    from quantdraft.checkpoints.formats import SCHEMES
-
-    kernels = KERNELS["cuda", fmt]
-    if index >= len(kernels) or (fmt == "fp8-block" and shape[1] % 128):
-        pytest.skip("no such kernel")
-    weight = on_gpu(random_weight(fmt, *shape, has_zero=has_zero))
+def test_every_cuda_kernel_equals_the_dequantized_product(fmt, kind, shape):
+    weight = weight_of(fmt, shape)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn((rows, shape[0]), generator=generator).to("cuda", torch.bfloat16)
-    bias = torch.randn(shape[1], generator=generator).cuda()
-    found = kernels[index](weight, bias, torch.bfloat16)(x)
-    schemes = {"fp8": "FP8_DYNAMIC", "fp8-block": "FP8_BLOCK", "int8": "W8A8"}
-    inputs = round_inputs(x.float(), SCHEMES[schemes[fmt]]) if fmt in schemes else x.float()
-    wanted = inputs @ dequantize(weight).T + bias
-    assert found.dtype == torch.bfloat16
-    assert float((found.float() - wanted).norm() / wanted.norm()) < TOLERANCE
+    bias = torch.randn(shape.outputs, generator=generator).cuda()
+    try:
+        kernel = kind(weight, bias, torch.bfloat16)
+    except NoKernelError as error:  # a package, a compiler or a capability that is not there
+        pytest.skip(str(error))
+    except ValueError as error:
+        if not shape.may_be_refused:
+            raise
+        pytest.skip(str(error))
+    values = weight.float() if isinstance(weight, torch.Tensor) else dequantize(weight)
+    errors = {}
+    for rows in ROWS:
+        x = torch.randn((rows, shape.columns), generator=generator).to("cuda", torch.bfloat16)
+        found = kernel(x)
+        inputs = round_inputs(x.float(), SCHEMES[SCHEME[fmt]]) if fmt in SCHEME else x.float()
+        wanted = inputs @ values.T + bias
+        assert (found.dtype, found.shape) == (torch.bfloat16, wanted.shape)
+        errors[rows] = float((found.float() - wanted).norm() / wanted.norm())
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def weight_of(fmt: str, shape: Shape) -> Any:
+    """A random weight of a format on the GPU."""
+    if fmt == "dense":
+        return torch.randn((shape.outputs, shape.columns)).to("cuda", torch.bfloat16)
+    if fmt == "fp8-block" and shape.outputs % 128:
+        pytest.skip("blocks of 128 outputs")
+    given = (shape.columns, shape.outputs, shape.has_zero, shape.group_size, shape.is_ordered)
+    return on_gpu(random_weight(fmt, *given))
 
 
 @pytest.mark.gpu

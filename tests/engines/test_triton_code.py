@@ -18,7 +18,7 @@ PROGRAM = [sys.executable, "-m", "tests.benchmarks.triton_code", "--json"]
 MAX_REGISTERS = 128
 MAX_SHARED_BYTES = 99 * 1024  # of one program on 8.6 and 8.9, the smallest
 # Above these a product could not read its weight as fast as an H100's memory gives it.
-MAX_INSTRUCTIONS_A_BYTE = {"int8": 3.2, "fp8": 3.2, "int8-weight-only": 5.5, "int4": 20}
+MAX_INSTRUCTIONS_A_BYTE = {"int8": 3.2, "fp8": 3.2, "int8-weight-only": 5.5, "int4": 20, "bf16": 2}
 
 
 def compiled(arch: int, cache_dir: Path) -> list[dict[str, Any]]:

@@ -124,6 +124,21 @@ def test_columns_of_any_number_are_summed_to_the_last(products, columns):
         assert off(found, exact(x, weight, rounds_inputs)) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.float16, 2**-11)]
+)
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16])
+@pytest.mark.parametrize("columns", [1, 500, 1040])
+def test_products_of_floats_are_exact(products, dtype, tolerance, rows, columns):
+    """float16 stands for bfloat16: the interpreter multiplies that type's bits as integers."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((37, columns), generator=generator).to(dtype)
+    x = inputs(rows, columns).to(dtype)
+    found = products.byte_product(x, weight, torch.ones(37), rounds_inputs=False)
+    assert found.dtype == dtype
+    assert off(found, x.double() @ weight.double().T) < tolerance
+
+
 def test_wide_tiles_give_the_same_as_narrow_ones(products, monkeypatch):
     weight = byte_weight(torch.int8, columns=640, outputs=45)
     x = inputs(9, 640)

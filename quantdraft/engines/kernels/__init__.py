@@ -16,7 +16,9 @@ from quantdraft.engines.kernels import (
     dense,
     dequantizing,
     few_rows,
+    humming,
     marlin,
+    vllm_products,
 )
 from quantdraft.errors import NoKernelError
 
@@ -40,20 +42,27 @@ KERNELS: dict[tuple[str, str], tuple[type[Any], ...]] = {
     ("cpu", "nf4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "fp4"): (bitsandbytes.BitsandbytesLinear,),
     ("cpu", "llm-int8"): (bitsandbytes.LlmInt8Linear,),
-    ("cuda", "dense"): (dense.DenseLinear, dense.WeightFirstLinear),
+    ("cuda", "dense"): (dense.DenseLinear, dense.WeightFirstLinear, cuda.Bf16TritonLinear),
     ("cuda", "int4"): (
         cuda.Int4TinygemmLinear,
         cuda.Int4TritonLinear,
         marlin.Int4MarlinLinear,
+        vllm_products.Int4MacheteLinear,
+        humming.Int4HummingLinear,
     ),
-    ("cuda", "int8"): (cuda.Int8CublasLinear, cuda.Int8TritonLinear),
+    ("cuda", "int8"): (
+        cuda.Int8CublasLinear,
+        cuda.Int8TritonLinear,
+        vllm_products.Int8CutlassLinear,
+    ),
     ("cuda", "int8-weight-only"): (
         cuda.Int8WeightOnlyTritonLinear,
         dequantizing.Int8DequantizingLinear,
         marlin.Int8WeightOnlyMarlinLinear,
+        humming.Int8WeightOnlyHummingLinear,
     ),
-    ("cuda", "fp8"): (cuda.Fp8Linear, cuda.Fp8TritonLinear),
-    ("cuda", "fp8-block"): (cuda.Fp8BlockLinear,),
+    ("cuda", "fp8"): (cuda.Fp8Linear, cuda.Fp8TritonLinear, vllm_products.Fp8CutlassLinear),
+    ("cuda", "fp8-block"): (cuda.Fp8BlockLinear, vllm_products.Fp8BlockCutlassLinear),
     ("cuda", "nf4"): (bitsandbytes.BitsandbytesLinear,),
     ("cuda", "fp4"): (bitsandbytes.BitsandbytesLinear,),
     ("cuda", "llm-int8"): (bitsandbytes.LlmInt8Linear,),

@@ -26,6 +26,7 @@ import torch
 from pydantic import TypeAdapter
 
 from quantdraft.common.files import cache_dir, write_text
+from quantdraft.engines.kernels.compiling import was_late
 from quantdraft.engines.kernels.requirements import has_triton
 from quantdraft.errors import OutputError
 from quantdraft.record.provenance import cpu_name
@@ -38,7 +39,9 @@ HOPELESS = 25.0  # times the fastest: not tried again (bfloat16 without instruct
 PACKAGES = (
     "bitsandbytes",
     "gptqmodel",
+    "humming-kernels",
     "triton",
+    "vllm",
 )  # whose kernels take part where they are installed
 SOURCES = Path(__file__).parent
 
@@ -80,8 +83,11 @@ class Book:
             self._votes.pop(question, None)
 
     def write(self) -> None:
-        """Write what is settled, with what other processes have settled meanwhile."""
-        if self.path is None:
+        """Write what is settled, with what other processes have settled meanwhile.
+
+        Nothing where a kernel was not compiled in time: the next run asks again, with that one.
+        """
+        if self.path is None or was_late():
             return
         settled = {q: votes for q, votes in self._votes.items() if self.is_settled(q)}
         with contextlib.suppress(OutputError):  # a full or read-only disk stops no run

@@ -1,8 +1,9 @@
 """CUDA kernels: weights stay the checkpoint's bytes, and every call can be part of a CUDA graph.
 
-Libraries' products (`_scaled_mm`, `_int_mm`, tinygemm) are laid out for tensor cores and many rows;
-the Triton ones (`triton_products`) read the weight once for a token or a few. Which is faster where
-is measured by `choice`. Sizes that a library cannot take are padded with zeros.
+torch's own products (`_scaled_mm`, `_int_mm`, tinygemm) are laid out for tensor cores and many
+rows; the Triton ones (`triton_products`) are for a token or a few: of bf16 and 8-bit weights they
+read each byte once for up to FEW_ROWS rows, of 4-bit weights once for every row. Which is faster
+where is measured by `choice`. Sizes that a product cannot take are padded with zeros.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
 from quantdraft.engines.kernels.cpu import tinygemm_scales
+from quantdraft.engines.kernels.dense import DenseLinear
 from quantdraft.engines.kernels.dequantizing import Int4DequantizingLinear, Int8DequantizingLinear
 from quantdraft.engines.kernels.linear import (
     KernelLinear,
@@ -29,7 +31,7 @@ from quantdraft.engines.kernels.requirements import (
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest value of float8_e4m3fn
 INT8_LEVELS = 127.5  # compressed-tensors halves the whole range, -128 to 127
-FEW_ROWS = 16  # up to here the Triton kernels: of 4 bits they read the weight once per row
+FEW_ROWS = 16  # up to here the Triton kernels: the most rows that one tile of theirs has
 TINY = 1e-12  # a row of zeros has some scale too
 
 
@@ -37,7 +39,7 @@ class RowScaledLinear(KernelLinear):
     """8-bit weights with one scale a row, padded to the sizes that libraries take."""
 
     multiple = 16
-    has_triton_for_few_rows = False  # a kernel that reads each weight once for a token or a few
+    has_triton_for_few_rows = False  # one that reads each weight once for up to FEW_ROWS rows
 
     values: Tensor
     scale: Tensor
@@ -57,7 +59,7 @@ class RowScaledLinear(KernelLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         wide = pad_matrix(rows, 1, self.multiple)
         if self.has_triton_for_few_rows and len(rows) <= FEW_ROWS:
-            return _multiply_bytes(wide, self.values, self.scale)
+            return _multiply_few(wide, self.values, self.scale)
         return self._product(wide)
 
     def _product(self, rows: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class Fp8Linear(RowScaledLinear):
 
 
 class Fp8TritonLinear(Fp8Linear):
-    """The same bytes; for a token or a few, multiplied by a kernel that reads each weight once."""
+    """The same bytes; for up to FEW_ROWS rows, multiplied by a kernel that reads each once."""
 
     kernel = "fp8_triton"
     has_triton_for_few_rows = True
@@ -106,13 +108,13 @@ class Fp8BlockLinear(KernelLinear):
 
     kernel = "fp8_block_scaled_mm"
     block = 128
-    row_multiple = 4
+    row_multiple = scale_multiple = 4
 
     values: Tensor
     scale: Tensor
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
-        require_block_scaling(weight.integers.device)
+        self._require(weight.integers.device)
         require_fp8(weight)
         if weight.block != (self.block, self.block):
             raise ValueError(f"blocks of {weight.block} weights are not read: (128, 128) are")
@@ -123,36 +125,47 @@ class Fp8BlockLinear(KernelLinear):
             bias,
             dtype,
             values=weight.integers.contiguous(),
-            scale=pad_matrix(weight.scale.float(), 1, self.row_multiple).contiguous(),
+            scale=pad_matrix(weight.scale.float(), 1, self.scale_multiple).contiguous(),
         )
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        from torch.nn.functional import ScalingType, scaled_mm
+    def _require(self, device: torch.device) -> None:
+        require_block_scaling(device)
 
+    def _multiply(self, rows: Tensor) -> Tensor:
         enough = pad_matrix(rows, self.row_multiple)
         rounded, step = round_rows(enough.reshape(len(enough), -1, self.block), FP8)
         columns_first = step[..., 0].t().contiguous().t()
+        return self._product(rounded.reshape(enough.shape), columns_first)[: len(rows)]
+
+    def _product(self, rounded: Tensor, step: Tensor) -> Tensor:
+        """Return (rows, out) of FP8 inputs, (rows, in), and their scales, one column a block."""
+        from torch.nn.functional import ScalingType, scaled_mm
+
         out: Tensor = scaled_mm(
-            rounded.reshape(enough.shape),
+            rounded,
             self.values.t(),
-            columns_first,
+            step,
             ScalingType.BlockWise1x128,
             self.scale.t(),
             ScalingType.BlockWise128x128,
             output_dtype=torch.bfloat16,
         )
-        return out[: len(rows)]
+        return out
 
 
-class Int8CublasLinear(RowScaledLinear):
-    """INT8 weights, one scale a row; activations rounded per token: `torch._int_mm` (cuBLAS)."""
-
-    kernel = "int8_int_mm"
-    min_product_rows = 32  # `_int_mm` refuses fewer than 17
+class Int8Linear(RowScaledLinear):
+    """INT8 weights, one scale a row; activations rounded per token."""
 
     def __init__(self, weight: Unpacked, bias: Tensor | None, dtype: torch.dtype) -> None:
         require_capability(weight.integers.device, (8, 0), "INT8")
         super().__init__(weight._replace(integers=weight.integers.to(torch.int8)), bias, dtype)
+
+
+class Int8CublasLinear(Int8Linear):
+    """Multiplied by `torch._int_mm` (cuBLAS), scaled by two launches more."""
+
+    kernel = "int8_int_mm"
+    min_product_rows = 32  # `_int_mm` refuses fewer than 17
 
     def _product(self, rows: Tensor) -> Tensor:
         rounded, step = round_rows(rows, torch.int8)
@@ -162,14 +175,14 @@ class Int8CublasLinear(RowScaledLinear):
 
 
 class Int8TritonLinear(Int8CublasLinear):
-    """The same bytes; for a token or a few, multiplied by a kernel that reads each weight once."""
+    """The same bytes; for up to FEW_ROWS rows, multiplied by a kernel that reads each once."""
 
     kernel = "int8_triton"
     has_triton_for_few_rows = True
 
 
 class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
-    """8-bit weights read once for a token or a few; turned into floats for many."""
+    """8-bit weights, read once for up to FEW_ROWS rows; turned into floats for more."""
 
     kernel = "int8_weight_only_triton"
     min_rows = 1
@@ -182,7 +195,35 @@ class Int8WeightOnlyTritonLinear(Int8DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        return _multiply_bytes(rows, self.integers, self.scale, rounds_inputs=False)
+        return _multiply_few(rows, self.integers, self.scale, rounds_inputs=False)
+
+
+class Bf16TritonLinear(DenseLinear):
+    """bf16 weights, read once for up to FEW_ROWS rows by the kernel of the 8-bit weights.
+
+    So that the baseline has the same choice of products as those that are compared with it.
+    """
+
+    ones: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        require_capability(weight.device, (8, 0), "bf16 in Triton")
+        if dtype != torch.bfloat16:
+            raise ValueError(f"the kernel has weights in bfloat16, not {dtype}")
+        triton_products()
+        super().__init__(weight, bias, dtype)
+        self.kernel = "bf16_triton"
+        ones = torch.ones(self.out_features, device=weight.device)
+        self.register_buffer("ones", ones, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), in the module's float type."""
+        return KernelLinear.forward(self, x)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        if len(rows) > FEW_ROWS:
+            return nn.functional.linear(rows, self.weight)
+        return _multiply_few(rows, self.weight, self.ones, rounds_inputs=False)
 
 
 class Int4TinygemmLinear(KernelLinear):
@@ -221,7 +262,7 @@ class Int4TinygemmLinear(KernelLinear):
 
 
 class Int4TritonLinear(Int4DequantizingLinear):
-    """4-bit weights read once for a token or a few; turned into floats for many."""
+    """4-bit weights, read once for each of up to FEW_ROWS rows; turned into floats for more."""
 
     kernel = "int4_triton"
     min_rows = 1
@@ -275,7 +316,7 @@ def require_fp8(weight: Unpacked) -> None:
         raise ValueError(f"weights of {weight.integers.dtype} are not FP8")
 
 
-def _multiply_bytes(
+def _multiply_few(
     rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True
 ) -> Tensor:
     out: Tensor = triton_products().byte_product(rows, values, scale, rounds_inputs)

@@ -65,11 +65,16 @@ def pad_matrix(matrix: Tensor, row_multiple: int = 1, column_multiple: int = 1) 
 
 def row_scales(weight: Unpacked) -> Tensor:
     """Return the scales of a symmetric weight with one a row, (out,) float32; else ValueError."""
-    if weight.zero_point is not None and bool(weight.zero_point.any()):
-        raise ValueError("the kernel has no zero point: weights must be symmetric")
+    require_symmetric(weight)
     if weight.block is not None or weight.scale.shape != (len(weight.integers), 1):
         raise ValueError("the kernel has one scale a row, not groups")
     return weight.scale[:, 0].float()
+
+
+def require_symmetric(weight: Unpacked) -> None:
+    """Raise ValueError for a weight with zero points other than 0."""
+    if weight.zero_point is not None and bool(weight.zero_point.any()):
+        raise ValueError("the kernel has no zero point: weights must be symmetric")
 
 
 def group_size_of(weight: Unpacked, allowed: tuple[int, ...]) -> int:

@@ -57,16 +57,17 @@ class Question:
 def trial(question: Question) -> dict[int, Vote]:
     """Time every kernel that takes the weight, at each number of rows; nothing where one is alone.
 
-    A kernel that is wrong, that fails or that no CUDA graph can hold is left out, with a warning;
-    one that is far behind at few rows is not run with more. Raises NoKernelError or ValueError
-    where none is left.
+    A kernel that is wrong, that fails or that no CUDA graph can hold is left out from that number
+    of rows on, with a warning; one that is far behind at few rows is not run with more. Raises
+    NoKernelError or ValueError where none is left.
     """
-    kernels = _build_kernels(question)
+    racing = _build_kernels(question)
+    few = _first_values(question)
     votes: dict[int, Vote] = {}
     with torch.inference_mode():
-        inputs = {count: _inputs(count, question) for count in sorted(question.counts)}
-        racing = _check_kernels(kernels, next(iter(inputs.values())), question)
-        for count, x in inputs.items():
+        for count in sorted(question.counts):
+            x = _inputs(count, question)
+            racing = _check_kernels(racing, x, few, question.bias)
             seconds = _race(racing, x)
             votes[count] = {n: Timing(s, held_bytes(racing[n])) for n, s in seconds.items()}
             least = min(seconds.values())
@@ -101,11 +102,19 @@ def first_outputs(weight: Weight, num_outputs: int) -> Weight:
     )
 
 
+def _first_values(question: Question) -> Tensor:
+    """Return the first outputs' weights as floats: what every product is held against."""
+    few = first_outputs(question.weight, NUM_CHECKED)
+    return few.float() if isinstance(few, Tensor) else dequantize(few)
+
+
 def _check_kernels(
-    kernels: Mapping[str, nn.Module], x: Tensor, question: Question
+    kernels: Mapping[str, nn.Module], x: Tensor, few: Tensor, bias: Tensor | None
 ) -> dict[str, nn.Module]:
-    """Return the kernels whose product is right on this machine."""
-    faults = {name: _find_fault(kernel, x, question) for name, kernel in kernels.items()}
+    """Return the kernels whose product is right on this machine, at x's number of rows."""
+    wanted = x.float() @ few.T
+    wanted = wanted if bias is None else wanted + bias[: len(few)].float()
+    faults = {name: _find_fault(kernel, x, wanted) for name, kernel in kernels.items()}
     for name, fault in faults.items():
         if fault is not None:
             warnings.warn(f"kernel {kernels[name].kernel} is not used: {fault}", stacklevel=2)
@@ -116,7 +125,7 @@ def _check_kernels(
 
 
 def _build_kernels(question: Question) -> dict[str, nn.Module]:
-    """Build every kernel that takes the weight, by name."""
+    """Build every kernel that takes the weight, by name; what a library fails with is said."""
     built: dict[str, nn.Module] = {}
     reasons, is_missing = [], False
     for kind in question.kinds:
@@ -125,23 +134,26 @@ def _build_kernels(question: Question) -> dict[str, nn.Module]:
         except (ValueError, NoKernelError) as error:
             is_missing = is_missing or isinstance(error, NoKernelError)
             reasons.append(str(error))
+        except Exception as error:  # a compiler, a driver or a library: each has its own kinds
+            if is_out_of_memory(error):  # that is no fault of the kernel's
+                raise
+            name = getattr(kind, "kernel", kind.__name__)
+            reasons.append(f"{name} cannot be built: {_first_line(error)}")
+            warnings.warn(f"kernel {name} is not used: {reasons[-1]}", stacklevel=2)
+            is_missing = True
     if not built:
         raise (NoKernelError if is_missing else ValueError)("; ".join(dict.fromkeys(reasons)))
     return built
 
 
-def _find_fault(kernel: nn.Module, x: Tensor, question: Question) -> str | None:
+def _find_fault(kernel: nn.Module, x: Tensor, wanted: Tensor) -> str | None:
     """Return why a kernel is not used on this machine: it fails, or its product is wrong."""
-    few, bias = first_outputs(question.weight, NUM_CHECKED), question.bias
-    values = few.float() if isinstance(few, Tensor) else dequantize(few)
     try:
-        found = kernel(x)[:, : len(values)].float()
+        found = kernel(x)[:, : wanted.shape[1]].float()
     except Exception as error:  # a compiler, a driver or a library: each has its own kinds
         if is_out_of_memory(error):  # that is no fault of the kernel's
             raise
         return f"{kernel.kernel} fails at {len(x)} rows: {_first_line(error)}"
-    wanted = x.float() @ values.T
-    wanted = wanted if bias is None else wanted + bias[: len(values)].float()
     if (found - wanted).norm() <= MAX_ERROR * wanted.norm():
         return None
     distance = float((found - wanted).norm() / wanted.norm())

@@ -1,8 +1,9 @@
-"""Multiply few rows with 8-bit and 4-bit weights in Triton.
+"""Multiply few rows with bf16, 8-bit and 4-bit weights in Triton.
 
 At one row a product is as slow as the memory that holds its weight, if it needs few instructions
-for a byte: 8-bit weights are multiplied by tensor cores, 8 or 16 rows at a time, after a launch
-that rounds the inputs. A program of a 4-bit product computes BLOCK_ROWS outputs of one input row.
+for a byte: bf16 and 8-bit weights are multiplied by tensor cores, 8 or 16 rows at a time; a launch
+before that rounds the inputs, where the scheme does. A program of a 4-bit product computes
+BLOCK_ROWS outputs of one input row.
 No autotuning: a first call must be safe to capture in a graph.
 """
 
@@ -25,9 +26,9 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
     """Round each row of x to the weight's 8-bit type, and multiply it with the weight.
 
     x:      (rows, in) float
-    values: (out, in) int8 or float8_e4m3fn, each row contiguous
+    values: (out, in) int8 or float8_e4m3fn, or x's type where no input is rounded; rows contiguous
     scale:  (out,) float
-    rounds_inputs: False for a weight-only scheme, whose inputs stay as they are
+    rounds_inputs: False for weights alone, whose inputs stay as they are
     Returns (rows, out) in x's type. Up to 16 rows read the weight once.
     """
     num_rows, num_columns = x.shape
@@ -37,7 +38,7 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
         x, step = round_rows_by_triton(x, values.dtype)
     else:
         x, step = x.contiguous(), scale
-    tile = byte_tile(num_rows, num_outputs)
+    tile = byte_tile(num_rows, num_outputs, values.itemsize)
     grid = (
         triton.cdiv(num_outputs, tile["block_outputs"]),
         triton.cdiv(num_rows, tile["block_rows"]),
@@ -51,9 +52,10 @@ def byte_product(x: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool =
     return out
 
 
-def byte_tile(num_rows: int, num_outputs: int) -> dict[str, int]:
-    """Return what one program of an 8-bit product computes, and with how many warps.
+def byte_tile(num_rows: int, num_outputs: int, weight_bytes: int = 1) -> dict[str, int]:
+    """Return what one program of a product computes, and with how many warps.
 
+    weight_bytes: of one weight; a slice of columns has 128 bytes of each output
     A warp sums its own slice of the columns: 2,000 outputs are 125 programs of four warps, enough
     to keep the memory busy, in one launch and in a fixed order. Wider tiles read x less often.
     """
@@ -62,7 +64,7 @@ def byte_tile(num_rows: int, num_outputs: int) -> dict[str, int]:
         "block_outputs": 32 if is_wide else 16,
         "block_rows": 8 if num_rows <= 8 else 16,
         "num_slices": 4,
-        "slice_columns": 128,
+        "slice_columns": 128 // weight_bytes,
         "num_warps": 4,
         "num_stages": 3 if is_wide else 4,
     }
