@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.errors import OptionError, PairingError, UndefinedMetricError
+from quantdraft.judge.conversations import Units, sum_units
 from quantdraft.record import AcceptanceCounts
 
 Floats = NDArray[np.float64]
@@ -64,6 +65,24 @@ class Replayed:
         """Return the same with all accepted tokens at the first position, in less memory."""
         sums = tuple(each.sum(axis=1, keepdims=True) for each in self.num_accepted_per_pos)
         return replace(self, num_accepted_per_pos=sums)
+
+    def of_conversations(self, units: Units | None) -> Replayed:
+        """Return one row for each conversation: what is resampled, with its turns' sums.
+
+        units: the conversation of each prompt; None where every prompt stands alone
+        """
+        if units is None:
+            return self
+        _, first = np.unique(units, return_index=True)
+        return Replayed(
+            prompt_ids=tuple(self.prompt_ids[at] for at in first),
+            ks=self.ks,
+            num_tokens=sum_units(self.num_tokens, units).astype(np.int64),
+            num_drafts=sum_units(self.num_drafts.T, units).T,
+            num_accepted_per_pos=tuple(
+                sum_units(each, units) for each in self.num_accepted_per_pos
+            ),
+        )
 
     def of_prompts(self, chosen: Sequence[int] | Ints) -> Replayed:
         """Return the prompts at these indices, which may repeat."""

@@ -17,6 +17,8 @@ from quantdraft.judge.comparison.served import served_point, served_speed_undefi
 from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
 from quantdraft.judge.comparison.speeds import best_k, speed_point
 from quantdraft.judge.comparison.times import timed_throughout
+from quantdraft.judge.comparison.traits import trait_cuts
+from quantdraft.judge.conversations import Units, resampled_noun, units_of
 from quantdraft.judge.speedup import project_speed
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.alarms import (
@@ -79,6 +81,15 @@ class Measurements:
     baseline_name: str = "full-precision draft"  # as the verdict's sentence calls it
 
 
+class Slices(NamedTuple):
+    """Acceptance on parts of the tokens, by what parts them."""
+
+    by_position: tuple[Slice, ...]
+    by_context: tuple[Slice, ...]
+    by_domain: tuple[Slice, ...]
+    by_trait: dict[str, tuple[Slice, ...]]
+
+
 class Speeds(NamedTuple):
     """The speed of both arms at every k, and at the k of the verdict."""
 
@@ -93,16 +104,27 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     measured: both arms on the same traffic, and every time that was taken
     policy: the limits of the verdict
     """
-    bootstrap = Bootstrap(seed=measured.seed)
+    bootstrap = Bootstrap(seed=measured.seed, units=_units(measured))
     replayed = _replay(measured)
+    resampled = {arm: each.of_conversations(bootstrap.units) for arm, each in replayed.items()}
     acceptance = {
-        k: compare_acceptance(replayed["baseline"], replayed["candidate"], k, bootstrap)
+        k: compare_acceptance(resampled["baseline"], resampled["candidate"], k, bootstrap)
         for k in measured.ks
     }
-    replayed = {arm: each.without_positions() for arm, each in replayed.items()}
-    speeds = _speeds(measured, replayed, bootstrap)
+    replayed, resampled = _without_positions(replayed), _without_positions(resampled)
+    speeds = _speeds(measured, resampled, bootstrap)
     verdict = decide(_evidence(measured, acceptance, speeds.point, policy), policy)
     return analyse(_record(measured, policy, acceptance, replayed, speeds, verdict, bootstrap))
+
+
+def _units(measured: Measurements) -> Units | None:
+    """Return the conversation of each response; None where each stands alone."""
+    return units_of([response.conversation for response in measured.traffic.responses])
+
+
+def _without_positions(replayed: Mapping[Arm, Replayed]) -> dict[Arm, Replayed]:
+    """Return the same in less memory."""
+    return {arm: each.without_positions() for arm, each in replayed.items()}
 
 
 def _replay(measured: Measurements) -> dict[Arm, Replayed]:
@@ -119,7 +141,7 @@ def _speeds(
     throughout = timed_throughout(measured.latency, measured.ks)
     best = best_k([p for p in equal_k if p.baseline_num_speculative_tokens in throughout])
     if measured.served is not None:
-        point = served_point(measured.served, bootstrap)
+        point = served_point(measured.served, bootstrap, _conversations(measured))
         served_k = point.candidate_num_speculative_tokens
         others = zip(measured.ks, equal_k, strict=True)
         return Speeds(point, tuple(point if k == served_k else p for k, p in others), best)
@@ -145,6 +167,7 @@ def _evidence(
         shown=acceptance[nearest_to_usual(measured.ks)],
         speed=point,
         num_prompts=_num_prompts(measured),
+        resampled=resampled_noun(_units(measured)),
         num_timings=_num_timings(measured.latency),
         timing_seconds=measured.latency.timing_seconds,
         alarms=_alarms(measured, at_its_k, point, policy),
@@ -177,9 +200,9 @@ def _record(
         best_k=speeds.best_k,
         acceptance=tuple(acceptance.values()),
         prompts=_prompts(measured, replayed),
-        by_position=slices[0],
-        by_context=slices[1],
-        by_domain=slices[2],
+        by_position=slices.by_position,
+        by_context=slices.by_context,
+        by_domain=slices.by_domain,
         latency=measured.latency,
         live=measured.live,
         verdict=verdict,
@@ -190,6 +213,7 @@ def _record(
         projection=project_speed(point, at_its_k, bytes_ratio),
         disagreements=_disagreements(measured, replayed, rates_k),
         slices_k=rates_k,
+        by_trait=slices.by_trait,
     )
 
 
@@ -219,16 +243,19 @@ def _point(
     )
 
 
-def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> tuple[tuple[Slice, ...], ...]:
-    """Return the slices by position, by context and by domain."""
+def _slices(measured: Measurements, k: int, bootstrap: Bootstrap) -> Slices:
+    """Return the slices by position, context and domain, and by what else the log tells apart."""
     responses = measured.traffic.responses
+    traits = trait_cuts(responses)
     cuts = (
         by_position(),
         by_context(token_counts(responses).prompt.tolist()),
         by_domain([response.domain for response in responses]),
+        *traits.values(),
     )
     baseline, candidate = (measured.probabilities[arm] for arm in ARMS)
-    return slice_tokens(baseline, candidate, k, cuts, bootstrap)
+    position, context, domain, *others = slice_tokens(baseline, candidate, k, cuts, bootstrap)
+    return Slices(position, context, domain, dict(zip(traits, others, strict=True)))
 
 
 def _alarms(
@@ -274,9 +301,16 @@ def _num_timings(latency: Latency) -> int:
 
 
 def _num_prompts(measured: Measurements) -> int:
-    """Return the number of prompts that the intervals of the speed come from."""
-    served = measured.served
-    return len(measured.traffic.responses) if served is None else len(served.common_prompts)
+    """Return the number of prompts, or conversations, that the intervals of the speed come from."""
+    conversations, served = _conversations(measured), measured.served
+    found = conversations if served is None else served.common_prompts
+    units = units_of([conversations[name] for name in found])
+    return len(found) if units is None else max(units) + 1
+
+
+def _conversations(measured: Measurements) -> dict[str, str | None]:
+    """Return the conversation of every prompt, by its id."""
+    return {each.prompt_id: each.conversation for each in measured.traffic.responses}
 
 
 def _speed_undefined(measured: Measurements) -> str | None:
@@ -306,6 +340,7 @@ def _prompts(measured: Measurements, replayed: Mapping[Arm, Replayed]) -> tuple[
             candidate_num_drafts=compact(candidate.num_drafts[:, i].tolist()),
             baseline_num_accepted=compact(accepted["baseline"][:, i].tolist()),
             candidate_num_accepted=compact(accepted["candidate"][:, i].tolist()),
+            conversation=response.conversation,
         )
         for i, response in enumerate(measured.traffic.responses)
     )

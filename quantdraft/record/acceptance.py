@@ -106,7 +106,7 @@ class Slice:
     num_tokens: Count
     baseline_conditional_acceptance: Share | None
     candidate_conditional_acceptance: Share | None
-    # Baseline minus candidate, prompts resampled; None under MIN_PROMPTS prompts.
+    # Baseline minus candidate, conversations resampled; None under MIN_PROMPTS of them.
     conditional_acceptance_loss: Interval | None = None
     # What both ratios are made of, so that prompts can be resampled: one number for each of
     # `prompts`, which stand in `Evaluation.prompts` at these indices. Empty in older records.
@@ -129,7 +129,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceComparison:
-    """Baseline and candidate on the same tokens, at one k. Intervals resample prompts."""
+    """Baseline and candidate on the same tokens, at one k. Intervals resample conversations.
+
+    A prompt of no conversation is one of its own.
+    """
 
     num_speculative_tokens: K
     baseline: AcceptanceCounts
@@ -162,6 +165,7 @@ class PromptReplay:
     candidate_num_drafts: tuple[Amount, ...]
     baseline_num_accepted: tuple[Amount, ...]
     candidate_num_accepted: tuple[Amount, ...]
+    conversation: str | None = None  # resampled as a whole; None: the prompt stands alone
 
     def of(self, arm: Arm) -> ArmReplay:
         """Return one arm's numbers."""

@@ -287,8 +287,10 @@ def _evaluation(made: Evaluation) -> Iterator[Problem]:
         yield from _prompt(f"prompts.{prompt_at}", prompt, ks)
     yield from _of_every_k(made)
     yield from _totals(made)
-    for name in ("by_position", "by_context", "by_domain"):
-        for place, part in enumerate(getattr(made, name)):
+    slices = {name: getattr(made, name) for name in ("by_position", "by_context", "by_domain")}
+    slices |= {f"by_trait.{name}": parts for name, parts in made.by_trait.items()}
+    for name, parts in slices.items():
+        for place, part in enumerate(parts):
             if max(part.prompts, default=-1) >= len(made.prompts):
                 yield f"{name}.{place}.prompts", f"there are {len(made.prompts)} prompts"
     if made.analysis is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ class Evaluation:
     disagreements: tuple[Disagreement, ...] = ()  # most rounds lost first; () where none, or unread
     # The k of the slices and disagreements; None: the candidate's k of the operating point.
     slices_k: K | None = None
+    # By what else a log says of its requests: "model", "finish reason", "tools", "decoding"; only
+    # what has more than one value.
+    by_trait: dict[str, tuple[Slice, ...]] = field(default_factory=dict)
     analysis: Analysis | None = None  # by the judge; None: an older record that it has not read
 
     @property

@@ -69,7 +69,7 @@ def _below(
         return None
     command: str | None = None
     if state == "cannot tell":
-        action = more_prompts(alpha, limit, len(evaluation.prompts))
+        action = more_prompts(alpha, limit, evaluation)
     elif side(baseline, limit) == "above":
         action, command = milder_recipe(evaluation)
     elif code == "diverged":

@@ -13,6 +13,7 @@ from quantdraft.judge.advice.placement import (
     weakest_domain,
 )
 from quantdraft.judge.advice.rounds import k_too_high_or_low
+from quantdraft.judge.comparison.points import units_in
 from quantdraft.judge.statistics.bootstrap import Bootstrap
 from quantdraft.judge.verdict.policy import Policy
 from quantdraft.record import Evaluation
@@ -26,7 +27,7 @@ def diagnoses(evaluation: Evaluation, policy: Policy = DEFAULT) -> tuple[Diagnos
 
     An alarm that stops the verdict stops nothing here: what is wrong may be what it points to.
     """
-    bootstrap = Bootstrap(seed=_seed(evaluation))
+    bootstrap = Bootstrap(seed=_seed(evaluation), units=units_in(evaluation))
     lines = (
         *skip_speculation(evaluation, policy, bootstrap),
         *_causes(evaluation, policy),

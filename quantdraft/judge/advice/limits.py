@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from quantdraft.judge.comparison.points import num_units, units_in
+from quantdraft.judge.conversations import resampled_noun
 from quantdraft.judge.statistics.settling import num_prompts_to_settle
-from quantdraft.record import MIN_PROMPTS, Interval
+from quantdraft.record import MIN_PROMPTS, Evaluation, Interval
 from quantdraft.record.analysis import State
 
 PRACTITIONERS = "practitioners' rule, see docs/claims.md"
@@ -43,11 +45,12 @@ def state_if(ends: Interval, limit: float, wanted: Side) -> State | None:
     return "found" if found == wanted else None
 
 
-def more_prompts(ends: Interval, limit: float, num_prompts: int) -> str:
+def more_prompts(ends: Interval, limit: float, evaluation: Evaluation) -> str:
     """Return what to do about an interval of prompts that lies across a limit."""
+    num_prompts, noun = num_units(evaluation), resampled_noun(units_in(evaluation))
     needed = num_prompts_to_settle(ends, limit, num_prompts)
     if needed is None:
-        return "the estimate lies at the limit itself, and no number of prompts will tell"
+        return f"the estimate lies at the limit itself, and no number of {noun} will tell"
     if num_prompts < MIN_PROMPTS:
-        return f"measure at least {MIN_PROMPTS} prompts (now {num_prompts}); fewer have no interval"
-    return f"about {needed} prompts would tell (now {num_prompts})"
+        return f"measure at least {MIN_PROMPTS} {noun} (now {num_prompts}); fewer have no interval"
+    return f"about {needed} {noun} would tell (now {num_prompts})"

@@ -62,7 +62,7 @@ def _third(evaluation: Evaluation, ends: Interval, state: State, bootstrap: Boot
     finding = f"rejections fall {when} in the response"
     command: str | None = None
     if state == "cannot tell":
-        action = more_prompts(ends, limit, len(evaluation.prompts))
+        action = more_prompts(ends, limit, evaluation)
     elif owner == "recipe":
         finding = f"the recipe's {finding}; the baseline's do not"
         action, command = milder_recipe(evaluation)
@@ -122,7 +122,7 @@ def acceptance_by_context(evaluation: Evaluation, bootstrap: Bootstrap) -> tuple
         seen += blame(short, long, ends, bootstrap)[1]
         action = "judge it on traffic as long as you serve, and time it there (--context-length)"
     else:
-        action = more_prompts(ends, MIN_CONTRAST, len(evaluation.prompts))
+        action = more_prompts(ends, MIN_CONTRAST, evaluation)
     return (_diagnosis(code, state, finding, seen, action, ends),)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from quantdraft.judge.acceptance import Floats
 from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
-from quantdraft.judge.comparison.points import replayed_of
+from quantdraft.judge.comparison.points import num_units, replayed_of
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds
 from quantdraft.judge.statistics.bootstrap import Bootstrap, interval_of
 from quantdraft.record import MIN_PROMPTS, Evaluation, Interval, RecipePair
@@ -69,7 +69,7 @@ def _speed_ratio(
     ends = one.operating_point.speedup_over_baseline, other.operating_point.speedup_over_baseline
     if here is None or there is None or ends[0] is None or ends[1] is None:
         return None
-    sample_size = min(len(one.prompts), len(other.prompts))
+    sample_size = min(num_units(one), num_units(other))
     return interval_of(ends[0].value / ends[1].value, here / there, sample_size, bootstrap)
 
 

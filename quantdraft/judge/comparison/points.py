@@ -10,27 +10,41 @@ import numpy as np
 
 from quantdraft.judge.acceptance import Replayed
 from quantdraft.judge.comparison.speeds import best_k, speed_point
+from quantdraft.judge.conversations import Units, units_of
 from quantdraft.judge.statistics.bootstrap import DEFAULT, Bootstrap
 from quantdraft.record import Arm, Evaluation, GridPoint, Latency
 
 
-def replayed_of(evaluation: Evaluation, arm: Arm) -> Replayed:
-    """Return one arm's rounds of the record's prompts, as `replay_rounds` found them.
+def units_in(evaluation: Evaluation) -> Units | None:
+    """Return the conversation of each of the record's prompts; None where each stands alone."""
+    return units_of([prompt.conversation for prompt in evaluation.prompts])
 
-    The record keeps a prompt's accepted tokens as one sum: they all stand at the first position.
+
+def num_units(evaluation: Evaluation) -> int:
+    """Return how many prompts or conversations intervals resample."""
+    units = units_in(evaluation)
+    return len(evaluation.prompts) if units is None else max(units) + 1
+
+
+def replayed_of(evaluation: Evaluation, arm: Arm) -> Replayed:
+    """Return one arm's rounds as they are resampled: a row for each conversation.
+
+    A prompt of no conversation is a row of its own, as `replay_rounds` found it. The record
+    keeps a prompt's accepted tokens as one sum: they all stand at the first position.
     """
     prompts = evaluation.prompts
     shape = len(prompts), len(evaluation.num_speculative_tokens)
     num_drafts = np.array([prompt.of(arm).num_drafts for prompt in prompts])
     accepted = np.array([prompt.of(arm).num_accepted for prompt in prompts])
     num_drafts, accepted = num_drafts.reshape(shape), accepted.reshape(shape)
-    return Replayed(
+    of_prompts = Replayed(
         prompt_ids=tuple(prompt.prompt_id for prompt in prompts),
         ks=evaluation.num_speculative_tokens,
         num_tokens=np.array([prompt.num_tokens for prompt in prompts], dtype=np.int64),
         num_drafts=num_drafts.T,
         num_accepted_per_pos=tuple(accepted.T[:, :, None]),
     )
+    return of_prompts.of_conversations(units_in(evaluation))
 
 
 def grid_points(evaluation: Evaluation, bootstrap: Bootstrap = DEFAULT) -> tuple[GridPoint, ...]:

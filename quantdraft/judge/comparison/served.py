@@ -10,12 +10,14 @@ are off, and then the prompts. Of one load nobody can tell, and no interval hold
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from quantdraft.judge import speedup
 from quantdraft.judge.acceptance import Floats
+from quantdraft.judge.conversations import Units, sum_units, units_of
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
     Bootstrap,
@@ -44,6 +46,12 @@ class Pace(NamedTuple):
     def ms_per_token(self) -> float:
         """Time per token of all prompts together."""
         return float(1e3 * self.seconds.sum() / self.num_tokens.sum())
+
+    def of_conversations(self, units: Units | None) -> Pace:
+        """Return the sums of each conversation; units as `conversations.units_of` returns them."""
+        if units is None:
+            return self
+        return Pace(sum_units(self.seconds, units), sum_units(self.num_tokens, units))
 
 
 def pace_of(arm: ServedArm, prompt_ids: tuple[str, ...]) -> Pace:
@@ -100,14 +108,24 @@ def served_speed_undefined(served: Served) -> str | None:
     return None
 
 
-def served_point(served: Served, bootstrap: Bootstrap = DEFAULT) -> SpeedPoint:
+def served_point(
+    served: Served,
+    bootstrap: Bootstrap = DEFAULT,
+    conversations: Mapping[str, str | None] | None = None,
+) -> SpeedPoint:
     """Return the speedups that the engine delivered at its k; step times are None.
 
     A speedup is None where an arm was not served, or with fewer than MIN_PROMPTS prompts. The
     break-even length is the candidate's own over its speedup: rounds take the time they take.
+
+    conversations: of the prompts by their ids; None: every prompt stands alone
     """
     prompts = served.common_prompts
-    paces = {name: pace_of(arm, prompts) for name, arm in served.arms.items()} if prompts else {}
+    units = units_of([(conversations or {}).get(name) for name in prompts])
+    paces = {}
+    if prompts:
+        arms = served.arms.items()
+        paces = {name: pace_of(arm, prompts).of_conversations(units) for name, arm in arms}
     spread = load_spread(served)
 
     def ratio(over: str, under: str) -> Interval | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantdraft.judge.acceptance import Floats, Ints, TokenAcceptance, token_acceptance
+from quantdraft.judge.conversations import sum_units
 from quantdraft.judge.statistics.bootstrap import (
     DEFAULT,
     Bootstrap,
@@ -119,13 +120,16 @@ def _slice(name: str, part: _Part, bootstrap: Bootstrap) -> Slice:
     order = np.argsort(prompts)
     sums = np.array(part.sums).reshape(-1, 4)[order]
     before, after = sums[:, :2], sums[:, 2:]
+    units = bootstrap.units_at(prompts[order])
     return Slice(
         name=name,
         num_prompts=len(prompts),
         num_tokens=sum(part.num_tokens),
         baseline_conditional_acceptance=_ratio(before.sum(axis=0)),
         candidate_conditional_acceptance=_ratio(after.sum(axis=0)),
-        conditional_acceptance_loss=_loss(before, after, bootstrap),
+        conditional_acceptance_loss=_loss(
+            sum_units(before, units), sum_units(after, units), bootstrap
+        ),
         prompts=tuple(prompts[order].tolist()),
         baseline_asked=compact(before[:, 1].tolist()),
         baseline_kept=compact(before[:, 0].tolist()),
@@ -140,7 +144,7 @@ def _ratio(kept_and_asked: Floats) -> float | None:
 
 
 def _loss(baseline: Floats, candidate: Floats, bootstrap: Bootstrap) -> Interval | None:
-    """Return baseline minus candidate of (prompts, 2) sums; None where too few were asked."""
+    """Return baseline minus candidate of (units, 2) sums; None where too few were asked."""
     is_asked = (baseline[:, 1] > 0) & (candidate[:, 1] > 0)
     num_prompts = int(is_asked.sum())
     if num_prompts < MIN_PROMPTS:
@@ -165,13 +169,17 @@ def contrast(terms: Sequence[Term], bootstrap: Bootstrap = DEFAULT) -> Interval 
     """Return the sum of the terms, e.g. first third minus last third of the candidate's responses.
 
     None where the record does not say what each prompt kept, or where some part was asked of fewer
-    than MIN_PROMPTS prompts.
+    than MIN_PROMPTS prompts; of conversations, where these are resampled.
     """
     prompts = sorted({prompt for term in terms for prompt in term.part.prompts})
-    counts = [_asked_and_kept(term, prompts) for term in terms]
+    units = bootstrap.units_at(np.array(prompts, np.int64))
+    counts = [
+        (sum_units(asked, units), sum_units(kept, units))
+        for asked, kept in (_asked_and_kept(term, prompts) for term in terms)
+    ]
     if any((asked > 0).sum() < MIN_PROMPTS for asked, _ in counts):
         return None
-    weights = prompt_weights(len(prompts), bootstrap)
+    weights = prompt_weights(len(counts[0][0]), bootstrap)
     signs = [term.sign for term in terms]
     pairs = list(zip(signs, counts, strict=True))
     value = sum(sign * kept.sum() / asked.sum() for sign, (asked, kept) in pairs)

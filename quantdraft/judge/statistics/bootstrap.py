@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantdraft.judge.acceptance import Floats, Ints
+from quantdraft.judge.conversations import Units
 from quantdraft.record import Interval
 
 MIN_TIMINGS = 5  # as MIN_PROMPTS, of the samples of a step
@@ -21,11 +22,18 @@ MAX_UNITS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How intervals are drawn: the number of resamples, the seed, the confidence."""
+    """How intervals are drawn: the number of resamples, the seed, the confidence, the units."""
 
     num_resamples: int = 2000
     seed: int = 0
     confidence: float = 0.95
+    # The conversation of each prompt of the traffic, which is resampled as a whole; None: each
+    # prompt stands alone.
+    units: Units | None = None
+
+    def units_at(self, prompts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the unit of each of these prompts, which are places in the traffic."""
+        return prompts if self.units is None else np.array(self.units, np.int64)[prompts]
 
 
 DEFAULT = Bootstrap()

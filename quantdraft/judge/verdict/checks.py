@@ -31,11 +31,12 @@ class Evidence:
     is_identity: bool  # a control: the candidate is the baseline's copy, nothing was quantized
     acceptance: AcceptanceComparison  # at the candidate's k of the operating point
     speed: SpeedPoint  # at the operating point
-    num_prompts: int
+    num_prompts: int  # or of conversations, where these are resampled
     num_timings: int  # blocks, as many samples of each step
     alarms: tuple[Alarm, ...] = ()
     timing_seconds: float | None = None  # that the timings took; None in old records
     speed_undefined: str | None = None  # why speed was not measured, when it was not
+    resampled: str = "prompts"  # what intervals resample: "prompts" or "conversations"
     shown: AcceptanceComparison | None = None  # at the k where rates are shown; None: the same k
 
     @property

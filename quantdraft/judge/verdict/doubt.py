@@ -68,7 +68,9 @@ def _in_words(evidence: Evidence, needed: Sequence[Needed]) -> str:
         return "more data would not soon settle it: the estimate lies at the limit"
     parts = []
     if prompts:
-        parts.append(f"about {_rounded_up(prompts)} prompts (now {evidence.num_prompts})")
+        parts.append(
+            f"about {_rounded_up(prompts)} {evidence.resampled} (now {evidence.num_prompts})"
+        )
     if timings:
         parts.append(_more_timing(evidence, timings))
     return " and ".join(parts)

@@ -43,6 +43,7 @@ def acceptance_section(evaluation: Evaluation) -> Section:
         ("response", "Part of the response", evaluation.by_position),
         ("context", "Context length", evaluation.by_context),
         ("domain", "Domain", evaluation.by_domain),
+        *((name, name.capitalize(), parts) for name, parts in evaluation.by_trait.items()),
     ]
     at = evaluation.known_slices_k
     charts = [slice_chart(*part, at) for part in parts]
@@ -194,5 +195,6 @@ def _lost(part: Slice) -> str:
     if before is None or after is None:
         return undefined("no token was asked for")
     if part.conditional_acceptance_loss is None:
-        return f"{metric(before - after, 'loss')} (no interval under {MIN_PROMPTS} prompts)"
+        units = "prompts" if part.num_prompts < MIN_PROMPTS else "conversations"
+        return f"{metric(before - after, 'loss')} (no interval under {MIN_PROMPTS} {units})"
     return valued(part.conditional_acceptance_loss, "loss")

@@ -198,9 +198,11 @@ def _intervals(evaluation: Evaluation) -> str:
     seeds, has_loads = _part(evaluation, "seeds"), bool(evaluation.latency.loads)
     resamples = count(evaluation.known_analysis.num_resamples)
     times = "of loads of the arms" if has_loads else "of timing blocks of one load"
+    named = [prompt.conversation for prompt in evaluation.prompts if prompt.conversation]
+    units = "conversations" if len(set(named)) < len(named) else "prompts"
     return (
-        f"95 %, by {resamples} resamples of prompts (both arms of one together) "
-        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between prompts"
+        f"95 %, by {resamples} resamples of {units} (both arms of one together) "
+        f"and {times}, seed {seeds.get('bootstrap', 0)}. They hold what differs between {units}"
         f"{', blocks and loads' if has_loads else ' and blocks'} of this run"
         f"{'' if has_loads else ', and not what differs between loads of one model'}"
     )

@@ -59,7 +59,7 @@ class Contender:
 
     @property
     def replayed(self) -> Replayed:
-        """Its rounds on the run's prompts."""
+        """Its rounds on the run's prompts, by conversation."""
         return replayed_of(self.run, self.arm)
 
     def acceptance_at(self, k: int) -> ArmAcceptance:
@@ -207,12 +207,11 @@ def _acceptance_gap(one: _Speed, best: _Speed, k: int, bootstrap: Bootstrap) -> 
 
 def _domain_rates(contender: Contender, k: int, bootstrap: Bootstrap) -> tuple[DomainRate, ...]:
     """Return one for each domain that has a round, by name."""
-    replayed, found = contender.replayed, []
-    domains = np.array([prompt.domain for prompt in contender.run.prompts])
-    for name in sorted(set(domains.tolist())):
-        has_rounds = (domains == name) & replayed.has_rounds
-        if has_rounds.any():
-            part = replayed.of_prompts(np.flatnonzero(has_rounds))
+    prompts, found = contender.run.prompts, []
+    for name in sorted({prompt.domain for prompt in prompts}):
+        inside = tuple(p for p in prompts if p.domain == name and p.num_tokens > 0)
+        if inside:
+            part = replayed_of(replace(contender.run, prompts=inside), contender.arm)
             rate = compare_acceptance(part, part, k, bootstrap).baseline_rate
-            found.append(DomainRate(name, len(part.prompt_ids), rate))
+            found.append(DomainRate(name, len(inside), rate))
     return tuple(found)
