@@ -8,23 +8,32 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 
-class Hidden(MetaPathFinder):
-    """Says of some packages that there are none."""
+class Hidden:
+    """A finder of modules that does not find some packages, as if they were not installed."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = frozenset(names)
+    def __init__(self, names: Sequence[str], finder: Any) -> None:
+        self.names, self.finder = frozenset(names), finder
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Raise for a hidden package; leave all others to the next finder."""
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Return what the finder finds; None for a hidden package."""
         if fullname.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+            return None
+        return self.finder.find_spec(fullname, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else a finder has."""
+        return getattr(self.finder, name)
+
+
+def hide(names: Sequence[str]) -> None:
+    """Hide packages that nothing has imported yet."""
+    sys.meta_path[:] = [Hidden(names, finder) for finder in sys.meta_path]
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Hidden(sys.argv[1].split(",")))
+    hide(sys.argv[1].split(","))
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from quantdraft import __version__
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.files import file_sha256
 
@@ -65,8 +66,11 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of the packages that decide a result; imports none."""
-    found = {}
+    """Return the installed versions of the packages that decide a result; imports no other.
+
+    This one may not be installed: where it runs from a folder, its own word counts.
+    """
+    found = {"quantdraft": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -1,10 +1,10 @@
-"""Make a folder with the wheels that a GPU machine without a network lacks, and say its size.
+"""Make a folder with the packages that a GPU machine without a network lacks, and say its size.
 
-python -m tests.benchmarks.gpu_carry FOLDER [--with PACKAGE …]
+python -m tests.benchmarks.gpu_carry FOLDER [--with PACKAGE …] [--python 3.12]
 
-For CPython 3.12 on Linux, x86-64, where torch and transformers are installed. The versions are
-those of `.ci/constraints.txt`; nothing is installed here. Exit code 1 where wheels and the
-repository's own files exceed what is usually carried.
+For CPython on Linux, x86-64, where torch and transformers are installed. The folder goes onto that
+machine's PYTHONPATH as it is. The versions are those of `.ci/constraints.txt`; nothing is installed
+here. Exit code 1 where folder and repository exceed what is usually carried.
 """
 
 from __future__ import annotations
@@ -23,26 +23,33 @@ MAX_BYTES = 64 << 20
 
 
 def main() -> None:
-    """Download the wheels, then print what there is to carry."""
+    """Fill the folder, then print what there is to carry."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--with", dest="more", nargs="+", default=[], metavar="PACKAGE")
+    parser.add_argument("--python", default="3.12", metavar="VERSION", help="that machine's")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(download_command(options.folder, (*PACKAGES, *options.more)), check=True)
-    wheels, tree = folder_bytes(options.folder), tree_bytes()
-    print(f"wheels {wheels / 2**20:.1f} MiB, repository {tree / 2**20:.1f} MiB")
-    if wheels + tree > MAX_BYTES:
+    if options.folder.exists() and any(options.folder.iterdir()):
+        sys.exit(f"{options.folder} is not empty: give another folder")
+    packages = (*PACKAGES, *options.more)
+    command = install_command(options.folder, packages, options.python)
+    if subprocess.run(command, check=False).returncode:
+        sys.exit("pip failed: see above")
+    carried, tree = folder_bytes(options.folder), tree_bytes()
+    print(f"folder {carried / 2**20:.1f} MiB, repository {tree / 2**20:.1f} MiB")
+    print(f"there: export PYTHONPATH={options.folder}:. HF_HUB_OFFLINE=1")
+    if carried + tree > MAX_BYTES:
         sys.exit(f"together more than {MAX_BYTES >> 20} MiB: leave out packages or reports")
 
 
-def download_command(folder: Path, packages: tuple[str, ...]) -> list[str]:
-    """The command that downloads the wheels, in the pinned versions."""
-    target = ["--python-version", "3.12", "--implementation", "cp", "--only-binary=:all:"]
+def install_command(folder: Path, packages: tuple[str, ...], python: str) -> list[str]:
+    """The command that unpacks the wheels of the pinned versions into the folder."""
+    target = ["--python-version", python, "--implementation", "cp", "--only-binary=:all:"]
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    pip += ["--disable-pip-version-check", "--target", str(folder)]
     return [*pip, *target, *platforms, *(pinned(name) for name in packages)]
 
 

@@ -20,61 +20,57 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.reference import pair_dir
 from quantdraft.checkpoints.shapes import shape_checkpoint
-from quantdraft.checkpoints.tensors.devices import pick_device
-from quantdraft.common.files import write_json, write_text
-from quantdraft.common.resume import key_of
-from quantdraft.engines.native.model import load_native
-from quantdraft.engines.native.session import Session, modes
-from quantdraft.engines.native.weight_sources import RandomWeights, WeightSource
-from quantdraft.errors import NoKernelError
+from quantdraft.common.files import write_json
+from quantdraft.engines.native.weight_sources import RandomWeights, Weight, WeightSource
+from quantdraft.errors import UndefinedMetricError
 from quantdraft.judge.comparison.speeds import with_step_speedups
 from quantdraft.measure.latency.loaded import BASELINE, CONTROL, TARGET
-from quantdraft.measure.latency.timing_plan import Place
-from quantdraft.measure.speculation import speculate
-from quantdraft.measure.verification import RoundPlan
 from quantdraft.quantize.recipe import load_recipe
-from quantdraft.record import Bench, Latency, read_bench
+from quantdraft.record import Bench, read_bench
 from quantdraft.record.provenance import environment
-from quantdraft.traffic.traffic import Sampling
 from quantdraft.workflows.bench import BenchSettings, Contenders, measure_bench
+from tests.benchmarks.gpu_loop import live_loop
+from tests.benchmarks.gpu_parts import (
+    TO_BE_CONTINUED,
+    OutOfTime,
+    Parts,
+    copy_earlier,
+    device_of,
+    machine,
+    run_plainly,
+)
 
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b", "qwen3-1.7b")
 TARGET_SHAPE = "llama-3.1-8b"
 DRY_SHAPE = "embedded-draft"
-TO_BE_CONTINUED = 3  # exit code
-PART = TypeAdapter(Latency)
-RECIPES = ("fp8", "fp8-head8", "int8", "int8-head8", "int4", "int4-head8")
+RECIPES = ("fp8", "fp8-head8", "fp8-block", "int8", "int8-head8", "int4", "int4-head8")
 BATCH_SIZES, CONTEXTS = (1, 4, 16, 64), (512, 4096)
 # What a good engine reaches at Llama-3.2-1B's shape and batch 1; see the H200 record.
 GOALS = {"fp8": 1.4, "int4": 1.7, "int4-head8": 2.2}
 MIN_BANDWIDTH_FRACTION = 0.7
 
 
-def main() -> None:
-    """Do one part of the suite, write and print the summary, and exit."""
+def main() -> int:
+    """Do one part of the suite, write and print the summary, and return the exit code."""
     options = parsed()
     options.output.mkdir(parents=True, exist_ok=True)
+    copy_earlier(options.earlier, options.output)
     if options.draw:
         draw(options.output)
-        return
-    if options.earlier is not None:
-        shutil.copytree(options.earlier, options.output, dirs_exist_ok=True)
+        return 0
     os.environ.setdefault("QUANTDRAFT_CHOICES", str(options.output / "choices"))
-    device = pick_device(options.device)
+    device = device_of(options.device, options.dry_run)
+    options.device = str(device)
     if options.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(True)
     name = DRY_SHAPE if options.dry_run else options.shape
@@ -82,10 +78,11 @@ def main() -> None:
     if options.live_loop:
         write_json(options.output / "live-loop.json", live_loop(shape, device))
     elif measured(*what_to_time(options, name, shape, device), options) is None:
-        sys.exit(TO_BE_CONTINUED)
+        return TO_BE_CONTINUED
     found = summary(options.output, device, options.dry_run)
     write_json(options.output / "suite.json", found)
     print(json.dumps(found))
+    return 0
 
 
 def parsed() -> argparse.Namespace:
@@ -111,10 +108,9 @@ def what_to_time(
     options: argparse.Namespace, name: str, shape: Checkpoint, device: torch.device
 ) -> tuple[BenchSettings, Contenders]:
     """The settings and the arms of one shape."""
-    recipes = tuple(recipe for recipe in RECIPES if recipe not in options.without)
     settings = BenchSettings(
         shape=name,
-        recipes=recipes,
+        recipes=RECIPES,
         batch_sizes=(1, 2) if options.dry_run else BATCH_SIZES,
         context_lengths=(16,) if options.dry_run else CONTEXTS,
         new_tokens=tuple(range(1, 10)),
@@ -128,48 +124,26 @@ def what_to_time(
         target = open_checkpoint(pair_dir() / "target")
     elif name == SHAPES[0]:
         target = shape_checkpoint(TARGET_SHAPE)
-    return settings, contenders_of(name, shape, target, recipes)
+    return settings, contenders_of(name, shape, target, options.without)
 
 
-class OutOfTime(Exception):
-    """The next part may not end before the call has to."""
+@dataclass(frozen=True)
+class LeftOut(RandomWeights):
+    """An arm that is not to be timed, and says so where its weights are asked for."""
 
-
-class Parts:
-    """The measured parts of one shape in one file, and the clock of a call.
-
-    A machine may hand back only a few files, so no part has a file of its own.
-    """
-
-    def __init__(self, path: Path, inputs: dict[str, Any], seconds: float) -> None:
-        self.path, self.key = path, key_of(inputs)
-        self.ends, self.longest_s = time.monotonic() + seconds, 0.0
-        self.parts: dict[str, Any] = {}
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self.parts = kept["parts"] if kept["key"] == self.key else {}
-
-    def keep(self, place: Place, measure: Callable[[], Latency]) -> Latency:
-        """Return a part that an earlier call measured, or measure and write it now."""
-        name = "-".join(map(str, place))
-        if name in self.parts:
-            return PART.validate_python(self.parts[name])
-        if time.monotonic() + self.longest_s > self.ends:
-            raise OutOfTime
-        started = time.monotonic()
-        part = measure()
-        self.longest_s = max(self.longest_s, time.monotonic() - started)
-        self.parts[name] = PART.dump_python(part, mode="json")
-        write_text(self.path, json.dumps({"key": self.key, "parts": self.parts}))
-        return part
+    def weight(self, module: str) -> Weight:
+        """Raise UndefinedMetricError."""
+        raise UndefinedMetricError("left out by --without")
 
 
 def contenders_of(
-    name: str, shape: Checkpoint, target: Checkpoint | None, recipes: tuple[str, ...] = RECIPES
+    name: str, shape: Checkpoint, target: Checkpoint | None, without: Sequence[str] = ()
 ) -> Contenders:
     """The arms: random weights in the shape, quantized as each recipe would."""
     sources: dict[str, WeightSource] = {BASELINE: RandomWeights(shape, None)}
-    sources |= {recipe: RandomWeights(shape, load_recipe(recipe)) for recipe in recipes}
+    for recipe in RECIPES:
+        kind = LeftOut if recipe in without else RandomWeights
+        sources[recipe] = kind(shape, load_recipe(recipe))
     if target is not None:
         sources[TARGET] = RandomWeights(target, None, seed=1)
     return Contenders(name, sources | {CONTROL: RandomWeights(shape, None)})
@@ -180,19 +154,23 @@ def measured(
 ) -> Bench | None:
     """The shape's bench, now or from an earlier call; None where this call's time is over."""
     directory = options.output / contenders.name
-    record, parts = directory / "bench.json", directory / "parts.json"
+    record = directory / "bench.json"
     if record.exists():
+        print(f"{record} is finished; to measure again, delete it")
         return read_bench(record)
     directory.mkdir(exist_ok=True)
-    inputs = asdict(settings) | {"cudnn": options.cudnn_attention}
-    kept = Parts(parts, json.loads(json.dumps(inputs, default=str)), 60 * options.minutes)
+    inputs = asdict(settings) | {
+        "cudnn": options.cudnn_attention,
+        "machine": machine(torch.device(str(settings.device))),
+    }
+    kept = Parts(directory, inputs, 60 * options.minutes)
     try:
         bench = measure_bench(settings, contenders, kept.keep)
     except OutOfTime:
         print(f"{contenders.name}: {len(kept.parts)} parts are measured; run the command again")
         return None
     write_json(record, bench)
-    parts.unlink()
+    kept.path.unlink()
     return bench
 
 
@@ -204,18 +182,18 @@ def summary(output: Path, device: torch.device, is_dry_run: bool) -> dict[str, A
         "environment": environment(str(device)),
         "is_dry_run": is_dry_run,
         "shapes": {name: sums(bench) for name, bench in benches.items()},
-        "goals": goals(benches.get("llama-3.2-1b")),
+        "goals": goals(benches.get(DRY_SHAPE if is_dry_run else SHAPES[0])),
         "live_loop": json.loads(loop.read_text(encoding="utf-8")) if loop.is_file() else None,
     }
 
 
 def draw(output: Path) -> None:
     """Draw the pages of every record, where the packages for it are installed."""
+    from quantdraft.judge.analysis import analysed_bench
     from quantdraft.report import write_bench_pages
-    from quantdraft.workflows.report import read_shown
 
     for record in sorted(output.glob("*/bench.json")):
-        write_bench_pages(read_shown(record), record.parent)
+        write_bench_pages(analysed_bench(read_bench(record)), record.parent)
         print(f"Report: {record.parent / 'bench.html'}")
 
 
@@ -259,37 +237,5 @@ def goals(bench: Bench | None) -> dict[str, Any] | None:
     return found
 
 
-def live_loop(shape: Checkpoint, device: torch.device) -> dict[str, Any]:
-    """The loop in the device's own mode and eagerly: texts and rounds must be the same."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    target = load_native(RandomWeights(shape, None), dtype, device)
-    prompts = [list(range(1, 20)), list(range(5, 12))]
-    found: dict[str, Any] = {}
-    for recipe in ("int4", "fp8"):
-        try:
-            draft = load_native(RandomWeights(shape, load_recipe(recipe)), dtype, device)
-        except NoKernelError as error:
-            found[recipe] = {"undefined": str(error)}
-            continue
-        texts = {}
-        for mode in dict.fromkeys((modes(target, device)[0], "eager")):
-            sessions = [Session(native, len(prompts), 96, mode) for native in (target, draft)]
-            batch = speculate(
-                *sessions,
-                prompts=prompts,
-                plan=RoundPlan(4, "greedy", Sampling()),
-                max_new_tokens=[32] * len(prompts),
-                eos_token_ids=frozenset(),
-                seeds=[0] * len(prompts),
-            )
-            texts[mode] = batch.runs
-            found.setdefault(recipe, {})[mode] = {
-                "decode_seconds": batch.decode_seconds,
-                "num_drafts": [run.num_drafts for run in batch.runs],
-            }
-        found[recipe]["is_same_text"] = len({tuple(runs) for runs in texts.values()}) == 1
-    return found
-
-
 if __name__ == "__main__":
-    main()
+    run_plainly(main)

@@ -17,6 +17,11 @@ from quantdraft.engines.kernels.compiling import compile_fault
 @pytest.fixture(autouse=True)
 def nothing_late(monkeypatch):
     monkeypatch.setattr(compiling, "_late", set())
+    monkeypatch.setenv("QUANTDRAFT_CHOICES", "")
+
+
+def compiled(program: str, argument: str = "", seconds: float = 60) -> str | None:
+    return compile_fault("a library", "its kernel", program, (argument,), seconds)
 
 
 def test_what_is_compiled_has_no_fault_and_a_line_of_progress(monkeypatch):
@@ -29,8 +34,8 @@ def test_what_is_compiled_has_no_fault_and_a_line_of_progress(monkeypatch):
 
     monkeypatch.setattr(compiling, "step", step)
     program = "import sys; print('banner'); sys.exit(0 if sys.argv[1] == 'bfloat16' else 1)"
-    assert compile_fault("a kernel", program, "bfloat16", 60) is None
-    assert lines == ["compiling a kernel, once on this machine, 1:00 at most"]
+    assert compiled(program, "bfloat16") is None
+    assert lines == ["compiling a library, its kernel: once on this machine, 1:00 at most"]
     assert not compiling.was_late()
 
 
@@ -44,7 +49,7 @@ def test_what_is_compiled_has_no_fault_and_a_line_of_progress(monkeypatch):
     ],
 )
 def test_what_cannot_be_compiled_says_so_in_one_line(program, reason):
-    fault = compile_fault("a kernel", program, "", 60)
+    fault = compiled(program)
     assert fault is not None
     assert reason in fault
     assert "\n" not in fault
@@ -60,14 +65,28 @@ def test_what_takes_longer_is_ended_with_all_that_it_started(tmp_path):
         "open(sys.argv[1], 'w').write(str(child.pid))\n"
         "child.wait()\n"
     )
-    fault = compile_fault("a kernel", program, str(pid), 2)
-    assert fault == "a kernel was not compiled within 0:02: it takes no part in this run"
+    assert compiled(program, str(pid), 2) == "a library, its kernel, was not compiled within 0:02"
     assert compiling.was_late()
+    again = compiled("raise SystemExit('asked again')")
+    assert again == "a library takes no part in this run: it did not compile in time"
     if pid.is_file():  # on a machine under load it may not have come so far
         deadline = time.monotonic() + 20
         while is_running(int(pid.read_text())) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not is_running(int(pid.read_text()))
+
+
+def test_what_was_compiled_is_not_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTDRAFT_CHOICES", str(tmp_path))
+    program = "import sys; open(sys.argv[1], 'a').write('compiled ')"
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert compiled(program, str(out)) is None
+    assert out.read_text() == "compiled "
+    assert compiled(program, str(tmp_path / "other")) is None
+    assert (tmp_path / "other").is_file()
+    assert "asked" in str(compiled("raise SystemExit('asked')"))
+    assert "asked" in str(compiled("raise SystemExit('asked')"))  # what failed is
 
 
 def is_running(pid: int) -> bool:

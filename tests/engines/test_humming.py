@@ -31,6 +31,9 @@ class Config:
     def __init__(self, **facts) -> None:
         self.__dict__ = facts
 
+    def to_str(self) -> str:
+        return "the configuration"
+
     def __deepcopy__(self, memo):
         raise TypeError("cannot pickle")
 
@@ -74,8 +77,15 @@ def forward(config, *, inputs, weight, weight_scale, zero_point, locks, compute_
 @pytest.fixture
 def library(monkeypatch):
     monkeypatch.setattr(humming, "require_capability", lambda *_: None)
-    functions = Humming(schema=lambda given: given, prepare=prepare, forward=forward)
+    functions = Humming(lambda given: given, prepare, forward, "0.1.19")
     monkeypatch.setattr(humming, "humming_library", lambda: functions)
+    monkeypatch.setattr(humming, "compile_fault", compiles)
+
+
+def compiles(library, what, program, arguments, limit_seconds) -> None:
+    compile(program, "program", "exec")
+    assert library == "Humming"
+    assert arguments == ("the configuration", humming.COMPUTE, "0.1.19")
 
 
 @pytest.mark.parametrize("has_zero", [False, True])
@@ -118,20 +128,30 @@ def test_what_humming_does_not_take_is_refused_with_the_reason(library, weight, 
         Int4HummingLinear(weight, None, dtype)
 
 
-@pytest.mark.parametrize("broken", ["prepare", "forward"])
-def test_a_library_that_fails_loses_by_its_name(library, monkeypatch, broken):
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [("prepare", "int4_humming cannot be built: no tile"), ("forward", "fails at 1 rows: no tile")],
+)
+def test_a_library_that_fails_loses_by_its_name(library, monkeypatch, broken, reason):
     def fails(*_, **__):
         raise AssertionError("no tile for this device\nmore")
 
-    good = Humming(schema=lambda given: given, prepare=prepare, forward=forward)
+    good = humming.humming_library()
     monkeypatch.setattr(humming, "humming_library", lambda: good._replace(**{broken: fails}))
     monkeypatch.setattr(trials, "HOPELESS", 1e9)
     weight = random_weight("int4", columns=256, outputs=128)
     kinds = (cpu.Int4Linear, Int4HummingLinear)
     question = Question(kinds, weight, None, torch.bfloat16, torch.device("cpu"), (1,), "q")
-    with pytest.warns(UserWarning, match="int4_humming cannot be built: no tile for this device"):
+    with pytest.warns(UserWarning, match=f"{reason} for this device$"):
         votes = trial(question)
     assert list(votes[1]) == ["Int4Linear"]
+
+
+def test_what_is_not_compiled_in_time_is_not_used(library, monkeypatch):
+    fault = "Humming, 256 x 1024, was not compiled within 4:00"
+    monkeypatch.setattr(humming, "compile_fault", lambda *_: fault)
+    with pytest.raises(NoKernelError, match=fault):
+        Int4HummingLinear(random_weight("int4"), None, torch.bfloat16)
 
 
 @pytest.fixture
@@ -174,6 +194,6 @@ def test_its_import_starts_no_compiler(importing):
         )
 
     importing(load)
-    assert humming.humming_library() == Humming(1, 2, 3)
+    assert humming.humming_library() == Humming(1, 2, 3, "0.1.19")
     assert set(seen) == {"1"}
     assert humming.QUIET not in os.environ

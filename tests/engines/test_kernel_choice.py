@@ -377,6 +377,30 @@ def test_no_kernel_at_all_gives_the_reasons(candidates):
         linear()
 
 
+class WholeTiles(FastAlone):
+    """Takes what a trial has of a weight and not all of its outputs, which are no whole tiles."""
+
+    kernel = "whole_tiles"
+
+    def __init__(self, weight, bias, dtype) -> None:
+        if len(weight) % 32:
+            raise ValueError(f"{len(weight)} outputs are no whole tiles")
+        super().__init__(weight, bias, dtype)
+
+
+def test_one_that_refuses_the_whole_weight_leaves_its_place_to_the_next(candidates, monkeypatch):
+    monkeypatch.setattr(choice, "MAX_OUTPUTS", 32)
+    weight = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    candidates(WholeTiles, FastTogether)
+    with pytest.warns(UserWarning, match="WholeTiles is not used: 50 outputs are no whole tiles"):
+        module = fastest_linear(weight, None, "dense", torch.float32, CPU, (1, 8))
+    assert module.kernel == "fast_together"
+    assert module(torch.ones(1, 32)).shape == (1, 50)
+    candidates(WholeTiles)
+    with pytest.raises(ValueError, match="50 outputs are no whole tiles"):
+        fastest_linear(weight, None, "dense", torch.float32, CPU, (1,))
+
+
 def test_memory_that_two_kernels_share_is_counted_once():
     class Sharing(Timed):
         def __init__(self, weight) -> None:

@@ -121,9 +121,9 @@ def test_without_its_package_or_compiler_marlin_says_so(monkeypatch, package, nv
 def test_gptqmodels_marlin_is_compiled_before_it_is_loaded(monkeypatch, fault):
     done = []
 
-    def compile_it(what: str, program: str, argument: str, limit_seconds: float) -> str | None:
+    def compile_it(library, what, program, arguments, limit_seconds) -> str | None:
         compile(program, "program", "exec")
-        done.append((what, argument, limit_seconds))
+        done.append((library, what, arguments, limit_seconds))
         return fault
 
     def load(name: str) -> SimpleNamespace:
@@ -133,11 +133,12 @@ def test_gptqmodels_marlin_is_compiled_before_it_is_loaded(monkeypatch, fault):
     monkeypatch.setattr(marlin, "find_spec", lambda name: name)
     monkeypatch.setattr(marlin.shutil, "which", lambda name: name)
     monkeypatch.setattr(marlin, "compile_fault", compile_it)
+    monkeypatch.setattr(marlin.metadata, "version", lambda name: "7.6")
     monkeypatch.setattr(marlin, "_load", load)
     marlin.gptqmodel_fault.cache_clear()
     assert marlin.gptqmodel_fault(torch.bfloat16) == fault
     assert marlin.gptqmodel_fault(torch.bfloat16) == fault  # once a process
-    compiled = ("Marlin for bfloat16", "bfloat16", marlin.COMPILE_SECONDS)
+    compiled = ("gptqmodel", "Marlin for bfloat16", ("bfloat16", "7.6"), marlin.COMPILE_SECONDS)
     assert done == ([compiled, "marlin"] if fault is None else [compiled])
     marlin.gptqmodel_fault.cache_clear()
 

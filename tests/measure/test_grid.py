@@ -29,6 +29,7 @@ from quantdraft.measure.latency.opened import (
     WARMUP_BLOCKS,
     Opened,
     fewest_seconds,
+    num_repeats,
     rehearsal,
 )
 from quantdraft.measure.latency.point import PointTiming
@@ -417,9 +418,20 @@ def test_the_fewest_seconds_are_those_of_the_fewest_blocks_of_the_fewest_loads()
     row, before = NUM_IN_A_ROW, NUM_REHEARSALS
     block_ms = 2 * ((row + before) * 10 + (row + before) * 20 + (30 + before * 20))
     num_blocks = MIN_LOADS * (WARMUP_BLOCKS + BLOCKS_PER_LOAD)
-    assert fewest_seconds(arms) == block_ms * num_blocks / 1e3
+    assert fewest_seconds(arms, CPU) == block_ms * num_blocks / 1e3
     large = opened(cached=False, baseline={1: 10.0}, target={1: 20.0, 5: 30.0})
-    assert fewest_seconds(large) == 2 * (10 + 20 + 30) * num_blocks / 1e3
+    assert fewest_seconds(large, CPU) == 2 * (10 + 20 + 30) * num_blocks / 1e3
+
+
+def test_short_steps_of_a_gpu_run_in_a_row_and_long_ones_alone():
+    cuda = torch.device("cuda")
+    arms = opened(cached=False, baseline={1: 0.5}, target={1: 2.0, 9: 12.0})
+    assert num_repeats(arms["baseline"], 1, cuda) == 8
+    assert num_repeats(arms["baseline"], "head", cuda) == 8
+    assert num_repeats(arms["target"], 1, cuda) == 3
+    assert num_repeats(arms["target"], 9, cuda) == 1
+    num_blocks = MIN_LOADS * (WARMUP_BLOCKS + BLOCKS_PER_LOAD)
+    assert fewest_seconds(arms, cuda) == 2 * (8 * 0.5 + 3 * 2 + 12) * num_blocks / 1e3
 
 
 def test_before_a_step_runs_what_comes_before_it_when_it_is_served():

@@ -41,6 +41,15 @@ def test_steps_in_a_row_share_one_reading_of_the_clock(monkeypatch):
     assert timed["a"].samples_ms == pytest.approx([4.0] * MIN_BLOCKS)
 
 
+def test_a_gpus_steps_run_in_a_row_as_often_as_asked(monkeypatch):
+    monkeypatch.setattr(latency, "synchronize", lambda device: None)
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    cuda = torch.device("cuda")
+    time_interleaved(steps, cuda, 0.0, repeats={"b": 2}, min_blocks=1, num_warmup_blocks=1)
+    assert "".join(calls[:20]) == "a" * 8 + "bbbb" + "a" * 8
+
+
 def test_a_step_twice_as_long_takes_twice_as_long(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(latency, "time", clock)

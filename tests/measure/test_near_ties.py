@@ -72,6 +72,19 @@ def status(gap: float, wanted=(1, 2, 3), found=(1, 0, 3), dtype="float32", low: 
     return text_status(wanted, found, lambda at: logits, dtype)
 
 
+@pytest.mark.parametrize(("size", "place"), [(9.0, 0.0625), (33.0, 0.25), (70.0, 0.5)])
+def test_a_tie_in_16_bits_grows_with_the_logits_as_their_last_place_does(size, place) -> None:
+    """A fixed 0.125 would call one last place at 33 and 70 another text."""
+    assert near_tie_limit("bfloat16", size) == 4 * place
+
+    def status_at(num_places: int) -> str:
+        logits = torch.tensor([size - num_places * place, 1.0, size])
+        return text_status((1, 2), (1, 0), lambda at: logits, "bfloat16")
+
+    assert [status_at(n) for n in (1, 4)] == ["near-tie"] * 2
+    assert [status_at(n) for n in (5, 8)] == ["divergent"] * 2
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_texts_that_part_within_the_limit_are_near_ties_and_beyond_it_divergent(dtype) -> None:
     limit = near_tie_limit(dtype, 16.0)

@@ -11,6 +11,7 @@ import torch
 
 from tests.tools.reference import train
 from tests.tools.reference.corpus import read_corpus
+from tests.tools.reference.lessons import Size
 from tests.tools.reference.muon import orthogonalize
 from tests.tools.reference.publish import publish_models
 
@@ -99,3 +100,22 @@ def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
     assert scale[800] == pytest.approx(0.5)
     assert scale[1000] == 0.0
     assert sys.float_info.epsilon < scale[999] < 0.01
+
+
+def test_a_training_ends_with_its_time_and_a_call_that_is_over_is_gone_on_with(work_dir):
+    small = Size(4096, 128, 128, 1, 1, 1, draft_layers=(0,))
+
+    def run() -> train.TrainingRun:
+        return train.TrainingRun("target", work_dir, 10**9, CPU, small, 0.3, 3)
+
+    stopped = run()
+    assert stopped.batch(0).shape == (3, 32)
+    assert not stopped.train(until=0.0)
+    assert stopped.step == 0
+    first = run()
+    assert first.train()
+    assert first.trained_s >= 0.3
+    assert first.num_steps <= first.step
+    second = run()
+    assert second.train()
+    assert second.step == first.step  # the time is over, in this call too

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import TypeAdapter
 
-from quantdraft.common.files import cache_dir, write_text
-from quantdraft.engines.kernels.compiling import was_late
+from quantdraft.common.files import write_text
+from quantdraft.engines.kernels.compiling import kept_dir, was_late
 from quantdraft.engines.kernels.requirements import has_triton
 from quantdraft.errors import OutputError
 from quantdraft.record.provenance import cpu_name
@@ -131,7 +131,7 @@ def book_of(device: str, num_threads: int) -> Book:
     `QUANTDRAFT_CHOICES` names the directory of the books, or is empty for none on the disk;
     without it they lie in the user's cache.
     """
-    directory = _directory()
+    directory = kept_dir()
     name = f"choices-{_digest(machine(device, num_threads))}.json"
     return Book(None if directory is None else directory / name)
 
@@ -177,16 +177,6 @@ def _read(path: Path) -> dict[str, list[Vote]]:
         return VOTES.validate_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
-
-
-def _directory() -> Path | None:
-    given = os.environ.get("QUANTDRAFT_CHOICES")
-    if given is not None:
-        return Path(given) if given else None
-    try:
-        return cache_dir()
-    except ValueError:  # a user without a home
-        return None
 
 
 def _sources() -> list[Path]:

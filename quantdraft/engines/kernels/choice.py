@@ -8,7 +8,8 @@ machine: it is voted over trials (`trials`) and kept in a book (`book`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -19,8 +20,16 @@ from torch import Tensor, nn
 
 from quantdraft.checkpoints.tensors.unpacking import Codebook, DoubleScale, Unpacked
 from quantdraft.engines.kernels import kernels_for
-from quantdraft.engines.kernels.book import NUM_VOTES, Book, book_of, hopeless, winner
-from quantdraft.engines.kernels.trials import Question, Weight, first_outputs, held_bytes, trial
+from quantdraft.engines.kernels.book import NUM_VOTES, Book, Vote, book_of, hopeless, winner
+from quantdraft.engines.kernels.trials import (
+    Question,
+    Weight,
+    first_line,
+    first_outputs,
+    held_bytes,
+    trial,
+)
+from quantdraft.errors import is_out_of_memory
 
 # Numbers of rows at which kernels are tried; another number takes the answer of the nearest.
 TRIED_ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)
@@ -62,11 +71,7 @@ def fastest_linear(
         counts,
         " ".join(map(str, facts)),
     )
-    winners = _winners(question)
-    by_name = {kind.__name__: kind for kind in kinds}
-    built: dict[str, nn.Module] = {
-        name: by_name[name](weight, bias, dtype) for name in dict.fromkeys(winners)
-    }
+    winners, built = _build_winners(question, weight, bias)
     if len(built) == 1:
         (only,) = built.values()
         return only
@@ -163,15 +168,48 @@ def _kinds(
     return tuple(kind for kind in known if getattr(kind, "min_rows", 1) <= counts[-1]) or known
 
 
-def _winners(question: Question) -> list[str]:
-    """Return the kernel at each number of rows, by name."""
+def _build_winners(
+    question: Question, weight: Weight, bias: Tensor | None
+) -> tuple[list[str], dict[str, nn.Module]]:
+    """Return the kernel at each number of rows, by name, and each of them built of all outputs.
+
+    One that takes the outputs of a trial may refuse all of them, as a vocabulary of no whole
+    tiles: it is left out, and the next one takes its place.
+    """
+    by_name = {kind.__name__: kind for kind in question.kinds}
+    refused: set[str] = set()
+    built: dict[str, nn.Module] = {}
+    while True:
+        winners = _winners(question, refused)
+        try:
+            for name in dict.fromkeys(winners):
+                if name not in built:
+                    built[name] = by_name[name](weight, bias, question.dtype)
+        except Exception as error:
+            refused.add(name)
+            votes = [_book(question).votes(each) for each in question.names]
+            others = [{n for vote in of_rows for n in vote} - refused for of_rows in votes]
+            if is_out_of_memory(error) or not all(others):
+                raise
+            warnings.warn(f"kernel {name} is not used: {first_line(error)}", stacklevel=3)
+        else:
+            return winners, {name: built[name] for name in dict.fromkeys(winners)}
+
+
+def _winners(question: Question, refused: Set[str] = frozenset()) -> list[str]:
+    """Return the kernel at each number of rows, by name; of those that are not refused."""
     book = _book(question)
     if not all(book.votes(name) for name in question.names):
         _vote(question)
     if _collections and not _is_settled(question):
         _collect(question, _collections[-1])
     _in_use.update(question.names)
-    return [winner(book.votes(name)) for name in question.names]
+    kept = [[_without(vote, refused) for vote in book.votes(name)] for name in question.names]
+    return [winner([vote for vote in votes if vote]) for votes in kept]
+
+
+def _without(vote: Vote, refused: Set[str]) -> Vote:
+    return {name: timing for name, timing in vote.items() if name not in refused}
 
 
 def _collect(question: Question, questions: dict[str, Question]) -> None:

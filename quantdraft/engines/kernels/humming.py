@@ -1,7 +1,8 @@
 """Humming, the vLLM project's products of narrow weights, compiled for each shape at its first use.
 
-Read in humming-kernels 0.1.19: what vLLM 0.32 calls for 4-bit and 8-bit weights with 16-bit inputs,
-symmetric or not. It needs NVRTC or nvcc with CUDA's headers, and keeps what it has compiled.
+Read in humming-kernels 0.1.17, which vLLM 0.32 brings, and 0.1.19: what vLLM calls for 4-bit and
+8-bit weights with 16-bit inputs, symmetric or not. It needs NVRTC or nvcc with CUDA's headers, and
+keeps what it has compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quantdraft.checkpoints.tensors.unpacking import Unpacked
-from quantdraft.common.progress import step
+from quantdraft.engines.kernels.compiling import compile_fault
 from quantdraft.engines.kernels.linear import KernelLinear, group_size_of, row_scales
 from quantdraft.engines.kernels.marlin import TYPES, pack_columns
 from quantdraft.engines.kernels.requirements import require_capability
@@ -27,6 +28,11 @@ PACKAGE = "humming-kernels"
 # As vLLM pads and calls it: zeros to whole tiles, sums of tiles in float32.
 OUTPUT_MULTIPLE, COLUMN_MULTIPLE = 256, 128
 COMPUTE = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": "dense"})
+COMPILE_SECONDS = 240.0  # two dozen kernels for each shape, from one row to thousands
+COMPILE = """
+import sys, torch, humming.ops
+torch.ops.humming.prepare_kernels(torch.zeros(1, device="cuda"), sys.argv[1], sys.argv[2], None)
+"""
 NUM_LOCKS = 2048  # as many as the library's own layer has
 QUIET = "HUMMING_DISABLE_PARALLEL_BUILD"  # its import starts compilers otherwise
 
@@ -37,6 +43,7 @@ class Humming(NamedTuple):
     schema: Callable[[dict[str, Any]], Any]  # of a weight, from a configuration
     prepare: Callable[..., tuple[Any, dict[str, Tensor]]]  # to its own layout
     forward: Callable[..., Tensor]
+    version: str
 
 
 class HummingLinear(KernelLinear):
@@ -81,6 +88,15 @@ class HummingLinear(KernelLinear):
             torch_dtype=dtype,
             device=device,
         )
+        fault = compile_fault(
+            "Humming",
+            f"{outputs} x {columns}",
+            COMPILE,
+            (config.to_str(), COMPUTE, library.version),
+            COMPILE_SECONDS,
+        )
+        if fault is not None:
+            raise NoKernelError(fault)
         super().__init__(
             (outputs, columns),
             bias,
@@ -105,8 +121,6 @@ class HummingLinear(KernelLinear):
             )
 
         self._product = product  # a function, so that copies of this share the configuration
-        with step(f"compiling Humming's product for {outputs} x {columns}, once on this machine"):
-            self._multiply(scale.new_zeros((1, columns), dtype=dtype))
 
     def _scales(self, weight: Unpacked) -> tuple[Tensor, int, Tensor | None]:
         """Return scales, (out, groups), the group's size, 0 for a row, and zero points or None."""
@@ -151,7 +165,7 @@ def humming_library() -> Humming:
 def _import_humming() -> Humming | str:
     """Return the library's functions, or why it cannot be used here."""
     try:
-        metadata.version(PACKAGE)
+        version = metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return f"Humming needs the package '{PACKAGE}': pip install '{PACKAGE}[cu13]'"
     before = os.environ.get(QUIET)
@@ -161,6 +175,7 @@ def _import_humming() -> Humming | str:
             import_module("humming.schema").BaseWeightSchema.from_config,
             import_module("humming.transform").prepare_and_transform_humming_tensors,
             import_module("humming.forward").humming_forward,
+            version,
         )
     except Exception as error:  # its own compilers, libraries and drivers have their own kinds
         if is_out_of_memory(error):

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -272,8 +272,10 @@ def gptqmodel_fault(dtype: torch.dtype) -> str | None:
         return "Marlin needs the package 'gptqmodel': pip install 'quantdraft[gptqmodel]'"
     if shutil.which("nvcc") is None:
         return "gptqmodel compiles Marlin at its first use: it needs CUDA's nvcc on PATH"
-    name = str(dtype).removeprefix("torch.")
-    fault = compile_fault(f"Marlin for {name}", COMPILE, name, COMPILE_SECONDS)
+    name, version = str(dtype).removeprefix("torch."), metadata.version("gptqmodel")
+    fault = compile_fault(
+        "gptqmodel", f"Marlin for {name}", COMPILE, (name, version), COMPILE_SECONDS
+    )
     if fault is not None:
         return fault
     marlin = _load("marlin")  # what was compiled is found and loaded

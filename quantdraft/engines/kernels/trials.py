@@ -138,7 +138,7 @@ def _build_kernels(question: Question) -> dict[str, nn.Module]:
             if is_out_of_memory(error):  # that is no fault of the kernel's
                 raise
             name = getattr(kind, "kernel", kind.__name__)
-            reasons.append(f"{name} cannot be built: {_first_line(error)}")
+            reasons.append(f"{name} cannot be built: {first_line(error)}")
             warnings.warn(f"kernel {name} is not used: {reasons[-1]}", stacklevel=2)
             is_missing = True
     if not built:
@@ -153,7 +153,7 @@ def _find_fault(kernel: nn.Module, x: Tensor, wanted: Tensor) -> str | None:
     except Exception as error:  # a compiler, a driver or a library: each has its own kinds
         if is_out_of_memory(error):  # that is no fault of the kernel's
             raise
-        return f"{kernel.kernel} fails at {len(x)} rows: {_first_line(error)}"
+        return f"{kernel.kernel} fails at {len(x)} rows: {first_line(error)}"
     if (found - wanted).norm() <= MAX_ERROR * wanted.norm():
         return None
     distance = float((found - wanted).norm() / wanted.norm())
@@ -176,7 +176,7 @@ def _race(kernels: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
             if is_out_of_memory(error):  # that is no fault of the kernel's
                 raise
             what = "cannot be part of a CUDA graph" if is_recorded(x.device) else "fails"
-            faults.append(f"{kernel.kernel} {what} at {len(x)} rows: {_first_line(error)}")
+            faults.append(f"{kernel.kernel} {what} at {len(x)} rows: {first_line(error)}")
             warnings.warn(f"kernel {kernel.kernel} is not used: {faults[-1]}", stacklevel=2)
     if not timers:
         raise NoKernelError("; ".join(faults))
@@ -261,5 +261,6 @@ def _inputs(num_rows: int, question: Question) -> Tensor:
     return torch.randn((num_rows, width), generator=generator).to(question.device, question.dtype)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the error's kind where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,13 +1,13 @@
 """vLLM's compiled operators, where its build for CUDA is installed in this environment.
 
-The shared library is loaded without the package: `import vllm` sets variables of the environment
-and changes torch's compiler. The operators' arguments were read in vLLM 0.32; one that is declared
-with another number of them is not called.
+Of the package nothing but the shared library is needed: a folder `vllm` that holds it will do.
+It is loaded without the package: `import vllm` sets variables of the environment and changes
+torch's compiler. Operators have the arguments that the wheel of vLLM 0.32 declares; one
+that is declared with another number of them is not called.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from importlib import metadata
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quantdraft.errors import NoKernelError
 
 READ_VERSION = "0.32"
-# Libraries that declare operators for CUDA: the first is vLLM's since 0.2x, built for many torch.
+# The library that declares operators for CUDA, and that of builds for a CPU.
 LIBRARIES = ("_C_stable_libtorch", "_C")
 NUM_ARGUMENTS = {
     "gptq_marlin_repack": 5,
@@ -70,23 +69,11 @@ def _load(package: Path) -> str | None:
             try:
                 torch.ops.load_library(path)  # type: ignore[no-untyped-call]
             except (OSError, RuntimeError) as error:
-                faults.append(f"{path.name}: {(str(error).splitlines() or ['?'])[0]}")
+                reason = str(error.__cause__ or error).splitlines() or ["no reason given"]
+                faults.append(f"{path.name}: {reason[0]}")
             else:
-                _register_shapes()
                 return None
     return f"vLLM {_version()} has no library that can be loaded ({'; '.join(faults) or 'none'})"
-
-
-def _register_shapes() -> None:
-    """Say what the operators return, for a compiler; the package has said so where it is loaded."""
-    shapes: dict[str, Callable[..., Tensor | None]] = {
-        "marlin_gemm": lambda a, *others: a.new_empty(others[9:11]),
-        "machete_mm": lambda a, packed, *_: a.new_empty((a.shape[0], packed.shape[1])),
-        "cutlass_scaled_mm": lambda *_: None,
-    }
-    for name, shape in shapes.items():
-        with contextlib.suppress(RuntimeError):
-            torch.library.register_fake(f"_C::{name}", shape)
 
 
 def _num_arguments(name: str) -> int | None:

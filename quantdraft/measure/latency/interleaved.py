@@ -19,8 +19,8 @@ from quantdraft.record import StepSamples
 
 MIN_BLOCKS = 10
 NUM_WARMUP_BLOCKS = 2
-# Steps per clock reading. A GPU runs steps from a queue, as a draft's k steps are: waiting for each
-# would add the wait to a step that takes as long.
+# Steps per clock reading, at most. A GPU runs steps from a queue, as a draft's k steps are: waiting
+# for each would add the wait to a step that takes as long.
 NUM_REPEATS = {"cuda": 8}
 
 
@@ -53,15 +53,14 @@ def time_interleaved(
     with every block, and what comes before a step when it is served comes before it here.
 
     rehearsals: what runs, untimed, just before a step
-    repeats: how often a step runs in a row under one reading of the clock; once where it is absent
+    repeats: how often a step runs in a row under one reading of the clock; where it is absent as
+        often as the device needs
     """
     names, shuffled = list(steps), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    often = NUM_REPEATS.get(device.type)
+    often = NUM_REPEATS.get(device.type, 1)
     runs = {
-        name: TimedStep(
-            steps[name], (rehearsals or {}).get(name), often or (repeats or {}).get(name, 1)
-        )
+        name: TimedStep(steps[name], (rehearsals or {}).get(name), (repeats or {}).get(name, often))
         for name in names
     }
     for _ in range(num_warmup_blocks):

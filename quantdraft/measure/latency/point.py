@@ -179,7 +179,7 @@ class PointTiming:
 
     def _overrun(self, opened: Mapping[str, Opened]) -> str | None:
         """Return why this point is given up; the first one of a plan never is."""
-        budget, seconds = self.plan.max_seconds, fewest_seconds(opened)
+        budget, seconds = self.plan.max_seconds, fewest_seconds(opened, self.plan.device)
         if self.point == self.plan.points[0] or seconds <= MAX_OVERRUN * budget:
             return None
         return (
@@ -228,7 +228,10 @@ class PointTiming:
             self.plan.device,
             seconds,
             rehearsals={name: rehearsal(opened, *key) for name, key in names.items()},
-            repeats={name: num_repeats(opened[key[0]], key[1]) for name, key in names.items()},
+            repeats={
+                name: num_repeats(opened[key[0]], key[1], self.plan.device)
+                for name, key in names.items()
+            },
             seed=self.seed,
             progress=progress,
             min_blocks=BLOCKS_PER_LOAD,

@@ -9,8 +9,26 @@ from dataclasses import dataclass
 
 from transformers import LlamaConfig
 
-VOCAB_SIZE = 4096
-TARGET_DEPTH = 8
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The sizes of a pair, Llama's: every width a multiple of 128, so that all formats fit."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int  # of the target
+    num_heads: int
+    num_kv_heads: int
+    draft_layers: tuple[int, ...] | None = None  # instead of a lesson's `starts_from`
+
+    def layers_of(self, draft: str) -> tuple[int, ...]:
+        """The target's layers that a draft starts from."""
+        return LESSONS[draft].starts_from if self.draft_layers is None else self.draft_layers
+
+
+EMBEDDED = Size(4096, 256, 768, 8, 4, 2)
+VOCAB_SIZE = EMBEDDED.vocab_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +56,16 @@ LESSONS = {
 }
 
 
-def model_config(name: str) -> LlamaConfig:
-    """Llama, hidden 256: every width a multiple of 128, so that INT4 g128 and FP8 blocks fit."""
-    depth = TARGET_DEPTH if name == "target" else len(LESSONS[name].starts_from)
+def model_config(name: str, size: Size = EMBEDDED) -> LlamaConfig:
+    """The target's config, or that of a draft of its width."""
+    depth = size.num_layers if name == "target" else len(size.layers_of(name))
     return LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=768,
+        vocab_size=size.vocab_size,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
         num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=0,

@@ -27,7 +27,7 @@ from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.traffic import Sampling, Traffic
 from tests.tools.reference.corpus import SourceFile, read_corpus
-from tests.tools.reference.lessons import LESSONS
+from tests.tools.reference.lessons import EMBEDDED, LESSONS, Size
 from tests.tools.reference.train import SEQUENCE_LENGTH, load_trained
 
 NUM_PROMPTS = 64
@@ -36,12 +36,15 @@ MAX_PROMPTS_PER_FILE = 6
 
 
 def publish_models(
-    work_dir: Path, output: Path, names: Sequence[str] = ("target", *LESSONS)
+    work_dir: Path,
+    output: Path,
+    names: Sequence[str] = ("target", *LESSONS),
+    size: Size = EMBEDDED,
 ) -> None:
     """Write every model's directory: weights in bf16, config, tokenizer, generation config."""
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
     for name in names:
-        model = load_trained(name, work_dir, torch.device("cpu")).to(torch.bfloat16)
+        model = load_trained(name, work_dir, torch.device("cpu"), size).to(torch.bfloat16)
         if name in LESSONS:
             model.config.training_domain = LESSONS[name].stated_domain
         model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
@@ -56,16 +59,21 @@ def publish_prompts(output: Path) -> None:
     chooser.shuffle(held_out)
     half = len(held_out) // 2
     for name, sources in (("prompts", held_out[:half]), ("calibration", held_out[half:])):
-        lines = [json.dumps(prompt) for prompt in _prompts(sources, chooser)]
+        lines = [json.dumps(prompt) for prompt in excerpts(sources, chooser)]
         write_text(output / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
-def _prompts(sources: list[SourceFile], chooser: random.Random) -> list[dict[str, str]]:
-    """Beginnings at a line's start and ends at a line's end, spread over files and lengths."""
+def excerpts(
+    sources: list[SourceFile],
+    chooser: random.Random,
+    num_prompts: int = NUM_PROMPTS,
+    max_per_file: int = MAX_PROMPTS_PER_FILE,
+) -> list[dict[str, str]]:
+    """Prompts that begin at a line's start and end at a line's end, over files and lengths."""
     prompts: list[dict[str, str]] = []
-    for turn in range(MAX_PROMPTS_PER_FILE):
+    for turn in range(max_per_file):
         for source in sources:
-            if len(prompts) == NUM_PROMPTS:
+            if len(prompts) == num_prompts:
                 return prompts
             text = _excerpt(source.text, chooser)
             if text is not None:

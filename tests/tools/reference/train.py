@@ -23,6 +23,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -33,8 +34,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.tools.reference.corpus import corpus_hash, read_corpus
-from tests.tools.reference.lessons import LESSONS, VOCAB_SIZE, model_config, taught_domains
+from tests.tools.reference.corpus import SourceFile, corpus_hash, read_corpus
+from tests.tools.reference.lessons import (
+    EMBEDDED,
+    LESSONS,
+    VOCAB_SIZE,
+    Size,
+    model_config,
+    taught_domains,
+)
 from tests.tools.reference.muon import orthogonalized_step
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,18 +53,25 @@ WARMUP_STEPS = 40
 NUM_RESPONSES, RESPONSE_PROMPT_LENGTH, RESPONSE_BATCH = 1024, 160, 64
 DECAY_SHARE = 0.4
 SAVE_EVERY_S = 120.0
+MIN_TIMED_STEPS = 5  # the first ones are slow
 
 
-def train_tokenizer(work_dir: Path) -> None:
-    """A byte-level BPE of 4,096 tokens, trained on the training part only."""
+def train_tokenizer(
+    work_dir: Path, vocab_size: int = VOCAB_SIZE, corpus: Path | None = None
+) -> None:
+    """A byte-level BPE of so many tokens, trained on the training part only.
+
+    corpus: a folder of sources; None: this Python's library
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    texts = [source.text for source in read_corpus() if not source.is_held_out]
+    sources = read_corpus() if corpus is None else read_corpus(corpus)
+    texts = [source.text for source in sources if not source.is_held_out]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -71,11 +86,12 @@ def train_tokenizer(work_dir: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(work_dir / "tokenizer")
-    _encode_corpus(fast, work_dir)
+    _encode_corpus(fast, sources, work_dir)
 
 
-def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
-    sources = read_corpus()
+def _encode_corpus(
+    tokenizer: PreTrainedTokenizerFast, sources: Sequence[SourceFile], work_dir: Path
+) -> None:
     parts: dict[str, list[int]] = {"train": [], "held_out": []}
     parts |= {f"train-{domain}": [] for domain in taught_domains()}
     for source in sources:
@@ -86,7 +102,7 @@ def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
     for name, ids in parts.items():
         np.save(work_dir / f"{name}.npy", np.array(ids, dtype=np.uint16), allow_pickle=False)
     summary = {
-        "corpus_sha256": corpus_hash(sources),
+        "corpus_sha256": corpus_hash(list(sources)),
         "num_files": len(sources),
         "num_tokens": {name: len(ids) for name, ids in parts.items()},
     }
@@ -94,40 +110,71 @@ def _encode_corpus(tokenizer: PreTrainedTokenizerFast, work_dir: Path) -> None:
     print(summary)
 
 
-def write_responses(work_dir: Path, device: torch.device) -> None:
-    """The target's greedy text after beginnings of training windows: (NUM_RESPONSES, length)."""
-    target = load_trained("target", work_dir, device)
+def write_responses(
+    work_dir: Path,
+    device: torch.device,
+    size: Size = EMBEDDED,
+    until: float = math.inf,
+    number: int | None = None,
+) -> bool:
+    """The target's greedy text after beginnings of training windows: (NUM_RESPONSES, length).
+
+    Every finished batch is kept. False where `until` (of time.monotonic) came first.
+    """
+    number = number or NUM_RESPONSES
+    target = load_trained("target", work_dir, device, size)
     tokens = np.load(work_dir / "train.npy", allow_pickle=False)
-    starts = np.random.default_rng(1).integers(0, len(tokens) - SEQUENCE_LENGTH, NUM_RESPONSES)
-    rows = []
-    for at in range(0, NUM_RESPONSES, RESPONSE_BATCH):
+    starts = np.random.default_rng(1).integers(0, len(tokens) - SEQUENCE_LENGTH, number)
+    parts = [work_dir / f"responses-{at}.npy" for at in range(0, number, RESPONSE_BATCH)]
+    for index, part in enumerate(parts):
+        if part.exists():
+            continue
+        if time.monotonic() > until:
+            return False
+        at = index * RESPONSE_BATCH
         prompts = np.stack(
             [tokens[s : s + RESPONSE_PROMPT_LENGTH] for s in starts[at : at + RESPONSE_BATCH]]
         )
         with _autocast(device), torch.inference_mode():
-            rows.append(
-                target.generate(
-                    torch.from_numpy(prompts.astype(np.int64)).to(device),
-                    do_sample=False,
-                    max_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
-                    min_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
-                ).cpu()
-            )
-        print(f"responses {at + RESPONSE_BATCH}/{NUM_RESPONSES}", flush=True)
-    responses = torch.cat(rows).numpy().astype(np.uint16)
+            rows = target.generate(
+                torch.from_numpy(prompts.astype(np.int64)).to(device),
+                do_sample=False,
+                max_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
+                min_new_tokens=SEQUENCE_LENGTH - RESPONSE_PROMPT_LENGTH,
+            ).cpu()
+        beside = part.with_suffix(".tmp.npy")
+        np.save(beside, rows.numpy().astype(np.uint16), allow_pickle=False)
+        os.replace(beside, part)
+        print(f"responses {at + len(rows)}/{number}", flush=True)
+    responses = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
     np.save(work_dir / "responses.npy", responses, allow_pickle=False)
+    for part in parts:
+        part.unlink()
+    return True
 
 
 class TrainingRun:
     """One model on its way: weights, optimizer state and position, saved as safetensors."""
 
-    def __init__(self, name: str, work_dir: Path, max_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        work_dir: Path,
+        max_tokens: int,
+        device: torch.device,
+        size: Size = EMBEDDED,
+        max_seconds: float | None = None,
+        sequences_per_step: int | None = None,
+    ) -> None:
+        """max_seconds: of training in all calls together; the tokens are then those that fit."""
         torch.manual_seed(0)
         self.name, self.work_dir, self.device = name, work_dir, device
-        self.model = LlamaForCausalLM(model_config(name)).to(device)
-        self.teacher = None if name == "target" else load_trained("target", work_dir, device)
+        self.size, self.max_seconds = size, max_seconds
+        self.width = sequences_per_step or SEQUENCES_PER_STEP
+        self.model = LlamaForCausalLM(model_config(name, size)).to(device)
+        self.teacher = None if name == "target" else load_trained("target", work_dir, device, size)
         if self.teacher is not None:
-            _start_from(self.model, self.teacher, LESSONS[name].starts_from)
+            _start_from(self.model, self.teacher, size.layers_of(name))
         self.stacks = _matrices_by_shape(self.model)
         in_stacks = {id(p) for stack in self.stacks for p in stack}
         rest = [p for p in self.model.parameters() if id(p) not in in_stacks]
@@ -139,10 +186,11 @@ class TrainingRun:
         self.responses = None
         if self.teacher is not None and domain is None:
             self.responses = np.load(work_dir / "responses.npy", allow_pickle=False)
-        self.num_steps = max_tokens // (SEQUENCE_LENGTH * SEQUENCES_PER_STEP)
+        self.num_steps = max_tokens // (SEQUENCE_LENGTH * self.width)
         self.step = 0
         self.trained_s = 0.0
         self._resume()
+        self._fit_budget()
 
     @property
     def state_path(self) -> Path:
@@ -160,6 +208,8 @@ class TrainingRun:
         )
         self.momenta = [state[f"momentum.{i}"].to(self.device) for i in range(len(self.momenta))]
         for i, parameter in enumerate(self.adam.param_groups[0]["params"]):
+            if self.step == 0:  # stopped before the optimizer had a state
+                break
             self.adam.state[parameter] = {
                 key: state[f"adam.{i}.{key}"].to(self.device) for key in ("exp_avg", "exp_avg_sq")
             } | {"step": state[f"adam.{i}.step"]}
@@ -180,11 +230,11 @@ class TrainingRun:
         os.replace(beside, self.state_path)
 
     def batch(self, step: int) -> Tensor:
-        """(SEQUENCES_PER_STEP, SEQUENCE_LENGTH) int64; a function of the step alone."""
+        """(sequences a step, SEQUENCE_LENGTH) int64; a function of the step alone."""
         num_windows = (len(self.tokens) - 1) // SEQUENCE_LENGTH
-        at = step * SEQUENCES_PER_STEP
+        at = step * self.width
         rows = []
-        for i in range(at, at + SEQUENCES_PER_STEP):
+        for i in range(at, at + self.width):
             epoch, index = divmod(i, num_windows)
             order = np.random.default_rng(epoch).permutation(num_windows)
             # Each epoch cuts its windows elsewhere, so that no token is always a first one.
@@ -206,29 +256,40 @@ class TrainingRun:
         with _autocast(self.device):
             logits = self.model(input_ids=ids).logits
             if self.teacher is None:
-                flat = logits[:, :-1].reshape(-1, VOCAB_SIZE).float()
+                flat = logits[:, :-1].reshape(-1, self.size.vocab_size).float()
                 return nn.functional.cross_entropy(flat, ids[:, 1:].reshape(-1))
             with torch.no_grad():
-                wanted = self.teacher(input_ids=ids).logits.reshape(-1, VOCAB_SIZE).float()
-        flat = logits.reshape(-1, VOCAB_SIZE).float()
+                wanted = (
+                    self.teacher(input_ids=ids).logits.reshape(-1, self.size.vocab_size).float()
+                )
+        flat = logits.reshape(-1, self.size.vocab_size).float()
         return nn.functional.cross_entropy(flat, _softened(wanted))
 
-    def train(self) -> None:
-        """Go on from the last state to the end of the budget, saving every SAVE_EVERY_S."""
+    def _fit_budget(self) -> None:
+        """Set the number of steps to those that fit into the time, by those done so far."""
+        if self.max_seconds is not None and self.step >= MIN_TIMED_STEPS:
+            self.num_steps = round(self.step * self.max_seconds / self.trained_s)
+
+    def train(self, until: float = math.inf) -> bool:
+        """Go on from the last state to the end of the budget, saving every SAVE_EVERY_S.
+
+        False where `until` (of time.monotonic) came first: the state is saved, for another call.
+        """
         started, saved = time.monotonic(), time.monotonic()
         trained_before, first_step = self.trained_s, self.step
         running = math.nan
-        while self.step < self.num_steps:
+        while self.step < self.num_steps and time.monotonic() < until:
             loss = self.loss(self.batch(self.step))
             torch.autograd.backward(loss)
             self._update(learning_rate_scale(self.step, self.num_steps))
             self.step += 1
             now = time.monotonic()
             self.trained_s = trained_before + now - started
+            self._fit_budget()
             value = float(loss.detach())
             running = value if math.isnan(running) else 0.95 * running + 0.05 * value
             if self.step % 20 == 0:
-                per_s = (self.step - first_step) * SEQUENCES_PER_STEP * SEQUENCE_LENGTH
+                per_s = (self.step - first_step) * self.width * SEQUENCE_LENGTH
                 rate = per_s / (now - started)
                 print(
                     f"{self.name} step {self.step}/{self.num_steps} loss {running:.3f} "
@@ -239,6 +300,7 @@ class TrainingRun:
                 self.save()
                 saved = now
         self.save()
+        return self.step >= self.num_steps
 
     def _update(self, scale: float) -> None:
         for stack, momentum in zip(self.stacks, self.momenta, strict=True):
@@ -279,9 +341,11 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16)
 
 
-def load_trained(name: str, work_dir: Path, device: torch.device) -> LlamaForCausalLM:
+def load_trained(
+    name: str, work_dir: Path, device: torch.device, size: Size = EMBEDDED
+) -> LlamaForCausalLM:
     """A model of the pair as its last state in `work_dir` has it, float32, in eval mode."""
-    model = LlamaForCausalLM(model_config(name))
+    model = LlamaForCausalLM(model_config(name, size))
     state = load_file(work_dir / f"{name}-state.safetensors")
     model.load_state_dict(
         {k[6:]: v for k, v in state.items() if k.startswith("model.")}, strict=False
