@@ -174,4 +174,7 @@ def _keep_only(traffic: Traffic, kept: Sequence[int], noun: str, why: str) -> Tr
     if num_left_out == 0:
         return traffic
     say(f"left out: {counted(num_left_out, noun)} {why}")
-    return replace(traffic, responses=pick_items(traffic.responses, kept))
+    reading = traffic.reading
+    if reading is not None:
+        reading = reading.without(num_left_out, f"{noun}s {why}")
+    return replace(traffic, responses=pick_items(traffic.responses, kept), reading=reading)

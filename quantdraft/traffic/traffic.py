@@ -21,6 +21,7 @@ from quantdraft.errors import OptionError, TrafficError
 from quantdraft.traffic.doubts import warnings_of
 from quantdraft.traffic.formats.exchange import UnusableLineError
 from quantdraft.traffic.formats.known import Reader
+from quantdraft.traffic.formats.server_logs import server_log_refusal
 from quantdraft.traffic.jsonl import BROKEN, LineReader, StoredLines, located_entries
 from quantdraft.traffic.ledger import Reading, Tally, left_out_of
 from quantdraft.traffic.responses import (
@@ -191,6 +192,8 @@ def _nothing_usable(path: Path, tally: Tally) -> str:
     if not tally.skipped:
         return f"'{path}' is an empty array. Give a file with prompts and responses."
     reasons = {each.reason for each in left_out_of(tally.skipped)}
+    if reasons == {BROKEN} and (refusal := server_log_refusal(path)):
+        return refusal
     if reasons == {ONLY_LENGTHS}:
         return (
             f"'{path}' is a trace of lengths without text: no acceptance can be replayed on it. "

@@ -83,7 +83,8 @@ def _left_out(found: dict[str, Any]) -> str:
     places = found.get("places")
     named = ", ".join(map(str, places)) if isinstance(places, (list, tuple)) else ""
     more = ", …" if isinstance(places, (list, tuple)) and found.get("count") != len(places) else ""
-    return f"{found.get('count')} ({named}{more}): {found.get('reason')}"
+    where = f" ({named}{more})" if named else ""
+    return f"{found.get('count')}{where}: {found.get('reason')}"
 
 
 def _sampling(sampling: dict[str, Any]) -> str:
