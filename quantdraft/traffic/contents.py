@@ -20,6 +20,7 @@ from quantdraft.errors import TrafficError
 from quantdraft.traffic.doubts import warnings_of
 from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader
+from quantdraft.traffic.formats.server_logs import server_log_refusal
 from quantdraft.traffic.formats.turns import REASONING
 from quantdraft.traffic.jsonl import located_entries
 from quantdraft.traffic.ledger import Reading, Tally, left_out_of
@@ -148,6 +149,8 @@ def read_contents(
     if not found.num_items:
         reasons = {each.reason for each in left_out_of(tally.skipped)}
         if not reasons or not reasons <= ASKABLE:
+            if not header and (refusal := server_log_refusal(path)):
+                raise TrafficError(refusal)
             first = tally.skipped[0] if tally.skipped else "it is empty"
             raise TrafficError(
                 f"'{path}' holds nothing that can be read. The first reason: {first}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from quantdraft.traffic.formats.exchange import Exchange
 
@@ -146,7 +146,7 @@ def sampling_of(exchange: Exchange) -> tuple[tuple[str, float], ...]:
     return tuple((name, float(value)) for name, value in found if _is_amount(value))
 
 
-def _is_amount(value: Any) -> bool:
+def _is_amount(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number of a size that a sampling parameter may have."""
     return type(value) in (int, float) and abs(value) < LARGEST_PARAMETER
 

@@ -104,7 +104,7 @@ def test_conversation_without_a_human_is_left_out_and_said(
         ("[3]", "item 1: not an object but 3"),
         ('{"prompt": ', "line 1: broken JSON"),
         ('"y"', "line 1: not a JSON object"),
-        ('{"text": "y"}', "line 1: it is of no known format: it has 'text'"),
+        ('{"event": "y"}', "line 1: it is of no known format: it has 'event'"),
         ('{"promt": "y"}', "it has 'promt'. Did you mean 'prompt'?"),
         ('{"prompt": ""}', "line 1: its prompt is empty"),
         ('{"messages": []}', "line 1: 'messages' is not a list of chat turns"),
