@@ -128,7 +128,7 @@ def test_unreadable_prompts_are_one_line_with_the_place(
 
 
 @pytest.mark.parametrize("as_array", [True, False])
-@pytest.mark.parametrize("bad", ['{"prompt": ', '"y"', "3", '{"text": "y"}', '{"prompt": ""}'])
+@pytest.mark.parametrize("bad", ['{"prompt": ', '"y"', "3", '{"event": "y"}', '{"prompt": ""}'])
 def test_one_bad_line_costs_itself_alone(tmp_path: Path, bad: str, as_array: bool) -> None:
     if as_array and bad.endswith(" "):
         return  # an array that is cut is no array
