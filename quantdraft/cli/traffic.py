@@ -18,8 +18,7 @@ from quantdraft.errors import OptionError
 @click.command(
     cls=Command,
     short_help="Show what is in a log, and split it by conversation.",
-    example="quantdraft traffic log.jsonl --tokenizer T\n"
-    "  quantdraft traffic log.jsonl --split calibration=0.5,evaluation=0.5 -o parts",
+    example="quantdraft traffic log.jsonl --split calibration=0.5,evaluation=0.5 -o parts",
     stopped="Nothing was written: the parts appear whole or not at all.",
 )
 @click.argument("files", nargs=-1, required=True, type=A_FILE, metavar="FILE...")
