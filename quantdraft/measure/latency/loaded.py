@@ -70,7 +70,7 @@ class Arms:
         device: torch.device,
         mode: ModeChoice = "auto",
     ) -> None:
-        """mode: how steps run; auto: as graphs on a GPU, on a CPU as trials find faster."""
+        """mode: how steps run; auto: as trials find faster, on a GPU recorded."""
         self.sources, self.widths, self.device = sources, widths, device
         self.batch_sizes, self.mode = batch_sizes, mode
         self.undefined: dict[str, str] = {}
