@@ -33,6 +33,6 @@ def server_log_refusal(path: Path) -> str | None:
         return None
     return (
         f"'{path}' is a console log of {server}, whose texts may be cut and are not read. Store "
-        "the replies to requests with 'return_token_ids': true, one JSON object a line: they have the "
-        "token ids themselves (docs/traffic.md)."
+        "the replies to requests with 'return_token_ids': true, one JSON object a line: they have "
+        "the token ids themselves (docs/traffic.md)."
     )
