@@ -3,6 +3,8 @@
     python -m tests.examples                              draw all of reports/example again
     python -m tests.examples --take RUN… [SELECTION]      first take these directories' records
 
+`tests.benchmarks.real_model` publishes the runs of a real model, in reports/real, by the same code.
+
 A run directory holds evaluation.json, that of a choice selection.json; each keeps its name.
 """
 

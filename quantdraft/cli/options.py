@@ -279,7 +279,7 @@ MODE = click.option(
     type=Name("mode", lambda: get_args(ModeChoice)),
     default="auto",
     show_default=True,
-    help="How steps run. auto: graphs on a GPU; on a CPU the mode that a short trial finds faster.",
+    help="How steps run. auto: the mode that a short trial finds faster, recorded on a GPU.",
 )
 POLICY = click.option("--policy", type=A_FILE, help="A YAML file with the limits of the verdict.")
 DEVICE = click.option(

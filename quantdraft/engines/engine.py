@@ -5,6 +5,7 @@ An engine is one class that inherits `Engine`, and one row in `registry`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,40 @@ class LaunchPair:
     acceptance_rule: AcceptanceRule | None = None
     quantization: Mapping[str, Any] = field(default_factory=dict)  # the draft's config section
     revision: str | None = None  # of a target of the Hub
+
+
+def launch_script(line: str, target: str) -> str:
+    """Return a shell script that runs the line beside itself, with another target where told.
+
+    A target that is no path, an id of the Hub, is not looked for.
+    """
+    word = shlex.quote(target)
+    other = line.replace(f" {word} ", ' "$TARGET" ', 1)
+    found = _SCRIPT.format(line=line, other=other)
+    if target.startswith((".", "/")):
+        found = found.replace(f"\n{line}\n", f"\n{_LOOK.format(target=word)}{line}\n")
+    return found
+
+
+_SCRIPT = """\
+#!/bin/sh
+# Paths are relative to this directory; the script may be called from anywhere.
+# TARGET=PATH ./launch.sh serves the draft with a target that lies elsewhere.
+if [ -e "${{TARGET-}}" ]; then
+  TARGET=$(CDPATH= cd -- "$(dirname -- "$TARGET")" && pwd)/$(basename -- "$TARGET")
+fi
+cd -- "$(dirname -- "$0")" || exit 1
+if [ -n "${{TARGET-}}" ]; then
+  exec {other}
+fi
+{line}
+"""
+_LOOK = """\
+if [ ! -e {target} ]; then
+  echo "launch.sh: there is no target at $PWD/"{target}": run TARGET=PATH ./launch.sh" >&2
+  exit 1
+fi
+"""
 
 
 class Engine(Protocol):
@@ -62,10 +97,9 @@ class Engine(Protocol):
             note = found.note or "in part; try it first"
             yield Finding("warn", f"{shown} in {self.name}: {note}.")
 
-    def launch_text(self, line: str) -> str:
+    def launch_text(self, line: str, target: str) -> str:
         """Return the content of the launch file, a script beside the draft; paths as seen there."""
-        note = "# Paths are relative to this directory; the script may be called from anywhere."
-        return f'#!/bin/sh\n{note}\ncd -- "$(dirname -- "$0")" || exit 1\n{line}\n'
+        return launch_script(line, target)
 
     def extra_files(self, pair: LaunchPair) -> dict[str, str]:
         """Return the files that the launch line names besides the draft, contents by name."""

@@ -28,6 +28,8 @@ class Draft:
     target_config: dict[str, Any] | None = None
     # Outputs and inputs of the matrices of grouped integers, by module.
     grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    # Last parts of its tensors' names: weight, weight_scale; empty where they were not read.
+    parameters: frozenset[str] = frozenset()
 
     @property
     def quantization(self) -> dict[str, Any]:
@@ -97,6 +99,24 @@ def float_mix(draft: Draft) -> Iterator[Finding]:
         "warn",
         f"{shown}, in which the engine runs both: watch the acceptance rate (vllm#55294).",
     )
+
+
+def misnamed_scale(draft: Draft, wanted: str, engine: str) -> Iterator[Finding]:
+    """Yield a refusal where an FP8 checkpoint's scales have not the name that the engine reads."""
+    scales = draft.parameters & {"weight_scale", "weight_scale_inv"}
+    if draft.quantization.get("quant_method") == "fp8" and scales and wanted not in scales:
+        yield Finding(
+            "refuse",
+            f"the scales of its FP8 weights are named '{min(scales)}', and {engine} reads "
+            f"'{wanted}' for this config: the weights would go without. Make the draft with "
+            "`apply --recipe fp8`.",
+        )
+
+
+def fp8_scale_name(draft: Draft) -> str:
+    """Return the name of FP8 scales for vLLM and SGLang: by blocks, or one for each weight."""
+    has_blocks = draft.quantization.get("weight_block_size") is not None
+    return "weight_scale_inv" if has_blocks else "weight_scale"
 
 
 def several_groups(draft: Draft, engine: str) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 SGLang needs a GPU and is not run here. Every flag below is a field of `ServerArgs` in
 sgl-project/sglang, python/sglang/srt/server_args.py, at commit 001067f; what it loads was read at
-commit 719a836.
+commits 719a836 and 0104cc5 (layers/quantization/compressed_tensors).
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from quantdraft.engines.findings import (
     Draft,
     Finding,
     float_mix,
+    fp8_scale_name,
+    misnamed_scale,
     several_groups,
     unequal_vocabulary,
     vocab_size,
 )
 from quantdraft.engines.support import (
     BITSANDBYTES,
+    GPTQ_ODD,
     MODELOPT,
     OTHERS_FP8,
     USUAL,
@@ -44,8 +47,12 @@ LOADS = SupportTable(
     | dict.fromkeys(BITSANDBYTES, Support("part", "limited"))
     | {
         "int4-fp8": Support("no", "its INT4 x FP8 scheme is for experts alone"),
+        "nvfp4": Support("part", "before Blackwell weight-only: inputs are not rounded"),
+        "nvfp4-weight-only": Support("part", "through Marlin, not in older versions"),
+        "mxfp4": Support("part", "weight-only through Marlin: inputs are not rounded"),
         "mxfp8": Support("part", "Blackwell, and not in older versions"),
-    },
+    }
+    | dict.fromkeys(GPTQ_ODD, Support("part", "its slow GPTQ kernel alone")),
     group_sizes=LOADED["sglang"],
 )
 
@@ -92,6 +99,7 @@ class Sglang(Engine):
             *self.loading(draft),
             *_method(draft),
             *untiled_matrices(draft),
+            *misnamed_scale(draft, fp8_scale_name(draft), "SGLang"),
             *several_groups(draft, "SGLang"),
             *_vocabulary(draft),
             *float_mix(draft),

@@ -2,6 +2,7 @@
 
 Formats go by `WeightFormat.name`; integers of another library by "library:name". An engine's own
 version may know more or less than its table; an absent entry means that nobody here has found out.
+Each table says which version of the engine's source it was read from, and what was run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ INTEGERS = ("int4", "int4-fp8", "int8", "int8-static", "int8-weight-only")
 FP8 = ("fp8", "fp8-static", "fp8-block")
 FP4 = ("nvfp4", "nvfp4-weight-only", "mxfp4")
 BITSANDBYTES = ("nf4", "fp4", "llm-int8")
-OTHER_LIBRARIES = ("gptq:int4", "awq:int4")
+OTHER_LIBRARIES = ("gptq:int4", "gptq:int8-weight-only", "awq:int4")
+GPTQ_ODD = ("gptq:int2", "gptq:int3")  # widths that few kernels have
 USUAL = ("dense", *INTEGERS, *FP8, *FP4, "mxfp8", *OTHER_LIBRARIES, *BITSANDBYTES)
 # What other tools publish and no recipe here makes: by `quant_method`.
 MODELOPT_FP8 = ("modelopt:fp8", "modelopt:fp8-static", "modelopt:fp8-block")
@@ -32,7 +34,7 @@ MODELOPT_FP4 = ("modelopt:nvfp4", "modelopt:nvfp4-weight-only")
 MODELOPT_INTEGERS = tuple(f"modelopt:{name}" for name in INTEGERS)
 MODELOPT = (*MODELOPT_FP8, *MODELOPT_FP4, *MODELOPT_INTEGERS, "modelopt:mxfp8")
 OTHERS_FP8 = ("fp8:fp8", "fp8:fp8-static", "fp8:fp8-block", "fbgemm_fp8:fp8")
-FORMATS = (*USUAL, *MODELOPT, *OTHERS_FP8)
+FORMATS = (*USUAL, *GPTQ_ODD, *MODELOPT, *OTHERS_FP8)
 
 _A_LINEAR = "model.layers.0.mlp.up_proj"
 

@@ -2,7 +2,8 @@
 
 It needs a GPU and is not run here. Every key below is a field in NVIDIA/TensorRT-LLM,
 tensorrt_llm/llmapi/llm_args.py, at commit 0004396; `--config` and the overlap scheduler are from
-docs/source/features/speculative-decoding.md at commit 04c8822.
+docs/source/features/speculative-decoding.md at commit 04c8822. What it loads was read from
+tensorrt_llm/_torch/model_config.py at commit 008e0af and models/quant_config_utils.py at 21156a7.
 """
 
 from __future__ import annotations
@@ -23,29 +24,45 @@ from quantdraft.engines.findings import (
 )
 from quantdraft.engines.support import (
     BITSANDBYTES,
-    FP4,
-    FP8,
-    INTEGERS,
-    MODELOPT,
-    NO,
+    GPTQ_ODD,
+    MODELOPT_FP4,
+    MODELOPT_FP8,
+    OTHER_LIBRARIES,
     YES,
     Support,
     SupportTable,
-    stored_names,
 )
 
 CONFIG_FILE = "trtllm.yaml"
 # The config's type is a union that is told apart by this word, and refuses any other.
 DECODING_TYPE = "Draft_Target"
 OLD_DECODING_TYPE = "DraftTarget"
-BY_MODELOPT = Support("part", "its own checkpoints, by ModelOpt")
+_READ = Support("part", "its loader was read, not run")
+_NO_BRANCH = Support("no", "its loader has no branch for this method")
+_INT8 = Support("no", "its compressed-tensors loader takes 8 bits for FP8")
+_BLACKWELL = "Blackwell, and models whose weight mapper knows compressed-tensors' names"
 LOADS = SupportTable(
-    dict.fromkeys((*INTEGERS, *BITSANDBYTES), NO)
-    | dict.fromkeys((*FP8, "gptq:int4"), Support("part"))
-    | dict.fromkeys((*FP4, "awq:int4"), BY_MODELOPT)
-    | dict.fromkeys((*MODELOPT, "fp8:fp8-block"), Support("part"))
-    | dict.fromkeys(("fp8:fp8", "fp8:fp8-static", "fbgemm_fp8:fp8"), NO)
-    | {"dense": YES}
+    {"dense": YES}
+    | dict.fromkeys((*BITSANDBYTES, *OTHER_LIBRARIES, *GPTQ_ODD), _NO_BRANCH)
+    | dict.fromkeys(("fp8", "fp8-block", "fp8:fp8-block"), _READ)
+    | dict.fromkeys(("fp8:fp8", "fp8:fp8-static", "fbgemm_fp8:fp8"), _NO_BRANCH)
+    | dict.fromkeys(("int4", "int4-fp8"), Support("no", "of 4 bits it loads NVFP4 alone"))
+    | dict.fromkeys(("int8", "int8-static", "int8-weight-only"), _INT8)
+    | dict.fromkeys((*MODELOPT_FP8, *MODELOPT_FP4, "modelopt:mxfp8"), _READ)
+    | dict.fromkeys(("modelopt:int4", "modelopt:int4-fp8", "modelopt:int8-weight-only"), _READ)
+    | dict.fromkeys(
+        ("modelopt:int8", "modelopt:int8-static"),
+        Support("no", "its PyTorch backend has no product for INT8 inputs"),
+    )
+    | {
+        "fp8-static": Support("no", "it loads FP8 by row and token, or in blocks"),
+        "nvfp4": Support("part", _BLACKWELL),
+        "nvfp4-weight-only": Support("no", "of compressed-tensors it loads NVFP4 with inputs"),
+        "mxfp4": Support("no", "its MXFP4 of compressed-tensors is for experts, weight-only"),
+        "mxfp8": Support("no", "of compressed-tensors it loads FP8 by row or in blocks"),
+    },
+    kv_cache=Support("part", "its loader was read, not run; its cache is then FP8"),
+    several_groups=Support("no", "of several groups it matches no class, such as Linear"),
 )
 
 
@@ -73,7 +90,7 @@ class TensorRtLlm(Engine):
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what TensorRT-LLM does not load, and what it needs."""
         return (
-            *(_modelopt(draft) or self.loading(draft)),
+            *self.loading(draft),
             *several_groups(draft, "TensorRT-LLM"),
             *_vocabulary(draft),
             *float_mix(draft),
@@ -92,21 +109,6 @@ class TensorRtLlm(Engine):
         }
         note = f"# Older versions of TensorRT-LLM spell the decoding_type {OLD_DECODING_TYPE}.\n"
         return {CONFIG_FILE: note + yaml.safe_dump(config, sort_keys=False)}
-
-
-def _modelopt(draft: Draft) -> list[Finding]:
-    """Return a refusal for a format that is read from ModelOpt's checkpoints, and is another's."""
-    quantization = draft.quantization
-    is_modelopts = quantization.get("quant_method") == "modelopt"
-    if is_modelopts or LOADS.of_checkpoint(quantization) != BY_MODELOPT:
-        return []
-    return [
-        Finding(
-            "refuse",
-            f"TensorRT-LLM loads {', '.join(stored_names(quantization))} from ModelOpt's own "
-            "checkpoints alone: quantize the draft with ModelOpt.",
-        )
-    ]
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:

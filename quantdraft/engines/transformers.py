@@ -1,14 +1,20 @@
-"""transformers: assisted generation with a fixed k. It imports nothing of transformers itself."""
+"""transformers: assisted generation with a fixed k. It imports nothing of transformers itself.
+
+What it loads was read from transformers 5.17 (quantizers/, integrations/finegrained_fp8.py); the
+formats that recipes make were run with it on a CPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from quantdraft.engines.engine import Engine, LaunchPair
-from quantdraft.engines.findings import Draft, Finding, unequal_vocabulary
+from quantdraft.engines.findings import Draft, Finding, misnamed_scale, unequal_vocabulary
 from quantdraft.engines.support import (
     FP4,
+    GPTQ_ODD,
     MODELOPT,
+    OTHER_LIBRARIES,
     OTHERS_FP8,
     USUAL,
     YES,
@@ -26,11 +32,18 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Paths are relative to this script, which may be called from anywhere.
+# Paths are relative to this script, which may be called from anywhere. TARGET=PATH python launch.py
+# takes a target that lies elsewhere.
+OTHER = os.environ.get("TARGET", "")
+OTHER = os.path.abspath(OTHER) if os.path.exists(OTHER) else OTHER
 os.chdir(os.path.dirname(os.path.abspath(__file__)))
 TARGET = {target!r}
 DRAFT = {draft!r}
 NUM_SPECULATIVE_TOKENS = {k}
+
+TARGET = OTHER or TARGET
+if TARGET.startswith((".", "/")) and not os.path.exists(TARGET):
+    sys.exit(f"launch.py: there is no target at {{os.path.abspath(TARGET)}}: set TARGET=PATH")
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 tokenizer = AutoTokenizer.from_pretrained(TARGET)
@@ -55,8 +68,11 @@ LOADS = SupportTable(
         ("fp8:fp8", "fp8:fp8-static"),
         Support("part", "one scale per weight under its own names alone (weight_scale_inv)"),
     )
+    | {"fbgemm_fp8:fp8": Support("part", "with fbgemm-gpu, from compute capability 9.0")}
     | dict.fromkeys((*FP4, "mxfp8"), Support("part", "unpacks the weights"))
-    | {"gptq:int4": Support("yes", "needs gptqmodel")},
+    | dict.fromkeys(
+        (*OTHER_LIBRARIES, *GPTQ_ODD), Support("yes", "needs gptqmodel and accelerate")
+    ),
     group_sizes=LOADED["transformers"],
     kv_cache=Support("part", "rounds keys and values, and stores them in full"),
 )
@@ -86,9 +102,14 @@ class Transformers(Engine):
 
     def check(self, draft: Draft) -> tuple[Finding, ...]:
         """Return what transformers refuses, and where it is no evidence for speed."""
-        return (*self.loading(draft), *_formats(draft), *_vocabulary(draft))
+        return (
+            *self.loading(draft),
+            *_formats(draft),
+            *(_no_blocks(draft) or misnamed_scale(draft, "weight_scale_inv", "transformers")),
+            *_vocabulary(draft),
+        )
 
-    def launch_text(self, line: str) -> str:
+    def launch_text(self, line: str, target: str) -> str:
         """Return the script itself."""
         return line
 
@@ -103,6 +124,21 @@ def _formats(draft: Draft) -> Iterator[Finding]:
         )
     if method == "gptq":
         yield Finding("warn", "transformers runs GPTQ through gptqmodel and optimum: install both.")
+
+
+def _no_blocks(draft: Draft) -> list[Finding]:
+    """Return a refusal of FP8 whose config names no blocks: transformers would take 128 by 128."""
+    quantization = draft.quantization
+    if quantization.get("quant_method") != "fp8" or "weight_block_size" in quantization:
+        return []
+    return [
+        Finding(
+            "refuse",
+            "its FP8 config has no 'weight_block_size' (AutoFP8's and vLLM's has none), and "
+            "transformers then reads scales of blocks of 128 by 128, which it does not have. Serve "
+            "it with vLLM or SGLang, or make the draft with `apply --recipe fp8`.",
+        )
+    ]
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:

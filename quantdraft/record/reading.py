@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from quantdraft.common.files import read_record
 from quantdraft.errors import CheckpointError
-from quantdraft.record.consistency import first_problem
+from quantdraft.record.consistency.problems import first_problem
 from quantdraft.record.evaluation import (
     BENCH_SCHEMA_VERSION,
     EVALUATION_SCHEMA_VERSION,

@@ -1,6 +1,9 @@
 """Compare vLLM's counters with replay, draft by draft and prompt by prompt.
 
 python -m tests.benchmarks.vllm_counters [--vllm-python P] [--num-prompts 4] [--num-tokens 96]
+    [--target T --traffic F --drafts DIRECTORY,…]
+
+Without a target it is the embedded pair, and recipes of its draft.
 
 Greedy, k = 4. Every draft is served in float32 where vLLM loads it so, else in bfloat16. The rounds
 are counted on the text that vLLM emitted; replay is one teacher-forced pass of the same checkpoint
@@ -12,6 +15,7 @@ near-ties of the draft, and rounds may differ by a few. The last line is one JSO
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -35,7 +39,7 @@ from quantdraft.measure.served.fleet import Fleet, blamed_on
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
-from quantdraft.traffic.traffic import Sampling, Traffic
+from quantdraft.traffic.traffic import Response, Sampling, Traffic, read_traffic
 
 K = 4
 DRAFTS = ("bf16", "int4", "int4-gptq", "int8", "fp8")
@@ -71,7 +75,12 @@ def applied(name: str, calibration: Path, directory: Path) -> Path:
 
 
 def counted(
-    environment: Environment, path: Path, traffic: Traffic, log_dir: Path, dtypes: list[str]
+    environment: Environment,
+    path: Path,
+    traffic: Traffic,
+    log_dir: Path,
+    dtypes: list[str],
+    target: Path | None = None,
 ) -> Counted:
     """Serve one draft in the first float type that loads, ask every prompt, replay the answers."""
     started, reasons = time.perf_counter(), []
@@ -81,7 +90,7 @@ def counted(
     ]
     has_rounding = rounds_activations(open_checkpoint(path))
     for dtype in dtypes:
-        plan = ServerPlan(pair_dir() / "target", dtype, K, 512)
+        plan = ServerPlan(target or pair_dir() / "target", dtype, K, longest(traffic))
         ours = MeasuredVllm(), VllmInstallation(environment)
         fleet = Fleet(*ours, plan, {path.name: path}, log_dir / dtype)
         with fleet.start(path.name) as server:
@@ -99,6 +108,26 @@ def counted(
         return Counted(dtype, engine, replay, same, seconds, has_rounding)
     seconds = time.perf_counter() - started
     return Counted("none", (), (), (), seconds, has_rounding, "; ".join(reasons))
+
+
+def longest(traffic: Traffic) -> int:
+    """The length that the server is started with, in tokens: a round may go past the last one."""
+    lengths = (len(r.prompt_token_ids) + len(r.response_token_ids) for r in traffic.responses)
+    return max(512, max(lengths) + 2 * K)
+
+
+def first_of_each_domain(traffic: Traffic, num_prompts: int, num_tokens: int) -> Traffic:
+    """Some responses, in turns of their domains, cut to a length."""
+    by_domain: dict[str, list[Response]] = {}
+    for response in traffic.responses:
+        by_domain.setdefault(response.domain, []).append(response)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_domain.values()))
+    chosen = itertools.islice((each for each in turns if each is not None), num_prompts)
+    cut = (
+        replace(each, response_token_ids=each.response_token_ids[:num_tokens], logprobs=None)
+        for each in chosen
+    )
+    return replace(traffic, responses=tuple(cut))
 
 
 def replayed(
@@ -153,25 +182,35 @@ def main() -> None:
     """Run it on the embedded pair and print one JSON line at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm-python", type=Path, help="Default: the installed environment.")
+    parser.add_argument("--target", type=Path, help="Default: that of the embedded pair.")
+    parser.add_argument("--traffic", type=Path, help="With --target: its responses.")
     parser.add_argument("--num-prompts", type=int, default=4)
     parser.add_argument("--num-tokens", type=int, default=96)
     parser.add_argument("--drafts", default=",".join(DRAFTS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     options = parser.parse_args()
+    if (options.target is None) != (options.traffic is None):
+        parser.error("--target and --traffic go together.")
     started = time.perf_counter()
     environment = find_vllm(options.vllm_python)
     print(f"vLLM {environment.version} on {environment.device_type}, greedy, k = {K}")
     found: dict[str, Counted] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        traffic = captured("prompts", directory, options.num_prompts, options.num_tokens)
-        captured("calibration", directory, 32, options.num_tokens)
+        size = options.num_prompts, options.num_tokens
+        if options.target is None:
+            traffic = captured("prompts", directory, *size)
+            captured("calibration", directory, 32, options.num_tokens)
+        else:
+            traffic = first_of_each_domain(read_traffic(options.traffic), *size)
         print(COLUMNS.format("draft", "dtype", "prompt", "engine", "replay", "diff", "text", ""))
         for draft in options.drafts.split(","):
-            path = applied(draft, directory / "calibration.jsonl", directory)
-            dtypes = options.dtypes.split(",")
-            found[draft] = counted(environment, path, traffic, directory / "logs", dtypes)
-            show(draft, found[draft], traffic)
+            given = None if options.target is None else Path(draft)
+            path = given or applied(draft, directory / "calibration.jsonl", directory)
+            dtypes, logs = options.dtypes.split(","), directory / "logs" / path.name
+            served = counted(environment, path, traffic, logs, dtypes, options.target)
+            found[path.name if given else draft] = served
+            show(path.name if given else draft, served, traffic)
     print(json.dumps(summary(environment, found, time.perf_counter() - started)))
 
 

@@ -42,7 +42,7 @@ class TooSlowError(BaseException):
 
 
 @dataclass
-class Tally:
+class FuzzCounts:
     """What became of one format's inputs."""
 
     name: str
@@ -55,7 +55,7 @@ class Tally:
     findings: dict[str, str] = field(default_factory=dict)  # where -> the first input and what
 
 
-def fuzz(num_inputs: int, seed: int = 0, only: str | None = None) -> Iterator[Tally]:
+def fuzz(num_inputs: int, seed: int = 0, only: str | None = None) -> Iterator[FuzzCounts]:
     """Read about `num_inputs` hostile files, as many of each format but of slow ones."""
     from tests.campaigns.formats import formats
 
@@ -67,50 +67,52 @@ def fuzz(num_inputs: int, seed: int = 0, only: str | None = None) -> Iterator[Ta
             yield _fuzzed(each, math.ceil(num_inputs * each.share / total), seed)
 
 
-def _fuzzed(each: Any, num_inputs: int, seed: int) -> Tally:
-    tally, started = Tally(each.name), time.perf_counter()
+def _fuzzed(each: Any, num_inputs: int, seed: int) -> FuzzCounts:
+    counts, started = FuzzCounts(each.name), time.perf_counter()
     original = each.file.read_bytes() if each.file.is_file() else None
     for number in range(num_inputs):
         chance = random.Random(f"{seed}:{each.name}:{number}")
         content = each.mutate(chance.choice(each.seeds), each.seeds, chance)
         each.file.write_bytes(content)
-        tally.inputs += 1
-        _read(each, tally, number, content)
+        counts.inputs += 1
+        _read(each, counts, number, content)
     if original is not None:
         each.file.write_bytes(original)
-    tally.seconds = time.perf_counter() - started
-    return tally
+    counts.seconds = time.perf_counter() - started
+    return counts
 
 
-def _read(each: Any, tally: Tally, number: int, content: bytes) -> None:
+def _read(each: Any, counts: FuzzCounts, number: int, content: bytes) -> None:
     from tests.campaigns.hostile import is_one_line
 
     signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_INPUT)
     try:
         each.read()
-        tally.accepted += 1
+        counts.accepted += 1
     except QuantDraftError as error:
         if is_one_line(error):
-            tally.refused += 1
-            tally.reasons[type(error).__name__] += 1
+            counts.refused += 1
+            counts.reasons[type(error).__name__] += 1
         else:
-            _found(tally, number, content, error, "a message of several lines")
+            _found(counts, number, content, error, "a message of several lines")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of a library is no Exception
-        _found(tally, number, content, error, type(error).__name__)
+        _found(counts, number, content, error, type(error).__name__)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _found(tally: Tally, number: int, content: bytes, error: BaseException, kind: str) -> None:
-    tally.crashes += 1
+def _found(
+    counts: FuzzCounts, number: int, content: bytes, error: BaseException, kind: str
+) -> None:
+    counts.crashes += 1
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/quantdraft/" in frame.filename] or list(frames)
     last = own[-1] if own else None
     where = f"{Path(last.filename).name}:{last.lineno} {last.name}" if last else "nowhere"
     shown = f"input {number}: {str(error)[:200]!r} from {content[:300]!r}"
-    tally.findings.setdefault(f"{kind} at {where}", shown)
+    counts.findings.setdefault(f"{kind} at {where}", shown)
 
 
 @contextlib.contextmanager
@@ -135,11 +137,11 @@ def _memory_disk() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def summary(tallies: list[Tally], seed: int) -> dict[str, Any]:
+def summary(all_counts: list[FuzzCounts], seed: int) -> dict[str, Any]:
     """Totals, and the same by format."""
     keys = ("inputs", "accepted", "refused", "crashes")
-    totals = {key: sum(getattr(tally, key) for tally in tallies) for key in keys}
-    by_format = {t.name: {key: getattr(t, key) for key in keys} for t in tallies}
+    totals = {key: sum(getattr(counts, key) for counts in all_counts) for key in keys}
+    by_format = {t.name: {key: getattr(t, key) for key in keys} for t in all_counts}
     return {**totals, "seed": seed, "by_format": by_format}
 
 
@@ -151,35 +153,35 @@ def main() -> int:
     parser.add_argument("--only", help="one format by its name")
     parser.add_argument("--output", type=Path, help="where fuzz.json and fuzz.md go")
     given = parser.parse_args()
-    tallies = []
-    for tally in fuzz(given.inputs, given.seed, given.only):
-        tallies.append(tally)
-        print(_line(tally), flush=True)
-        for where, what in tally.findings.items():
+    all_counts = []
+    for counts in fuzz(given.inputs, given.seed, given.only):
+        all_counts.append(counts)
+        print(_line(counts), flush=True)
+        for where, what in counts.findings.items():
             print(f"    {where}\n        {what}", flush=True)
-    total = summary(tallies, given.seed)
+    total = summary(all_counts, given.seed)
     if given.output is not None:
-        _write(given.output, total, tallies)
+        _write(given.output, total, all_counts)
     print(json.dumps(total))
     return 1 if total["crashes"] else 0
 
 
-def _line(tally: Tally) -> str:
-    rate = tally.inputs / max(tally.seconds, 1e-9)
+def _line(counts: FuzzCounts) -> str:
+    rate = counts.inputs / max(counts.seconds, 1e-9)
     return (
-        f"{tally.name:<36} {tally.inputs:>6} inputs, {tally.accepted:>6} accepted, "
-        f"{tally.refused:>6} refused, {tally.crashes:>4} crashes, {rate:,.0f} a second"
+        f"{counts.name:<36} {counts.inputs:>6} inputs, {counts.accepted:>6} accepted, "
+        f"{counts.refused:>6} refused, {counts.crashes:>4} crashes, {rate:,.0f} a second"
     )
 
 
-def _write(output: Path, total: dict[str, Any], tallies: list[Tally]) -> None:
-    details = [{**vars(tally), "reasons": dict(tally.reasons)} for tally in tallies]
+def _write(output: Path, total: dict[str, Any], all_counts: list[FuzzCounts]) -> None:
+    details = [{**vars(counts), "reasons": dict(counts.reasons)} for counts in all_counts]
     plain = {**total, "tallies": details}
     write_json(output / "fuzz.json", plain)
     rows = [
         f"| {t.name} | {t.inputs:,} | {t.accepted:,} | {t.refused:,} | {t.crashes} | "
         f"{t.inputs / max(t.seconds, 1e-9):,.0f} |"
-        for t in tallies
+        for t in all_counts
     ]
     head = "| format | inputs | accepted | refused in one line | crashes | a second |"
     text = "\n".join(

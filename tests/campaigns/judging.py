@@ -187,7 +187,7 @@ def count_units(log: Path) -> None:
         replay._pieces = pieces
 
     own = answering.OwnTarget
-    own.answers = counting(own.answers, lambda target, prompts, seeds: len(prompts))
+    own.answers = counting(own.answers, lambda target, prompts, *rest: len(prompts))
     replay.response_logits = replayed
     PointTiming.time_arms = counting(PointTiming.time_arms, lambda *rest: 1)
     quantization.apply = counting(quantization.apply, lambda *rest: 1)

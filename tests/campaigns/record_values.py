@@ -61,7 +61,7 @@ class Seed:
 
 
 @dataclass
-class Tally:
+class Outcome:
     """What became of one record's changes."""
 
     name: str
@@ -199,7 +199,7 @@ def campaign(
     seed: int,
     only: str | None = None,
     one_in: int = 1,
-) -> Iterator[Tally]:
+) -> Iterator[Outcome]:
     """Make the changes of each record, all or so many by chance, and yield what became of them."""
     logging.disable(logging.WARNING)
     chosen = [each for each in known if only in {None, each.name}]
@@ -213,63 +213,63 @@ def campaign(
             else:
                 share = max(1, round(num_changes * sizes[each.name] / total))
                 of_this = some_changes(each, share, rng)
-            tally = Tally(each.name)
+            outcome = Outcome(each.name)
             for place, way in of_this:
-                views = _read(each, place, way, Path(name) / "record.json", tally)
-                if views is not None and tally.read % one_in == 1 % one_in:
+                views = _read(each, place, way, Path(name) / "record.json", outcome)
+                if views is not None and outcome.read % one_in == 1 % one_in:
                     with_altair = rng.randrange(WITH_ALTAIR) == 0
-                    _draw_all(views, _told(place, way), tally, with_altair)
-            yield tally
+                    _draw_all(views, _told(place, way), outcome, with_altair)
+            yield outcome
 
 
 def _told(place: Place, way: str) -> str:
     return f"{'.'.join(map(str, place))}: {way}"
 
 
-def _read(seed: Seed, place: Place, way: str, path: Path, tally: Tally) -> Views | None:
+def _read(seed: Seed, place: Place, way: str, path: Path, outcome: Outcome) -> Views | None:
     """Return what draws the changed record; None where it is refused, as it should be or not."""
-    tally.changes += 1
+    outcome.changes += 1
     path.write_text(written(seed, place, way), encoding="utf-8")
     try:
         views = seed.views(path)
     except QuantDraftError as error:
         if is_one_line(error) and names_a_field(str(error)):
-            tally.refused += 1
+            outcome.refused += 1
         else:
-            _found(tally, _told(place, way), error, "a refusal that does not say which field")
+            _found(outcome, _told(place, way), error, "a refusal that does not say which field")
         return None
     except Exception as error:
-        _found(tally, _told(place, way), error, type(error).__name__)
+        _found(outcome, _told(place, way), error, type(error).__name__)
         return None
-    tally.read += 1
+    outcome.read += 1
     return views
 
 
-def _draw_all(views: Views, told: str, tally: Tally, with_altair: bool) -> None:
-    crashes = tally.crashes
+def _draw_all(views: Views, told: str, outcome: Outcome, with_altair: bool) -> None:
+    crashes = outcome.crashes
     with without_pictures(with_altair):
         for name, draw_view in views.items():
-            _draw(name, draw_view, told, tally)
-    tally.drawn += tally.crashes == crashes
+            _draw(name, draw_view, told, outcome)
+    outcome.drawn += outcome.crashes == crashes
 
 
-def _draw(name: str, draw_view: Callable[[], str], told: str, tally: Tally) -> None:
+def _draw(name: str, draw_view: Callable[[], str], told: str, outcome: Outcome) -> None:
     try:
         text = draw_view()
     except QuantDraftError as error:  # runs that do not belong together are not compared
-        tally.refused_views[name] += 1
+        outcome.refused_views[name] += 1
         if not is_one_line(error):
-            _found(tally, f"{told} ({name})", error, "a message of several lines")
+            _found(outcome, f"{told} ({name})", error, "a message of several lines")
         return
     except Exception as error:
-        _found(tally, f"{told} ({name})", error, type(error).__name__)
+        _found(outcome, f"{told} ({name})", error, type(error).__name__)
         return
-    tally.views[name] += 1
+    outcome.views[name] += 1
     nonsense = NONSENSE.search(text)
     if nonsense is not None:
         start = max(0, nonsense.start() - 60)
         error = ValueError(text[start : nonsense.end() + 20])
-        _found(tally, f"{told} ({name})", error, "nonsense on the page")
+        _found(outcome, f"{told} ({name})", error, "nonsense on the page")
 
 
 def names_a_field(message: str) -> bool:
@@ -279,25 +279,25 @@ def names_a_field(message: str) -> bool:
     return bool(field_named or read_by_key)
 
 
-def _found(tally: Tally, told: str, error: BaseException, kind: str) -> None:
-    tally.crashes += 1
+def _found(outcome: Outcome, told: str, error: BaseException, kind: str) -> None:
+    outcome.crashes += 1
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/quantdraft/" in frame.filename]
     where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    tally.findings.setdefault(f"{kind}{where}", f"{told}: {str(error)[:300]!r}")
+    outcome.findings.setdefault(f"{kind}{where}", f"{told}: {str(error)[:300]!r}")
 
 
-def as_record(tallies: Sequence[Tally], seed: int, line: str) -> dict[str, Any]:
+def as_record(outcomes: Sequence[Outcome], seed: int, line: str) -> dict[str, Any]:
     """Return totals, and the same for each record."""
     keys = ("changes", "refused", "read", "drawn", "crashes")
-    totals = {key: sum(getattr(tally, key) for tally in tallies) for key in keys}
-    views = sum((tally.views for tally in tallies), Counter[str]())
+    totals = {key: sum(getattr(outcome, key) for outcome in outcomes) for key in keys}
+    views = sum((outcome.views for outcome in outcomes), Counter[str]())
     return {
         "line": line,
         **totals,
         "seed": seed,
         "views": dict(views),
-        "by_record": {t.name: {key: getattr(t, key) for key in keys} for t in tallies},
+        "by_record": {t.name: {key: getattr(t, key) for key in keys} for t in outcomes},
     }
 
 
@@ -339,22 +339,22 @@ def main() -> int:
     parser.add_argument("--only", help="one record by its name")
     parser.add_argument("--output", type=Path, help="where records.json and records.md go")
     given = parser.parse_args()
-    tallies = []
+    outcomes = []
     started = time.perf_counter()
-    for tally in campaign(seeds(), given.changes, given.seed, given.only, given.draw):
-        tallies.append(tally)
+    for outcome in campaign(seeds(), given.changes, given.seed, given.only, given.draw):
+        outcomes.append(outcome)
         print(
-            f"{tally.name:<24} {tally.changes:>6} changes, {tally.refused:>6} refused, "
-            f"{tally.read:>6} read, {tally.drawn:>6} drawn, {tally.crashes:>4} crashes, "
+            f"{outcome.name:<24} {outcome.changes:>6} changes, {outcome.refused:>6} refused, "
+            f"{outcome.read:>6} read, {outcome.drawn:>6} drawn, {outcome.crashes:>4} crashes, "
             f"{time.perf_counter() - started:.0f} s",
             flush=True,
         )
-        for where, what in tally.findings.items():
+        for where, what in outcome.findings.items():
             print(f"    {where}\n        {what}", flush=True)
     some = "" if given.changes is None else f" --changes {given.changes}"
     some += "" if given.draw == 1 else f" --draw {given.draw}"
     line = f"python -m tests.campaigns.record_values{some} --seed {given.seed}"
-    record = as_record(tallies, given.seed, line)
+    record = as_record(outcomes, given.seed, line)
     if given.output is not None:
         write_json(given.output / "records.json", record)
         write_text(given.output / "records.md", page(record))

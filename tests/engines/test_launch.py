@@ -78,6 +78,10 @@ def findings(config: dict[str, Any], path: str = "served/draft", **target: Any) 
     return list(vllm.check(Draft(Path(path), config, target_config)))
 
 
+def refusals(engine: Engine, draft: Draft) -> list[str]:
+    return [each.message for each in engine.check(draft) if each.severity == "refuse"]
+
+
 def test_vllm_line_parses_and_holds_k_and_draft() -> None:
     line = vllm.launch(LaunchPair("org/T", Path("/srv/my draft"), 5, dtype="bfloat16"))
     words = shlex.split(line)
@@ -312,9 +316,12 @@ def test_tensorrt_llm_refuses_what_it_has_no_loader_for() -> None:
     assert "int4" in refused[0].message
     (warned,) = tensorrt_llm.check(Draft(Path("d"), quantized(**FP8), PLAIN))
     assert warned.severity == "warn"
-    (modelopt,) = tensorrt_llm.check(Draft(Path("d"), quantized(**NVFP4A16), PLAIN))
-    assert modelopt.severity == "refuse"
-    assert "ModelOpt" in modelopt.message
+    for group in (NVFP4A16, FP8_STATIC, INT8):
+        (other,) = tensorrt_llm.check(Draft(Path("d"), quantized(**group), PLAIN))
+        assert other.severity == "refuse"
+    assert "takes 8 bits for FP8" in other.message
+    for method in ("gptq:int4", "gptq:int8-weight-only", "awq:int4", "fbgemm_fp8:fp8", "fp8:fp8"):
+        assert tensorrt_llm.loads.formats[method].level == "no"
     assert tensorrt_llm.check(Draft(Path("d"), PLAIN, PLAIN)) == ()
 
 
@@ -366,7 +373,7 @@ def test_a_quantized_cache_is_said_by_every_engine_and_what_nobody_tried_is_not_
             found = engine.check(Draft(Path("d"), config, PLAIN))
             assert {f.severity for f in found} == {"warn"}
             (said,) = [f.message for f in found if "with an FP8 cache" in f.message]
-            assert ("not known" in said) == (engine in {sglang, tensorrt_llm})
+            assert ("not known" in said) == (engine is sglang)
 
 
 MODELOPT = {"quant_method": "modelopt"}
@@ -401,7 +408,93 @@ def test_what_other_tools_publish_has_a_row_in_every_table(name: str) -> None:
             f for f in engine.check(Draft(Path("d"), config, PLAIN)) if "not know" in str(f)
         ]
     refused = {f.severity for f in transformers.check(Draft(Path("d"), config, PLAIN))}
-    assert ("refuse" in refused) == name.startswith("modelopt:")  # it would drop the scales
+    drops = name.startswith("modelopt:") or name in {"fp8:fp8", "fp8:fp8-static"}
+    assert ("refuse" in refused) == drops  # it would read other scales, or none
+
+
+def test_fp8_scales_have_the_name_that_the_engine_reads() -> None:
+    by_weight = {"quant_method": "fp8", "weight_block_size": None}
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    cases = [  # config, name of its scales, who refuses it
+        (by_weight, "weight_scale", {transformers}),
+        (by_weight, "weight_scale_inv", {vllm, sglang}),
+        (blocks, "weight_scale_inv", set()),
+        (blocks, "weight_scale", {vllm, sglang, transformers}),
+    ]
+    for quantization, scale, refusing in cases:
+        config = PLAIN | {"quantization_config": quantization}
+        draft = Draft(Path("d"), config, PLAIN, parameters=frozenset({"weight", scale}))
+        found = {e for e in (vllm, sglang, transformers) if refusals(e, draft)}
+        assert found == refusing
+        assert all(f"'{scale}'" in refusals(e, draft)[0] for e in refusing)
+
+
+def test_fp8_without_blocks_in_its_config_is_not_for_transformers() -> None:
+    for scheme in ("dynamic", "static"):
+        own = {"quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": ["lm_head"]}
+        draft = Draft(Path("d"), PLAIN | {"quantization_config": own}, PLAIN)
+        (said,) = refusals(transformers, draft)
+        assert "weight_block_size" in said
+        assert not refusals(vllm, draft)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "name"),
+    [
+        (MODELOPT | {"quantization": {"exclude_modules": ["model.layers.0.*"]}}, "model.layers.0"),
+        (MODELOPT | {"ignore": ["model.layers.0.mlp*"]}, "model.layers.0.mlp*"),
+        (MODELOPT | {"exclude_modules": ["lm_head", "*router*", "model.layers.1"]}, None),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.mlp.gate"]}, "gate"),
+        ({"quant_method": "fp8", "ignored_layers": ["lm_head", "model.norm"]}, None),
+        ({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["model.layers.0.o"]}, "0.o"),
+        ({"quant_method": "awq", "modules_to_not_convert": ["model.layers.0.mlp"]}, None),
+        (GPTQ["quantization_config"] | {"dynamic": {"-:model.layers.0": {}}}, "model.layers.0"),
+        (GPTQ["quantization_config"] | {"dynamic": {"-:.*layers.0": {}}}, None),
+    ],
+)
+def test_vllm_refuses_lists_whose_names_match_nothing_in_a_draft(
+    quantization: dict[str, Any], name: str | None
+) -> None:
+    own = {"quant_algo": "FP8"} | quantization
+    if isinstance(nested := own.get("quantization"), dict):
+        own = own | {"quantization": nested | {"quant_algo": "FP8"}}
+    said = refusals(vllm, Draft(Path("d"), PLAIN | {"quantization_config": own}, PLAIN))
+    assert len(said) == (name is not None)
+    assert name is None or (name in said[0] and "draft_model." in said[0])
+
+
+def test_vllm_refuses_a_list_of_layers_and_gptq_with_zero_points() -> None:
+    layers = {"model.layers.0.up_proj": {"quant_algo": "FP8"}}
+    mixed = MODELOPT | {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    zeros = GPTQ["quantization_config"] | {"sym": False}
+    for own, word in ((mixed, "model.layers.0.up_proj"), (zeros, "'sym': true")):
+        draft = Draft(Path("d"), PLAIN | {"quantization_config": own}, PLAIN)
+        assert word in refusals(vllm, draft)[0]
+
+
+def test_gptq_of_every_width_is_known_to_every_engine() -> None:
+    for bits, levels in {8: "yes", 3: "no", 2: "no"}.items():
+        own = GPTQ["quantization_config"] | {"bits": bits}
+        assert vllm.loads.of_checkpoint(own).level == levels
+        known = [table.of_checkpoint(own).level for table in support_tables().values()]
+        assert "unknown" not in known
+
+
+def test_llamacpps_converter_reads_what_it_was_run_on() -> None:
+    levels = {name: each.level for name, each in llamacpp.loads.formats.items()}
+    for name in ("gptq:int4", "fp8:fp8-block", "modelopt:nvfp4", "modelopt:fp8-static"):
+        assert levels[name] == "part"
+    for name in ("awq:int4", "fbgemm_fp8:fp8", "fp8-static"):
+        assert levels[name] == "no"
+
+
+def test_inputs_by_a_stored_scale_on_vllms_cpu_are_said_to_be_untried() -> None:
+    group = W8A16 | {"input_activations": {"num_bits": 8, "type": "int", "dynamic": False}}
+    own = quantized(**group)["quantization_config"]
+    assert stored_names(own) == ["int8-static"]
+    assert vllm.loads_on_cpu is not None
+    found = vllm.loads_on_cpu.of_checkpoint(own)
+    assert (found.level, "not run" in str(found.note)) == ("part", True)
 
 
 def test_modelopts_mixed_precision_is_as_loadable_as_its_worst_layer() -> None:
@@ -430,7 +523,7 @@ def test_int4_with_fp8_inputs_is_for_one_gpu_generation() -> None:
 def test_every_engine_says_the_launch_line_in_its_file() -> None:
     pair = LaunchPair("org/T", Path("/srv/draft"), 4)
     for engine in map(engine_named, ENGINES):
-        assert engine.launch(pair) in engine.launch_text(engine.launch(pair))
+        assert engine.launch(pair) in engine.launch_text(engine.launch(pair), pair.target)
 
 
 def test_engines_have_all_parts_and_unknown_ones_are_refused() -> None:

@@ -224,11 +224,16 @@ def test_a_library_that_cannot_be_loaded_says_so(tmp_path):
     assert "\n" not in fault
 
 
-def test_a_compiler_is_told_what_the_operators_return(operators):
-    vllm_library._register_shapes()
-    vllm_library._register_shapes()  # as where the package has told it already
-    weight = random_weight("int4", columns=256, outputs=128)
-    for kind in (Int4MarlinLinear, Int4MacheteLinear):
-        kernel = kind(weight, None, torch.bfloat16).to("meta")
-        x = torch.empty((3, 256), dtype=torch.bfloat16, device="meta")
-        assert kernel(x).shape == (3, 128)
+def test_a_folder_with_the_library_alone_will_do(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    library = tmp_path / "vllm" / "_C_stable_libtorch.abi3.so"
+    library.touch()
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(vllm_library, "_version", lambda: "?")
+    vllm_library.vllm_fault.cache_clear()
+    fault = vllm_library.vllm_fault(("marlin_gemm",))
+    vllm_library.vllm_fault.cache_clear()
+    assert fault == "vLLM ? has no marlin_gemm: it needs the build for CUDA"
+    assert loaded == [library]

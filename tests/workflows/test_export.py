@@ -196,6 +196,36 @@ def test_what_is_exported_starts_from_anywhere_and_says_nothing_of_this_machine(
     assert (moved / f"../{Path(target).name}" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+def test_a_target_that_lies_elsewhere_is_named_and_can_be_told(
+    checkpoint: Path, target: str, tmp_path: Path, engine: str
+) -> None:
+    output, programs = tmp_path / "deep" / "served", tmp_path / "bin"
+    export(ExportSettings(checkpoint, engine, output, target=target))
+    moved = tmp_path / "served"
+    output.rename(moved)
+    programs.mkdir()
+    for name in ("vllm", "python", "trtllm-serve"):
+        (programs / name).write_text('#!/bin/sh\necho "$*"\n')
+        (programs / name).chmod(0o755)
+    plain = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    script = [str(moved / "launch.sh")]
+    lost = subprocess.run(script, cwd="/", env=plain, capture_output=True, text=True, check=False)
+    assert lost.returncode == 1
+    assert f"{moved}/../../{Path(target).name}: run TARGET=" in lost.stderr
+    assert not lost.stdout
+    (tmp_path / "other target").mkdir()
+    told = {**plain, "TARGET": "other target"}
+    done = subprocess.run(
+        script, cwd=tmp_path, env=told, capture_output=True, text=True, check=True
+    )
+    assert f"{tmp_path / 'other target'} " in done.stdout
+    hub = subprocess.run(
+        script, env=plain | {"TARGET": "org/T"}, capture_output=True, text=True, check=True
+    )
+    assert " org/T " in f" {hub.stdout}"
+
+
 def measured_in(dtype: str, served: str | None = None) -> Evaluation:
     """A go whose acceptance was measured in one float type, and served by vLLM in another."""
     made = evaluation()

@@ -21,6 +21,7 @@ from quantdraft.engines.kernels.linear import (
     pad_matrix,
     row_scales,
 )
+from quantdraft.engines.kernels.opaque_products import multiply_bytes, multiply_nibbles
 from quantdraft.engines.kernels.requirements import (
     has_triton,
     require_block_scaling,
@@ -275,10 +276,7 @@ class Int4TritonLinear(Int4DequantizingLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         if len(rows) > FEW_ROWS:
             return super()._multiply(rows)
-        out: Tensor = triton_products().nibble_product(
-            rows, self.halves, self.scale, self.zero_point, self.group_size
-        )
-        return out
+        return multiply_nibbles(rows, self.halves, self.scale, self.zero_point, self.group_size)
 
 
 def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -287,7 +285,8 @@ def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x: (..., in)
     Returns (..., in) in `dtype`, int8 or float8_e4m3fn, and (..., 1) float32.
     """
-    if x.is_cuda and has_triton():
+    # A compiler makes one kernel of torch's operators and of what comes before them.
+    if x.is_cuda and not torch.compiler.is_compiling() and has_triton():
         rounded: tuple[Tensor, Tensor] = triton_products().round_rows_by_triton(x, dtype)
         return rounded
     return round_rows_by_torch(x, dtype)
@@ -319,5 +318,4 @@ def require_fp8(weight: Unpacked) -> None:
 def _multiply_few(
     rows: Tensor, values: Tensor, scale: Tensor, rounds_inputs: bool = True
 ) -> Tensor:
-    out: Tensor = triton_products().byte_product(rows, values, scale, rounds_inputs)
-    return out
+    return multiply_bytes(rows, values, scale, rounds_inputs)

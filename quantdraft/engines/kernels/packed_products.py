@@ -1,7 +1,8 @@
-"""A registry of products with weights in a library's private layout, as one torch operator.
+"""A registry of products that a compiler cannot look into, as one torch operator.
 
-A packed weight is no tensor that a compiler can look into. The registry keeps its product under a
-number, and a compiled model calls `quantdraft::packed_product` with that number.
+A weight in a library's private layout is no tensor, and a library may call what no compiler
+follows. The registry keeps such a product under a number, and a compiled model calls
+`quantdraft::packed_product` with that number, on every device.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ def register_product(owner: nn.Module, product: PackedProduct) -> None:
     """Keep a product, (rows, in) to (rows, out) float, for as long as its owner lives.
 
     Its number is a tensor, the owner's buffer `number`: a compiler takes an int for part of the
-    code, and would compile every layer again.
+    code, and would compile every layer again. It lies in the host's memory, also for weights on a
+    GPU: reading it waits for nothing.
     """
     number = next(_numbers)
     _products[number] = product
     weakref.finalize(owner, _products.pop, number, None)
-    owner.register_buffer("number", torch.tensor(number), persistent=False)
+    owner.register_buffer("number", torch.tensor(number, device="cpu"), persistent=False)
+
+
+def packed_rows(x: Tensor, number: Tensor, columns: int) -> Tensor:
+    """Return x, (..., in), times the weight of a number: (..., columns)."""
+    return packed_product(x.flatten(0, -2), number, columns).view(*x.shape[:-1], columns)
 
 
 def packed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
@@ -43,7 +50,7 @@ def packed_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return _products[int(number)](x)
 
 
-@torch.library.impl("quantdraft::packed_product", "cpu")
+@torch.library.impl("quantdraft::packed_product", "default")
 def _run_product(x: Tensor, number: Tensor, columns: int) -> Tensor:
     return _products[int(number)](x)
 

@@ -1,13 +1,13 @@
 """vLLM's compiled operators, where its build for CUDA is installed in this environment.
 
-The shared library is loaded without the package: `import vllm` sets variables of the environment
-and changes torch's compiler. Operators have the arguments that the wheel of vLLM 0.32 declares; one
+Of the package nothing but the shared library is needed: a folder `vllm` that holds it will do.
+It is loaded without the package: `import vllm` sets variables of the environment and changes
+torch's compiler. Operators have the arguments that the wheel of vLLM 0.32 declares; one
 that is declared with another number of them is not called.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from importlib import metadata
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quantdraft.errors import NoKernelError
 
@@ -73,21 +72,8 @@ def _load(package: Path) -> str | None:
                 reason = str(error.__cause__ or error).splitlines() or ["no reason given"]
                 faults.append(f"{path.name}: {reason[0]}")
             else:
-                _register_shapes()
                 return None
     return f"vLLM {_version()} has no library that can be loaded ({'; '.join(faults) or 'none'})"
-
-
-def _register_shapes() -> None:
-    """Say what the operators return, for a compiler; the package has said so where it is loaded."""
-    shapes: dict[str, Callable[..., Tensor | None]] = {
-        "marlin_gemm": lambda a, *others: a.new_empty(others[9:11]),
-        "machete_mm": lambda a, packed, *_: a.new_empty((a.shape[0], packed.shape[1])),
-        "cutlass_scaled_mm": lambda *_: None,
-    }
-    for name, shape in shapes.items():
-        with contextlib.suppress(RuntimeError):
-            torch.library.register_fake(f"_C::{name}", shape)
 
 
 def _num_arguments(name: str) -> int | None:

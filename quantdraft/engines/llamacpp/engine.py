@@ -1,8 +1,9 @@
 """llama.cpp: GGUF alone, made from the full-precision draft, and a candidate of its own.
 
 Flags are those of ggml-org/llama.cpp, common/arg.cpp, at commit 0c1e570 (which llama-cpp-python
-0.3.36 carries); what it loads is that of its converter there. How a GGUF is made is
-`quantdraft.engines.llamacpp.gguf`'s.
+0.3.36 carries); what it loads is that of its converter there (conversion/base.py), read, and run on
+GPTQ of 4 bits, AWQ, FP8 in blocks, AutoFP8, FBGEMM, ModelOpt's NVFP4 and INT4. How a GGUF is made
+is `quantdraft.engines.llamacpp.gguf`'s.
 """
 
 from __future__ import annotations
@@ -17,26 +18,44 @@ from quantdraft.engines.llamacpp.measured import MeasuredLlamacpp
 from quantdraft.engines.llamacpp.server import speculative_arguments
 from quantdraft.engines.support import (
     BITSANDBYTES,
-    FP8,
-    INTEGERS,
-    MODELOPT,
-    NO,
-    OTHERS_FP8,
+    MODELOPT_FP4,
+    MODELOPT_INTEGERS,
     Support,
     SupportTable,
 )
 
 # Two vocabularies may differ by as many tokens; beyond that the server leaves the draft unused.
 MAX_VOCABULARY_DIFFERENCE = 128
-# Of its converter, which is for GGUF files of the candidate's own weights.
+# Of its converter, which makes GGUF files of the candidate's own weights, dequantized.
+_CONVERTED = Support("part", "through its converter, to GGUF")
+_NO_BRANCH = Support("no", "its converter has no branch for this method")
+_OF_MODELOPT = Support("no", "of ModelOpt its converter reads FP8 by weight or row, and NVFP4")
 LOADS = SupportTable(
     dict.fromkeys(
-        ("dense", *INTEGERS, *FP8, "nvfp4", "nvfp4-weight-only", "gptq:int4"),
-        Support("part", "through its converter, to GGUF"),
+        ("dense", "int4", "int8", "fp8", "fp8-block", "nvfp4", "nvfp4-weight-only"), _CONVERTED
     )
-    | dict.fromkeys(("mxfp4", "mxfp8", "awq:int4", *BITSANDBYTES), NO)
-    | dict.fromkeys((*MODELOPT, *OTHERS_FP8), Support("no", "from the float draft alone"))
-    | {"int8-weight-only": Support("no", "its converter takes packed weights in groups alone")},
+    | dict.fromkeys(
+        ("gptq:int2", "gptq:int4", "gptq:int8-weight-only", "fp8:fp8-block"), _CONVERTED
+    )
+    | dict.fromkeys(("modelopt:fp8", "modelopt:fp8-static", *MODELOPT_FP4), _CONVERTED)
+    | dict.fromkeys(("modelopt:fp8-block", *MODELOPT_INTEGERS, "modelopt:mxfp8"), _OF_MODELOPT)
+    | dict.fromkeys(("awq:int4", *BITSANDBYTES, "fbgemm_fp8:fp8"), _NO_BRANCH)
+    | dict.fromkeys(
+        ("fp8-static", "int8-static"), Support("no", "its converter knows no scales of inputs")
+    )
+    | dict.fromkeys(
+        ("mxfp4", "mxfp8"),
+        Support("no", "its converter has no branch for this layout of compressed-tensors"),
+    )
+    | dict.fromkeys(
+        ("fp8:fp8", "fp8:fp8-static"),
+        Support("part", "scales named weight_scale_inv alone"),
+    )
+    | {
+        "gptq:int3": Support("no", "its converter reads GPTQ of 2, 4 and 8 bits"),
+        "int4-fp8": Support("part", "through its converter, to GGUF; inputs are not rounded"),
+        "int8-weight-only": Support("no", "its converter takes packed weights in groups alone"),
+    },
     kv_cache=Support("no", "its converter needs a config group of weights"),
     several_groups=Support(
         "no", "its converter takes one config group, of grouped or per-row weights"

@@ -164,29 +164,28 @@ class Layer(nn.Module):
         self.query_norm = RMSNorm(head_norms[0], shape.norm_eps) if head_norms else None
         self.key_norm = RMSNorm(head_norms[1], shape.norm_eps) if head_norms else None
 
-    def forward(self, x: Tensor, entries: Tensor, shared: LayerInputs) -> Tensor:
-        """Run one block over m new tokens per row.
+    def forward(
+        self, x: Tensor, normed: Tensor, entries: Tensor, shared: LayerInputs, next_norm: RMSNorm
+    ) -> tuple[Tensor, Tensor]:
+        """Run one block over m new tokens per row; return x behind it, and x normed by `next_norm`.
 
-        x:       (batch, m, hidden)
-        entries: (batch, 2 * kv heads, slots, head_dim), this layer's cache, written in place
+        The norm of what comes next is part of the block, so that a compiler makes one kernel of it
+        and the sum before it.
+
+        x, normed: (batch, m, hidden), before and behind the block's first norm
+        entries:   (batch, 2 * kv heads, slots, head_dim), this layer's cache, written in place
         """
-        x = x + self._attend(self.attention_norm(x), entries, shared)
+        x = x + self._attend(normed, entries, shared)
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        down: Tensor = self.down(F.silu(gate) * up)
-        return x + down
+        x = x + self.down(F.silu(gate) * up)
+        return x, next_norm(x)
 
     def _attend(self, x: Tensor, entries: Tensor, shared: LayerInputs) -> Tensor:
         shape, (batch, m, _) = self.shape, x.shape
         num_kv, dim = shape.num_kv_heads, shape.head_dim
         heads = self.qkv(x).view(batch, m, -1, dim)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key, value = heads.split([shape.num_heads, num_kv, num_kv], dim=2)
-            heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
-        # Queries and keys at once and in place: fewer operations, each of which costs its call.
-        turning = heads[:, :, : shape.num_heads + num_kv]
-        swapped = _swap_halves(turning).mul_(shared.sin)
-        turning.mul_(shared.cos).add_(swapped)
-        query, new = heads[:, :, : shape.num_heads], heads[:, :, shape.num_heads :]
+        turn = self._turn if torch.compiler.is_compiling() else self._turn_in_place
+        query, new = turn(heads, shared)
         _write(entries, new, shared)
         # The heads that share a key become rows of one product, so a key is read once.
         grouped = query.view(batch, m, num_kv, -1, dim).permute(0, 2, 3, 1, 4)
@@ -199,6 +198,34 @@ class Layer(nn.Module):
         out = out.view(batch, num_kv, -1, m, dim).permute(0, 3, 1, 2, 4)
         attended: Tensor = self.out(out.reshape(batch, m, -1))
         return attended
+
+    def _turn_in_place(self, heads: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor]:
+        """Return normed and turned queries, and what goes into the cache: keys, then values.
+
+        Queries and keys at once and in place: fewer operations, each of which costs its call.
+
+        heads: (batch, m, heads + 2 * kv heads, head_dim)
+        """
+        num_heads, num_kv = self.shape.num_heads, self.shape.num_kv_heads
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key, value = torch.split(heads, [num_heads, num_kv, num_kv], dim=2)
+            heads = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
+        turning = heads[:, :, : num_heads + num_kv]
+        swapped = _swap_halves(turning).mul_(shared.sin)
+        turning.mul_(shared.cos).add_(swapped)
+        return heads[:, :, :num_heads], heads[:, :, num_heads:]
+
+    def _turn(self, heads: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor]:
+        """Return the same for a compiler, which makes one kernel of each of the two.
+
+        Values are normed and turned like keys, and put back: that costs a kernel no memory.
+        """
+        query, new = heads[:, :, : self.shape.num_heads], heads[:, :, self.shape.num_heads :]
+        key = new
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(new)
+        is_key = torch.arange(new.shape[2], device=new.device) < self.shape.num_kv_heads
+        return _turned(query, shared), torch.where(is_key[:, None], _turned(key, shared), new)
 
 
 class RMSNorm(nn.Module):
@@ -219,7 +246,7 @@ class RMSNorm(nn.Module):
         self.register_buffer("weight", weight)
         self.root = size**0.5
         self.register_buffer("scaled", weight * self.root)
-        floor = torch.tensor((size * eps) ** 0.5, dtype=torch.float32, device=weight.device)
+        floor = torch.full((), (size * eps) ** 0.5, dtype=torch.float32, device=weight.device)
         self.register_buffer("floor", floor)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -254,6 +281,17 @@ class Rotary(nn.Module):
         return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
+class Parts(NamedTuple):
+    """A decoder's functions, or what stands for them.
+
+    begin:  as `Decoder.begin`
+    layers: each as `Layer.forward`
+    """
+
+    begin: Callable[..., tuple[Tensor, Tensor, LayerInputs]]
+    layers: Sequence[Callable[..., tuple[Tensor, Tensor]]]
+
+
 class Decoder(nn.Module):
     """Embedding, layers, norm and head. The cache is passed in, so one model serves many."""
 
@@ -284,7 +322,7 @@ class Decoder(nn.Module):
         num_live: int,
         at: Tensor | None = None,
         sees_all: bool = False,
-        layers: Sequence[Callable[..., Tensor]] | None = None,
+        parts: Parts | None = None,
     ) -> Tensor:
         """Return logits of the tokens at `at`; keys and values of all new tokens go into the cache.
 
@@ -293,21 +331,41 @@ class Decoder(nn.Module):
         num_live:  slots that attention reads, above every position
         at:        (batch, n) int64, which of the m tokens need logits; None: all
         sees_all:  every new token sees every live slot (one token a row, rows of one length)
-        layers:    this model's layers in another form (compiled); None: as they are
+        parts:     this model's parts in another form (compiled); None: as they are
         returns:   (batch, n, vocab) in the model's float type
         """
+        begin, layers = parts or Parts(self.begin, tuple(self.layers))
+        x, normed, shared = begin(cache, token_ids, positions, num_live, sees_all)
+        for layer, entries, next_norm in zip(layers, cache.entries, self.next_norms, strict=True):
+            x, normed = layer(x, normed, entries, shared, next_norm)
+        if at is not None:
+            normed = normed.gather(1, at[:, :, None].expand(-1, -1, normed.shape[-1]))
+        logits: Tensor = self.head(normed)
+        return logits
+
+    def begin(
+        self, cache: KVCache, token_ids: Tensor, positions: Tensor, num_live: int, sees_all: bool
+    ) -> tuple[Tensor, Tensor, LayerInputs]:
+        """Return the embeddings, (batch, m, hidden), normed too, and what all layers share."""
         x = F.embedding(token_ids, self.embedding).to(cache.entries.dtype)
         mask = None if sees_all else self._mask(positions, num_live, x.dtype)
         cos, sin = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
         places = cache.rows, cache.heads, positions[:, :, None]
         shared = LayerInputs(cos, sin, mask, positions, num_live, places)
-        run: Sequence[Callable[..., Tensor]] = layers or tuple(self.layers)
-        for index, layer in enumerate(run):
-            x = layer(x, cache.entries[index], shared)
-        if at is not None:
-            x = x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return x, self.first_norm(x), shared
+
+    @property
+    def first_norm(self) -> RMSNorm:
+        """The norm before the first layer."""
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        return layer.attention_norm
+
+    @property
+    def next_norms(self) -> list[RMSNorm]:
+        """The norm behind each layer: the next layer's first, or the model's last."""
+        firsts = [layer.attention_norm for layer in self.layers if isinstance(layer, Layer)]
+        return [*firsts[1:], self.norm]
 
     def first_layer(self) -> Decoder:
         """Return this model with its first layer alone, on the same weights, for short trials."""
@@ -332,6 +390,12 @@ def _write(cache: Tensor, new: Tensor, shared: LayerInputs) -> None:
         cache.index_copy_(2, shared.positions[0], new.transpose(1, 2))
     else:
         cache.index_put_(shared.places, new)
+
+
+def _turned(x: Tensor, shared: LayerInputs) -> Tensor:
+    """Rotate (batch, m, heads, head_dim); the swap of halves is an index that a kernel reads by."""
+    swapped = torch.unflatten(x, -1, (2, -1)).flip(-2).flatten(-2)
+    return x * shared.cos + swapped * shared.sin
 
 
 def _swap_halves(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """vLLM: how it is told of a draft, and which drafts it refuses or reads wrongly.
 
-Facts are of vLLM 0.32, of its CPU build by running it, and of the threads named beside them; check
-them against the installed version.
+Facts are of the source of vLLM 0.32 (model_executor/layers/quantization, kernels/linear), of its
+CPU build by running it where nothing else is said, and of the threads named beside them; check
+them against the installed version. No GPU ran any of it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from quantdraft.engines.findings import (
     Finding,
     float_mix,
     float_type,
+    fp8_scale_name,
+    misnamed_scale,
     unequal_vocabulary,
     vocab_size,
 )
 from quantdraft.engines.support import (
     BITSANDBYTES,
     FP4,
+    GPTQ_ODD,
     MODELOPT_FP4,
     MODELOPT_FP8,
     MODELOPT_INTEGERS,
@@ -32,6 +36,7 @@ from quantdraft.engines.support import (
     SupportTable,
 )
 from quantdraft.engines.vllm.measured import MeasuredVllm
+from quantdraft.engines.vllm.names import unmatched_names
 from quantdraft.engines.vllm.settings import speculative_config
 from quantdraft.quantize.group_sizes import LOADED, tile_problem
 
@@ -41,16 +46,23 @@ CPU_TILE = 32  # of inputs and of outputs, in its CPU build (mixed_precision/cpu
 _ONE_GROUP = Support("no", "draft_model takes one config group (vllm#49893)")
 _OF_MODELOPT = Support("no", "of ModelOpt it reads FP8, NVFP4 and MXFP8")
 _BLACKWELL = Support("part", "Blackwell, or weight-only through Marlin")
+_NO_UINT8 = Support("no", "Quant type (uint8b128) not supported")
 _AVX512 = Support("yes", "its kernel needs AVX-512")
 LOADS = SupportTable(
     dict.fromkeys((*USUAL, *OTHERS_FP8), YES)
     | dict.fromkeys((*FP4, "mxfp8", *MODELOPT_FP4, "modelopt:mxfp8"), _BLACKWELL)
-    | dict.fromkeys(MODELOPT_FP8, Support("part", "needs compute capability 8.9"))
+    | dict.fromkeys(
+        MODELOPT_FP8, Support("part", "from compute capability 8.0; before 8.9 weight-only")
+    )
     | dict.fromkeys(MODELOPT_INTEGERS, _OF_MODELOPT)
     | dict.fromkeys(
         BITSANDBYTES, Support("part", "before 0.32, slowly; 0.32 itself has no loader for it")
     )
-    | {"int4-fp8": Support("part", "compute capability 9.0 and no other")},
+    | dict.fromkeys(GPTQ_ODD, Support("no", "of GPTQ it reads 4 and 8 bits"))
+    | {
+        "int4-fp8": Support("part", "compute capability 9.0 and no other"),
+        "fbgemm_fp8:fp8": Support("part", "0.32 asks for --allow-deprecated-quantization"),
+    },
     kv_cache=Support("part", "its cache is then FP8; needs compute capability 8.9"),
     several_groups=_ONE_GROUP,
     group_sizes=LOADED["vllm"],
@@ -59,13 +71,18 @@ LOADS = SupportTable(
 LOADS_ON_CPU = SupportTable(
     dict.fromkeys(USUAL, YES)
     | dict.fromkeys(MODELOPT_INTEGERS, _OF_MODELOPT)
+    | dict.fromkeys(GPTQ_ODD, Support("no", "of GPTQ it reads 4 and 8 bits"))
     | dict.fromkeys(FP4, Support("no", "Marlin FP4 not available"))
     | dict.fromkeys(BITSANDBYTES, Support("no", "Unknown quantization method: bitsandbytes"))
     | {
         "int4": _AVX512,
         "gptq:int4": _AVX512,
+        "gptq:int8-weight-only": _NO_UINT8,
+        "int8-static": Support(
+            "part", "read, not run: with AMX its kernel rounds by token, not by the stored scale"
+        ),
         "int4-fp8": Support("no", "No compressed-tensors compatible scheme was found"),
-        "int8-weight-only": Support("no", "Quant type (uint8b128) not supported"),
+        "int8-weight-only": _NO_UINT8,
         "fp8-static": Support("no", "static_scaled_fp8_quant() expected at most 0 argument(s)"),
         "fp8-block": Support("no", "needs AMX"),
         "mxfp8": Support("no", "Failed to find a kernel that can implement MXFP8"),
@@ -114,7 +131,9 @@ class Vllm(Engine):
             *self.loading(draft),
             *padded_matrices(draft),
             *_groups(draft),
-            *_names(draft),
+            *unmatched_names(draft),
+            *_asymmetric_gptq(draft),
+            *misnamed_scale(draft, fp8_scale_name(draft), "vLLM"),
             *_vocabulary(draft),
             *_formats(draft),
             *float_mix(draft),
@@ -166,33 +185,14 @@ def _groups(draft: Draft) -> Iterator[Finding]:
             )
 
 
-def _names(draft: Draft) -> Iterator[Finding]:
-    """Yield names that match a model and not a draft, which vLLM loads under a prefix."""
-    advice = "vLLM loads a draft under the prefix 'draft_model.', where it matches nothing"
-    for group in draft.groups:
-        exact = [name for name in group.get("targets") or [] if _is_exact(name)]
-        if exact:
-            yield Finding(
-                "refuse",
-                f"the quantization targets {exact[0]!r}: {advice}. Use a recipe that targets "
-                "['Linear'] and ignores the rest.",
-            )
-    ignored = draft.quantization.get("ignore") or []
-    exact = [name for name in ignored if name != "lm_head" and _is_exact(name)]
-    if exact:
-        end = exact[0].removeprefix("re:").removeprefix("^")
+def _asymmetric_gptq(draft: Draft) -> Iterator[Finding]:
+    own = draft.quantization
+    if own.get("quant_method") == "gptq" and not own.get("sym", True):
         yield Finding(
             "refuse",
-            f"the quantization ignores {exact[0]!r}: {advice}, and the layer would be read as "
-            f"quantized. Write 're:.*{end}' in the draft's config.json.",
+            "vLLM 0.32 reads symmetric GPTQ alone ('sym': true), and the draft's has zero points. "
+            "Quantize it again with sym=True.",
         )
-
-
-def _is_exact(name: str) -> bool:
-    """Return True for a module's full name or an anchored pattern, not for a class or 're:.*'."""
-    if name.startswith("re:"):
-        return not name.startswith(("re:.*", "re:(.*"))
-    return "." in name or name == "lm_head"
 
 
 def _vocabulary(draft: Draft) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ def arm_fault(name: str, error: Exception, device: torch.device) -> str:
     """
     if isinstance(error, QuantDraftError) and not isinstance(error, UndefinedMetricError):
         raise error
-    reason = _reason(error)
+    reason = say_reason(error)
     if device.type == "cuda" and not isinstance(error, UndefinedMetricError):
         _require_alive(name, reason, device)
     return reason
@@ -31,7 +31,8 @@ def is_too_large(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)
 
 
-def _reason(error: Exception) -> str:
+def say_reason(error: Exception) -> str:
+    """Return what a step failed with, in one line."""
     if isinstance(error, UndefinedMetricError):
         return str(error)
     if is_too_large(error):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,14 @@ from quantdraft.checkpoints.tensors.devices import pick_dtype
 from quantdraft.engines.kernels.book import NUM_VOTES, Timing, book_of, winner
 from quantdraft.engines.kernels.choice import collect_questions, settle
 from quantdraft.engines.native.caches import reads_on
+from quantdraft.engines.native.compiled import compiler_cause
 from quantdraft.engines.native.fused import fused_fault
 from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.session import modes, tried_modes
 from quantdraft.engines.native.steps import Stepper
 from quantdraft.engines.native.weight_sources import WeightSource
 from quantdraft.errors import OptionError, UndefinedMetricError
-from quantdraft.measure.latency.faults import arm_fault, is_too_large
+from quantdraft.measure.latency.faults import arm_fault, is_too_large, say_reason
 from quantdraft.measure.latency.interleaved import synchronize, time_interleaved
 from quantdraft.measure.latency.memory import memory_shortage, weight_bytes
 from quantdraft.record.choices import Mode, ModeChoice
@@ -68,7 +70,7 @@ class Arms:
         device: torch.device,
         mode: ModeChoice = "auto",
     ) -> None:
-        """mode: how steps run; auto: as graphs on a GPU, on a CPU as trials find faster."""
+        """mode: how steps run; auto: as trials find faster, on a GPU recorded."""
         self.sources, self.widths, self.device = sources, widths, device
         self.batch_sizes, self.mode = batch_sizes, mode
         self.undefined: dict[str, str] = {}
@@ -131,6 +133,7 @@ class Arms:
         native = self._load(name, first)
         if self._way is None:  # before the float types, which are tried as steps will run
             self._settle_mode(Arm(native, "eager", source), batch_size, context_length)
+        self._leave_out_compiling(name, Arm(native, "eager", source), batch_size, context_length)
         arm = self._settled_arm(native, source)
         if shared is None and arm.mode not in ("fused", "graph"):
             first = self._settle_float_type(name, arm, batch_size, context_length)
@@ -175,6 +178,27 @@ class Arms:
             next(mode for mode in tried if mode == best),
             {mode: ms[mode] for mode in tried if mode in ms},
         )
+
+    def _leave_out_compiling(
+        self, name: str, arm: Arm, batch_size: int, context_length: int
+    ) -> None:
+        """Settle on the next mode, for all arms, where this one's layers cannot be compiled."""
+        assert self._way is not None
+        mode, trial = self._way
+        if mode != "compiled" or not arm.native.is_own:
+            return
+        widths = sorted({1, max(self.widths[name])})
+        fault = compiling_fault(arm, batch_size, context_length, widths)
+        if fault is None:
+            return
+        if self.mode == "compiled":
+            raise OptionError(f"--mode compiled: {name}: {fault}")
+        warnings.warn(f"mode compiled is not used: {name}: {fault}", stacklevel=2)
+        others: dict[Mode, float] = {
+            other: ms for other, ms in trial.items() if other != "compiled"
+        }
+        known = modes(arm.native, self.device)
+        self._way = (min(others, key=others.__getitem__) if others else known[0]), others
 
     def _settle_float_type(
         self, name: str, arm: Arm, batch_size: int, context_length: int
@@ -261,19 +285,48 @@ def mode_trials(
 ) -> list[dict[str, float]]:
     """Return median ms of a one-token step of the first layer by mode, in each of several trials.
 
-    One layer, because a compiler takes seconds for each, and all layers are alike. Where there is
-    no compiler, the first mode stands alone.
+    One layer, because a compiler takes seconds for each, and all layers are alike. A mode that
+    fails is left out, with a warning, while there is another.
     """
-    short = replace(arm.native, model=arm.native.model.first_layer())
-    steps = {}
+    steps: dict[str, Callable[[], None]] = {}
+    faults: list[Exception] = []
     for mode in known:
-        step = Stepper(short, batch_size, context_length, 1, mode)
         try:
+            step = _first_layer_step(arm, batch_size, context_length, 1, mode)
             step.step(1)
-        except (RuntimeError, OSError):
+        except Exception as error:  # a compiler or a driver: each has its own kinds
+            if is_too_large(error):
+                raise
+            faults.append(error)
+            reason = say_reason(compiler_cause(error))
+            warnings.warn(f"mode {mode} is not used: {reason}", stacklevel=2)
             continue
         steps[str(mode)] = partial(step.step, 1)
+    if not steps:
+        raise faults[-1]
     return _trials(steps, device)
+
+
+def compiling_fault(
+    arm: Arm, batch_size: int, context_length: int, widths: Sequence[int]
+) -> str | None:
+    """Return why steps of so many tokens cannot be compiled, or None; compiles a layer for each."""
+    try:
+        step = _first_layer_step(arm, batch_size, context_length, max(widths), "compiled")
+        for width in widths:
+            step.step(width)
+    except Exception as error:  # a compiler, a driver or a library: each has its own kinds
+        if is_too_large(error):
+            raise
+        return say_reason(compiler_cause(error))
+    return None
+
+
+def _first_layer_step(
+    arm: Arm, batch_size: int, context_length: int, max_new: int, mode: Mode
+) -> Stepper:
+    short = replace(arm.native, model=arm.native.model.first_layer())
+    return Stepper(short, batch_size, context_length, max_new, mode)
 
 
 def step_trials(

@@ -63,7 +63,7 @@ class TimingPlan:
     # more samples, being the shorter steps.
     is_paired: bool = True
     has_heads: bool = False  # the drafts' output heads too, each alone
-    mode: ModeChoice = "auto"  # auto: graphs on a GPU; on a CPU what trials find
+    mode: ModeChoice = "auto"  # auto: what trials find; on a GPU recorded
     seed: int = 0
     review: Callable[[Latency], Review] | None = None  # of the first point, after half of the loads
 

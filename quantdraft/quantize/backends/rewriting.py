@@ -45,7 +45,8 @@ def rewrite_weights(
             for names in groups:
                 tensors |= _convert(source, names, conversion, device)
                 advance(len(names))
-            save_file(tensors, output / file)
+            # A width that is no multiple of 32 is packed as a slice, which safetensors refuses.
+            save_file({name: each.contiguous() for name, each in tensors.items()}, output / file)
             weight_map |= dict.fromkeys(tensors, file)
             total_size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}

@@ -235,7 +235,13 @@ def _engine_warnings(job: _Job) -> tuple[str, ...]:
     config = job.checkpoint.config
     if job.padding is not None:
         config = padded_config(config, job.padding.after)
-    draft = Draft(job.output, config, job.target.config, _grouped_matrices(job.checkpoint))
+    draft = Draft(
+        job.output,
+        config,
+        job.target.config,
+        _grouped_matrices(job.checkpoint),
+        frozenset(name.rpartition(".")[2] for name in job.checkpoint.tensors),
+    )
     findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
@@ -317,7 +323,7 @@ def _try_server(job: _Job, staging: Path, k: int) -> ServerTrial:
 
 def _write_launch(job: _Job, staging: Path, launch: str, pair: LaunchPair) -> None:
     path = staging / job.engine.launch_file
-    write_text(path, job.engine.launch_text(launch))
+    write_text(path, job.engine.launch_text(launch, pair.target))
     path.chmod(0o755)
     for name, text in job.engine.extra_files(pair).items():
         write_text(staging / name, text)

@@ -1,0 +1,1 @@
+"""What must hold between the fields of a record, checked where one is read: `problems`."""

