@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard
 
 from quantdraft.traffic.formats.exchange import Exchange
 
 PLACES_SHOWN = 3
 REASONS_SHOWN = 8
+LARGEST_PARAMETER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class LeftOut:
     def sentence(self) -> str:
         """`line 7, line 9 and 12 more: it holds an image`."""
         more = self.count - len(self.places)
+        if not self.places:
+            return f"{self.count:,}: {self.reason}"
         return f"{', '.join(self.places)}{f' and {more:,} more' if more else ''}: {self.reason}"
 
 
@@ -55,6 +58,10 @@ class Reading:
         """`read as OpenAI chat: 9 of 12 lines; 2 with tools; 3 left out: it holds an image`."""
         parts = [f"read as {self.title}: {self.num_used:,} of {self.num_lines:,} lines"]
         return "; ".join([*parts, *self.notes, *left_out_words(self.left_out)])
+
+    def without(self, count: int, reason: str) -> Reading:
+        """Return it with something more that was left out, after the file was read."""
+        return replace(self, left_out=(*self.left_out, LeftOut(reason, count, ())))
 
     def as_record(self) -> dict[str, Any]:
         """Return it as JSON values, for the record of a run."""
@@ -136,11 +143,12 @@ def left_out_words(left_out: Sequence[LeftOut]) -> list[str]:
 def sampling_of(exchange: Exchange) -> tuple[tuple[str, float], ...]:
     """Return what a line says of temperature, top-p and top-k; () where it says nothing."""
     found = ((name, exchange.parameters.get(name)) for name in ("temperature", "top_p", "top_k"))
-    return tuple(
-        (name, float(value))
-        for name, value in found
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    )
+    return tuple((name, float(value)) for name, value in found if _is_amount(value))
+
+
+def _is_amount(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number of a size that a sampling parameter may have."""
+    return type(value) in (int, float) and abs(value) < LARGEST_PARAMETER
 
 
 def left_out_of(skipped: Iterable[str]) -> tuple[LeftOut, ...]:

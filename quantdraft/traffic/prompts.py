@@ -16,9 +16,10 @@ from quantdraft.common.documents import require_unicode
 from quantdraft.errors import TrafficError, nearest
 from quantdraft.traffic.formats.exchange import Exchange, UnusableLineError
 from quantdraft.traffic.formats.known import Reader
-from quantdraft.traffic.jsonl import LineReader, located_entries
+from quantdraft.traffic.formats.server_logs import server_log_refusal
+from quantdraft.traffic.jsonl import BROKEN, LineReader, located_entries
 from quantdraft.traffic.ledger import Reading, Tally
-from quantdraft.traffic.responses import ONLY_LENGTHS, ReadSettings, answer_places
+from quantdraft.traffic.responses import ONLY_LENGTHS, ReadSettings, answer_places, token_ids_of
 from quantdraft.traffic.templates import chat_text, has_template
 
 PROMPT_KEYS = ("prompt", "messages", "conversations")
@@ -139,7 +140,10 @@ def _asked(place: str, exchange: Exchange, settings: ReadSettings) -> list[Promp
     except ValueError as error:
         raise UnusableLineError(str(error)) from error
     if exchange.prompt_token_ids is not None:
-        return [Prompt(name, token_ids=tuple(exchange.prompt_token_ids), **fields)]
+        token_ids = token_ids_of(exchange.prompt_token_ids, "prompt_token_ids")
+        if not token_ids:
+            raise UnusableLineError("the prompt has no token")
+        return [Prompt(name, token_ids=token_ids, **fields)]
     if exchange.messages is None:
         return [Prompt(name, text=exchange.prompt, **fields)]
     ends = _ends(exchange, settings)
@@ -171,5 +175,8 @@ def _has_user(messages: Sequence[Mapping[str, Any]]) -> bool:
 def _no_prompt(path: Path, tally: Tally) -> str:
     if not tally.skipped:
         return f"'{path}' holds no prompt. Give entries with 'prompt' or 'messages'."
+    is_broken = all(each.endswith(BROKEN) for each in tally.skipped)
+    if is_broken and (refusal := server_log_refusal(path)):
+        return refusal
     hints = (hint for word in tally.skipped[0].split("'") if (hint := nearest(word, PROMPT_KEYS)))
     return f"'{path}' holds no prompt. The first reason: {tally.skipped[0]}.{next(hints, '')}"

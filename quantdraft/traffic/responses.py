@@ -155,8 +155,8 @@ def _token_ids(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if exchange.response_token_ids is not None:
         return (
-            _ids(exchange.prompt_token_ids, "prompt_token_ids"),
-            _ids(exchange.response_token_ids, "response_token_ids"),
+            token_ids_of(exchange.prompt_token_ids, "prompt_token_ids"),
+            token_ids_of(exchange.response_token_ids, "response_token_ids"),
         )
     if exchange.messages is None:
         if exchange.prompt is None or exchange.response is None:
@@ -173,7 +173,8 @@ def _token_ids(
     return _tokenize(prompt, answer, tokenizer, add_special_tokens=False)
 
 
-def _ids(ids: Any, name: str) -> tuple[int, ...]:
+def token_ids_of(ids: Any, name: str) -> tuple[int, ...]:
+    """Return token ids as a log has them; UnusableLineError names the field that is none."""
     is_list = isinstance(ids, list)
     # bool is an int to Python, and a mistake in a log
     if not is_list or any(type(token) is not int or not 0 <= token < MAX_TOKEN_ID for token in ids):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.errors import OptionError, TrafficError
+from quantdraft.traffic.prompts import read_prompt_file
 from quantdraft.traffic.traffic import (
     Response,
     Sampling,
@@ -184,7 +185,7 @@ HEADER = '{"quantdraft_traffic": 1, "sampling": null, "num_prompts": 2}'
         ),
         ([HEADER, GOOD, "{"], "log.jsonl:line 3: broken JSON"),
         (["3"], "line 1: not a JSON object"),
-        (['{"text": "x"}'], "line 1: it is of no known format: it has 'text'"),
+        (['{"event": "x"}'], "line 1: it is of no known format: it has 'event'"),
         ([GOOD, '{"prompt": "x", "response": "abc"}'], "log.jsonl:line 2: holds text, which needs"),
         (['{"messages": [{"role": "user"}]}'], "line 1: a chat turn has no content"),
         (['{"prompt": "x"}'], "a prompt without an answer. Give it as --prompts"),
@@ -238,3 +239,21 @@ def test_missing_and_binary_files_are_errors(tmp_path: Path) -> None:
 def test_sampling_that_means_nothing_cannot_be_built(values: dict[str, float]) -> None:
     with pytest.raises(OptionError):
         Sampling(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "server"),
+    [
+        ("INFO 11-28 05:20:01 [logger.py:39] Received request chatcmpl-1: params: x", "vLLM"),
+        (
+            "[2026-11-28 05:20:01] Finish: obj=GenerateReqInput(rid='a'), out={'text': 'x'}",
+            "SGLang",
+        ),
+    ],
+)
+def test_a_console_log_is_refused_by_name(tmp_path: Path, line: str, server: str) -> None:
+    path = tmp_path / "server.log"
+    path.write_text(f"{line}\n" * 3)
+    for read in (read_traffic, read_prompt_file):
+        with pytest.raises(TrafficError, match=f"console log of {server}.*return_token_ids"):
+            read(path)

@@ -17,7 +17,7 @@ from quantdraft.traffic.formats.turns import read_turns
 
 RESPONSE_IDS = ("response_token_ids", "output_token_ids", "completion_token_ids")
 ANSWERS = ("response", "completion", "output", "answer")
-QUESTIONS = ("instruction", "question", "input", "text_input")
+QUESTIONS = ("instruction", "question", "input", "text_input", "text")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
@@ -95,7 +95,10 @@ def _is_question(entry: Mapping[str, Any]) -> bool:
 
 def _read_question(entry: Mapping[str, Any]) -> list[Exchange]:
     """Read columns: an instruction with its input, a question, an input; and the answer to it."""
-    question = next(str(entry[k]) for k in QUESTIONS if isinstance(entry.get(k), str) and entry[k])
+    asked = (entry[key] for key in QUESTIONS if isinstance(entry.get(key), str))
+    question = next((text for text in asked if text), "")
+    if not question:
+        raise UnusableLineError("its question is empty")
     more = entry.get("input")
     if "instruction" in entry and isinstance(more, str) and more:
         question = f"{question}\n\n{more}"
@@ -220,6 +223,8 @@ LENGTHS = (
     ("ContextTokens", "GeneratedTokens"),
     ("prompt_tokens_count", "output_tokens_count"),
     ("input_tokens_count", "output_tokens_count"),
+    ("prompt_tokens_count", "completion_tokens_count"),
+    ("input_tokens_count", "completion_tokens_count"),
 )
 
 

@@ -45,6 +45,13 @@ class Exchange:
     asks_first_answer: bool = False  # as a prompt, a conversation is asked up to its first answer
     num_more_turns: int = 0  # of the user, which need the answers to those before
 
+    def __post_init__(self) -> None:
+        """Take names as texts: a log may have anything in their places."""
+        for field_name in ("name", "domain", "conversation", "model", "finish_reason"):
+            value = getattr(self, field_name)
+            is_name = isinstance(value, str) or type(value) is int
+            object.__setattr__(self, field_name, str(value) if is_name and value != "" else None)
+
     @property
     def traits(self) -> dict[str, str]:
         """What its tokens can be parted by, beside the domain; only what is stated or unusual."""
