@@ -19,6 +19,8 @@ from quantdraft.record import ComparedRuns as ComparedRuns
 from quantdraft.record import Evaluation as Evaluation
 from quantdraft.record import Interval as Interval
 from quantdraft.record import Verdict as Verdict
+from quantdraft.traffic.contents import Contents as Contents
+from quantdraft.traffic.split import split_traffic as split_traffic
 from quantdraft.traffic.traffic import Sampling as Sampling
 from quantdraft.traffic.traffic import Traffic as Traffic
 from quantdraft.workflows.bench import BenchSettings as BenchSettings
@@ -37,5 +39,6 @@ from quantdraft.workflows.select.select import SelectSettings as SelectSettings
 from quantdraft.workflows.select.select import select as select
 from quantdraft.workflows.sweep.grid import SweepSettings as SweepSettings
 from quantdraft.workflows.sweep.sweep import sweep as sweep
+from quantdraft.workflows.traffic import describe_traffic as describe_traffic
 
 __version__: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import click
@@ -60,6 +62,29 @@ def test_the_worked_example_of_the_readme_runs_as_it_stands(tmp_path, monkeypatc
         assert result.exit_code == 0, f"{line}: {result.output}"
     assert (tmp_path / "runs" / "int4" / "report.html").is_file()
     assert (tmp_path / "comparison" / "figures" / "speedups.svg").is_file()
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_the_minute_of_the_readme_runs_as_it_stands(tiny_pair: Pair, tmp_path, monkeypatch):
+    """A log of chats, a draft with a chat template, and nothing else."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"^```\n(.*?)^```", page[page.index("## In a minute") : page.index("## Why")], re.S | re.M
+    )
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_pair.draft, "D")
+    Path("D/chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 20}]
+    chats = [{"messages": said, "domain": name} for name in ("prose", "code")]
+    chats[1]["messages"] = [{"role": "user", "content": "c"}, said[1]]
+    Path("log.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    for line in block.splitlines():
+        words = shlex.split(line.split("#")[0])
+        result = CliRunner().invoke(cli.main, words[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    assert re.search(r"^k +1 +2 +3 +4 ", result.stdout, re.M)
+    assert re.search(r"^prose +1 +20 ", result.stdout, re.M)
+    assert "\nNext: quantdraft evaluate D-int4 --target T " in result.stdout
 
 
 def test_the_words_of_the_readme_are_those_of_the_reports():

@@ -16,11 +16,16 @@ from quantdraft.checkpoints.weights import TensorInfo
 # '…block_sparse_moe.input_linear.weight'). Shared experts are not routed: every token uses them.
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _STACKED = re.compile(r"(?:^|\.)experts\.(?!\d)|(?:^|\.)(?:input|output)_linear\.weight$")
+_FLAT = re.compile(r"(?:^|\.)experts\.mlp\.(?:w1|v1|w2)$")
 _ROUTER = re.compile(
     r"(?:.*\.)?(?:gate|router|shared_expert_gate)(?:\.(?:layer|wg|classifier|gate))?"
 )
 # They give step sizes and decays of a recurrence: narrow, and fused kernels read them as floats.
 _OF_RECURRENCE = re.compile(r"(?:.*\.)?(?:dt_proj|in_proj_(?:ba|a|b))")
+# DeepSeek's choice of the keys that a token attends to: its weights are read as floats.
+_OF_INDEX = re.compile(r"(?:.*\.)?indexer\.weights_proj")
+# Gemma 3n's mixing of its four streams: matrices of 4 columns.
+_OF_STREAMS = re.compile(r"(?:.*\.)?altup\.\w+")
 _LANGUAGE = re.compile(r"(?:^|\.)(?:language_model|text_model)\.")
 # No tower's: the output head, and layers that predict further tokens.
 _OF_TEXT = re.compile(r"(?:.*\.)?(?:(?:lm_head|embed_out)\.[^.]+|mtp\w*\..*)")
@@ -41,8 +46,9 @@ def is_routed(name: str) -> bool:
 
 
 def is_stacked(name: str, info: TensorInfo) -> bool:
-    """Return True for the weights of several experts in one tensor."""
-    return _STACKED.search(name) is not None and len(info.shape) >= 3
+    """Return True for the weights of several experts in one tensor, DBRX's one below another."""
+    is_flat = _FLAT.search(name) is not None
+    return is_flat or (_STACKED.search(name) is not None and len(info.shape) >= 3)
 
 
 def has_experts(tensors: Iterable[str]) -> bool:
@@ -84,8 +90,9 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Yield the modules that stay in floats whatever the recipe: engines read them as such.
 
     Routers and gates of shared experts (a token sent to other experts is another token),
-    convolutions, norms whose name does not end so, the small projections of recurrences, whatever
-    belongs to a tower, and GPT-NeoX's output head, which has another name than the others'.
+    convolutions, norms whose name does not end so, the small projections of recurrences and of
+    DeepSeek's index of keys, whatever belongs to a tower, and GPT-NeoX's output head, which has
+    another name than the others'.
     """
     towers, are_routed = tower_tensors(tensors), has_experts(tensors)
     for name, info in tensors.items():
@@ -94,7 +101,12 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
             continue
         is_convolution = len(info.shape) > 2 and not is_routed(name)
         is_router = are_routed and _ROUTER.fullmatch(module) is not None
-        is_named = _OF_RECURRENCE.fullmatch(module) or module == "embed_out"
+        is_named = (
+            _OF_RECURRENCE.fullmatch(module)
+            or _OF_INDEX.fullmatch(module)
+            or _OF_STREAMS.fullmatch(module)
+            or module == "embed_out"
+        )
         is_vector = len(info.shape) < 2
         if is_vector or is_convolution or is_router or is_named or name in towers:
             yield module

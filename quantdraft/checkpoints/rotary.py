@@ -20,6 +20,8 @@ NEW, OLD = "rope_parameters", "rope_scaling"
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Settings that some configs have outside of the two dicts as well.
 OUTSIDE = (BASE, "partial_rotary_factor", "original_max_position_embeddings")
+# Whose layers had rotary settings of two kinds before transformers 5; later ones have no old names.
+OLD_BY_KIND = {None, "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "olmo3"}
 # Kinds that transformers renames when it reads them.
 RENAMED = {"su": "longrope", "mrope": "default"}
 Said = tuple[str, Any]  # a field, as it is spelled, and its value
@@ -50,7 +52,8 @@ def spell_rotary_both_ways(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spell(section: Mapping[str, Any]) -> dict[str, Any]:
     rope = _settings(section)
-    if rope.get(BASE) is None:
+    is_by_kind = any(isinstance(each, Mapping) for each in _dict(section, NEW).values())
+    if rope.get(BASE) is None or (is_by_kind and section.get("model_type") not in OLD_BY_KIND):
         return dict(section)
     old = {key: value for key, value in rope.items() if key not in OUTSIDE[:2]}
     spelled = {**section, **{key: rope[key] for key in OUTSIDE[:2] if key in rope}}

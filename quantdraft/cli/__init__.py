@@ -37,6 +37,7 @@ from quantdraft.cli.recipes import recipes
 from quantdraft.cli.report import report
 from quantdraft.cli.select import select
 from quantdraft.cli.sweep import sweep
+from quantdraft.cli.traffic import traffic
 
 
 @click.group(
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 for _command in (
-    *(demo, plan, check, recipes, capture, apply, evaluate),
+    *(demo, plan, check, recipes, traffic, capture, apply, evaluate),
     *(report, compare, select, sweep, bench, export, engines, completion),
 ):
     main.add_command(_command)

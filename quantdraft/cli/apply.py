@@ -28,7 +28,8 @@ from quantdraft.errors import OptionError
     "--calibration",
     type=A_FILE,
     help="Traffic or texts (JSONL) for a recipe that is calibrated; or the Hub id of the data set "
-    "that the recipe names, to download it.",
+    "that the recipe names, to download it. Of traffic one half is seen, by conversation, and "
+    "`evaluate` judges on the other; --set calibration.share=1 takes all.",
 )
 @options.DEVICE
 @options.POLICY

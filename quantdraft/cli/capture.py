@@ -53,9 +53,8 @@ from quantdraft.record.choices import DtypeChoice
 @click.option(
     "--batch-size",
     type=int,
-    default=8,
-    show_default=True,
-    help="How many prompts are answered at once.",
+    help="How many prompts are answered at once. Default: 32 where memory allows; 8 without the "
+    "native engine.",
 )
 @click.option("--limit", type=int, metavar="N", help="Use only the first N prompts.")
 @click.option(
@@ -84,7 +83,7 @@ def capture(
     top_k: int,
     seed: int,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     limit: int | None,
     target_url: str | None,
     device: str | None,

@@ -36,6 +36,13 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     help="Prompts instead of traffic: the target answers them first, into the run directory.",
 )
 @options.log_reading
+@click.option(
+    "--held-out",
+    "is_held_out",
+    is_flag=True,
+    help="Judge on the half of the traffic that `apply --calibration` leaves, though this "
+    "candidate was not calibrated on the other: to compare it with candidates that were.",
+)
 @options.output("The run directory. Default: runs/<candidate>.")
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -134,6 +141,7 @@ def evaluate(
     turns: Literal["last", "all"] | None,
     template_kwargs: dict[str, Any] | None,
     requests: Path | None,
+    is_held_out: bool,
     output: Path | None,
     ks: str,
     acceptance_rule: AcceptanceRule | None,
@@ -183,7 +191,7 @@ def evaluate(
             TrafficSettings,
         )
         from quantdraft.record import RECORD_FILE
-        from quantdraft.report import render_verdict, report_again, where
+        from quantdraft.report import render_acceptance, render_verdict, report_again, where
         from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
@@ -205,6 +213,7 @@ def evaluate(
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
                 read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+                is_held_out=is_held_out,
             ),
             ks=parse_ks(ks),
             timing=TimingSettings(
@@ -234,8 +243,10 @@ def evaluate(
             keeps_replays=not no_cache,
         )
         evaluation, run_dir = evaluate_candidate(settings), settings.run_dir
+    is_timed = bool(evaluation.latency.arms or evaluation.served)
     lines = [
         render_verdict(evaluation),
+        *([] if is_timed else ["", render_acceptance(evaluation), ""]),
         f"Next: {next_command(evaluation, shlex.quote(str(run_dir)))}",
         where(run_dir, RECORD_FILE, report_again(run_dir)),
     ]

@@ -230,7 +230,8 @@ BASELINE = click.option(
 CALIBRATION = click.option(
     "--calibration",
     type=A_FILE,
-    help="Traffic or texts (JSONL) for the recipes that are calibrated.",
+    help="Traffic or texts (JSONL) for the recipes that are calibrated. If it is the --traffic: "
+    "one half of its conversations is calibrated on, and all recipes are judged on the other.",
 )
 RECIPE = click.option(
     "--recipe",

@@ -25,7 +25,7 @@ from quantdraft.engines.native.session import decoding_mode
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.engines.vllm.client import VllmClient
 from quantdraft.errors import NoKernelError
-from quantdraft.measure.continuous_batch import generate_in_turns
+from quantdraft.measure.continuous_batch import USUAL_ROWS, generate_in_turns
 from quantdraft.measure.generation import GeneratedTokens, generate
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.record.provenance import weights_sha256
@@ -35,6 +35,7 @@ PREFILL_ROWS = (64, 256)  # usual lengths of prompts, for which kernels are chos
 # Prompts for each row of a batch that are given to the native engine at once: the more, the fewer
 # rows stand idle at the end; a killed run loses no more than these.
 TURNS = 4
+USUAL_BATCH = 8  # of transformers' modules, and of requests to a server, where nobody says
 
 
 class Answerer(Protocol):
@@ -89,7 +90,8 @@ class OwnTarget:
     @property
     def num_prompts(self) -> int:
         """One batch; on the native engine several, so that a row which ends takes a next one."""
-        return self.settings.batch_size * (1 if self.native is None else TURNS)
+        given = self.settings.batch_size
+        return given or USUAL_BATCH if self.native is None else TURNS * (given or USUAL_ROWS)
 
     def answers(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], progress: Progress
@@ -112,15 +114,20 @@ class OwnTarget:
         )
 
     def _load_native(self) -> NativeModel | None:
-        """Load the model on the project's decoder; None where its kernels might change a text."""
+        """Load the model on the project's decoder; None where its kernels might change a text.
+
+        What cannot be exact is known before anything is loaded: kernels of a quantized format round
+        their inputs, and in float32 near-ties fall as the sums of float32 say.
+        """
         if self.settings.trust_remote_code:
             return None
         require_loadable(self.checkpoint)
         try:
             source = stored_weights(self.checkpoint)
-            if decoder_fault(source) is not None:
+            is_rounded = self.dtype == torch.float32 and bool(source.formats)
+            if is_rounded or decoder_fault(source) is not None:
                 return None
-            rows = (self.settings.batch_size, *PREFILL_ROWS)
+            rows = (self.settings.batch_size or USUAL_ROWS, *PREFILL_ROWS)
             native = load_native(source, self.dtype, self.device, rows)
         except NoKernelError:
             return None
@@ -138,7 +145,7 @@ class ServedTarget:
     @property
     def num_prompts(self) -> int:
         """One batch."""
-        return self.settings.batch_size
+        return self.settings.batch_size or USUAL_BATCH
 
     @property
     def description(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A batch of the native engine that answers prompts: a row that has ended takes the next one.
 
 Rows read their prompts one by one, each into its part of the cache, and then decode together, one
-token a step. Long prompts go first, so that the last rows to end are short ones.
+token a step. Long prompts go first, so that the last rows to end are short ones. What a prompt
+begins with and another row holds (a system prompt, the turns before) is copied and not read again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,35 @@ from torch import Tensor
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
 from quantdraft.measure.generation import GeneratedTokens, choose, require_finite, rounded
+from quantdraft.measure.latency.memory import available_bytes
 from quantdraft.record.choices import Mode
 from quantdraft.traffic.traffic import Sampling
 
 PREFILL_CHUNK = 512  # tokens of a prompt that are read in one pass
+# Rows by default, fewer where their caches come to more than a share of free memory, but not fewer
+# than a few. Beyond 32 rows a CPU's products no longer wait for the weights.
+USUAL_ROWS, LEAST_ROWS = 32, 8
+MEMORY_SHARE = 0.25
+
+
+def usual_rows(native: NativeModel, num_slots: int) -> int:
+    """Return how many rows a batch has where nobody says: as many as fit in free memory.
+
+    num_slots: tokens of the longest prompt and its answer
+    """
+    shape = native.model.shape
+    entries: int = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * num_slots
+    free = available_bytes(native.model.embedding.device)
+    if free is None:
+        return USUAL_ROWS
+    fitting = int(MEMORY_SHARE * free) // (entries * native.dtype.itemsize)
+    return min(USUAL_ROWS, max(LEAST_ROWS, fitting))
+
+
+def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common from their beginning."""
+    length = min(len(one), len(other))
+    return next((at for at in range(length) if one[at] != other[at]), length)
 
 
 @dataclass(slots=True)
@@ -41,7 +67,7 @@ def generate_in_turns(
     max_new_tokens: int,
     seeds: Sequence[int],
     *,
-    batch_size: int,
+    batch_size: int | None,
     mode: Mode = "eager",
     progress: Callable[[int], None] = lambda num_prompts: None,
 ) -> list[GeneratedTokens]:
@@ -50,7 +76,7 @@ def generate_in_turns(
     native: on the project's decoder
     prompts: token ids, of any lengths and any number; none is empty
     seeds: one for each prompt; the same seed draws the same answer beside any other prompts
-    batch_size: prompts under way at once
+    batch_size: prompts under way at once; None: `usual_rows`
     progress: is told of prompts that have been answered
     Raises UndefinedMetricError where the logits are not finite.
     """
@@ -77,16 +103,18 @@ class _Batch:
         sampling: Sampling,
         max_new_tokens: int,
         seeds: Sequence[int],
-        batch_size: int,
+        batch_size: int | None,
         mode: Mode,
     ) -> None:
         self.prompts, self.seeds = prompts, seeds
         self.sampling, self.max_new_tokens = sampling, max_new_tokens
         self.ends = frozenset(native.end_token_ids)
-        num_rows = min(batch_size, len(prompts))
         num_slots = max(map(len, prompts), default=1) + max_new_tokens
+        num_rows = min(batch_size or usual_rows(native, num_slots), len(prompts))
         self.session = Session(native, num_rows, num_slots, mode)
         self.rows: list[_Row | None] = [None] * num_rows
+        # Tokens whose keys and values a row's part of the cache holds, from its first slot on.
+        self.held: list[list[int]] = [[] for _ in range(num_rows)]
         self.answers: dict[int, GeneratedTokens] = {}
 
     def read_prompt(self, index: int, place: int) -> None:
@@ -96,13 +124,27 @@ class _Batch:
         row = self.rows[index] = _Row(place, len(prompt), generator)
         token_ids = torch.tensor([list(prompt)], device=session.device)
         logits = token_ids
-        for start in range(0, len(prompt), PREFILL_CHUNK):
+        for start in range(self._take_known(index, prompt), len(prompt), PREFILL_CHUNK):
             part = token_ids[:, start : start + PREFILL_CHUNK]
             end = start + part.shape[1]
             positions = torch.arange(start, end, device=session.device)[None]
             last = torch.full((1, 1), part.shape[1] - 1, device=session.device)
             logits = session.forward(part, positions, session.num_live(end), last)
+        self.held[index] = list(prompt)
         self._say([row], logits[:, 0])
+
+    def _take_known(self, index: int, prompt: Sequence[int]) -> int:
+        """Copy what some row holds of a prompt into a row; return how many tokens that is.
+
+        The last token is always read: its logits are asked for.
+        """
+        shared = [num_shared(held, prompt[:-1]) for held in self.held]
+        source = max(range(len(shared)), key=lambda row: (shared[row], row == index))
+        if source != index:
+            assert self.session.cache is not None
+            entries = self.session.cache.entries[..., : shared[source], :]
+            entries[:, index] = entries[:, source]
+        return shared[source]
 
     def step(self) -> None:
         """Decode one token of every row. A free row decodes at place 0, which nothing reads."""
@@ -118,8 +160,12 @@ class _Batch:
         logits = session.call(("decode", num_live), run, inputs[0], inputs[1])
         live = [index for index, row in enumerate(self.rows) if row is not None]
         rows = [row for row in self.rows if row is not None]
-        for row in rows:
-            row.num_read += 1
+        for held, row, token in zip(self.held, self.rows, fed, strict=True):
+            if row is None:
+                held.clear()  # its first slot has been written
+            else:
+                held.append(token)
+                row.num_read += 1
         self._say(rows, logits if len(live) == len(self.rows) else logits[live])
 
     def collect(self) -> int:

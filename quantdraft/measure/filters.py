@@ -15,18 +15,28 @@ from quantdraft.measure.models import Models
 from quantdraft.record.wording import counted
 from quantdraft.traffic.jsonl import pick_items
 from quantdraft.traffic.ledger import left_out_of
+from quantdraft.traffic.parts import (
+    HALF,
+    Part,
+    calibration_part,
+    conversation_of,
+    part_from,
+    place_of,
+)
 from quantdraft.traffic.traffic import Traffic, token_counts
 
 
-def usable(traffic: Traffic, models: Models) -> Traffic:
+def usable(traffic: Traffic, models: Models, is_held_out: bool = False) -> Traffic:
     """Return the traffic without overlong responses, repeats, and prompts of the calibration.
 
+    is_held_out: without the half that `apply` would calibrate on, also where this one was not
     Raises TrafficError for token ids that the draft lacks, and where nothing is left.
     """
     _require_known_tokens(traffic, int(models.candidate.text_config["vocab_size"]))
     tell_reading(traffic)
-    fitting = without_overlong(traffic, (models.candidate, models.target))
-    return without_calibration(without_repeats(fitting), models.candidate)
+    # First, so that the same conversations are left for every candidate.
+    judged = without_calibration(traffic, models.candidate, is_held_out)
+    return without_repeats(without_overlong(judged, (models.candidate, models.target)))
 
 
 def tell_reading(traffic: Traffic) -> None:
@@ -89,21 +99,73 @@ def without_repeats(traffic: Traffic) -> Traffic:
     return _keep_only(traffic, kept, "response", "that repeat another to the token")
 
 
-def without_calibration(traffic: Traffic, candidate: Checkpoint) -> Traffic:
+def without_calibration(
+    traffic: Traffic, candidate: Checkpoint, is_held_out: bool = False
+) -> Traffic:
     """Return the traffic without the prompts that the candidate's recipe was calibrated on.
 
-    On them the candidate looks better than it is. Raises TrafficError where nothing is left.
+    On them the candidate looks better than it is. Of a part of the traffic none of its
+    conversations is left, and no prompt that one of them has too. Raises TrafficError where nothing
+    is left.
+
+    is_held_out: leave out the half that `apply` calibrates on, where this candidate saw none of it
     """
     seen = (candidate.manifest or {}).get("calibration") or {}
-    if seen.get("sha256") != traffic.sha256:
+    part = part_from(seen.get("part"))
+    if part is not None and part.of_sha256 == traffic.sha256:
+        return _without_part(traffic, part, f"'{candidate.name}' was calibrated on the others")
+    split = part_from(seen.get("split"))
+    if split is not None and split.of_sha256 == traffic.sha256:
+        raise TrafficError(
+            f"'{candidate.path}' was calibrated on a part of this traffic, '{seen.get('path')}'. "
+            "Evaluate on another part, which `quantdraft traffic --split` wrote beside it."
+        )
+    if seen.get("sha256") == traffic.sha256:
+        return _without_prompts(traffic, candidate, set(seen["prompt_ids"]))
+    if not is_held_out:
         return traffic
-    ids = set(seen["prompt_ids"])
+    half = calibration_part(traffic.responses, HALF, traffic.sha256)
+    if half is None:
+        raise TrafficError("one conversation has no half to hold out. Leave out --held-out.")
+    return _without_part(traffic, half, "the others are what recipes are calibrated on")
+
+
+def _without_prompts(traffic: Traffic, candidate: Checkpoint, ids: set[str]) -> Traffic:
     kept = [i for i, r in enumerate(traffic.responses) if r.prompt_id not in ids]
     if not kept:
         raise TrafficError(
             f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
         )
     return _keep_only(traffic, kept, "prompt", "that it was calibrated on")
+
+
+def _without_part(traffic: Traffic, part: Part, why: str) -> Traffic:
+    """Return the other conversations; what was left out stands in the record."""
+    inside, outside, seen = set[str](), dict[str, list[int]](), set[int]()
+    for index, response in enumerate(traffic.responses):
+        conversation = conversation_of(response)
+        if part.holds(place_of(conversation)):
+            inside.add(conversation)
+            seen.add(hash(response.prompt_token_ids))
+        else:
+            outside.setdefault(conversation, []).append(index)
+    num_all = len(inside) + len(outside)
+    kept = [
+        index
+        for indices in outside.values()
+        if not any(hash(traffic.responses[i].prompt_token_ids) in seen for i in indices)
+        for index in indices
+    ]
+    if not kept:
+        raise TrafficError(
+            "no conversation of this traffic is left: each lies in the part that is calibrated on, "
+            "or repeats a prompt of it. Evaluate on another file."
+        )
+    rest = len({conversation_of(traffic.responses[i]) for i in kept})
+    say(f"judged on {rest:,} of {counted(num_all, 'conversation')}: {why}")
+    judged = {"num_conversations": rest, "num_in_file": num_all, "without": part.as_record()}
+    responses = pick_items(traffic.responses, sorted(kept))
+    return replace(traffic, responses=responses, part=judged)
 
 
 def _keep_only(traffic: Traffic, kept: Sequence[int], noun: str, why: str) -> Traffic:

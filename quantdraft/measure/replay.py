@@ -17,14 +17,21 @@ from torch import Tensor
 
 from quantdraft.engines.native.caches import cache_name, read_tokens, reads_on
 from quantdraft.errors import TrafficError
+from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.record import AcceptanceRule
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, token_counts
 
-# Logits of one pass, in floats: 2^28 is 1 GB in float32, whatever the vocabulary.
+# Logits of one pass, in floats: 2^28 is 1 GB in float32, whatever the vocabulary. Batches are made
+# by this number alone, so that a run that goes on elsewhere has the same ones.
 MAX_LOGITS = 2**28
+# Where memory is short a batch comes in pieces of fewer logits, down to 2^24.
+MIN_LOGITS = 2**24
+# Of one logit in memory, at most: as the model gave it (4), in float32 (4), sorted with its place
+# (12), as probabilities (8), and a mask.
+LOGIT_BYTES = 32
 MAX_BATCH_TOKENS = 4096
 
 
@@ -123,6 +130,7 @@ def response_logits(
     Padding is on the right of a causal model: a padded row's numbers are those of its own length.
     """
     device, vocab_size = model.device, model.config.get_text_config().vocab_size
+    max_logits = logits_in_memory(device)
     for batch in _batches(responses, vocab_size):
         if all(is_done(index) for index in batch):
             continue
@@ -134,7 +142,9 @@ def response_logits(
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
-        for start, logits in _pieces(model, ids.to(device), first, vocab_size):
+        for start, logits in _pieces(
+            model, ids.to(device), first, max_logits // (len(ids) * vocab_size)
+        ):
             for row, index in enumerate(batch):
                 span = _own_part(logits[row], start, index, asked[row])
                 if span is not None:
@@ -151,14 +161,28 @@ def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Spa
     return Span(index, low - begin, logits[low - start : high - start].float(), response)
 
 
-def _pieces(model: Any, ids: Tensor, first: int, vocab_size: int) -> Iterator[tuple[int, Tensor]]:
+def logits_in_memory(device: torch.device) -> int:
+    """Return how many logits a pass may have: a power of two, so that small changes change nothing.
+
+    MAX_LOGITS where memory is not short, or where nobody knows.
+    """
+    free = available_bytes(torch.device(device))
+    if free is None:
+        return MAX_LOGITS
+    fitting = 1 << max(1, free // LOGIT_BYTES).bit_length() - 1
+    return min(MAX_LOGITS, max(MIN_LOGITS, fitting))
+
+
+def _pieces(model: Any, ids: Tensor, first: int, num_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (start position, logits (rows, tokens, vocab)) from position `first` on.
+
+    num_tokens: whose logits fit into memory at a time
 
     One pass where the logits fit; else pieces, so that memory stays bounded: over a cache, or each
     from the beginning where the model reads only single tokens on top of one.
     """
     width = ids.shape[1]
-    tokens_per_piece = max(1, MAX_LOGITS // (len(ids) * vocab_size))
+    tokens_per_piece = max(1, num_tokens)
     if width - first <= tokens_per_piece:
         out = model(input_ids=ids, use_cache=False, logits_to_keep=width - first)
         yield first, out.logits

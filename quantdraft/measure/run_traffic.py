@@ -13,6 +13,7 @@ from quantdraft.measure.filters import usable
 from quantdraft.measure.models import Models
 from quantdraft.measure.settings import CaptureSettings, EvaluateSettings, TrafficSettings
 from quantdraft.record import AcceptanceRule
+from quantdraft.traffic.templates import NoTemplateError
 from quantdraft.traffic.traffic import Traffic, read_traffic
 
 TRAFFIC_FILE = "traffic.jsonl"  # what was captured for a run, in its directory
@@ -25,10 +26,20 @@ def read_run_traffic(settings: EvaluateSettings, models: Models, run_dir: Path) 
     """
     given = settings.traffic
     if given.traffic_path is None:
-        return usable(_captured_traffic(settings, models, run_dir / TRAFFIC_FILE), models)
+        return usable(
+            _captured_traffic(settings, models, run_dir / TRAFFIC_FILE), models, given.is_held_out
+        )
     tokenizer = load_tokenizer((models.target or models.candidate).path)
-    traffic = read_traffic(given.traffic_path, tokenizer, given.read)
-    return usable(with_given_sampling(traffic, given, settings.seed), models)
+    try:
+        traffic = read_traffic(given.traffic_path, tokenizer, given.read)
+    except NoTemplateError:
+        if models.target is not None:
+            raise
+        raise NoTemplateError(
+            f"'{given.traffic_path}' holds chats, and '{models.candidate.name}' has no chat "
+            "template to write them with. Give --target: its tokenizer and template are taken."
+        ) from None
+    return usable(with_given_sampling(traffic, given, settings.seed), models, given.is_held_out)
 
 
 def _captured_traffic(settings: EvaluateSettings, models: Models, path: Path) -> Traffic:

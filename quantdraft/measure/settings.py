@@ -47,6 +47,8 @@ class TrafficSettings:
     top_k: int | None = None
     acceptance_rule: AcceptanceRule | None = None  # None: by the traffic's sampling
     read: ReadSettings = field(default_factory=ReadSettings)  # of a log, or of the prompts
+    # Without the half that recipes are calibrated on, also for a candidate that was not.
+    is_held_out: bool = False
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -173,11 +175,14 @@ class SharedSettings:
         traffic_path: Path,
         output: Path,
         sweep_replays: Path | None = None,
+        is_held_out: bool = False,
     ) -> EvaluateSettings:
         """Return the settings of one candidate's evaluation."""
         return EvaluateSettings(
             ModelSettings(candidate, target, baseline, self.device, self.dtype, self.threads),
-            TrafficSettings(traffic_path, acceptance_rule=self.acceptance_rule),
+            TrafficSettings(
+                traffic_path, acceptance_rule=self.acceptance_rule, is_held_out=is_held_out
+            ),
             self.ks,
             self.timing,
             live_prompts=self.live_prompts,
@@ -197,7 +202,7 @@ class CaptureSettings:
     output: Path
     sampling: Sampling = field(default_factory=Sampling)  # greedy
     max_new_tokens: int = 128
-    batch_size: int = 8  # prompts that are answered at a time
+    batch_size: int | None = None  # prompts that are answered at a time; None: the engine's choice
     device: str | None = None
     dtype: DtypeChoice = "auto"
     limit: int | None = None  # ask only the first so many prompts

@@ -65,4 +65,5 @@ class Subject:
             "sampling": None if sampling is None else asdict(sampling),
             "dtype": str(self.dtype),
             **({"read_with": self.traffic.read_with} if self.traffic.read_with else {}),
+            **({"part": self.traffic.part} if self.traffic.part else {}),
         }

@@ -59,7 +59,8 @@ def apply(
     calibration: a traffic file, for a recipe that is calibrated; others do not read it
     min_speedup: the speedup that the policy asks of a go; the byte ledger is compared with it
     progress: called with each step
-    announce: called, before anything is done, with what a draft head could gain by its bytes alone
+    announce: called, before anything is done, with what a draft head could gain by its bytes
+        alone, and with the part of a traffic that is calibrated on
     Raises a QuantDraftError, one line, and then leaves nothing behind.
     """
     from quantdraft.checkpoints.tensors.devices import hidden_gpus, pick_device
@@ -79,6 +80,8 @@ def apply(
     if calibration is not None:
         require_apart(target_dir, calibration, "what it is calibrated on")
     data = calibration_data(recipe, source, calibration)
+    if data.note is not None and announce is not None:
+        announce(data.note)
     with whole_directory(target_dir, force) as staging:
         with stage_source(recipe, source, target_dir) as staged:
             job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)

@@ -16,9 +16,18 @@ from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.common.files import file_sha256
 from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
 from quantdraft.quantize.recipe import Calibration, Recipe
-from quantdraft.traffic.jsonl import located_entries
+from quantdraft.record.wording import counted
+from quantdraft.traffic.jsonl import located_entries, pick_items
+from quantdraft.traffic.parts import (
+    HALF,
+    Part,
+    calibration_part,
+    conversation_of,
+    place_of,
+    split_part,
+)
 from quantdraft.traffic.responses import Response
-from quantdraft.traffic.traffic import read_traffic
+from quantdraft.traffic.traffic import Traffic, read_traffic
 
 # Texts taken from a data set before the choice: enough to choose from, little to download.
 HUB_POOL = 16
@@ -30,11 +39,20 @@ class CalibrationData:
 
     samples: tuple[tuple[int, ...], ...] = ()
     record: dict[str, Any] | None = None
+    note: str | None = None  # of traffic: which part of it was taken, and what is left to judge on
 
 
 class _Sample(NamedTuple):
     name: str
     token_ids: tuple[int, ...]
+
+
+class _Pool(NamedTuple):
+    """All samples to choose from, what identifies them, and what to say of them."""
+
+    samples: Sequence[_Sample]
+    origin: dict[str, Any]
+    note: str | None = None
 
 
 class _Responses(Sequence[_Sample]):
@@ -61,7 +79,7 @@ def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> C
     settings = recipe.calibration
     if settings is None:
         return CalibrationData()
-    pool, origin = _read_pool(recipe, settings, source, path)
+    pool, origin, note = _read_pool(recipe, settings, source, path)
     order = list(range(len(pool)))
     random.Random(settings.seed).shuffle(order)
     chosen = [pool[i] for i in sorted(order[: settings.num_samples])]
@@ -74,28 +92,77 @@ def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> C
         "num_tokens": sum(len(sample) for sample in samples),
         "prompt_ids": [sample.name for sample in chosen],
     }
-    return CalibrationData(samples, record)
+    return CalibrationData(samples, record, note)
+
+
+def taking_all(recipe: Recipe) -> Recipe:
+    """Return a recipe that is calibrated on a file of its own, where it does not say its share."""
+    settings = recipe.calibration
+    if settings is None or settings.share is not None:
+        return recipe
+    return recipe.model_copy(update={"calibration": settings.model_copy(update={"share": 1.0})})
 
 
 def _read_pool(
     recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
-) -> tuple[Sequence[_Sample], dict[str, Any]]:
+) -> _Pool:
     """Return all samples to choose from, and what identifies them."""
     from quantdraft.checkpoints.tensors.loading import load_tokenizer
 
     if settings.source == "hub":
         _require_consent(recipe, settings, path)
-        return _read_hub(settings, load_tokenizer(source.path))
+        return _Pool(*_read_hub(settings, load_tokenizer(source.path)))
     if settings.source == "file" and path is None and settings.path is not None:
         path = Path(settings.path)
     if path is None:
         raise RecipeError(_missing_text(recipe, settings))
     tokenizer = load_tokenizer(source.path)
     if settings.source == "file":
-        return _read_texts(path, settings.column, tokenizer)
-    traffic = read_traffic(path, tokenizer)
-    pool = _Responses(traffic.responses)
-    return pool, {"path": str(path), "sha256": traffic.sha256}
+        return _Pool(*_read_texts(path, settings.column, tokenizer))
+    return _part_of_traffic(settings, path, read_traffic(path, tokenizer))
+
+
+def _part_of_traffic(settings: Calibration, path: Path, traffic: Traffic) -> _Pool:
+    """Return the responses of the conversations that a recipe may see of a traffic.
+
+    They are half of them, so that the same file is judged on by the other half; all of a file that
+    `quantdraft traffic --split` wrote, and of one that holds a single conversation.
+    """
+    origin: dict[str, Any] = {"path": str(path), "sha256": traffic.sha256}
+    written = split_part(path, traffic.sha256) if settings.share is None else None
+    share = 1.0 if written is not None else HALF if settings.share is None else settings.share
+    part = None
+    if share < 1:
+        part = calibration_part(traffic.responses, share, traffic.sha256)
+    responses = traffic.responses
+    if part is not None:
+        places = map(place_of, map(conversation_of, responses))
+        kept = [at for at, place in enumerate(places) if part.holds(place)]
+        responses = pick_items(responses, kept)
+    if part is not None:
+        origin["part"] = part.as_record()
+    if written is not None:
+        origin["split"] = written.as_record()
+    is_all = part is None and settings.num_samples >= len(responses)
+    return _Pool(_Responses(responses), origin, _part_note(path, part, written, is_all))
+
+
+def _part_note(path: Path, part: Part | None, written: Part | None, is_all: bool) -> str | None:
+    """Return what `evaluate` will be able to judge on; None where nothing needs to be known."""
+    if part is not None:
+        rest = part.num_in_file - part.num_conversations
+        return (
+            f"calibrated on {counted(part.num_conversations, 'conversation')} of '{path}'; the "
+            f"other {rest:,} are left for `evaluate --traffic` of the same file. To take all: "
+            "--set calibration.share=1."
+        )
+    if written is not None:
+        return f"calibrated on '{path}', one part of a traffic: judge on its other parts."
+    if is_all:
+        return (
+            f"all of '{path}' is calibrated on: `evaluate` refuses the file then. Judge on another."
+        )
+    return None
 
 
 def _read_texts(path: Path, column: str, tokenizer: Any) -> tuple[list[_Sample], dict[str, Any]]:

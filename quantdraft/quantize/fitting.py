@@ -17,7 +17,7 @@ from quantdraft.checkpoints.heads.head import DraftHead
 from quantdraft.checkpoints.heads.inside import inner_mtp, inner_patterns
 from quantdraft.checkpoints.parts import has_experts, is_stacked
 from quantdraft.checkpoints.stored_formats import kv_scales
-from quantdraft.checkpoints.weights import FLOAT_DTYPES
+from quantdraft.checkpoints.weights import FLOAT_DTYPES, TensorInfo
 from quantdraft.errors import RecipeError
 from quantdraft.quantize.group_sizes import largest_group, loading_engines
 from quantdraft.quantize.ledger import untied_tensors
@@ -26,6 +26,8 @@ from quantdraft.quantize.recipe_formats import formats_by_module
 
 # Their projections are Conv1D modules, stored transposed: no format here describes them.
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
+# Their Linear has a product of its own, on the float weight: transformers runs no quantized one.
+OWN_PRODUCT_MODEL_TYPES = frozenset({"falcon"})
 
 # llm-compressor knows a norm by the end of its name; these are pre_fc_norm_hidden, fc_norm.0, …
 NORMS = r"re:(.*\.)?\w*norm\w*(\.\d+)?$"
@@ -109,6 +111,12 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
             f"{source.config['model_type']!r}, whose weights are stored transposed. "
             "Use a draft of another architecture."
         )
+    if source.config.get("model_type") in OWN_PRODUCT_MODEL_TYPES:
+        raise RecipeError(
+            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
+            f"{source.config['model_type']!r}, for which transformers computes them from float "
+            "weights alone. Use a draft of another architecture."
+        )
     _require_known_experts(recipe, source)
     if recipe.kv_cache != "keep":
         _require_known_cache(recipe, source)
@@ -164,12 +172,16 @@ def _require_known_cache(recipe: Recipe, source: Checkpoint) -> None:
     )
 
 
+def _counted_experts(info: TensorInfo) -> str:
+    return f"{info.shape[0]} experts" if len(info.shape) > 2 else "the experts of a layer"
+
+
 def _require_known_experts(recipe: Recipe, source: Checkpoint) -> None:
     """Refuse experts that a back end would leave in floats, or store under names of its own."""
     for name, info in source.tensors.items():
         if is_stacked(name, info):
             raise RecipeError(
-                f"recipe {recipe.name!r}: {name!r} holds {info.shape[0]} experts in one tensor, "
+                f"recipe {recipe.name!r}: {name!r} holds {_counted_experts(info)} in one tensor, "
                 "which llm-compressor would store under names that engines do not know. Experts "
                 "that are stored one by one (Qwen3-MoE, Mixtral, DeepSeek) can be quantized."
             )

@@ -68,6 +68,9 @@ class Calibration(BaseModel):
     num_samples: int = Field(default=256, ge=1)
     max_seq_length: int = Field(default=2048, ge=16)
     seed: int = 0
+    # traffic: the part of its conversations that samples are chosen from; the rest is judged on.
+    # None: half, or all of a file that is such a part already.
+    share: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _agree(self) -> Calibration:

@@ -34,14 +34,29 @@ def read_gpu_state(device: str) -> GpuState | None:
     values = ask_driver(STATE_FIELDS, device)
     if all(value is None for value in values):
         return None
-    return GpuState(
-        **{field.name: number(value) for field, value in zip(fields(GpuState), values, strict=True)}
-    )
+    names = [field.name for field in fields(GpuState)]
+    told = dict(zip(names, map(number, values), strict=False))
+    return GpuState(**told, num_programs=count_programs(device))
 
 
 def ask_driver(names: Sequence[str], device: str) -> list[str | None]:
     """Return nvidia-smi's values of some of its fields for one card; None for each not told."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    lines = _ask(f"--query-gpu={','.join(names)}", device) or [""]
+    values = [value.strip() for value in lines[0].split(",")]
+    if len(values) != len(names):
+        return [None] * len(names)
+    return [value if value and "[" not in value else None for value in values]
+
+
+def count_programs(device: str) -> int | None:
+    """Return how many programs compute on the card; None where the driver names none."""
+    lines = [line.strip() for line in _ask("--query-compute-apps=pid", device) if line.strip()]
+    return len(lines) if lines and all(line.isdigit() for line in lines) else None
+
+
+def _ask(question: str, device: str) -> list[str]:
+    """Return the lines of nvidia-smi's answer for one card; none where it cannot be asked."""
+    command = ["nvidia-smi", question, "--format=csv,noheader,nounits"]
     card = device_uuid(device)
     with contextlib.suppress(OSError, subprocess.SubprocessError, UnicodeError):
         done = subprocess.run(
@@ -51,10 +66,8 @@ def ask_driver(names: Sequence[str], device: str) -> list[str | None]:
             timeout=SECONDS,
             check=True,
         )
-        values = [value.strip() for value in (done.stdout.splitlines() or [""])[0].split(",")]
-        if len(values) == len(names):
-            return [value if value and "[" not in value else None for value in values]
-    return [None] * len(names)
+        return done.stdout.splitlines()
+    return []
 
 
 def number(value: str | None) -> float | None:

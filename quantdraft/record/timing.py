@@ -132,6 +132,8 @@ class GpuState:
     power_limit_w: Amount | None = None
     temperature_c: Amount | None = None
     memory_used_mib: Amount | None = None  # by all programs
+    # Programs that compute on the card, this one included; in a container the driver may hide them.
+    num_programs: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from quantdraft.report.charts import drawing
 from quantdraft.report.comparison import comparison_document
 from quantdraft.report.evaluation import document
 from quantdraft.report.sections.bench import bench_document
-from quantdraft.report.views import html, markdown, terminal
+from quantdraft.report.sections.by_k import acceptance_tables
+from quantdraft.report.views import html, markdown, tables, terminal
 from quantdraft.report.views.plain import plain
 
 ROWS_FILE = "report.json"
@@ -79,6 +80,11 @@ def render_terminal(evaluation: Evaluation) -> str:
 def render_verdict(evaluation: Evaluation) -> str:
     """Return the verdict, its reason and the numbers under it: what `evaluate` prints."""
     return terminal.brief(document(evaluation))
+
+
+def render_acceptance(evaluation: Evaluation) -> str:
+    """Return acceptance by k and by domain: what `evaluate` prints where nothing was timed."""
+    return "\n\n".join(map(tables.table, acceptance_tables(evaluation)))
 
 
 def write_bench(bench: Bench, output_dir: Path, final_dir: Path | None = None) -> None:

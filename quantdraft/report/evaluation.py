@@ -9,6 +9,7 @@ from quantdraft.report.glossary import words_section
 from quantdraft.report.sections import headline
 from quantdraft.report.sections.acceptance import acceptance_section
 from quantdraft.report.sections.evidence import evidence_section
+from quantdraft.report.sections.gpu import gpu_sections
 from quantdraft.report.sections.grid import grid_section
 from quantdraft.report.sections.latency import latency_section
 from quantdraft.report.sections.plane import plane_section
@@ -41,6 +42,7 @@ def document(evaluation: Evaluation) -> Document:
             *served_sections(evaluation),
             live_section(evaluation),
             latency_section(evaluation),
+            *gpu_sections((evaluation.latency, *evaluation.grid), evaluation.provenance),
             provenance_section(evaluation),
             words_section(),
         ),

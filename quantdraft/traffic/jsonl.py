@@ -6,6 +6,7 @@ asked for. What a line means is decided by the `parse` function that a reader is
 
 from __future__ import annotations
 
+import re
 from array import array
 from codecs import BOM_UTF8
 from collections import Counter
@@ -22,6 +23,7 @@ from quantdraft.traffic.tables import Digest, open_table
 BROKEN = "broken JSON"
 MAX_BYTES_IN_MEMORY = 16 * 2**20  # of a file whose items are all held in memory
 MAX_LINE_BYTES = 64 * 2**20  # a line is one prompt and its answer: a million tokens have 20 MB
+TIME = re.compile(rb"\[\d{4}-\d\d-\d\d[ T]")
 MAX_ARRAY_BYTES = 2 * 2**30  # an array is read as a whole: the largest ShareGPT file has 0.7 GB
 
 
@@ -53,6 +55,11 @@ class Located(NamedTuple):
         return f"{'item' if self.offset is None else 'line'} {self.number}"
 
 
+def is_array(opening: bytes) -> bool:
+    """Return whether a text opens an array, and not with the time of a console log."""
+    return opening.startswith(b"[") and TIME.match(opening) is None
+
+
 def located_entries(  # noqa: PLR0912
     path: Path, digest: Digest | None = None, skip: Skip | None = None
 ) -> Iterator[Located]:
@@ -80,7 +87,7 @@ def located_entries(  # noqa: PLR0912
                 if not line:
                     break
                 opening = line.removeprefix(BOM_UTF8).strip() if is_empty else b""
-                if opening.startswith(b"[") or opening == b"{":
+                if is_array(opening) or opening == b"{":
                     yield from _document_items(path, digest, offset, skip)
                     return
                 if len(line) > MAX_LINE_BYTES:

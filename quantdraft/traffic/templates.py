@@ -32,6 +32,10 @@ MARK = "\u2045the answer\u2046"  # no log has it, and no template changes it
 UNPRINTED = "the chat template does not print its {}: what the target wrote is not known"
 
 
+class NoTemplateError(TrafficError):
+    """A chat for a tokenizer without a chat template."""
+
+
 class RefusedChatError(TrafficError):
     """A chat that the template refuses: one line of a log, which is left out."""
 
@@ -50,7 +54,7 @@ def chat_text(
     Raises TrafficError when the tokenizer has no chat template, or it refuses these turns.
     """
     if not has_template(tokenizer):
-        raise TrafficError(
+        raise NoTemplateError(
             "the prompts are chats, but the target's tokenizer has no chat template. Give prompts "
             "as 'prompt' text, or put a chat_template.jinja into the target's directory."
         )

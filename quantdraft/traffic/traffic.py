@@ -82,6 +82,7 @@ class Traffic:
     reading: Reading | None = None  # how a log was read; None: a file of `capture`
     # What decides the responses beside the file, as JSON values: how it was read. {}: nothing does.
     read_with: dict[str, Any] = field(default_factory=dict)
+    part: dict[str, Any] = field(default_factory=dict)  # what was held out of it; {}: nothing
 
     @property
     def dtype(self) -> str | None:
@@ -127,7 +128,7 @@ def read_traffic(
         read = _responses(path, logs, found.place, found.entry, tokenizer, settings, tally)
         num_round_trip_failures += read.num_round_trip_failures
         reader.add(found, read.usable)
-    _require_whole(path, header, num_objects, tally)
+    require_whole(path, header, num_objects, tally)
     if not reader.names:
         raise TrafficError(_nothing_usable(path, tally))
     given = settings.as_record()
@@ -291,7 +292,8 @@ def _require_header(path: Path, header: dict[str, Any]) -> None:
             )
 
 
-def _require_whole(path: Path, header: dict[str, Any], num_lines: int, tally: Tally) -> None:
+def require_whole(path: Path, header: dict[str, Any], num_lines: int, tally: Tally) -> None:
+    """Raise TrafficError for a capture that lost a line; a log has no header, and no length."""
     if not header:
         return
     broken = next((each for each in tally.skipped if each.endswith(BROKEN)), None)

@@ -10,6 +10,7 @@ from typing import Any
 from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_tokenizer
 from quantdraft.checkpoints.heads.head import require_draft_model
 from quantdraft.checkpoints.pairing import PairingFinding, check_pairing, is_compatible
+from quantdraft.checkpoints.serving_defaults import serving_defaults
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.loading import load_config, require_loadable, resolve_model
 from quantdraft.checkpoints.weights import INDEX_FILE, stray_weights
@@ -96,6 +97,7 @@ def check(
     findings = (
         *_unknown_target(opened[0]),
         *strays,
+        *serving_defaults(target_path),
         *check_pairing(target_path, draft_path),
         *_quantized_draft(opened[1]),
     )

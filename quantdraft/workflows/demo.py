@@ -22,6 +22,7 @@ from quantdraft.measure.settings import (
     TrafficSettings,
 )
 from quantdraft.quantize.apply import apply
+from quantdraft.quantize.calibration import taking_all
 from quantdraft.quantize.recipe import Recipe, load_recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.choices import ModeChoice
@@ -136,7 +137,7 @@ def _measure(
     """Apply a recipe and evaluate its candidate, unless that was done before; say the verdict."""
     candidate, run_dir = output / "candidates" / recipe.name, output / "runs" / recipe.name
     if not candidate.exists():
-        apply(recipe, draft, candidate, calibration=traffic["calibration"])
+        apply(taking_all(recipe), draft, candidate, calibration=traffic["calibration"])
     if not (run_dir / RECORD_FILE).exists():
         evaluate(_settings(candidate, target, draft, traffic["prompts"], run_dir))
     verdict = read_evaluation(run_dir / RECORD_FILE).verdict

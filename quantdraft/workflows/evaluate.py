@@ -225,6 +225,7 @@ def _provenance(
             "target": traffic.target,
             "is_of_target": _is_of_target(traffic, identity),
             **_how_read(traffic),
+            **({"part": traffic.part} if traffic.part else {}),
         },
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
         **_engine_settings(settings.serving),

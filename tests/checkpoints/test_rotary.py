@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantdraft.checkpoints.rotary import require_one_rotary, spell_rotary_both_ways
+from quantdraft.checkpoints.rotary import OLD_BY_KIND, require_one_rotary, spell_rotary_both_ways
 from quantdraft.errors import CheckpointError
 
 FILE = Path("config.json")
@@ -47,6 +47,22 @@ def test_new_names_are_kept_and_old_ones_added() -> None:
     assert (by_kind["rope_theta"], by_kind["rope_local_base_freq"]) == (1e6, 1e4)
     assert by_kind["rope_parameters"] == BY_KIND
     require_one_rotary({"text_config": by_kind}, FILE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gemma3_text", "gemma3n_text", "gemma4_text", "laguna", "mellum", "mimo_v2_flash", "olmo3"],
+)
+def test_kinds_of_layers_are_read_back_as_they_were(name: str) -> None:
+    """Old names are read where a family had them, and break the newer families' configs."""
+    from transformers import AutoConfig
+
+    own = AutoConfig.for_model(name).to_dict()
+    wanted = AutoConfig.for_model(**own).rope_parameters
+    spelled = spell_rotary_both_ways(own)
+    require_one_rotary(spelled, FILE)
+    assert AutoConfig.for_model(**spelled).rope_parameters == wanted
+    assert ("rope_theta" in spelled) == (name in OLD_BY_KIND)
 
 
 def test_nothing_is_added_where_no_base_is_stated() -> None:

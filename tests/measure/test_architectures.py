@@ -114,6 +114,18 @@ REFUSED = {
     "rwkv": ({"architectures": ["RwkvForCausalLM"]}, "cannot step back"),
     "xlstm": ({"architectures": ["xLSTMForCausalLM"]}, "cannot step back"),
     "recurrent_gemma": ({"architectures": ["RecurrentGemmaForCausalLM"]}, "cannot step back"),
+    "doge": ({"architectures": ["DogeForCausalLM"]}, "tokens one after another"),
+    "cpmant": ({"architectures": ["CpmAntForCausalLM"]}, "tokens one after another"),
+    "marian": (
+        {"architectures": ["MarianForCausalLM"], "is_encoder_decoder": False},
+        "a decoder of marian counts the positions",
+    ),
+    "git": ({"architectures": ["GitForCausalLM"]}, "cannot step back"),
+    "deepseek_v4": ({"architectures": ["DeepseekV4ForCausalLM"]}, "cannot step back"),
+    "granitemoehybrid": (
+        {"architectures": ["GraniteMoeHybridForCausalLM"], "layer_types": ["mamba"] * 32},
+        "without a layer of attention",
+    ),
     "minimax": ({"architectures": ["MiniMaxForCausalLM"]}, "cannot step back"),
     "qwen2_5_vl": ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "language model"),
     "vit": ({"architectures": ["ViTForImageClassification"]}, "no causal language model for vit"),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quantdraft.checkpoints.checkpoint import end_token_ids, open_checkpoint
-from quantdraft.engines.native.model import load_native
+from quantdraft.engines.kernels import KERNELS
+from quantdraft.engines.native.model import EXACT_KERNELS, NativeModel, load_native
+from quantdraft.engines.native.session import Session
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.errors import (
+    NoKernelError,
     OptionError,
     OutputError,
     OutputExistsError,
@@ -290,6 +294,74 @@ def test_a_long_prompt_is_read_in_pieces(
     assert [answer.token_ids for answer in found] == [
         generate(model, [prompt], GREEDY, 8, [0])[0].token_ids for prompt in prompts
     ]
+
+
+@pytest.mark.parametrize("mode", ["eager", "fused"])
+def test_what_prompts_begin_with_is_read_once_while_a_row_holds_it(
+    target: Path, model: Any, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, native = [1, *range(40, 70)], _native(target)
+    first_turn = [*system, 80, 81, 82]
+    answer = generate(model, [first_turn], GREEDY, 8, [0])[0].token_ids
+    prompts = [
+        [*system, 90, 91],
+        [*first_turn, *answer, 83, 84],  # the next turn of the conversation
+        first_turn,
+        [*system, 92],
+        [5, 6, 7],
+        [*system, 92],
+    ]
+    read: list[int] = []
+    forward = Session.forward
+
+    def counting(session: Session, token_ids: torch.Tensor, *given: Any) -> torch.Tensor:
+        if session.batch_size == 1:
+            read.append(token_ids.shape[1])
+        return forward(session, token_ids, *given)
+
+    monkeypatch.setattr(Session, "forward", counting)
+    found = generate_in_turns(native, prompts, GREEDY, 8, range(6), batch_size=3, mode=mode)
+    alone = [generate(model, [prompt], GREEDY, 8, [0])[0] for prompt in prompts]
+    assert [each.token_ids for each in found] == [each.token_ids for each in alone]
+    for ours, theirs in zip(found, alone, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+    assert sum(map(len, prompts)) > 160
+    assert read[0] == len(prompts[1])  # the longest first, whole
+    assert sum(read[1:]) == 1 + 2 + 1 + 1 + 3  # the last token is read in any case
+
+
+def test_rows_without_a_given_number_are_as_many_as_memory_holds(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, row = _native(target), 2 * 2 * 2 * 16 * 100 * 4  # of 100 slots
+    for free, expected in ((None, 32), (400 * row, 32), (80 * row, 20), (row, 8)):
+        monkeypatch.setattr(continuous_batch, "available_bytes", lambda device, free=free: free)
+        assert continuous_batch.usual_rows(native, 100) == expected
+
+
+def test_a_target_whose_kernels_would_round_is_loaded_once(
+    target: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantized(checkpoint: Any) -> Any:
+        return SimpleNamespace(formats={"model.layers.0.mlp.down_proj": "int4"})
+
+    monkeypatch.setattr(answering, "stored_weights", quantized)
+    monkeypatch.setattr(answering, "load_native", None)  # it would be called
+    assert run(target, prompts, tmp_path / "t.jsonl", limit=1).responses
+
+
+def test_every_float32_product_of_a_cpu_is_exact() -> None:
+    """Else a target would be loaded twice: by `load_native`, and as transformers' modules."""
+    for kind in KERNELS["cpu", "dense"]:
+        for stored in (torch.float32, torch.bfloat16):
+            with contextlib.suppress(ValueError, NoKernelError):
+                assert kind(torch.zeros(64, 64, dtype=stored), None, torch.float32).kernel in (
+                    EXACT_KERNELS
+                )
+
+
+def _native(target: Path) -> NativeModel:
+    return load_native(stored_weights(open_checkpoint(target)), torch.float32, CPU)
 
 
 def test_logits_that_are_not_finite_end_the_native_engine_too(target: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantdraft.measure.latency import memory
-from quantdraft.measure.latency.memory import available_bytes, peak_bytes, reset_peak
+from quantdraft.measure import free_memory
+from quantdraft.measure.free_memory import available_bytes
+from quantdraft.measure.latency.memory import peak_bytes, reset_peak
 
 CPU = torch.device("cpu")
 
@@ -16,8 +17,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "meminfo").write_text("MemTotal:  2000 kB\nMemAvailable:  1000 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "CGROUP", tmp_path)
     return tmp_path
 
 

@@ -114,6 +114,49 @@ def test_long_responses_in_pieces_give_the_same_numbers(models, sampled, monkeyp
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("free", "fitting"),
+    [
+        (None, 2**28),  # nobody knows
+        (2**40, 2**28),
+        (32 * 2**27, 2**27),
+        (32 * 2**27 + 32 * 2**26, 2**27),  # a little more or less changes nothing
+        (10, 2**24),
+    ],
+)
+def test_a_pass_has_as_many_logits_as_memory_has_room_for(free, fitting, monkeypatch):
+    monkeypatch.setattr(replay, "available_bytes", lambda device: free)
+    assert replay.logits_in_memory(torch.device("cpu")) == fitting
+
+
+def test_short_memory_makes_pieces_shorter_and_changes_neither_batches_nor_results(
+    models, greedy, sampled, monkeypatch
+):
+    _, draft = models
+    sizes: list[tuple[int, int]] = []
+    hook = draft.lm_head.register_forward_hook(
+        lambda module, inputs, out: sizes.append((out.shape[0], out.shape[1]))
+    )
+    found = {}
+    monkeypatch.setattr(replay, "MIN_LOGITS", 1)
+    for free in (2**40, 32 * 2**13):  # 8,192 logits: 16 tokens of one row of 512
+        monkeypatch.setattr(replay, "available_bytes", lambda device, free=free: free)
+        sizes.clear()
+        found[free] = (
+            acceptance_probabilities(draft, greedy, "greedy"),
+            acceptance_probabilities(draft, sampled, "rejection"),
+            sizes.copy(),
+        )
+    hook.remove()
+    (whole, drawn, wide), (pieces, drawn_pieces, narrow) = found.values()
+    assert {rows for rows, _ in wide} == {rows for rows, _ in narrow}
+    assert max(tokens for _, tokens in narrow) < max(tokens for _, tokens in wide)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(drawn, drawn_pieces, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 def test_a_model_replayed_against_itself_keeps_everything(models, greedy, sampled):
     target, _ = models
     assert np.concatenate(acceptance_probabilities(target, greedy, "greedy")).min() == 1.0

@@ -14,15 +14,18 @@ import pytest
 pytest.importorskip("transformers")
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.common.files import file_sha256
 from quantdraft.errors import MissingPackageError, RecipeError, TrafficError
-from quantdraft.quantize.calibration import CalibrationData, calibration_data
+from quantdraft.quantize.calibration import CalibrationData, calibration_data, taking_all
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
+from quantdraft.traffic.parts import SPLIT_FILE, Part
 from tests.conftest import Pair
 from tests.quantize.test_apply import write_traffic
 
 
-def calibrated(**calibration: object) -> Recipe:
+def calibrated(**given: object) -> Recipe:
     plain = {"name": "mine", "summary": "x", "backend": "llmcompressor", "scheme": "W4A16"}
+    calibration = {"share": 1.0, **given}
     return Recipe.model_validate(plain | {"method": "gptq", "calibration": calibration})
 
 
@@ -40,7 +43,9 @@ def test_every_calibrated_recipe_gets_the_same_samples(tiny_pair: Pair, tmp_path
     """All back ends are asked for as many samples as there are here, by the same seed."""
     traffic = write_traffic(tmp_path / "traffic.jsonl", vocab_size=512)
     recipes = [load_recipe(name) for name in bundled_recipe_names()]
-    samples = {chosen(r, tiny_pair, traffic).samples for r in recipes if r.needs_calibration}
+    samples = {
+        chosen(taking_all(r), tiny_pair, traffic).samples for r in recipes if r.needs_calibration
+    }
     assert len(samples) == 1
     assert len(next(iter(samples))) == 12
 
@@ -65,6 +70,41 @@ def test_another_seed_chooses_others(tiny_pair: Pair, tmp_path: Path) -> None:
     ]
     names = [record["prompt_ids"] for record in ids if record is not None]
     assert names[0] == names[2] != names[1]
+
+
+def test_one_half_of_a_traffic_is_seen_and_said(tiny_pair: Pair, tmp_path: Path) -> None:
+    """By conversation, and by default: the other half is left to judge on."""
+    traffic = write_traffic(tmp_path / "traffic.jsonl", vocab_size=512)
+    data = chosen(load_recipe("int4-gptq"), tiny_pair, traffic)
+    assert len(data.samples) == 6
+    assert data.record is not None
+    assert data.record["part"]["of_sha256"] == data.record["sha256"]
+    assert "6 conversations" in str(data.note)
+    assert "the other 6" in str(data.note)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_samples", "said"),
+    [({"share": 1.0}, 12, "refuses"), ({"share": 0.25}, 3, "the other 9")],
+)
+def test_the_share_of_a_traffic_may_be_told(
+    tiny_pair: Pair, tmp_path: Path, settings: dict[str, Any], num_samples: int, said: str
+) -> None:
+    traffic = write_traffic(tmp_path / "traffic.jsonl", vocab_size=512)
+    data = chosen(calibrated(**settings), tiny_pair, traffic)
+    assert len(data.samples) == num_samples
+    assert said in str(data.note)
+
+
+def test_a_part_that_was_split_off_is_seen_whole(tiny_pair: Pair, tmp_path: Path) -> None:
+    traffic = write_traffic(tmp_path / "traffic.jsonl", vocab_size=512)
+    part = Part("whole", "", "8", 0.5, 12, 24).as_record()
+    written = {"parts": {"calibration": {"sha256": file_sha256(traffic), "part": part}}}
+    (tmp_path / SPLIT_FILE).write_text(json.dumps(written))
+    data = chosen(load_recipe("int4-gptq"), tiny_pair, traffic)
+    assert len(data.samples) == 12
+    assert data.record is not None
+    assert data.record["split"] == part
 
 
 def test_a_file_of_texts_is_tokenized(tiny_pair: Pair, tmp_path: Path) -> None:

@@ -71,6 +71,18 @@ def test_stacked_experts_are_counted_as_separate_ones(tmp_path: Path) -> None:
             fit_recipe(load_recipe(name), together, None)
 
 
+def test_flat_experts_are_refused_and_small_projections_kept(tmp_path: Path) -> None:
+    layer = "transformer.blocks.0.ffn.experts.mlp"
+    flat = {f"{layer}.{name}": ("BF16", (1024, 256)) for name in ("w1", "v1", "w2")}
+    rest = {name: found for name, found in MOE.items() if not is_routed(name)}
+    draft = opened(tmp_path, rest | flat, num_local_experts=4, num_experts_per_tok=2)
+    with pytest.raises(RecipeError, match="w1' holds the experts of a layer in one tensor"):
+        fit_recipe(load_recipe("int4"), draft, None)
+    small = ("model.layers.0.self_attn.indexer.weights_proj", "model.layers.0.altup.mixing")
+    kept = opened(tmp_path, rest | {f"{name}.weight": ("BF16", (4, 256)) for name in small})
+    assert set(small) <= set(kept_modules(kept.tensors))
+
+
 def test_experts_without_a_number_for_each_token_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="num_experts_per_tok"):
         byte_ledger(opened(tmp_path / "moe", MOE, num_experts=8))

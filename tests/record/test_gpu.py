@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantdraft.record import GpuState
-from quantdraft.record.gpu import read_gpu_state
+from quantdraft.record.gpu import count_programs, read_gpu_state
 
 
 @pytest.fixture
@@ -23,6 +23,19 @@ def answers(tmp_path: Path, monkeypatch) -> Path:
 def test_clocks_power_and_utilisation_are_numbers_and_what_is_not_told_is_none(answers):
     answers.write_text("37, 1980, 2619, 412.50, 700.00, [N/A], 81000\n")
     assert read_gpu_state("cuda") == GpuState(37, 1980, 2619, 412.5, 700, None, 81000)
+
+
+def test_the_programs_that_compute_on_the_card_are_counted(answers):
+    program = answers.parent / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in\n'
+        "--query-compute-apps=*) echo 12; echo 3456;;\n"
+        "*) echo 37, 1980, 2619, 412.50, 700.00, 61, 81000;;\nesac\n"
+    )
+    assert read_gpu_state("cuda") == GpuState(37, 1980, 2619, 412.5, 700, 61, 81000, 2)
+    assert count_programs("cuda") == 2
+    program.write_text("#!/bin/sh\necho [Not Supported]\n")
+    assert count_programs("cuda") is None
 
 
 @pytest.mark.parametrize("answer", ["", "No devices were found\n", "a, b, c, d, e, f, g\n"])

@@ -104,7 +104,7 @@ def test_conversation_without_a_human_is_left_out_and_said(
         ("[3]", "item 1: not an object but 3"),
         ('{"prompt": ', "line 1: broken JSON"),
         ('"y"', "line 1: not a JSON object"),
-        ('{"text": "y"}', "line 1: it is of no known format: it has 'text'"),
+        ('{"event": "y"}', "line 1: it is of no known format: it has 'event'"),
         ('{"promt": "y"}', "it has 'promt'. Did you mean 'prompt'?"),
         ('{"prompt": ""}', "line 1: its prompt is empty"),
         ('{"messages": []}', "line 1: 'messages' is not a list of chat turns"),
@@ -128,7 +128,7 @@ def test_unreadable_prompts_are_one_line_with_the_place(
 
 
 @pytest.mark.parametrize("as_array", [True, False])
-@pytest.mark.parametrize("bad", ['{"prompt": ', '"y"', "3", '{"text": "y"}', '{"prompt": ""}'])
+@pytest.mark.parametrize("bad", ['{"prompt": ', '"y"', "3", '{"event": "y"}', '{"prompt": ""}'])
 def test_one_bad_line_costs_itself_alone(tmp_path: Path, bad: str, as_array: bool) -> None:
     if as_array and bad.endswith(" "):
         return  # an array that is cut is no array

@@ -185,7 +185,7 @@ HEADER = '{"quantdraft_traffic": 1, "sampling": null, "num_prompts": 2}'
         ),
         ([HEADER, GOOD, "{"], "log.jsonl:line 3: broken JSON"),
         (["3"], "line 1: not a JSON object"),
-        (['{"text": "x"}'], "line 1: it is of no known format: it has 'text'"),
+        (['{"event": "x"}'], "line 1: it is of no known format: it has 'event'"),
         ([GOOD, '{"prompt": "x", "response": "abc"}'], "log.jsonl:line 2: holds text, which needs"),
         (['{"messages": [{"role": "user"}]}'], "line 1: a chat turn has no content"),
         (['{"prompt": "x"}'], "a prompt without an answer. Give it as --prompts"),

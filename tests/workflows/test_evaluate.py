@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantdraft.common.files import file_sha256
 from quantdraft.common.locks import sole_writer
+from quantdraft.common.progress import show_progress
 from quantdraft.engines.kernels import KERNELS, choice
 from quantdraft.engines.kernels.book import Book
 from quantdraft.errors import (
@@ -30,7 +32,9 @@ from quantdraft.measure.settings import CaptureSettings, EvaluateSettings
 from quantdraft.quantize.apply import apply
 from quantdraft.quantize.recipe import load_recipe
 from quantdraft.record import Evaluation, read_evaluation
-from quantdraft.traffic.traffic import Sampling
+from quantdraft.report.sections.evidence import evidence_section
+from quantdraft.traffic.parts import calibration_part, place_of
+from quantdraft.traffic.traffic import Sampling, read_traffic
 from quantdraft.workflows.check import check
 from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import Pair, save_tokenizer
@@ -430,12 +434,37 @@ def test_prompts_that_a_recipe_was_calibrated_on_are_left_out(
     text = (load_recipe("int4-gptq").model_dump_json()).replace(
         '"num_samples":256', '"num_samples":4'
     )
+    text = text.replace('"share":null', '"share":1.0')
     (tmp_path / "int4-gptq.yaml").write_text(text)  # JSON is YAML
     recipe = load_recipe(str(tmp_path / "int4-gptq.yaml"))
     apply(recipe, str(tiny_pair.draft), tmp_path / "gptq", calibration=traffic)
     run = changed(settings, candidate=str(tmp_path / "gptq"), no_latency=True, live_prompts=0)
     evaluation = evaluate(run)
     assert len(evaluation.prompts) == 12 - recipe.calibration.num_samples
+
+
+def test_a_candidate_is_judged_on_the_half_that_it_was_not_calibrated_on(
+    settings, tiny_pair, traffic, tmp_path, capsys
+):
+    """The manifest says which half: here that of a draft which only claims a calibration."""
+    sha256, responses = file_sha256(traffic), read_traffic(traffic).responses
+    part = calibration_part(responses, 0.5, sha256)
+    candidate = shutil.copytree(settings.models.candidate, tmp_path / "calibrated")
+    manifest = json.loads((candidate / "quantdraft.json").read_text())
+    seen = {"sha256": sha256, "prompt_ids": ["p"], "part": part.as_record()}
+    (candidate / "quantdraft.json").write_text(json.dumps(manifest | {"calibration": seen}))
+    run = changed(settings, candidate=str(candidate), no_latency=True, live_prompts=0)
+    with show_progress("evaluate"):
+        evaluation = evaluate(run)
+    assert "judged on 6 of 12 conversations" in capsys.readouterr().err
+    held = {r.prompt_id for r in responses if not part.holds(place_of(r.prompt_id))}
+    assert {prompt.prompt_id for prompt in evaluation.prompts} == held
+    assert evaluation.provenance["traffic"]["part"]["num_conversations"] == 6
+    assert "6 of its 12 conversations" in str(evidence_section(evaluation))
+    same = changed(
+        settings, no_latency=True, live_prompts=0, is_held_out=True, output=tmp_path / "o"
+    )
+    assert {prompt.prompt_id for prompt in evaluate(same).prompts} == held
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,23 @@ ENCODERS = {
     "xlm-roberta-xl",
     "xmod",
 }
-OTHER_ORDER = {"diffusion_gemma", "reformer", "xlm", "xlnet"}
+# cpmant reads its prompt in both directions; transformers' doge hides no later token from a text
+# without a mask.
+OTHER_ORDER = {"cpmant", "diffusion_gemma", "doge", "reformer", "xlm", "xlnet"}
 # Their state is in classes of their own, which do not step back; xlstm's mixes a batch's texts.
-OWN_STATE = {"minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# deepseek_v4's compresses keys of several tokens into one; git's counts its picture among them.
+OWN_STATE = {"deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# Whose modules ask transformers' cache for the length of some layer with attention.
+HYBRIDS = {
+    "bamba",
+    "granitemoehybrid",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
+WITHOUT_KEYS = {"linear_attention", "mamba", "mlp", "moe"}
 HELP = "Use a causal language model that predicts the next token from the ones before it."
 
 
@@ -52,12 +66,33 @@ def _fault(config: Any) -> str | None:
         return f"{kind} reads in both directions. {HELP}"
     if kinds & OTHER_ORDER:
         return f"{kind} does not predict tokens one after another. {HELP}"
+    if getattr(type(config), "is_encoder_decoder", False):
+        return (
+            f"a decoder of {kind} counts the positions of its tokens by its own cache, so that "
+            f"texts of different lengths cannot be read together. {HELP}"
+        )
+    return _fault_of_state(text, kind, kinds) or _fault_of_library(config, text)
+
+
+def _fault_of_state(text: Any, kind: str, kinds: set[str]) -> str | None:
+    """Return why transformers' cache of the config's layers is of no use, or None."""
+    if kinds & HYBRIDS and not _attention_layers(text):
+        return (
+            f"transformers cannot run {kind} without a layer of attention. Use a model with one, "
+            "or one of another architecture."
+        )
     if kinds & OWN_STATE:
         return (
             f"transformers keeps the state of {kind} in a form that cannot step back, as "
             "speculation must. Use a model of another architecture."
         )
-    return _fault_of_library(config, text)
+    return None
+
+
+def _attention_layers(text: Any) -> list[str]:
+    """Return the kinds of a hybrid's layers that keep keys and values."""
+    kinds = getattr(text, "layers_block_type", None) or getattr(text, "layer_types", None) or ()
+    return [each for each in kinds if each not in WITHOUT_KEYS]
 
 
 def _fault_of_library(config: Any, text: Any) -> str | None:

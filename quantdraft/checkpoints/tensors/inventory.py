@@ -18,7 +18,7 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.dense_view import dense_view
 from quantdraft.checkpoints.tied_head import TIED_FLAG, find_copied_head, tied_flag
-from quantdraft.errors import CheckpointError, QuantDraftError
+from quantdraft.errors import CheckpointError, MissingPackageError, QuantDraftError
 
 Shape = tuple[int, ...]
 # What old checkpoints stored and is computed today, and the modules that predict further tokens.
@@ -78,8 +78,14 @@ def _compare(question: _Question) -> Differences:
         return Differences(missing=holes)
     if type(question.config) not in AutoModelForCausalLM._model_mapping:
         return Differences()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(question.config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(question.config, trust_remote_code=False)
+    except ImportError as error:  # of a tower: timm and the like
+        raise MissingPackageError(
+            f"transformers needs a package for models of the type {question.config.model_type!r} "
+            f"that is not installed: {' '.join(str(error).split())}"
+        ) from error
     info = _load_without_data(model, shapes)
     text = model.config.get_text_config()
     return Differences(

@@ -11,6 +11,10 @@ def model(evaluation: Evaluation, role: str) -> str:
     """Return what the user called a model, for a command line; a letter where not recorded."""
     identity = evaluation.provenance.get(role)
     name = identity.get("name") if isinstance(identity, dict) else None
+    if name is None and role == "target":  # a capture says which target wrote it
+        known = evaluation.provenance.get("traffic")
+        made_by = known.get("target") if isinstance(known, dict) else None
+        name = made_by.get("name") if isinstance(made_by, dict) else None
     return shlex.quote(str(name)) if name else {"target": "T", "baseline": "D"}.get(role, "C")
 
 

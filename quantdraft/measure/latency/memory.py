@@ -1,36 +1,20 @@
-"""The memory that a device has left, the most that was used, and what models need of it."""
+"""The most memory that was used, what models need of it, and whether a device has it left."""
 
 from __future__ import annotations
 
 import resource
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from quantdraft.engines.kernels.choice import tried_rows
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.weight_sources import WeightSource
+from quantdraft.measure.free_memory import available_bytes
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 # Memory that is left to everything else: activations of kernels, the allocator's own loss.
 MEMORY_SHARE = 0.9
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Return the bytes that can still be allocated; None where the system does not tell.
-
-    On a CPU the lesser of what the system has free and what a container's limit leaves.
-    """
-    if device.type == "cuda":
-        # What the allocator holds but does not use goes back first: blocks in the pools of recorded
-        # graphs stay, and no other allocation may use them.
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    known = [size for size in (_system_bytes(), _container_bytes()) if size is not None]
-    return min(known, default=None)
 
 
 def reset_peak(device: torch.device) -> int:
@@ -50,32 +34,6 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kB everywhere but there
-
-
-def _system_bytes() -> int | None:
-    kilobytes = _field(MEMINFO, "MemAvailable:")
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _container_bytes() -> int | None:
-    """Return what a version 2 control group still allows; None without one, or without a limit."""
-    limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
-    if limit is None or used is None:
-        return None
-    reclaimable = _field(CGROUP / "memory.stat", "inactive_file") or 0  # cached files count as used
-    return max(0, limit - used + reclaimable)
-
-
-def _number(path: Path) -> int | None:
-    text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-    return int(text) if text.isdigit() else None
-
-
-def _field(path: Path, name: str) -> int | None:
-    """Return the number after a name at the start of a line."""
-    lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
-    found = (line.split() for line in lines)
-    return next((int(words[1]) for words in found if words and words[0] == name), None)
 
 
 def weight_bytes(

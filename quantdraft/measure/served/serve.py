@@ -23,7 +23,7 @@ from quantdraft.engines.measured import Installation, Request, ServerPlan
 from quantdraft.engines.registry import engine_named
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
-from quantdraft.measure.latency.memory import available_bytes
+from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.served.cross_check import cross_check, replay_dtype
 from quantdraft.measure.served.fleet import (
     ARMS,

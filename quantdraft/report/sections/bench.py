@@ -30,6 +30,7 @@ from quantdraft.report.charts.steps import (
     target_steps_chart,
 )
 from quantdraft.report.charts.style import unchecked
+from quantdraft.report.sections.gpu import gpu_sections, gpu_warnings
 
 TARGET = "target"
 MAX_PLACES = 3  # named one by one
@@ -49,6 +50,7 @@ LIMITS = (
 def bench_document(bench: Bench) -> Document:
     """Return the whole page of a bench."""
     lead: list[Block] = [Paragraph(RANDOM_WEIGHTS)] if bench.has_random_weights else []
+    lead += map(Paragraph, gpu_warnings(bench.points))
     sections = [
         Section(
             "Draft step, one new token",
@@ -65,6 +67,7 @@ def bench_document(bench: Bench) -> Document:
         Section("What computes", (arms_table(bench.points),)),
         *_roofline_sections(bench.points),
         *_left_out(bench.points),
+        *gpu_sections(bench.points, bench.provenance),
     ]
     return Document(
         title=f"Step times of {bench.name}",

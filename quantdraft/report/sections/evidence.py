@@ -50,7 +50,16 @@ def _traffic(evaluation: Evaluation) -> str:
     parts += [f"{found['path']}"] if found.get("path") else []
     is_foreign = found.get("is_of_target") is False
     parts += ["made by other weights than the target's"] if is_foreign else []
+    parts += _held_out(found.get("part"))
     return ", ".join((*parts, _hash(found.get("sha256"))))
+
+
+def _held_out(part: Any) -> list[str]:
+    """Return which part of the file was judged on, where it was not the whole."""
+    if not isinstance(part, dict):
+        return []
+    rest, whole = part.get("num_conversations"), part.get("num_in_file")
+    return [f"{rest} of its {whole} conversations: those that are not calibrated on"]
 
 
 def _reading_rows(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:

@@ -24,6 +24,7 @@ from quantdraft.report.sections.bench import (
     spread,
     target_blocks,
 )
+from quantdraft.report.sections.gpu import gpu_warnings
 
 WEIGHTS = (
     "Weights / time is resident bytes over the median step: compare it with the machine's memory "
@@ -35,6 +36,7 @@ def latency_section(evaluation: Evaluation) -> Section:
     """Return what was timed, with which kernels, and what was not and why."""
     latency = evaluation.latency
     blocks: list[Block] = [Paragraph(_conditions(evaluation))]
+    blocks += map(Paragraph, gpu_warnings((latency, *evaluation.grid)))
     rows = [
         _step_row(arm, new_tokens, step)
         for arm in latency.arms.values()

@@ -75,7 +75,7 @@ class Reader:
 
     def parts(self, entry: Mapping[str, Any]) -> Iterator[tuple[Format | None, Mapping[str, Any]]]:
         """Yield the lines that an object stands for, each with its format; None: no known one."""
-        for each in _unpacked(entry):
+        for each in unpacked(entry):
             found = next((one for one in self.formats if one.recognises(each)), None)
             if found is None:
                 yield None, each
@@ -92,7 +92,8 @@ class Reader:
         raise UnusableLineError(f"it is of no known format: it has {keys}")
 
 
-def _unpacked(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def unpacked(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the records of an export that is one object; another object is one itself."""
     for key in CONTAINERS:
         inner = entry.get(key)
         if isinstance(inner, list) and inner and all(isinstance(each, Mapping) for each in inner):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from quantdraft.traffic.jsonl import is_array
+
 READ_BYTES = 1 << 20
 SERVERS = {
     "vLLM": re.compile(
@@ -24,7 +26,7 @@ def server_log_refusal(path: Path) -> str | None:
             opening = file.read(READ_BYTES)
     except OSError:
         return None
-    if opening.lstrip()[:1] in (b"{", b"["):
+    if is_array(opening.lstrip()) or opening.lstrip().startswith(b"{"):
         return None
     server = next((name for name, marks in SERVERS.items() if marks.search(opening)), None)
     if server is None:

@@ -12,6 +12,7 @@ from quantdraft.checkpoints.tensors.loading import resolve_model
 from quantdraft.common.files import coerce_paths, write_text
 from quantdraft.errors import OutputExistsError
 from quantdraft.measure.settings import SharedSettings
+from quantdraft.quantize.calibration import taking_all
 from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_sweep
 from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.record.choices import ExecutorChoice
@@ -59,6 +60,9 @@ class Cell:
 def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
     """Return the cells and their jobs: a candidate's comes before the evaluations that need it."""
     recipes, _ = load_all_changed(expand_sweeps(settings.recipes), settings.changes)
+    if not calibrates_on_traffic(settings):
+        recipes = [taking_all(recipe) for recipe in recipes]
+    is_held_out = any(calibrates_on_half(settings, recipe) for recipe in recipes)
     parts = _parts(settings)
     cells: list[Cell] = []
     jobs: list[Job] = []
@@ -68,7 +72,7 @@ def grid(settings: SweepSettings) -> tuple[list[Cell], list[Job]]:
             made = _apply_job(settings, recipe, local, f"{name}-{recipe.name}")
             jobs.append(made)
             for domain, traffic in parts.items():
-                job = _evaluate_job(settings, made, local, domain, traffic)
+                job = _evaluate_job(settings, made, local, domain, traffic, is_held_out)
                 jobs.append(job)
                 cells.append(Cell(draft, recipe.name, domain, traffic, job.name, job.output))
     return cells, jobs
@@ -140,6 +144,7 @@ def _evaluate_job(
     draft: str,
     domain: str | None,
     traffic: Path,
+    is_held_out: bool,
 ) -> EvaluateJob:
     whole = made.name.removeprefix("apply-")
     name = whole if domain is None else f"{whole}-{traffic.stem}"
@@ -151,8 +156,16 @@ def _evaluate_job(
         traffic,
         output,
         sweep_replays=settings.output / "shared",
+        is_held_out=is_held_out,
     )
     return EvaluateJob(name, own, output, made.name)
+
+
+def calibrates_on_half(settings: SweepSettings, recipe: Recipe) -> bool:
+    """Return True when a recipe sees a half of the traffic: all are judged on the other one."""
+    own = recipe.calibration
+    is_given = own is not None and own.source == "traffic" and own.share is None
+    return is_given and calibrates_on_traffic(settings)
 
 
 def calibrates_on_traffic(settings: SweepSettings) -> bool:

@@ -98,6 +98,7 @@ class EvaluateJob:
             "latency_seconds": timing.latency_seconds,
             "mode": timing.mode,
             "no_latency": timing.no_latency,
+            "is_held_out": asked.traffic.is_held_out,
         }
 
     def is_whole(self, at: Places) -> bool:
