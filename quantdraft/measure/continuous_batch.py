@@ -16,8 +16,8 @@ from torch import Tensor
 
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
+from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.generation import GeneratedTokens, choose, require_finite, rounded
-from quantdraft.measure.latency.memory import available_bytes
 from quantdraft.record.choices import Mode
 from quantdraft.traffic.traffic import Sampling
 
