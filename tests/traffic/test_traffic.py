@@ -245,10 +245,11 @@ def test_sampling_that_means_nothing_cannot_be_built(values: dict[str, float]) -
     ("line", "server"),
     [
         ("INFO 11-28 05:20:01 [logger.py:39] Received request chatcmpl-1: params: x", "vLLM"),
-        (
-            "Finish: obj=GenerateReqInput(rid='a'), out={'text': 'x'}",
-            "SGLang",
+        *(
+            (f"{stamp}Finish: obj=GenerateReqInput(rid='a'), out={{'text': 'x'}}", "SGLang")
+            for stamp in ("", "[2026-11-28 05:20:01] ", "[2026-11-28 05:20:01 TP0] ")
         ),
+        ("[2026-11-28T05:20:01] Prefill batch, #new-seq: 1, #new-token: 7", "SGLang"),
     ],
 )
 def test_a_console_log_is_refused_by_name(tmp_path: Path, line: str, server: str) -> None:
