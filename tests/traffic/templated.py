@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Prints what templates print: tools, calls, reasoning, and a switch for thinking.
@@ -30,9 +32,6 @@ class Templated:
 
     def __init__(self, template: str | None = TEMPLATE) -> None:
         self.chat_template = template
-        self._environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        self._environment.globals["raise_exception"] = self._refuse
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [1] * add_special_tokens + [ord(c) for c in text]}
@@ -44,9 +43,16 @@ class Templated:
         self, messages: list[dict[str, Any]], *, tokenize: bool, **settings: Any
     ) -> str:
         assert not tokenize
-        template = self._environment.from_string(self.chat_template or "")
-        return template.render(messages=messages, **settings)
+        return compiled(self.chat_template or "").render(messages=messages, **settings)
 
-    @staticmethod
-    def _refuse(message: str) -> None:
-        raise ValueError(message)
+
+@cache  # as transformers keeps it: to compile a template takes far longer than to render it
+def compiled(template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+def refuse(message: str) -> None:
+    raise ValueError(message)
