@@ -22,9 +22,10 @@ from quantdraft.measure.answerers import Answerer, Progress, open_answerer
 from quantdraft.measure.generation import GeneratedTokens
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.traffic.jsonl import pick_items
+from quantdraft.traffic.ledger import Reading
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompt_file
 from quantdraft.traffic.responses import ReadSettings, Response
-from quantdraft.traffic.templates import RefusedChatError
+from quantdraft.traffic.templates import RefusedChatError, has_template
 from quantdraft.traffic.traffic import Sampling, Traffic, header_line, read_traffic, response_line
 
 
@@ -47,11 +48,12 @@ def capture(settings: CaptureSettings) -> Traffic:
             raise OutputExistsError(
                 f"output '{output}' exists. Give another --output, or --force to replace it."
             )
-        prompts, left_out = _read_asked(settings)
+        prompts, reading, left_out = _read_asked(settings)
         path = resolve_model(settings.target)
         open_checkpoint(path)  # what is no model is named so, not missed a tokenizer
         tokenizer = load_tokenizer(path, settings.trust_remote_code)
         answerer = open_answerer(settings, path)
+        _tell_reading(reading, prompts, tokenizer)
         asked, skipped = _fitting(
             prompts, tokenizer, settings.max_new_tokens, answerer.num_positions
         )
@@ -119,14 +121,31 @@ def has_captured(
     return is_same and header.get("read_with") == _read_with(read).get("read_with")
 
 
-def _read_asked(settings: CaptureSettings) -> tuple[Sequence[Prompt], tuple[str, ...]]:
-    """Return the prompts that are asked, and why others of the file are not."""
+def _read_asked(
+    settings: CaptureSettings,
+) -> tuple[Sequence[Prompt], Reading, tuple[str, ...]]:
+    """Return the prompts that are asked, what they were read as, and why others are not asked."""
     prompts, reading, skipped = read_prompt_file(settings.prompts, settings.read)
-    say(reading.sentence)
     limit = settings.limit
     if limit is None:
-        return prompts, skipped
-    return pick_items(prompts, range(min(limit, len(prompts)))), skipped
+        return prompts, reading, skipped
+    return pick_items(prompts, range(min(limit, len(prompts)))), reading, skipped
+
+
+def _tell_reading(reading: Reading, prompts: Sequence[Prompt], tokenizer: Any) -> None:
+    """Say what the prompts were read as; and where an instruct model is asked without its template.
+
+    What is left out is said with the result.
+    """
+    say(reading.sentence)
+    for warning in reading.warnings:
+        say(f"warning: {warning}")
+    first = next(iter(prompts), None)
+    if first is not None and first.text is not None and has_template(tokenizer):
+        say(
+            f"warning: the prompts are plain text, as that of {first.prompt_id!r}, and are asked "
+            "without the target's chat template. For a chat give 'messages', or 'turns'."
+        )
 
 
 def _read_with(read: ReadSettings) -> dict[str, Any]:

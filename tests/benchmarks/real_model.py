@@ -29,21 +29,17 @@ from typing import Any
 
 from quantdraft.common.files import write_json, write_text
 from quantdraft.quantize.recipe_changes import load_changed
-from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
-from quantdraft.record.wording import UNDEFINED, estimated, length, metric, valued
-from quantdraft.report import write_document
-from quantdraft.report.blocks import Document, Paragraph, Section, Table
+from quantdraft.record import RECORD_FILE, read_evaluation
+from tests.benchmarks.real_model_page import COUNTERS, K, counters_of, draw_page, runs_of
 
 ROOT = Path(__file__).parents[2]
 MODEL, PROMPTS, CALIBRATION, TRAFFIC = "smollm2", "prompts", "calibration", "traffic.jsonl"
-COUNTERS = "counters.json"
 RECIPES = (
     *("identity", "int8", "int8-head8", "int8-weight-only", "fp8", "fp8-head8", "mxfp8"),
     *("int4", "int4-gptq", "int4-awq", "int4-head8", "mxfp4", "nf4"),
 )
 SERVED = ("identity", "int8", "int8-weight-only", "fp8", "int4", "int4-gptq")  # by vLLM on a CPU
 GROUP = ("group_size", 64)  # 576 columns: groups of 128 do not divide them
-K = 4
 KS = "1-8"
 NUM_PER_TASK = 10
 NUM_TOKENS = 128
@@ -169,94 +165,13 @@ def publish(work: Path, output: Path, recipes: Sequence[str]) -> dict[str, Any]:
     if (work / COUNTERS).is_file():
         write_json(output / COUNTERS, json.loads((work / COUNTERS).read_text(encoding="utf-8")))
     examples.draw(output)
-    found = [read_evaluation(output / name_of(r) / RECORD_FILE) for r in recipes]
-    counters = output / COUNTERS
-    counted = json.loads(counters.read_text(encoding="utf-8")) if counters.is_file() else {}
-    write_document(document(found, counted), output)
+    draw_page(output)
+    found = runs_of(output)
     rates = {each.name: each.acceptance_at(K) for each in found}
     shown = {name: at.candidate_rate.value for name, at in rates.items() if at is not None}
+    counted = counters_of(output)
     rounds = {part: counted.get(part) for part in ("equal_where_exact", "version")}
     return {"acceptance": shown, "k": K, "vllm": rounds}
-
-
-def document(runs: Sequence[Evaluation], counted: dict[str, Any]) -> Document:
-    """What every recipe costs the model, by task, and vLLM's count of the same rounds."""
-    replayed = runs[0].prompts
-    num_tokens = sum(prompt.num_tokens for prompt in replayed)
-    intro = (
-        "SmolLM2-135M-Instruct as its own draft: 4-bit blocks of a GGUF file, dequantized, in "
-        f"bfloat16. {len(replayed)} prompts of Spec-Bench, {num_tokens:,} tokens that the model "
-        "answered greedily. The float draft keeps all but near-ties; what a recipe loses below "
-        "that is what its rounding costs a real model of this size."
-    )
-    sections = (
-        Section("What a recipe costs", (_costs(runs),)),
-        Section("By task", (_tasks(runs),)),
-        Section("vLLM's counters", _counters(counted)),
-    )
-    return Document("What quantizing costs a real model", intro, None, (), sections)
-
-
-def _costs(runs: Sequence[Evaluation]) -> Table:
-    rows = []
-    for run in runs:
-        at = run.acceptance_at(K)
-        assert at is not None
-        candidate = run.latency.arms.get("candidate")
-        step = None if candidate is None else candidate.step_speedup
-        rows.append(
-            {
-                "Recipe": run.name,
-                "Acceptance": estimated(at.candidate_rate, "rate"),
-                "Loss": estimated(at.acceptance_rate_loss, "loss"),
-                "Tokens a round": length(at.candidate_length.value),
-                "Draft step, times faster": valued(step, "speedup"),
-                "Verdict": run.verdict.decision,
-            }
-        )
-    caption = (
-        f"k = {K}, greedy, 95 % intervals resample prompts. A verdict is of this pair, in which "
-        "target and draft are one model: speculation with it cannot pay."
-    )
-    return Table.of(rows, range(1, 5), caption=caption)
-
-
-def _tasks(runs: Sequence[Evaluation]) -> Table:
-    rows = []
-    for run in runs:
-        lost = {part.name: part.conditional_acceptance_loss for part in run.by_domain}
-        cells = {
-            name: UNDEFINED if x is None else metric(x.value, "loss") for name, x in lost.items()
-        }
-        rows.append({"Recipe": run.name} | cells)
-    names = range(1, len(rows[0]))
-    caption = (
-        "Of the tokens that the draft was asked for, how much less of them is kept, in points."
-    )
-    return Table.of(rows, names, caption=caption)
-
-
-def _counters(counted: dict[str, Any]) -> tuple[Paragraph | Table, ...]:
-    if not counted:
-        return (Paragraph(f"Rounds in vLLM are {UNDEFINED}: they were not counted."),)
-    rows = []
-    for name, engine in counted["rounds_engine"].items():
-        replay = counted["rounds_replay"][name]
-        is_equal = [round(x) for x in replay] == list(engine)
-        expected = "equal" if counted["is_exact"][name] else "near-ties may differ"
-        rows.append(
-            {
-                "Draft": name,
-                "Float type": counted["dtype"][name],
-                "Rounds counted": f"{sum(engine):,}",
-                "Rounds replayed": f"{round(sum(replay)):,}",
-                "Expected": expected,
-                "Prompt by prompt": "equal" if is_equal else "not equal",
-            }
-        )
-    said = f"vLLM {counted['version']} on {counted['device']}, k = {K}, one request at a time."
-    refused = [f"{name}: {why}." for name, why in counted["undefined"].items()]
-    return (Paragraph(" ".join((said, *refused))), Table.of(rows, (2, 3)))
 
 
 def main() -> None:

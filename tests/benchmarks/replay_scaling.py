@@ -101,7 +101,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     """Processor seconds of every part, and by how much the peak memory grew."""
     from quantdraft.judge.acceptance import replay_rounds
     from quantdraft.judge.comparison.lengths import compare_acceptance
-    from quantdraft.measure.probabilities import open_file_store
+    from quantdraft.measure.probabilities import open_store_at
     from quantdraft.measure.replay import acceptance_probabilities
     from quantdraft.traffic.traffic import read_traffic, token_counts
 
@@ -117,7 +117,7 @@ def replayed(path: Path, run_dir: Path) -> dict[str, Any]:
     traffic = read_traffic(path)
     done("read")
     num_tokens = token_counts(traffic.responses).response.tolist()
-    with open_file_store(run_dir, "keep", {"traffic": traffic.sha256}, num_tokens) as kept:
+    with open_store_at(run_dir / "keep.f64", {"traffic": traffic.sha256}, num_tokens) as kept:
         keeps = acceptance_probabilities(draft, traffic, "greedy", store=kept)
     done("replay")
     names = [response.prompt_id for response in traffic.responses]

@@ -26,7 +26,7 @@ from quantdraft.measure import replay
 from quantdraft.measure.capture import _fitting
 from quantdraft.measure.filters import usable, without_repeats
 from quantdraft.measure.generation import generate
-from quantdraft.measure.probabilities import open_file_store
+from quantdraft.measure.probabilities import open_store_at
 from quantdraft.measure.replay import acceptance_probabilities
 from quantdraft.traffic import jsonl as lines
 from quantdraft.traffic.prompts import Prompt, encode_prompt, read_prompts
@@ -181,12 +181,12 @@ def test_a_killed_replay_runs_no_finished_batch_again(tmp_path, monkeypatch):
 
     first, second = Killed(), FakeDraft()
     with (
-        open_file_store(tmp_path, "keep", {}, lengths) as keeps,
+        open_store_at(tmp_path / "keep.f64", {}, lengths) as keeps,
         pytest.raises(KeyboardInterrupt),
     ):
         acceptance_probabilities(first, traffic, "greedy", store=keeps)
     done: list[int] = []
-    with open_file_store(tmp_path, "keep", {}, lengths) as keeps:
+    with open_store_at(tmp_path / "keep.f64", {}, lengths) as keeps:
         found = acceptance_probabilities(second, traffic, "greedy", done.append, keeps)
     assert first.num_rows >= 4
     assert first.num_rows + second.num_rows == 10

@@ -31,12 +31,14 @@ from quantdraft.errors import (
 )
 from quantdraft.measure import answer_file, continuous_batch
 from quantdraft.measure import answerers as answering
+from quantdraft.measure import capture as capturing
 from quantdraft.measure.capture import capture
 from quantdraft.measure.continuous_batch import generate_in_turns
 from quantdraft.measure.generation import generate
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.record.choices import Mode
+from quantdraft.traffic.prompts import read_prompt_file
 from quantdraft.traffic.traffic import Sampling, Traffic, read_traffic
 
 END = 0
@@ -455,3 +457,21 @@ def test_options_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(OptionError):
         run(target, prompts, tmp_path / "t.jsonl", **wrong)
+
+
+@pytest.mark.parametrize("template", ["{{ messages }}", None])
+def test_plain_text_for_a_target_with_a_chat_template_is_warned_of(
+    template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(capturing, "say", said.append)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "What is the capital of France?"}\n', encoding="utf-8")
+    found = read_prompt_file(path)
+    tokenizer = SimpleNamespace(chat_template=template)
+    capturing._tell_reading(found.reading, found.prompts, tokenizer)
+    assert any("without the target's chat template" in line for line in said) == bool(template)
+    path.write_text('{"messages": [{"role": "user", "content": "Paris?"}]}\n', encoding="utf-8")
+    found, said[:] = read_prompt_file(path), []
+    capturing._tell_reading(found.reading, found.prompts, tokenizer)
+    assert not any(line.startswith("warning") for line in said)

@@ -13,6 +13,7 @@ from quantdraft.record import RECORD_FILE, read_evaluation
 from quantdraft.report.views import markdown
 from quantdraft.traffic.traffic import Response, Traffic
 from tests.benchmarks import real_model
+from tests.benchmarks.real_model_page import K, document
 from tests.benchmarks.vllm_counters import first_of_each_domain, longest
 from tests.examples import EXAMPLES
 
@@ -84,13 +85,13 @@ def test_the_page_shows_every_recipe_and_the_engines_count() -> None:
         "rounds_replay": {"int4": [12.0, 9.0], "int8": [12.0, 9.0]},
         "undefined": {"fp8": "it did not start"},
     }
-    page = markdown.render(real_model.document(runs, counted))
-    rate = runs[1].acceptance_at(real_model.K).candidate_rate.value
+    page = markdown.render(document(runs, counted))
+    rate = runs[1].acceptance_at(K).candidate_rate.value
     assert f"| int4 | {100 * rate:.1f} %" in page
     assert "| int4 | float32 | 21 | 21 | equal | equal |" in page
     assert "| int8 | float32 | 22 | 21 | near-ties may differ | not equal |" in page
     assert "fp8: it did not start." in page
-    assert "were not counted" in markdown.render(real_model.document(runs, {}))
+    assert "were not counted" in markdown.render(document(runs, {}))
 
 
 def test_served_prompts_take_turns_between_domains_and_are_cut() -> None:
