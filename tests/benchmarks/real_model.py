@@ -137,7 +137,8 @@ def evaluate_all(work: Path, recipes: Sequence[str], *, no_latency: bool, second
             if no_latency or read_evaluation(record).latency.arms:
                 continue
             record.unlink()  # its replay is kept beside it
-        given = ("--target", MODEL, "--traffic", TRAFFIC, "-k", KS, "--output", f"runs/{name}")
+        given = ("--target", MODEL, "--baseline", MODEL, "--traffic", TRAFFIC, "-k", KS)
+        given += ("--output", f"runs/{name}")
         timing = ("--no-latency",) if no_latency else ("--latency-seconds", f"{seconds:g}")
         quantdraft(work, "evaluate", f"candidates/{name}", *given, *timing, "--live-prompts", "2")
 

@@ -416,6 +416,16 @@ def test_a_collapse_of_the_baseline_too_is_not_the_quantizations() -> None:
     assert "the pair or the traffic" not in alone.message
 
 
+def test_a_draft_that_still_proposes_well_is_not_called_damaged() -> None:
+    """INT4 in groups of 64 takes a sound 135M model from 4.87 to 2.99 tokens a round."""
+    found = replace(comparison(), baseline_length=around(4.87, 0.02))
+    found = replace(found, candidate_length=around(2.99, 0.1), length_ratio=around(0.61, 0.02))
+    alarm = acceptance_collapsed(found, Policy())
+    assert alarm is not None
+    assert "too coarse for this model, or its weights or scales are wrong" in alarm.message
+    assert "probably wrong" not in alarm.message
+
+
 def test_a_policy_file_and_the_command_line_change_the_verdict(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("min_speedup_over_baseline: 1.10\n")

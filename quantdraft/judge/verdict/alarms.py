@@ -73,11 +73,14 @@ def acceptance_collapsed(acceptance: AcceptanceComparison, policy: Policy) -> Al
             "quantization: this draft hardly ever proposes what these responses say. Check that "
             "this target wrote the traffic, and that draft and target fit (`quantdraft check`).",
         )
+    if length < policy.min_acceptance_length:
+        why = "The quantized weights or scales are probably wrong; apply the recipe again or take "
+    else:
+        why = "Its rounding is too coarse for this model, or its weights or scales are wrong: take "
     return Alarm(
         ACCEPTANCE_COLLAPSED,
         f"acceptance collapsed: {seen} (ratio {ratio.value:.2f}, 95 % interval {ratio.low:.2f} to "
-        f"{ratio.high:.2f}, limit {policy.min_length_ratio:.2f}). The quantized weights or scales "
-        "are probably wrong; apply the recipe again or take a milder one.",
+        f"{ratio.high:.2f}, limit {policy.min_length_ratio:.2f}). {why}a milder one.",
     )
 
 
