@@ -1,9 +1,9 @@
 """The published examples: records taken from finished runs, and every page drawn from its record.
 
-    python -m tests.examples                              draw all of reports/example again
+    python -m tests.examples                              draw all examples again
     python -m tests.examples --take RUN… [SELECTION]      first take these directories' records
 
-`tests.benchmarks.real_model` publishes the runs of a real model, in reports/real, by the same code.
+The runs of a real model, in reports/real, are drawn too; `tests.benchmarks.real_model` makes them.
 
 A run directory holds evaluation.json, that of a choice selection.json; each keeps its name.
 """
@@ -22,9 +22,11 @@ from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation, write_ev
 from quantdraft.report import write_document
 from quantdraft.workflows.select.record import SELECTION_FILE, SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.workflows.select.view import selection_document
+from tests.benchmarks.real_model_page import draw_page
 from tests.pages import write_comparison, write_report
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
+REAL = EXAMPLES.parent / "real"
 COMPARISON = "comparison"
 APART = "another-draft"  # two drafts, not a recipe: its baseline is not that of the others
 
@@ -73,8 +75,9 @@ def main(is_taking: bool, directories: tuple[Path, ...]) -> None:
         raise click.UsageError("--take and the directories of finished runs go together.")
     for directory in directories:
         click.echo(f"taken: {take(directory)}")
-    for written in draw():
+    for written in (*draw(), *draw(REAL)):
         click.echo(f"drawn: {written}")
+    draw_page(REAL)
 
 
 if __name__ == "__main__":

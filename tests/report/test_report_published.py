@@ -10,13 +10,16 @@ from quantdraft.common.files import read_record
 from quantdraft.errors import OptionError
 from quantdraft.record import provenance, read_evaluation
 from quantdraft.report import write_document
+from quantdraft.report.views import markdown
 from quantdraft.workflows.demo import demo
 from quantdraft.workflows.select.record import SELECTION_SCHEMA_VERSION, Selection
 from quantdraft.workflows.select.view import selection_document
-from tests.examples import EXAMPLES, compared, draw, take
+from tests.benchmarks.real_model_page import counters_of, document, runs_of
+from tests.examples import EXAMPLES, REAL, compared, draw, take
 from tests.pages import write_comparison, write_report
 
 RUNS = sorted(path.parent for path in EXAMPLES.glob("*/evaluation.json"))
+REAL_RUNS = sorted(path.parent for path in REAL.glob("*/evaluation.json"))
 
 
 def text_of(page: Path) -> str:
@@ -42,15 +45,23 @@ def test_there_is_an_example_of_every_answer() -> None:
     assert found == {"go", "no-go", "inconclusive"}
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+@pytest.mark.parametrize(
+    "run", [*RUNS, *REAL_RUNS], ids=lambda run: f"{run.parent.name}-{run.name}"
+)
 def test_a_published_report_is_what_its_record_gives(run: Path, tmp_path: Path) -> None:
     write_report(read_evaluation(run / "evaluation.json"), tmp_path)
     assert_same(tmp_path, run)
 
 
-def test_the_published_comparison_is_what_the_records_give(tmp_path: Path) -> None:
-    write_comparison(compared(), tmp_path)
-    assert_same(tmp_path, EXAMPLES / "comparison")
+@pytest.mark.parametrize("examples", [EXAMPLES, REAL], ids=lambda path: path.name)
+def test_the_published_comparison_is_what_the_records_give(examples: Path, tmp_path: Path) -> None:
+    write_comparison(compared(examples), tmp_path)
+    assert_same(tmp_path, examples / "comparison")
+
+
+def test_the_published_page_of_a_real_model_is_what_its_records_and_counters_give() -> None:
+    page = markdown.render(document(runs_of(REAL), counters_of(REAL)))
+    assert page == (REAL / "report.md").read_text(encoding="utf-8")
 
 
 CHOICES = sorted(path.parent for path in EXAMPLES.glob("*/selection.json"))
