@@ -122,5 +122,5 @@ def _counters(counted: dict[str, Any]) -> tuple[Paragraph | Table, ...]:
             }
         )
     said = f"vLLM {counted['version']} on {counted['device']}, k = {K}, one request at a time."
-    refused = [f"{name}: {why}." for name, why in counted["undefined"].items()]
+    refused = [f"{name}: {why.rstrip('.')}." for name, why in counted["undefined"].items()]
     return (Paragraph(" ".join((said, *refused))), Table.of(rows, (2, 3)))
