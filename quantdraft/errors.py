@@ -13,6 +13,11 @@ MIN_HEAD, HEAD_CUTOFF = 4, 0.8
 FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the error's kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def one_line(text: str) -> str:
     """A text as a terminal may show it: no control reaches it, and what is endless is cut.
 

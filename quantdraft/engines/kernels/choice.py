@@ -24,12 +24,11 @@ from quantdraft.engines.kernels.book import NUM_VOTES, Book, Vote, book_of, hope
 from quantdraft.engines.kernels.trials import (
     Question,
     Weight,
-    first_line,
     first_outputs,
     held_bytes,
     trial,
 )
-from quantdraft.errors import is_out_of_memory
+from quantdraft.errors import first_line, is_out_of_memory
 
 # Numbers of rows at which kernels are tried; another number takes the answer of the nearest.
 TRIED_ROWS = (1, 2, 4, 8, 16, 64, 256, 1024)

@@ -22,7 +22,7 @@ from quantdraft.engines.kernels.compiling import compile_fault
 from quantdraft.engines.kernels.linear import KernelLinear, group_size_of, row_scales
 from quantdraft.engines.kernels.marlin import TYPES, pack_columns
 from quantdraft.engines.kernels.requirements import require_capability
-from quantdraft.errors import NoKernelError, is_out_of_memory
+from quantdraft.errors import NoKernelError, first_line, is_out_of_memory
 
 PACKAGE = "humming-kernels"
 # As vLLM pads and calls it: zeros to whole tiles, sums of tiles in float32.
@@ -180,8 +180,7 @@ def _import_humming() -> Humming | str:
     except Exception as error:  # its own compilers, libraries and drivers have their own kinds
         if is_out_of_memory(error):
             raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"Humming cannot be loaded here: {first_line}"
+        return f"Humming cannot be loaded here: {first_line(error)}"
     finally:
         if before is None:
             del os.environ[QUIET]

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from quantdraft.errors import NoKernelError, is_out_of_memory
+from quantdraft.errors import NoKernelError, first_line, is_out_of_memory
 
 
 def require_capability(device: torch.device, needed: tuple[int, int], what: str) -> None:
@@ -66,9 +66,8 @@ def triton_fault() -> str | None:
     except Exception as error:  # a compiler, a driver or Triton: each has its own kinds
         if is_out_of_memory(error):
             raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         fault = (
-            f"the package 'triton' cannot launch a kernel here ({first_line}); "
+            f"the package 'triton' cannot launch a kernel here ({first_line(error)}); "
             "it needs a C compiler, such as gcc, on PATH or in CC"
         )
         warnings.warn(f"Triton's kernels are not used: {fault}", stacklevel=2)

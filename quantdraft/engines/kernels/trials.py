@@ -19,7 +19,7 @@ from quantdraft.engines.kernels.book import HOPELESS, Timing, Vote
 from quantdraft.engines.kernels.few_rows import FewRowsLinear, allocate_bytes
 from quantdraft.engines.kernels.graphs import captured, is_recorded, run_unrecorded
 from quantdraft.engines.kernels.operations import Program, operations_fault
-from quantdraft.errors import NoKernelError, is_out_of_memory
+from quantdraft.errors import NoKernelError, first_line, is_out_of_memory
 
 Weight = Unpacked | Codebook | Tensor
 
@@ -259,8 +259,3 @@ def _inputs(num_rows: int, question: Question) -> Tensor:
     width = weight.shape[1] if isinstance(weight, Tensor | Codebook) else weight.integers.shape[1]
     generator = torch.Generator().manual_seed(0)
     return torch.randn((num_rows, width), generator=generator).to(question.device, question.dtype)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the error's kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from quantdraft.errors import MissingPackageError, OptionError
+from quantdraft.errors import MissingPackageError, OptionError, first_line
 
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 10
@@ -85,9 +85,8 @@ def _start(stack: contextlib.ExitStack) -> Any:
             _temp_dir=f"{place}/ray",  # Ray opens it to everybody, but not what it lies in
         )
     except Exception as error:  # the very type that Ray raises when a process of its is late
-        said = str(error).strip().splitlines() or [type(error).__name__]
         raise OptionError(
-            f"Ray does not start on this machine: {said[0]}. Use --executor local."
+            f"Ray does not start on this machine: {first_line(error)}. Use --executor local."
         ) from error
     return ray
 
