@@ -3,7 +3,8 @@
     python -m tests.examples                              draw all examples again
     python -m tests.examples --take RUN… [SELECTION]      first take these directories' records
 
-The runs of a real model, in reports/real, are drawn too; `tests.benchmarks.real_model` makes them.
+The runs of real models, in a directory each of reports/real, are drawn too;
+`tests.benchmarks.real_model` makes them.
 
 A run directory holds evaluation.json, that of a choice selection.json; each keeps its name.
 """
@@ -26,7 +27,7 @@ from tests.benchmarks.real_model_page import draw_page
 from tests.pages import write_comparison, write_report
 
 EXAMPLES = Path(__file__).parent.parent / "reports" / "example"
-REAL = EXAMPLES.parent / "real"
+REAL = sorted(EXAMPLES.parent.glob("real/*/"))
 COMPARISON = "comparison"
 APART = "another-draft"  # two drafts, not a recipe: its baseline is not that of the others
 
@@ -75,9 +76,11 @@ def main(is_taking: bool, directories: tuple[Path, ...]) -> None:
         raise click.UsageError("--take and the directories of finished runs go together.")
     for directory in directories:
         click.echo(f"taken: {take(directory)}")
-    for written in (*draw(), *draw(REAL)):
-        click.echo(f"drawn: {written}")
-    draw_page(REAL)
+    for examples in (EXAMPLES, *REAL):
+        for written in draw(examples):
+            click.echo(f"drawn: {written}")
+    for model in REAL:
+        draw_page(model)
 
 
 if __name__ == "__main__":

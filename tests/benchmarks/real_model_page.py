@@ -38,9 +38,10 @@ def document(runs: Sequence[Evaluation], counted: dict[str, Any]) -> Document:
     """What every recipe costs the model, by task, and vLLM's count of the same rounds."""
     replayed = runs[0].prompts
     num_tokens = sum(prompt.num_tokens for prompt in replayed)
+    model = runs[0].provenance["target"]["name"]
     intro = (
-        "SmolLM2-135M-Instruct as its own draft: 4-bit blocks of a GGUF file, dequantized, in "
-        f"bfloat16. {len(replayed)} prompts of Spec-Bench, {num_tokens:,} tokens that the model "
+        f"{model} as its own draft: 4-bit blocks of a GGUF file, dequantized, in bfloat16. "
+        f"{len(replayed)} prompts of Spec-Bench, {num_tokens:,} tokens that the model "
         "answered greedily. Of the float draft's proposals all are accepted but those behind the "
         "end of a response; what a recipe loses is what its rounding costs a real model of this "
         "size. Target and draft are one model, so speculation itself cannot pay here."
@@ -52,7 +53,7 @@ def document(runs: Sequence[Evaluation], counted: dict[str, Any]) -> Document:
     )
     return Document(
         "What quantizing costs a real model",
-        "SmolLM2-135M-Instruct on Spec-Bench",
+        f"{model} on Spec-Bench",
         None,
         (),
         sections,

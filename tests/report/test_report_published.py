@@ -19,7 +19,7 @@ from tests.examples import EXAMPLES, REAL, compared, draw, take
 from tests.pages import write_comparison, write_report
 
 RUNS = sorted(path.parent for path in EXAMPLES.glob("*/evaluation.json"))
-REAL_RUNS = sorted(path.parent for path in REAL.glob("*/evaluation.json"))
+REAL_RUNS = [path.parent for model in REAL for path in sorted(model.glob("*/evaluation.json"))]
 
 
 def text_of(page: Path) -> str:
@@ -53,15 +53,16 @@ def test_a_published_report_is_what_its_record_gives(run: Path, tmp_path: Path) 
     assert_same(tmp_path, run)
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, REAL], ids=lambda path: path.name)
+@pytest.mark.parametrize("examples", [EXAMPLES, *REAL], ids=lambda path: path.name)
 def test_the_published_comparison_is_what_the_records_give(examples: Path, tmp_path: Path) -> None:
     write_comparison(compared(examples), tmp_path)
     assert_same(tmp_path, examples / "comparison")
 
 
-def test_the_published_page_of_a_real_model_is_what_its_records_and_counters_give() -> None:
-    page = markdown.render(document(runs_of(REAL), counters_of(REAL)))
-    assert page == (REAL / "report.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("model", REAL, ids=lambda path: path.name)
+def test_the_page_of_a_real_model_is_what_its_records_and_counters_give(model: Path) -> None:
+    page = markdown.render(document(runs_of(model), counters_of(model)))
+    assert page == (model / "report.md").read_text(encoding="utf-8")
 
 
 CHOICES = sorted(path.parent for path in EXAMPLES.glob("*/selection.json"))

@@ -40,7 +40,8 @@ def rows_of(path: Path) -> list[dict[str, object]]:
 
 
 def test_the_two_sets_share_no_question_and_each_task_has_its_number(questions, tmp_path) -> None:
-    real_model.choose_prompts(questions, tmp_path)
+    model = tmp_path / "model"
+    real_model.choose_prompts(questions, model, tmp_path)
     sets = [rows_of(tmp_path / f"{name}.jsonl") for name in ("prompts", "calibration")]
     ids = [{row["id"] for row in rows} for rows in sets]
     assert not ids[0] & ids[1]
@@ -49,8 +50,19 @@ def test_the_two_sets_share_no_question_and_each_task_has_its_number(questions, 
         assert domains == dict.fromkeys(("conversation", "qa", "rag"), real_model.NUM_PER_TASK)
     again = tmp_path / "again"
     again.mkdir()
-    real_model.choose_prompts(questions, again)
+    real_model.choose_prompts(questions, model, again)
     assert (again / "prompts.jsonl").read_bytes() == (tmp_path / "prompts.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_model_is_asked_by_its_chat_template_where_it_has_one(
+    questions, tmp_path, is_chat
+) -> None:
+    if is_chat:
+        (tmp_path / "chat_template.jinja").touch()
+    real_model.choose_prompts(questions, tmp_path, tmp_path)
+    row = rows_of(tmp_path / "prompts.jsonl")[0]
+    assert ("messages" in row, "text" in row) == (is_chat, not is_chat)
 
 
 def test_a_run_without_step_times_goes_on_with_them_and_a_whole_one_stays(
@@ -67,9 +79,10 @@ def test_a_run_without_step_times_goes_on_with_them_and_a_whole_one_stays(
     asked: list[str] = []
     monkeypatch.setattr(real_model, "quantdraft", lambda work, *given: asked.append(given[1]))
     recipes = ("int8", "fp8", "int4")
-    real_model.evaluate_all(tmp_path, recipes, no_latency=True, seconds=1)
+    job = real_model.Job(tmp_path, "model", group_size=64)
+    real_model.evaluate_all(job, recipes, no_latency=True, seconds=1)
     assert asked == ["candidates/int4-g64"]
-    real_model.evaluate_all(tmp_path, recipes, no_latency=False, seconds=1)
+    real_model.evaluate_all(job, recipes, no_latency=False, seconds=1)
     assert asked[1:] == ["candidates/fp8", "candidates/int4-g64"]
     assert not (tmp_path / "runs" / "fp8" / RECORD_FILE).exists()
 
