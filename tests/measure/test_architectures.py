@@ -120,6 +120,11 @@ REFUSED = {
         {"architectures": ["MarianForCausalLM"], "is_encoder_decoder": False},
         "a decoder of marian counts the positions",
     ),
+    "blt": ({"architectures": ["BltForCausalLM"]}, "cannot step back"),
+    "gemma4_assistant": (
+        {"architectures": ["Gemma4AssistantForCausalLM"]},
+        "does not run without it",
+    ),
     "git": ({"architectures": ["GitForCausalLM"]}, "cannot step back"),
     "deepseek_v4": ({"architectures": ["DeepseekV4ForCausalLM"]}, "cannot step back"),
     "granitemoehybrid": (

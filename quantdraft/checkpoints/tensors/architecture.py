@@ -34,8 +34,11 @@ ENCODERS = {
 # without a mask.
 OTHER_ORDER = {"cpmant", "diffusion_gemma", "doge", "reformer", "xlm", "xlnet"}
 # Their state is in classes of their own, which do not step back; xlstm's mixes a batch's texts.
-# deepseek_v4's compresses keys of several tokens into one; git's counts its picture among them.
-OWN_STATE = {"deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# blt's has a part for each of its models; deepseek_v4's compresses keys of several tokens into
+# one; git's counts its picture among them.
+OWN_STATE = {"blt", "deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# Heads of Gemma 4: they read their target's hidden states and its keys.
+OF_A_TARGET = {"gemma4_assistant", "gemma4_unified_assistant"}
 # Whose modules ask transformers' cache for the length of some layer with attention.
 HYBRIDS = {
     "bamba",
@@ -66,6 +69,11 @@ def _fault(config: Any) -> str | None:
         return f"{kind} reads in both directions. {HELP}"
     if kinds & OTHER_ORDER:
         return f"{kind} does not predict tokens one after another. {HELP}"
+    if kinds & OF_A_TARGET:
+        return (
+            f"{kind} reads the hidden states and the keys of its target, and does not run without "
+            f"it. {HELP}"
+        )
     if getattr(type(config), "is_encoder_decoder", False):
         return (
             f"a decoder of {kind} counts the positions of its tokens by its own cache, so that "

@@ -86,6 +86,12 @@ def _compare(question: _Question) -> Differences:
             f"transformers needs a package for models of the type {question.config.model_type!r} "
             f"that is not installed: {' '.join(str(error).split())}"
         ) from error
+    except Exception as error:  # each architecture reads its config in its own way
+        raise CheckpointError(
+            f"transformers cannot build a {question.config.model_type} of this config.json "
+            f"({type(error).__name__}: {' '.join(str(error).split())}). Copy it from the model "
+            "that it was made from."
+        ) from error
     info = _load_without_data(model, shapes)
     text = model.config.get_text_config()
     return Differences(
