@@ -29,7 +29,7 @@ from quantdraft.quantize.recipe_formats import formats_by_module
 UNQUANTIZABLE = {
     "gpt2": "whose weights are stored transposed",
     "openai-gpt": "whose weights are stored transposed",
-    "falcon": "for which transformers computes them from float weights alone",
+    "falcon": "whose Linears transformers computes from float weights alone",
     "hrm_text": "whose projections transformers cuts into several when it loads them",
 }
 
@@ -112,8 +112,8 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
     model_type = source.text_config.get("model_type")
     if model_type in UNQUANTIZABLE:
         raise RecipeError(
-            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
-            f"{model_type!r}, {UNQUANTIZABLE[model_type]}. Use a draft of another architecture."
+            f"recipe {recipe.name!r}: '{source.path}' is of type {model_type!r}, "
+            f"{UNQUANTIZABLE[model_type]}. Use a draft of another architecture."
         )
     _require_known_experts(recipe, source)
     if recipe.kv_cache != "keep":

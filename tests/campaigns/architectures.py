@@ -207,9 +207,9 @@ def _page(record: dict[str, Any]) -> str:
         "",
         f"`python -m tests.campaigns.architectures --output reports/campaigns`, {record['date']}, "
         f"transformers {record['transformers']}: {counts['architectures']} architectures, of these "
-        f"{right} right in every command and {refused} refused by `check` and in its words by every "
-        f"other command that runs a model. Of {counts['cells']} cells {counts['right']} are right, {counts['refused']} "
-        f"refused, {counts[FAULT]} faults.",
+        f"{right} right in every command and {refused} refused by `check`, and in its words by "
+        f"every other command that runs a model. Of {counts['cells']} cells {counts['right']} are "
+        f"right, {counts['refused']} refused, {counts[FAULT]} faults.",
         "",
         "Tiny models with random weights, in float32. Right: capture gives the texts of one prompt "
         "at a time without a cache; replay",
@@ -229,8 +229,10 @@ def _page(record: dict[str, Any]) -> str:
             kind, _, words = row[command].partition(": ")
             if kind == "right":
                 continue
-            where = name if kind == "refused" and row["check"] == row[command] else (
-                f"{name} ({command})"
+            where = (
+                name
+                if kind == "refused" and row["check"] == row[command]
+                else (f"{name} ({command})")
             )
             words = words if kind == "refused" else row[command]
             names = why.setdefault(words.replace(f" {name} ", " … "), [])

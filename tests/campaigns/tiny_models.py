@@ -17,82 +17,86 @@ from tests.architectures import TEXT, WINDOW, add_noise, copy_tokenizer, save_mo
 
 MAX_PARAMETERS = 30_000_000
 LEAST_LAYERS = 2
-_COMMON: Mapping[str, Any] = {name: value for name, value in TEXT.items() if "token_id" not in name}
-
 # Sizes by what they are called; a field that a config does not have is left alone.
+_NAMES: Mapping[int, str] = {
+    128: """
+        d_model n_embd emb_dim dim_model embedding_size embedding_dim ffn_hidden_size
+        ffn_dim decoder_ffn_dim encoder_ffn_dim moe_intermediate_size
+        shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size
+        dense_intermediate_size dim_ff dff d_inner moe_shared_expert_intermediate_size
+        intermediate_size_mlp feed_forward_size mlp_dim q_lora_rank kv_lora_rank
+        word_embed_proj_dim input_embedding_size output_embedding_size
+        pronunciation_embed_dim shape_embed_dim lru_width attention_hidden_size
+        backbone_hidden_size hidden_size_per_layer_input router_hidden_size o_lora_rank
+        out_hidden_size vision_output_dim projector_input_dim projector_output_dim
+        linear_head_dim hidden_size_global ple_embed_dim
+    """,
+    2: """
+        n_layer n_layers num_layers decoder_layers encoder_layers num_encoder_layers
+        num_decoder_layers depth num_blocks num_global_layers conf_num_hidden_layers
+        num_layers_per_stack kv_n_heads num_kv_heads swa_num_key_value_heads
+        linear_num_key_heads num_experts_per_tok num_experts_per_token moe_topk moe_top_k
+        moe_k o_groups global_attn_every_n_layers attn_layer_period no_rope_layer_interval
+    """,
+    4: """
+        n_head n_heads num_heads decoder_attention_heads encoder_attention_heads
+        attention_heads num_encoder_attention_heads num_decoder_attention_heads
+        swa_num_attention_heads linear_num_value_heads linear_num_heads num_experts
+        n_routed_experts num_local_experts moe_num_experts conf_num_attention_heads
+        zero_expert_num hc_mult
+    """,
+    1: """
+        n_shared_experts num_shared_experts moe_num_shared_experts n_group topk_group
+        num_expert_group mamba_n_groups n_groups first_k_dense_replace attn_layer_offset
+    """,
+    32: """
+        qk_rope_head_dim qk_nope_head_dim v_head_dim swa_head_dim d_head linear_key_head_dim
+        linear_value_head_dim index_head_dim dim_head kv_channels attention_head_size
+        rotary_dim base_channels mamba_d_head mamba_head_dim mamba_headdim
+    """,
+    8: """
+        mamba_n_heads mamba_num_heads n_mamba_heads mamba_chunk_size chunk_size
+        mamba_dt_rank time_step_rank
+    """,
+    16: """
+        state_size ssm_state_size mamba_d_state hc_lowrank adapter_rank sliding_window
+        window_size attention_chunk_size sliding_window_size keep_window_size
+        attention_window_size local_attention index_topk index_n_heads
+    """,
+    512: """
+        n_positions n_ctx max_seq_len context_length max_source_positions
+        max_target_positions original_max_position_embeddings model_max_length
+        position_bias_max_distance
+    """,
+    4096: """
+        vocab_size_per_layer_input decoder_vocab_size ngram_vocab_size_base
+        encoder_hash_byte_group_vocab shape_vocab_size audio_vocab_size
+    """,
+    64: """
+        qk_head_dim
+    """,
+    0: """
+        num_kv_shared_layers num_nextn_predict_layers
+    """,
+    256: """
+        mamba_d_ssm
+    """,
+    28: """
+        image_size
+    """,
+    14: """
+        patch_size
+    """,
+}
 SIZES: Mapping[str, int] = {
-    **_COMMON,
-    **dict.fromkeys(
-        "d_model n_embd emb_dim dim_model embedding_size embedding_dim ffn_hidden_size ffn_dim "
-        "decoder_ffn_dim encoder_ffn_dim moe_intermediate_size shared_expert_intermediate_size "
-        "shared_intermediate_size expert_ffn_hidden_size dense_intermediate_size dim_ff dff d_inner "
-        "moe_shared_expert_intermediate_size intermediate_size_mlp feed_forward_size mlp_dim "
-        "q_lora_rank kv_lora_rank word_embed_proj_dim input_embedding_size output_embedding_size "
-        "pronunciation_embed_dim shape_embed_dim lru_width attention_hidden_size "
-        "backbone_hidden_size hidden_size_per_layer_input router_hidden_size o_lora_rank "
-        "out_hidden_size vision_output_dim projector_input_dim projector_output_dim "
-        "linear_head_dim hidden_size_global ple_embed_dim".split(),
-        128,
-    ),
-    **dict.fromkeys(
-        "n_layer n_layers num_layers decoder_layers encoder_layers num_encoder_layers "
-        "num_decoder_layers depth num_blocks num_global_layers conf_num_hidden_layers "
-        "num_layers_per_stack".split(),
-        LEAST_LAYERS,
-    ),
-    **dict.fromkeys(
-        "n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
-        "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads "
-        "linear_num_value_heads linear_num_heads num_experts n_routed_experts "
-        "num_local_experts moe_num_experts conf_num_attention_heads zero_expert_num hc_mult".split(),
-        4,
-    ),
-    **dict.fromkeys(
-        "kv_n_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok "
-        "num_experts_per_token moe_topk moe_top_k moe_k o_groups".split(),
-        2,
-    ),
-    **dict.fromkeys("n_shared_experts num_shared_experts moe_num_shared_experts".split(), 1),
-    **dict.fromkeys("n_group topk_group num_expert_group mamba_n_groups n_groups".split(), 1),
-    **dict.fromkeys("qk_rope_head_dim qk_nope_head_dim v_head_dim swa_head_dim d_head".split(), 32),
-    **dict.fromkeys("linear_key_head_dim linear_value_head_dim index_head_dim dim_head".split(), 32),
-    **dict.fromkeys("kv_channels attention_head_size rotary_dim".split(), 32),
-    **dict.fromkeys("mamba_d_head mamba_head_dim mamba_headdim".split(), 32),
-    **dict.fromkeys("mamba_n_heads mamba_num_heads n_mamba_heads".split(), 8),
-    **dict.fromkeys("state_size ssm_state_size mamba_d_state hc_lowrank adapter_rank".split(), 16),
-    **dict.fromkeys("mamba_chunk_size chunk_size mamba_dt_rank time_step_rank".split(), 8),
-    **dict.fromkeys(
-        "n_positions n_ctx max_seq_len context_length max_source_positions max_target_positions "
-        "original_max_position_embeddings model_max_length position_bias_max_distance".split(),
-        512,
-    ),
-    **dict.fromkeys(
-        "sliding_window window_size attention_chunk_size sliding_window_size keep_window_size "
-        "attention_window_size local_attention index_topk".split(),
-        WINDOW,
-    ),
-    **dict.fromkeys(
-        "vocab_size_per_layer_input decoder_vocab_size ngram_vocab_size_base "
-        "encoder_hash_byte_group_vocab shape_vocab_size audio_vocab_size".split(),
-        4096,
-    ),
-    "qk_head_dim": 64,
-    "index_n_heads": 16,  # of few heads no key may count, and then all are equal
-    "first_k_dense_replace": 1,
-    "num_kv_shared_layers": 0,
-    "global_attn_every_n_layers": 2,
-    "mamba_d_ssm": 256,
-    "image_size": 28,
-    "patch_size": 14,
-    "attn_layer_period": 2,
-    "attn_layer_offset": 1,
-    "no_rope_layer_interval": 2,
-    "num_nextn_predict_layers": 0,
+    **{name: size for size, names in _NAMES.items() for name in names.split()},
+    **{name: size for name, size in TEXT.items() if not name.endswith("_token_id")},
 }
 END_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_TOKEN = 4000  # of images and of sounds: no text of the tests has it
 # Absent by default and needed, or out of step with the sizes above.
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+_SOUND = {"text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}}
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -104,6 +108,9 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
     | {"first_k_dense_replace": 1},
+    "emu3": {
+        "vocabulary_map": {"<image>": 4000, "<|visual token 000000|>": 4001, "<|extra_200|>": 4002}
+    },
     "gemma4_text": {"per_layer_config": {"1": {"head_dim": 64}}},
     "gemma4_unified_text": {"per_layer_config": {"1": {"head_dim": 64}}},
     "hrm_text": {"num_hidden_layers": 16},  # of each stack 2, in 2 cycles of 3 and 1
@@ -112,8 +119,10 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 32},
+    "musicgen": _SOUND | {"decoder": {"model_type": "musicgen_decoder"}},
+    "musicgen_melody": _SOUND | {"decoder": {"model_type": "musicgen_melody_decoder"}},
     "nemotron": {"num_key_value_heads": 2},
-    "qwen4_exp_text": {"indexer_n_heads": 16, "indexer_kv_heads": 2, "indexer_head_dim": 32}
+    "qwen4_exp_text": {"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 32}
     | {"indexer_budget": 16, "indexer_compress_ratio": 4},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [64, 64]},
     "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 256, "attention_head_dim": 64}
@@ -239,7 +248,9 @@ def _save_stub(model_type: str, directory: Path) -> Path:
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (directory / "config.json").write_text(
+        json.dumps({"model_type": model_type, **FIELDS.get(model_type, {})})
+    )
     table = torch.zeros(TEXT["vocab_size"], TEXT["hidden_size"], dtype=torch.bfloat16)
     save_file({"model.embed_tokens.weight": table}, directory / "model.safetensors")
     copy_tokenizer(directory)

@@ -35,8 +35,12 @@ ENCODERS = {
 OTHER_ORDER = {"cpmant", "diffusion_gemma", "doge", "reformer", "xlm", "xlnet"}
 # Their state is in classes of their own, which do not step back; xlstm's mixes a batch's texts.
 # blt's has a part for each of its models; deepseek_v4's compresses keys of several tokens into
-# one; git's counts its picture among them.
-OWN_STATE = {"blt", "deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# one; git's counts its picture among them; moshi's forgets tokens that it reads
+# without a cache; openai-gpt has none.
+OWN_STATE = {
+    *("blt", "deepseek_v4", "git", "minimax", "moshi", "openai-gpt", "recurrent_gemma"),
+    *("rwkv", "xlstm"),
+}
 # Heads of Gemma 4: they read their target's hidden states and its keys.
 OF_A_TARGET = {"gemma4_assistant", "gemma4_unified_assistant"}
 # Whose modules ask transformers' cache for the length of some layer with attention.
@@ -61,10 +65,14 @@ def require_causal(config: Any, path: Path) -> None:
 
 
 def _fault(config: Any) -> str | None:
-    text, kind = config.get_text_config(), config.model_type
-    kinds = {kind, text.model_type}
+    kind = config.model_type
     if config.is_encoder_decoder:
         return f"{kind} has an encoder and a decoder. {HELP}"
+    try:
+        text = config.get_text_config()
+    except ValueError:
+        return f"{kind} holds several models of text. {HELP}"
+    kinds = {kind, text.model_type}
     if kinds & ENCODERS and not getattr(config, "is_decoder", False):
         return f"{kind} reads in both directions. {HELP}"
     if kinds & OTHER_ORDER:

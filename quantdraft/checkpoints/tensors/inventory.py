@@ -43,6 +43,7 @@ class Differences:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[tuple[str, Shape, Shape], ...] = ()  # name, stored shape, needed shape
     unstackable: tuple[str, ...] = ()  # parameters whose stored parts do not fit together
+    unbuildable: str | None = None  # why there is no architecture to hold them against
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,11 @@ def _compare(question: _Question) -> Differences:
             f"that is not installed: {' '.join(str(error).split())}"
         ) from error
     except Exception as error:  # each architecture reads its config in its own way
-        raise CheckpointError(
-            f"transformers cannot build a {question.config.model_type} of this config.json "
-            f"({type(error).__name__}: {' '.join(str(error).split())}). Copy it from the model "
-            "that it was made from."
-        ) from error
+        return Differences(
+            unbuildable=f"has a config.json that transformers cannot build a "
+            f"{question.config.model_type} of ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Copy it from the model that it was made from."
+        )
     info = _load_without_data(model, shapes)
     text = model.config.get_text_config()
     return Differences(
@@ -165,6 +166,8 @@ def _missing_experts(names: Iterable[str]) -> Iterator[str]:
 
 def _sentences(found: Differences, checkpoint: Checkpoint) -> Iterator[str]:
     """Yield what is wrong, what tells most first, each with what to do."""
+    if found.unbuildable is not None:
+        yield found.unbuildable
     for name, stored, needed in found.mismatched:
         yield (
             f"holds {name!r} in the shape {list(stored)}, and its config.json asks for "
