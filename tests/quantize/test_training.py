@@ -23,7 +23,7 @@ from quantdraft.quantize.backends.config_groups import quantization_config  # no
 from quantdraft.quantize.recipe import bundled_recipe_names, load_recipe  # noqa: E402
 from quantdraft.quantize.recipe_formats import weight_format  # noqa: E402
 from quantdraft.quantize.training.cutting import cut_layers, spread_layers  # noqa: E402
-from quantdraft.quantize.training.examples import Example, Order, passes  # noqa: E402
+from quantdraft.quantize.training.examples import Example, ExampleOrder, passes  # noqa: E402
 from quantdraft.quantize.training.losses import (  # noqa: E402
     Pieces,
     TargetRows,
@@ -149,13 +149,13 @@ def test_equal_distributions_have_no_loss_and_no_gradient():
 
 def test_an_epoch_has_every_example_once_in_another_order_each_time():
     examples = [Example(tuple(range(n)), 2) for n in (5, 9, 3, 7, 4, 8)]
-    order = Order(examples, seed=1)
+    order = ExampleOrder(examples, seed=1)
     seen: list[int] = []
     while len(seen) < 12:
         seen += order.step_from(len(seen), 1)
     assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
     assert seen[:6] != seen[6:]
-    assert Order(examples, seed=1).step_from(0, 30) == order.step_from(0, 30)
+    assert ExampleOrder(examples, seed=1).step_from(0, 30) == order.step_from(0, 30)
     step = order.step_from(0, 20)
     assert sum(len(examples[i].token_ids) for i in step) >= 20
     some = list(passes(examples, range(6), 16))

@@ -48,7 +48,7 @@ def make_examples(responses: Sequence[Response], max_length: int) -> tuple[Examp
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ExampleOrder:
     """The order of examples, a function of the seed alone: each epoch has all, shuffled anew."""
 
     examples: Sequence[Example]

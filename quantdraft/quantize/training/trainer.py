@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from quantdraft.quantize.training.examples import Example, Order, passes
+from quantdraft.quantize.training.examples import Example, ExampleOrder, passes
 from quantdraft.quantize.training.losses import DISTANCES, TargetRows, pieces, token_logprobs
 from quantdraft.quantize.training.settings import NUM_LOOKS, TrainingSettings
 from quantdraft.quantize.training.state import (
@@ -77,14 +77,14 @@ class Trainer:
     reach: Callable[[float], None] = lambda share: None
     optimizer: torch.optim.AdamW = field(init=False)
     position: Position = field(init=False)
-    order: Order = field(init=False)
+    order: ExampleOrder = field(init=False)
 
     def __post_init__(self) -> None:
         rate = self.settings.learning_rate
         self.optimizer = torch.optim.AdamW(
             list(self.floats.values()), lr=rate, betas=BETAS, weight_decay=0.0
         )
-        self.order = Order(self.lessons.examples, self.settings.seed)
+        self.order = ExampleOrder(self.lessons.examples, self.settings.seed)
         state = self.directory / STATE_FILE
         found = read_position(state, self.key)
         self.position = found or Position()
