@@ -1,15 +1,15 @@
-"""Processor seconds of a replay whose texts begin alike: each beginning read once, against each text alone.
+"""Processor seconds of a replay whose texts begin alike: each beginning read once, or every time.
 
     python -m tests.benchmarks.replay_prefix
     python -m tests.benchmarks.replay_prefix --draft DIR --questions question.jsonl
 
-Logs: `turns`, conversations with every answer a response (so that each text holds those before it);
+Logs: `turns`, conversations with every answer a response, so that each text holds those before it;
 `system`, single answers behind one system prompt; `strangers`, texts that share nothing, where
 looking for shared beginnings is all that is added. The texts of `turns` are the model's own answers
 to `--questions`, a file of MT-bench or Spec-Bench whose entries with several turns are asked, or
-random tokens; the others are random. Both ways run in turns in one process; `ratio` is the median
-of neighbouring runs' quotients, of processor seconds, since the machine may be shared. Greedy tokens
-of the two ways are compared. The last line of the output is JSON.
+random tokens; the others are random. Both ways run in turns in one process, and processor seconds
+count, since the machine may be shared: `ratio` is the median of neighbouring runs' quotients. Greedy
+tokens of the two ways are compared. The last line of the output is JSON.
 """
 
 from __future__ import annotations
