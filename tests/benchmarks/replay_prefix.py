@@ -8,7 +8,7 @@ Logs: `turns`, conversations with every answer a response, so that each text hol
 looking for shared beginnings is all that is added. The texts of `turns` are the model's own answers
 to `--questions`, a file of MT-bench or Spec-Bench whose entries with several turns are asked, or
 random tokens; the others are random. Both ways run in turns in one process, and processor seconds
-count, since the machine may be shared: `ratio` is the median of neighbouring runs' quotients. Greedy
+count, since the machine may be shared: `ratio` is the median of neighbours' quotients. Greedy
 tokens of the two ways are compared. The last line of the output is JSON.
 """
 
