@@ -117,6 +117,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
 
     A draft head needs no tokenizer of its own.
     """
+    from quantdraft.checkpoints.tensors.finite import require_finite_files
     from quantdraft.checkpoints.tensors.loading import require_loadable
 
     source = open_checkpoint(path)
@@ -125,6 +126,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
     if head is None:
         require_tokenizer(source)
         require_loadable(source)
+    require_finite_files(source)
     return source, head
 
 

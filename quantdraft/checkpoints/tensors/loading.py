@@ -24,6 +24,7 @@ from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.devices import does_not_fit, require_room
 from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.tensors.finite import require_finite_model
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.tensors.token_scales import keep_tokens_apart
@@ -112,7 +113,7 @@ def load_model(
                     checkpoint, config, dtype, device, trust_remote_code, is_unpacked
                 )
         model = model.to(device).eval()
-        _require_finite(model, path)
+        require_finite_model(model, path)
         return model
     except ImportError as error:
         method = str(_get_entry(quantization, "quant_method"))
@@ -128,25 +129,6 @@ def load_model(
             why = f"the memory of {device} does not hold them"
             raise CheckpointError(does_not_fit(checkpoint.name, num_bytes, why)) from error
         raise CheckpointError(f"'{path}' cannot be loaded: {_reason(error)}") from error
-
-
-def _require_finite(model: Any, path: Path) -> None:
-    """Raise CheckpointError, naming the tensor, where a loaded weight is NaN or infinite."""
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not _is_finite(weight):
-            raise CheckpointError(
-                f"'{path}' holds NaN or infinite numbers in {name!r} (loaded as "
-                f"{str(weight.dtype).removeprefix('torch.')}): everything computed with it would "
-                "be too. Download or copy it again, or ask who trained it."
-            )
-
-
-def _is_finite(weight: torch.Tensor) -> bool:
-    """Return True when a tensor has no NaN and no infinity: its least and greatest number tell."""
-    if weight.numel() == 0 or weight.is_meta or weight.dtype.itemsize < 2:
-        return True
-    low, high = torch.aminmax(weight.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _reason(error: Exception) -> str:
