@@ -34,6 +34,7 @@ from quantdraft.quantize.staging import complete_config, copy_unchanged_files, s
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.wording import counted
+from quantdraft.traffic.responses import ReadSettings
 
 _EQUAL_LOGITS = "logits equal the draft's"
 
@@ -44,6 +45,7 @@ def apply(
     output: Path | None = None,
     *,
     calibration: Path | None = None,
+    read: ReadSettings | None = None,
     device: str | None = None,
     revision: str | None = None,
     force: bool = False,
@@ -57,6 +59,7 @@ def apply(
     draft: a directory or a Hub id
     output: `<draft>-<recipe>` in the current directory by default
     calibration: a traffic file, for a recipe that is calibrated; others do not read it
+    read: how a log is read that is calibrated on; the default finds it out
     min_speedup: the speedup that the policy asks of a go; the byte ledger is compared with it
     progress: called with each step
     announce: called, before anything is done, with what a draft head could gain by its bytes
@@ -79,7 +82,7 @@ def apply(
     require_apart(target_dir, source.path, "the draft")
     if calibration is not None:
         require_apart(target_dir, calibration, "what it is calibrated on")
-    data = calibration_data(recipe, source, calibration)
+    data = calibration_data(recipe, source, calibration, read)
     if data.note is not None and announce is not None:
         announce(data.note)
     with whole_directory(target_dir, force) as staging:
