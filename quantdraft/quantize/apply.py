@@ -162,6 +162,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
 
     A draft head needs no tokenizer of its own.
     """
+    from quantdraft.checkpoints.tensors.finite import require_finite_files
     from quantdraft.checkpoints.tensors.loading import require_loadable
 
     source = open_checkpoint(path)
@@ -170,6 +171,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
     if head is None:
         require_tokenizer(source)
         require_loadable(source)
+    require_finite_files(source)
     return source, head
 
 
