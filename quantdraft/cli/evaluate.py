@@ -192,7 +192,6 @@ def evaluate(
         )
         from quantdraft.record import RECORD_FILE
         from quantdraft.report import render_acceptance, render_verdict, report_again, where
-        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -212,7 +211,7 @@ def evaluate(
                 top_p=top_p,
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
-                read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+                read=options.read_settings(format_name, turns, template_kwargs, requests),
                 is_held_out=is_held_out,
             ),
             ks=parse_ks(ks),

@@ -163,6 +163,7 @@ class SharedSettings:
     live_prompts: int = 4
     policy: Path | None = None
     seed: int = 0
+    read: ReadSettings = field(default_factory=ReadSettings)  # of a log; calibration reads so too
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -181,7 +182,10 @@ class SharedSettings:
         return EvaluateSettings(
             ModelSettings(candidate, target, baseline, self.device, self.dtype, self.threads),
             TrafficSettings(
-                traffic_path, acceptance_rule=self.acceptance_rule, is_held_out=is_held_out
+                traffic_path,
+                acceptance_rule=self.acceptance_rule,
+                read=self.read,
+                is_held_out=is_held_out,
             ),
             self.ks,
             self.timing,

@@ -58,6 +58,8 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
         wanted = {name: str(getattr(settings, name)) for name in names}
         if settings.changes:
             wanted["changes"] = str(dict(settings.changes))
+        if how := settings.evaluations.read.as_record():
+            wanted["read"] = str(how)
         claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
