@@ -30,6 +30,7 @@ UNQUANTIZABLE = {
     "gpt2": "whose weights are stored transposed",
     "openai-gpt": "whose weights are stored transposed",
     "falcon": "whose Linears transformers computes from float weights alone",
+    "zamba": "whose layers share one set of weights, stored once",
     "hrm_text": "whose projections transformers cuts into several when it loads them",
 }
 

@@ -128,6 +128,7 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 256, "attention_head_dim": 64}
     | {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]}
     | {"num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
     "zamba2": {"attention_hidden_size": 256, "attention_head_dim": 64, "num_key_value_heads": 4},
 }
 # Configs within them that are absent by default: their model types.

@@ -133,6 +133,7 @@ REFUSED = {
         {"architectures": ["Gemma4AssistantForCausalLM"]},
         "does not run without it",
     ),
+    "trocr": ({"architectures": ["TrOCRForCausalLM"]}, "a decoder of trocr counts the positions"),
     "git": ({"architectures": ["GitForCausalLM"]}, "cannot step back"),
     "deepseek_v4": ({"architectures": ["DeepseekV4ForCausalLM"]}, "cannot step back"),
     "granitemoehybrid": (
