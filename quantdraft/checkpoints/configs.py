@@ -187,6 +187,7 @@ class _Manifest(_Fields):
     recipe: _AppliedRecipe | None = None
     draft: _Draft | None = None
     calibration: _Samples | None = None
+    training: _Samples | None = None
     sha256: dict[str, str] | None = None
     draft_head: str | None = None
 

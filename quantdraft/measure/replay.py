@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.engines.native.caches import cache_name, read_tokens, reads_on
 from quantdraft.errors import TrafficError
-from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
 from quantdraft.measure.shared_beginnings import Branch, SharedBeginnings, tokens_read
