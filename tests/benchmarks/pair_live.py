@@ -91,7 +91,7 @@ def live_speed(
     traffic: Traffic,
     k: int,
     device: torch.device,
-    modes: Mapping[str, Mode] = {},  # noqa: B006
+    modes: Mapping[str, Mode] = {},
 ) -> dict[str, Any]:
     """Decode every prompt; the first token of a text is the prefill's, in no time and no count.
 
