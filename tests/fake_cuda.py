@@ -3,7 +3,7 @@
 What the code does on a GPU alone is then run to its end: choosing kernels, recording steps, timing,
 reading memory. Recorded graphs replay: each operator that ran while one was recorded runs again, on
 the same memory. As on a GPU, a recording fails at whatever needs a value on the host. What no CPU
-has (Triton, cuBLAS's block scales, tinygemm) is refused, as on a machine that lacks it.
+has (Triton, cuBLAS's scales of blocks) is refused, as on a machine that lacks it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,21 @@ class Graph:
                         old.copy_(new)
 
 
+def share_memory(results: Any, inputs: Any) -> bool:
+    """Return whether all results lie in the memory of inputs: such an operator runs nothing.
+
+    Its schema does not tell: `to` and `reshape` return views or copies.
+    """
+    known = {each.untyped_storage()._cdata for each in tree_leaves(inputs) if is_tensor(each)}
+    found = [each.untyped_storage()._cdata for each in tree_leaves(results) if is_tensor(each)]
+    return bool(found) and known.issuperset(found)
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor."""
+    return isinstance(value, Tensor)
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -70,7 +85,8 @@ class _Recorder(TorchDispatchMode):
         if name in {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim"}:
             raise RuntimeError(f"CUDA error: {CAPTURING} ({name})")
         results = function(*args, **kwargs)
-        if not function.is_view and name not in UNWRITTEN:
+        is_view = not function._schema.is_mutable and share_memory(results, (args, kwargs))
+        if not is_view and name not in UNWRITTEN:
             self.graph.calls.append((function, args, kwargs, results))
         return results
 
