@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from quantdraft.common.documents import parse_json
@@ -217,6 +219,8 @@ def _is_length_only(entry: Mapping[str, Any]) -> bool:
     return any(all(key in entry for key in pair) for pair in LENGTHS)
 
 
+TIMES = ("timestamp", "Timestamp", "TIMESTAMP")
+MAX_DATE = 40  # characters
 LENGTHS = (
     ("input_length", "output_length"),
     ("Request tokens", "Response tokens"),
@@ -234,7 +238,27 @@ def _read_lengths(entry: Mapping[str, Any]) -> list[Exchange]:
         lengths = (int(entry[pair[0]]), int(entry[pair[1]]))
     except (TypeError, ValueError, OverflowError):
         raise UnusableLineError("its lengths are no numbers") from None
-    return [Exchange(**of_line(entry), lengths=lengths)]
+    return [Exchange(**of_line(entry), lengths=lengths, arrival_s=_arrival_s(entry))]
+
+
+def _arrival_s(entry: Mapping[str, Any]) -> float | None:
+    """Return when a request of a trace came; None where it does not say, or no time.
+
+    Mooncake counts milliseconds, BurstGPT and Bailian (which has chat_id) seconds; Azure writes
+    dates.
+    """
+    told = next((entry[key] for key in TIMES if entry.get(key) not in (None, "")), None)
+    try:
+        found = float(told) if told is not None else math.nan
+        is_ms = "timestamp" in entry and "chat_id" not in entry
+        found = found / 1e3 if is_ms else found
+    except (TypeError, ValueError, OverflowError):
+        try:
+            date = datetime.fromisoformat(str(told)[:MAX_DATE])
+        except ValueError:
+            return None
+        found = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    return found if math.isfinite(found) else None
 
 
 IDS = Format("ids", "token ids", _has_ids, _read_ids)
