@@ -19,7 +19,9 @@ from quantdraft.traffic.formats.turns import read_turns
 
 RESPONSE_IDS = ("response_token_ids", "output_token_ids", "completion_token_ids")
 ANSWERS = ("response", "completion", "output", "answer")
-QUESTIONS = ("instruction", "question", "input", "text_input")
+# As guidellm looks for them, and aiperf's text_input.
+QUESTIONS = ("instruction", "question", "input", "text_input", "context", "content", "turn", "text")
+SYSTEMS = ("system_prompt", "system", "prefix")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
@@ -77,6 +79,8 @@ def _is_text(entry: Mapping[str, Any]) -> bool:
 def _read_text(entry: Mapping[str, Any]) -> list[Exchange]:
     asked = read_request(entry)
     answer = next((entry[key] for key in ANSWERS if key in entry), None)
+    if _system_of(entry) and isinstance(entry["prompt"], str):
+        return [_asked_by_columns(entry, entry["prompt"])]
     if "messages" in asked:  # a prompt and a completion of chat turns
         if isinstance(answer, list):
             asked["messages"] = (*asked["messages"], *read_turns(answer))
@@ -92,7 +96,8 @@ def _read_text(entry: Mapping[str, Any]) -> list[Exchange]:
 
 
 def _is_question(entry: Mapping[str, Any]) -> bool:
-    return any(isinstance(entry.get(key), str) for key in QUESTIONS)
+    is_turn = "role" in entry or "from" in entry  # of a conversation that lies over many lines
+    return not is_turn and any(isinstance(entry.get(key), str) for key in QUESTIONS)
 
 
 def _read_question(entry: Mapping[str, Any]) -> list[Exchange]:
@@ -104,16 +109,26 @@ def _read_question(entry: Mapping[str, Any]) -> list[Exchange]:
     more = entry.get("input")
     if "instruction" in entry and isinstance(more, str) and more:
         question = f"{question}\n\n{more}"
+    return [_asked_by_columns(entry, question)]
+
+
+def _system_of(entry: Mapping[str, Any]) -> str | None:
+    found = next((entry[key] for key in SYSTEMS if entry.get(key)), None)
+    return found if isinstance(found, str) else None
+
+
+def _asked_by_columns(entry: Mapping[str, Any], question: str) -> Exchange:
+    """Return a question with the system's turn before it and the answer after it, where given."""
     answer = next((entry[k] for k in ANSWERS if isinstance(entry.get(k), str)), None)
-    system = next((entry[k] for k in ("system_prompt", "system", "prefix") if entry.get(k)), None)
+    system = _system_of(entry)
     turns = [{"role": "user", "content": question}]
-    if isinstance(system, str):
+    if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    messages = read_turns(turns)
-    is_plain = not isinstance(system, str)
-    return [Exchange(**of_line(entry), messages=messages, has_one_answer=True, is_plain=is_plain)]
+    return Exchange(
+        **of_line(entry), messages=read_turns(turns), has_one_answer=True, is_plain=system is None
+    )
 
 
 def _is_bench(entry: Mapping[str, Any]) -> bool:
@@ -206,7 +221,9 @@ def _read_lmsys(entry: Mapping[str, Any]) -> list[Exchange]:
     if entry.get("redacted") is True:
         raise UnusableLineError("its text was redacted: the target read another")
     turns = [
-        {"role": turn.get("role"), "content": turn.get("content")}
+        _sharegpt_turn(turn)
+        if "from" in turn
+        else {"role": turn.get("role"), "content": turn.get("content")}
         for turn in entry["conversation"]
         if isinstance(turn, Mapping)
     ]
