@@ -12,7 +12,8 @@ from quantdraft.record.wording import count, counted
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import tables
 from quantdraft.report.views.screen import here
-from quantdraft.traffic.contents import QUANTILES, TRAITS, Contents, Lengths, read_contents
+from quantdraft.traffic.contents import QUANTILES, TRAITS, Contents, Lengths
+from quantdraft.traffic.counting import read_contents
 from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.split import Split
 

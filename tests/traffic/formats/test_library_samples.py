@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.contents import read_contents
+from quantdraft.traffic.counting import read_contents
 from quantdraft.traffic.prompts import encode_prompt, read_prompt_file
 from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.trace import read_trace
