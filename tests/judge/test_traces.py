@@ -11,6 +11,7 @@ import pytest
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.errors import PairingError
 from quantdraft.judge.compare import compare_runs
+from quantdraft.judge.advice.commands import next_command
 from quantdraft.judge.comparison.traces import nearest_pace
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.verdict.policy import Policy
@@ -147,6 +148,11 @@ def test_tokens_far_from_every_timed_point_leave_the_speed_undefined(ledger) -> 
     assert far.verdict.decision == "inconclusive"
     assert far.speedup_over_baseline is None
     assert far.trace.reason in far.verdict.summary
+    assert "were not timed" not in far.trace.reason
+    none = Latency("native", "cpu", 1, 4, 64, {}, {"baseline": "it takes too long"})
+    asked = judged(given(ledger, [(0.0, 10, 64)] * 5, point(1, 64, FAST, 8.0), none), Policy())
+    assert asked.trace.reason.endswith("4 × 64 were not timed: it takes too long")
+    assert "--trace day.csv --trace-ms-per-token 10" in next_command(asked, "run")
     long = judged(given(ledger, [(0.0, 10, 4096)], point(1, 64, FAST, 8.0)), Policy())
     assert "near batch 1 and context 4096" in long.trace.reason
 

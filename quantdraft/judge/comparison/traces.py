@@ -34,7 +34,7 @@ MAX_FACTOR = 2.0  # between a token's batch or context and those of the point th
 MAX_UNCOVERED = 0.01  # of the tokens
 
 
-class Cell(NamedTuple):
+class WeighedPoint(NamedTuple):
     """A timed point and the share of the covered tokens that it stands for."""
 
     latency: Latency
@@ -69,9 +69,11 @@ def trace_figures(
     ]
     num_all = sum(span.num_tokens for span in spans)
     covered = num_all - sum(uncovered.values())
-    found = [Cell(latencies[at], number / covered) for at, number in tokens.items()]
+    found = [WeighedPoint(latencies[at], number / covered) for at, number in tokens.items()]
     speed = None
     reason = _uncovered_words(trace.path.name, uncovered, num_all)
+    if reason and (not_timed := _not_timed(latencies)):
+        reason = f"{reason}; {not_timed}"
     if not spans:
         reason = "the baseline draft's rounds were not timed"
     elif not reason:
@@ -158,6 +160,16 @@ def _laid_on(
     return tokens, uncovered
 
 
+def _not_timed(latencies: Sequence[Latency]) -> str:
+    """Return which points were asked for and not timed, with the first one's reason; "": none."""
+    missing = [each for each in latencies if not each.arms]
+    if not missing:
+        return ""
+    places = ", ".join(f"{each.batch_size} × {each.context_length}" for each in missing)
+    why = next(iter(missing[0].undefined.values()), "it is not known why")
+    return f"of the asked points, batch × context, {places} were not timed: {why}"
+
+
 def _power(number: float) -> int:
     return 1 << max(0, round(math.log2(number)))
 
@@ -176,7 +188,7 @@ def _uncovered_words(name: str, uncovered: Mapping[tuple[int, int], float], num_
 
 
 def _speed(
-    cells: Sequence[Cell], replayed: Mapping[Arm, Replayed], bootstrap: Bootstrap
+    cells: Sequence[WeighedPoint], replayed: Mapping[Arm, Replayed], bootstrap: Bootstrap
 ) -> TraceSpeed | None:
     """Return both arms' speed, each at one k for the whole trace; None where a step is missing."""
     base, cand = (_fastest(cells, arm, replayed[arm]) for arm in ARMS)
@@ -221,7 +233,7 @@ def _speed(
     )
 
 
-def _fastest(cells: Sequence[Cell], arm: Arm, replayed: Replayed) -> Rounds | None:
+def _fastest(cells: Sequence[WeighedPoint], arm: Arm, replayed: Replayed) -> Rounds | None:
     """Return an arm at the k of the least time over all cells, of those timed in each."""
     found = []
     for k in replayed.ks:
@@ -233,14 +245,17 @@ def _fastest(cells: Sequence[Cell], arm: Arm, replayed: Replayed) -> Rounds | No
     return min(found, key=lambda each: each.ms_per_token, default=None)
 
 
-def _mean(cells: Sequence[Cell], times: Sequence[Timed]) -> float:
+def _mean(cells: Sequence[WeighedPoint], times: Sequence[Timed]) -> float:
     """Return the mean over tokens of the cells' median times, in ms."""
     pairs = zip(cells, times, strict=True)
     return sum(cell.share * float(np.median(each.ms)) for cell, each in pairs)
 
 
 def _over_cells(
-    cells: Sequence[Cell], over: Sequence[Timed], under: Sequence[Timed], bootstrap: Bootstrap
+    cells: Sequence[WeighedPoint],
+    over: Sequence[Timed],
+    under: Sequence[Timed],
+    bootstrap: Bootstrap,
 ) -> TimeRatio | None:
     """Return the ratio of two mean times over all cells; None where one is not timed.
 
@@ -273,7 +288,7 @@ def rounds_over_trace(evaluation: Evaluation, bootstrap: Bootstrap) -> TimeRatio
     if not set(places) <= set(timed):
         return None
     cells = [
-        Cell(timed[place], trace.share(each.num_tokens))
+        WeighedPoint(timed[place], trace.share(each.num_tokens))
         for place, each in zip(places, trace.cells, strict=True)
     ]
     arms = {}
