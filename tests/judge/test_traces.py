@@ -10,8 +10,8 @@ import pytest
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
 from quantdraft.errors import PairingError
-from quantdraft.judge.compare import compare_runs
 from quantdraft.judge.advice.commands import next_command
+from quantdraft.judge.compare import compare_runs
 from quantdraft.judge.comparison.traces import nearest_pace
 from quantdraft.judge.judge import Measurements, judged
 from quantdraft.judge.verdict.policy import Policy
