@@ -41,7 +41,7 @@ class WeighedPoint(NamedTuple):
     share: float
 
 
-class Rounds(NamedTuple):
+class TracedArm(NamedTuple):
     """An arm's time per token at one k, and its rounds in every cell."""
 
     ms_per_token: float
@@ -233,7 +233,7 @@ def _speed(
     )
 
 
-def _fastest(cells: Sequence[WeighedPoint], arm: Arm, replayed: Replayed) -> Rounds | None:
+def _fastest(cells: Sequence[WeighedPoint], arm: Arm, replayed: Replayed) -> TracedArm | None:
     """Return an arm at the k of the least time over all cells, of those timed in each."""
     found = []
     for k in replayed.ks:
@@ -241,7 +241,7 @@ def _fastest(cells: Sequence[WeighedPoint], arm: Arm, replayed: Replayed) -> Rou
         timed = tuple(each for each in rounds if each is not None)
         if len(timed) == len(cells):
             length = replayed.counts(k).mean_acceptance_length
-            found.append(Rounds(_mean(cells, timed) / length, k, timed))
+            found.append(TracedArm(_mean(cells, timed) / length, k, timed))
     return min(found, key=lambda each: each.ms_per_token, default=None)
 
 
