@@ -22,6 +22,7 @@ from tests.structure import (
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 MAY_USE_TORCH = (
     *("checkpoints/tensors", "quantize/backends", "quantize/proof", "quantize/calibration"),
+    "quantize/training",
     *("engines/native", "engines/kernels", "engines/vllm/environment", "measure", "workflows"),
 )
 LAYOUT = read_layout()

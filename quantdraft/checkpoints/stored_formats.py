@@ -131,12 +131,19 @@ def _read_format(group: Mapping[str, Any]) -> WeightFormat:
         has_static_inputs=is_static,
         scale_type=scale_type,
         has_one_scale=strategy == "tensor",
+        has_column_order=weights.get("actorder") == "group",
     )
 
 
 def _require_read(weights: Mapping[str, Any], scale_type: str) -> None:
     """Raise CheckpointError for numbers of a width that is not read."""
     bits, kind = weights["num_bits"], weights["type"]
+    if weights.get("dynamic"):
+        raise CheckpointError(
+            "the quantization config has weights that are 'dynamic': rounded anew in every step, "
+            "without stored scales, which this quantdraft does not read. Export the draft with "
+            "static weights."
+        )
     is_read = (
         2 <= bits <= 8 if kind == "int" else bits == 8 or (bits == 4 and scale_type != "float")
     )

@@ -57,9 +57,9 @@ class FakeDraft:
 
 
 def counting_up(num: int, length: int = 6) -> Traffic:
-    """Responses that FakeDraft predicts, each of another length."""
+    """Responses that FakeDraft predicts, each of another length; no prompt begins as another."""
     responses = [
-        Response(f"p{i}", (1, 2), tuple(t % VOCAB for t in range(3, 3 + length + i)), None)
+        Response(f"p{i}", (i, 2), tuple(t % VOCAB for t in range(3, 3 + length + i)), None)
         for i in range(num)
     ]
     return Traffic(tuple(responses), Sampling())

@@ -16,6 +16,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.common.progress import bar, say
 from quantdraft.engines.findings import Draft
 from quantdraft.engines.kernels.dense import type_name
@@ -23,7 +24,6 @@ from quantdraft.engines.measured import Installation, Request, ServerPlan
 from quantdraft.engines.registry import engine_named
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
-from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.served.cross_check import cross_check, replay_dtype
 from quantdraft.measure.served.fleet import (
     ARMS,

@@ -150,6 +150,7 @@ def export(settings: ExportSettings) -> Exported:
 
 def _open_job(settings: ExportSettings) -> _Job:
     """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    from quantdraft.checkpoints.tensors.finite import require_finite_files
     from quantdraft.checkpoints.tensors.loading import require_loadable
 
     engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
@@ -165,6 +166,7 @@ def _open_job(settings: ExportSettings) -> _Job:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
         engine = head_engine(head, engine)
+    require_finite_files(checkpoint)
     evaluation = None if settings.run is None else read_evaluation(record_file(settings.run))
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
