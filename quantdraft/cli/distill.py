@@ -179,7 +179,6 @@ def distill(
         from quantdraft.quantize.apply import next_step
         from quantdraft.quantize.recipe_changes import load_changed, parse_changes
         from quantdraft.quantize.training.settings import TrainingSettings
-        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.distill import DistillSettings, distilled_lines
         from quantdraft.workflows.distill import distill as distill_draft
 
@@ -199,7 +198,7 @@ def distill(
                     top_p=top_p,
                     top_k=top_k,
                     acceptance_rule=acceptance_rule,
-                    read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+                    read=options.read_settings(format_name, turns, template_kwargs, requests),
                 ),
                 draft=draft,
                 target=target,

@@ -193,3 +193,47 @@ def test_a_sweep_reads_and_calibrates_alike(draft: Path, tmp_path: Path) -> None
         assert found["num_prompts"] == 1
     other = run(*given, "--requests", asked)
     assert "holds something else than this sweep" in one_line(other)
+
+
+@pytest.mark.usefixtures("short_timing")
+def test_the_verdict_is_given_over_a_trace(tiny_pair: Pair, draft: Path, tmp_path: Path) -> None:
+    """Four requests at once of 60 tokens, far apart: the trace lies at batch 4 alone."""
+    said = [{"prompt": "ab", "response": "cdefgh"[: 3 + at] * 4} for at in range(4)]
+    log = lines(tmp_path / "log.jsonl", *said)
+    bursts = [{"timestamp": 10**6 * at, "input_length": 34, "output_length": 60} for at in range(3)]
+    trace = lines(tmp_path / "trace.jsonl", *(each for each in bursts for _ in range(4)))
+    timed = ("-t", tiny_pair.target, "-k", 2, "--live-prompts", 0, "--latency-seconds", 0.3)
+    given = ("evaluate", draft, "-b", draft, *timed, "--traffic", log, "--trace", trace)
+    done = run(*given, "--batch-sizes", "4", "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "the trace: read as a trace of lengths: 12 of 12 lines" in done.stderr
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())["trace"]
+    assert [(c["batch_size"], c["context_length"]) for c in found["cells"]] == [(4, 64)]
+    assert found["cells"][0]["num_tokens"] == pytest.approx(720)
+    assert found["speed"]["speedup_over_baseline"]["low"] > 0
+    page = (tmp_path / "run/report.md").read_text()
+    assert "Over the trace" in page
+    assert "a token shares its batch with 4.00 requests in the mean, 4 at most" in page
+    again = run("report", tmp_path / "run")
+    assert "Over the trace" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--trace", "TRACE", "--no-latency"), "--no-latency times none"),
+        (("--trace", "TRACE"), "--trace needs --target"),
+        (("--trace-servers", 2), "need --trace"),
+        (("--trace", "LOG", "-t", "TARGET"), "is no trace of requests with lengths and times"),
+    ],
+)
+def test_a_trace_that_cannot_be_used_is_one_line(
+    tiny_pair: Pair, draft: Path, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    log = lines(tmp_path / "log.jsonl", {"messages": TALK[:2]})
+    trace = lines(tmp_path / "t.jsonl", {"timestamp": 1, "input_length": 3, "output_length": 4})
+    names = {"TRACE": trace, "LOG": log, "TARGET": tiny_pair.target}
+    given = [names.get(str(each), each) for each in options]
+    wrong = run("evaluate", draft, "-b", draft, "--traffic", log, "-o", tmp_path / "r", *given)
+    assert message in one_line(wrong)
+    assert not (tmp_path / "r").exists()

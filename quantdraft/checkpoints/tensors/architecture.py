@@ -59,6 +59,8 @@ def require_causal(config: Any, path: Path) -> None:
 
 def _fault(config: Any) -> str | None:
     text, kind = config.get_text_config(), config.model_type
+    if isinstance(text, dict):
+        return f"its config.json has a 'text_config', and a {kind} has none. {HELP}"
     kinds = {kind, text.model_type}
     if config.is_encoder_decoder:
         return f"{kind} has an encoder and a decoder. {HELP}"
@@ -95,13 +97,31 @@ def _attention_layers(text: Any) -> list[str]:
     return [each for each in kinds if each not in WITHOUT_KEYS]
 
 
+def _fault_of_names(config: Any) -> str | None:
+    """Return why 'model_type' and 'architectures' are of two models, or None.
+
+    transformers goes by the first, engines by the second.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    own, others = NAMES.get(config.model_type), set(NAMES.values())
+    for name in config.architectures or ():
+        if own is not None and name != own and name in others - {own}:
+            return (
+                f"its config.json contradicts itself: its model_type {config.model_type!r} is "
+                f"transformers' {own}, its architectures name {name}, which engines run. Keep the "
+                "one that it was trained as."
+            )
+    return None
+
+
 def _fault_of_library(config: Any, text: Any) -> str | None:
     """Return why transformers' class for causal language models does not load the config."""
     from transformers import AutoModelForCausalLM
 
     kind = config.model_type
     if type(config) in AutoModelForCausalLM._model_mapping:
-        return None
+        return _fault_of_names(config)
     if text is not config and type(text) in AutoModelForCausalLM._model_mapping:
         return (
             f"transformers loads {kind} with its other senses alone. Save its language model "

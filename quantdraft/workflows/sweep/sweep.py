@@ -94,7 +94,7 @@ def record(result: SweepResult) -> dict[str, Any]:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    speedup = evaluation.operating_point.speedup_over_baseline
+    speedup = evaluation.speedup_over_baseline
     return {
         "decision": evaluation.verdict.decision,
         "acceptance": [asdict(point) for point in evaluation.acceptance],
