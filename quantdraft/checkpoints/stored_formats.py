@@ -29,10 +29,13 @@ LAYOUTS = (
 )
 KV_SCALES = (".k_scale", ".v_scale")
 # Embedding tables are looked up, not multiplied: no scheme here quantizes them.
-EMBEDDINGS = (
+USUAL_EMBEDDINGS = (
     r"(.*\.)?(embed_(?!out$)\w+|embeddings|wte|wpe"
     r"|word_embeddings|position_embeddings|tok_embeddings)"
 )
+# Of CTRL, the first GPT, and BERT as a decoder.
+RARE_EMBEDDINGS = r"(.*\.)?(transformer\.w|tokens_embed|positions_embed|token_type_embeddings)"
+EMBEDDINGS = f"{USUAL_EMBEDDINGS}|{RARE_EMBEDDINGS}"
 
 
 def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:

@@ -60,6 +60,17 @@ def test_a_whole_model_is_complete_and_without_a_tensor_it_is_not(
         assert "\n" not in str(caught.value)
 
 
+def test_a_config_that_transformers_cannot_build_a_model_of_is_refused(
+    llama: Any, tmp_path: Path
+) -> None:
+    config, tensors = llama
+    path = write_checkpoint(tmp_path, tensors, config | {"hidden_act": "sillu"})
+    with pytest.raises(CheckpointError, match=r"makes no llama: .*'sillu'") as caught:
+        require_loadable(open_checkpoint(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 NO_NORM = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 
 
