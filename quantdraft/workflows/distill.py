@@ -180,6 +180,8 @@ def distill(
             recipe = fit_recipe(recipe, models.draft, None)
         seen = _read_seen(settings, models)
         made = _train(settings, models, recipe, seen, device, report)
+        for name in (STATE_FILE, BEST_FILE):  # the distributions stay, for another training
+            (settings.work_dir / name).unlink()
     if settings.work is None:
         shutil.rmtree(settings.work_dir, ignore_errors=True)
     return made

@@ -245,9 +245,28 @@ def _provenance(
             **_how_read(traffic),
             **({"part": traffic.part} if traffic.part else {}),
         },
+        **_trainings(models),
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
         **_engine_settings(settings.serving),
     }
+
+
+def _trainings(models: Models) -> dict[str, Any]:
+    """Return what the training of each draft cost and gained, where `distill` made one."""
+    found: dict[str, Any] = {}
+    for role, model in (("baseline", models.baseline), ("candidate", models.candidate)):
+        training = (model.manifest or {}).get("training")
+        if training:
+            facts = {key: training.get(key) for key in ("minutes", "num_updates", "num_tokens")}
+            looks, settings = training.get("looks") or [{}], training.get("settings") or {}
+            found[role] = facts | {
+                "loss": settings.get("loss"),
+                "num_speculative_tokens": settings.get("k"),
+                "traffic_sha256": training.get("sha256"),
+                "selection_rate_before": looks[0].get("acceptance_rate"),
+                "selection_rate_after": (training.get("best") or {}).get("acceptance_rate"),
+            }
+    return {"training": found} if found else {}
 
 
 def _how_read(traffic: Traffic) -> dict[str, Any]:

@@ -36,16 +36,25 @@ from quantdraft.measure.capture import capture  # noqa: E402
 from quantdraft.measure.filters import without_calibration  # noqa: E402
 from quantdraft.measure.models import source_of  # noqa: E402
 from quantdraft.measure.replay import acceptance_probabilities  # noqa: E402
-from quantdraft.measure.settings import CaptureSettings, TrafficSettings  # noqa: E402
+from quantdraft.measure.settings import (  # noqa: E402
+    CaptureSettings,
+    EvaluateSettings,
+    ModelSettings,
+    TimingSettings,
+    TrafficSettings,
+)
 from quantdraft.quantize.apply import apply  # noqa: E402
 from quantdraft.quantize.recipe import load_recipe  # noqa: E402
 from quantdraft.quantize.training import trainer as training  # noqa: E402
 from quantdraft.quantize.training.settings import TrainingSettings  # noqa: E402
 from quantdraft.quantize.training.through_rounding import StoredWeight  # noqa: E402
+from quantdraft.report.blocks import Table  # noqa: E402
+from quantdraft.report.sections.evidence import evidence_section  # noqa: E402
 from quantdraft.traffic.parts import conversation_of, part_from, place_of  # noqa: E402
 from quantdraft.traffic.traffic import Traffic, read_traffic  # noqa: E402
 from quantdraft.workflows import distill as distilling  # noqa: E402
 from quantdraft.workflows.distill import DistillSettings, distill, distilled_lines  # noqa: E402
+from quantdraft.workflows.evaluate import evaluate  # noqa: E402
 from tests.conftest import Pair, write_prompts  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -217,6 +226,30 @@ def test_what_is_written_must_be_accepted_as_what_was_trained(settings, monkeypa
     with pytest.raises(CheckpointError, match="not what was trained"):
         distill(replace(settings, recipe=None, training=replace(SHORT, epochs=0.2)))
     assert not settings.output.exists()
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_an_evaluation_judges_on_the_rest_and_says_what_the_training_cost(settings, tmp_path):
+    made = distill(replace(settings, training=replace(SHORT, epochs=0.4)))
+    evaluation = evaluate(
+        EvaluateSettings(
+            ModelSettings(str(made.path), str(settings.target)),
+            settings.traffic,
+            (4,),
+            TimingSettings(no_latency=True),
+            live_prompts=0,
+            output=tmp_path / "run",
+        )
+    )
+    assert len(evaluation.prompts) == 12
+    assert evaluation.name == "int4-distilled"
+    cost = evaluation.provenance["training"]["candidate"]
+    assert cost["loss"] == "kl"
+    assert cost["num_tokens"] > 0
+    (table,) = [b for b in evidence_section(evaluation).blocks if isinstance(b, Table)]
+    rows = dict(row[:2] for row in table.rows)
+    assert "the candidate" in rows["Training"]
+    assert "those that are not trained on" in rows["Traffic"]
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_read(settings, tmp_path):

@@ -676,6 +676,15 @@ def test_no_evaluation_speaks_for_a_gguf(checkpoint: Path, target: str, tmp_path
         )
 
 
+def test_what_was_trained_through_a_rounding_is_no_gguf(
+    auto_gptq: Path, target: str, tmp_path: Path
+) -> None:
+    """Its floats were trained for that rounding; the draft's own are those of another model."""
+    write_json(auto_gptq / "quantdraft.json", {"schema_version": 1, "training": {"prompt_ids": []}})
+    with pytest.raises(OptionError, match="Train without --recipe"):
+        export(ExportSettings(auto_gptq, "llamacpp", tmp_path / "served", target=target))
+
+
 def test_the_full_precision_draft_must_be_known(
     auto_gptq: Path, target: str, tmp_path: Path
 ) -> None:
