@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -97,12 +97,18 @@ def test_help_imports_nothing_heavy_and_answers_at_once():
         "except SystemExit: pass\n"
         f"print(sorted(set(sys.modules) & {HEAVY | {'numpy', 'pydantic'}!r}))"
     )
-    durations = []
+    seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = children_seconds()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        durations.append(time.perf_counter() - started)
+        seconds.append(children_seconds() - started)
     assert done.stdout.strip().endswith("[]")
-    assert min(durations) < 0.5
+    assert min(seconds) < 0.5
+
+
+def children_seconds() -> float:
+    """Processor time of the processes that ended: what a busy machine leaves as it is."""
+    spent = os.times()
+    return spent.children_user + spent.children_system

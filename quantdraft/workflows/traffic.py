@@ -178,11 +178,7 @@ def _next(contents: Contents, has_tokenizer: bool) -> Iterator[tuple[str, str]]:
     elif contents.kind == "prompts":
         yield "next", f"quantdraft capture --target T --prompts {path} -o traffic.jsonl"
     elif contents.load:
-        trace = f"--traffic LOG --trace {path}"
-        yield (
-            "next",
-            f"quantdraft evaluate D-int4 --target T {trace}: weighed by it, if it has times",
-        )
+        yield "next", f"quantdraft evaluate D-int4 --target T --traffic LOG --trace {path}"
 
 
 def lines_of_all(found: Sequence[Contents], has_tokenizer: bool) -> Iterator[str]:
