@@ -64,6 +64,7 @@ bench-long: setup
 campaigns: setup
 	$(BIN)/python -m tests.campaigns.faults --kills 250 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.fuzz --output reports/campaigns
+	$(BIN)/python -m tests.campaigns.architectures --again --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.record_values --changes 8000 --draw 12 --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.null_calibration --output reports/campaigns
 	$(BIN)/python -m tests.campaigns.repeats --output reports/campaigns

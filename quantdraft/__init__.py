@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _NAMES = {  # module -> what is taken from it
     "quantize.apply": ("apply",),
     "quantize.recipe": ("Recipe", "load_recipe"),
+    "quantize.training.settings": ("TrainingSettings",),
     "measure.capture": ("capture",),
     "measure.settings": (
         *("CaptureSettings", "EvaluateSettings", "ModelSettings", "SharedSettings"),
@@ -22,6 +23,7 @@ _NAMES = {  # module -> what is taken from it
     "workflows.bench": ("BenchSettings", "bench"),
     "workflows.check": ("Preflight", "check"),
     "workflows.compare": ("compare",),
+    "workflows.distill": ("DistillSettings", "distill"),
     "workflows.evaluate": ("evaluate",),
     "workflows.export.export": ("ExportSettings", "export"),
     "workflows.plan.plan": ("Plan", "PlanSettings", "plan"),

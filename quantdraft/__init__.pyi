@@ -14,6 +14,7 @@ from quantdraft.measure.settings import TrafficSettings as TrafficSettings
 from quantdraft.quantize.apply import apply as apply
 from quantdraft.quantize.recipe import Recipe as Recipe
 from quantdraft.quantize.recipe import load_recipe as load_recipe
+from quantdraft.quantize.training.settings import TrainingSettings as TrainingSettings
 from quantdraft.record import Bench as Bench
 from quantdraft.record import ComparedRuns as ComparedRuns
 from quantdraft.record import Evaluation as Evaluation
@@ -28,6 +29,8 @@ from quantdraft.workflows.bench import bench as bench
 from quantdraft.workflows.check import Preflight as Preflight
 from quantdraft.workflows.check import check as check
 from quantdraft.workflows.compare import compare as compare
+from quantdraft.workflows.distill import DistillSettings as DistillSettings
+from quantdraft.workflows.distill import distill as distill
 from quantdraft.workflows.evaluate import evaluate as evaluate
 from quantdraft.workflows.export.export import ExportSettings as ExportSettings
 from quantdraft.workflows.export.export import export as export

@@ -5,6 +5,7 @@ A message says what happened, which file or value, and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -137,7 +138,10 @@ def disk_reason(error: Exception) -> str:
     """Why a file could not be written, in the words of the system or clearer ones."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file stands where a directory is needed"
-    return getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error)
+    # shutil.copytree lists what went wrong with each file, each with its number and both paths.
+    found = re.search(r"\[Errno \d+\] ([^:'\"]+)", text)
+    return found[1] if found else text
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -229,17 +229,10 @@ def save_pair(name: str, directory: Path, noise: float = 0.1) -> tuple[Path, Pat
 
     noise: of the draft's weights, relative to each weight's standard deviation
     """
-    import torch
-
     target = _random_model(ARCHITECTURES[name]())
-    draft, generator = copy.deepcopy(target), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in draft.parameters():
-            if weight.dim() >= 2:
-                drawn = torch.randn(weight.shape, generator=generator)
-                weight.add_(drawn * weight.std() * noise)
-    _save(target, directory / "target")
-    _save(draft, directory / "draft")
+    draft = add_noise(copy.deepcopy(target), noise)
+    save_model(target, directory / "target")
+    save_model(draft, directory / "draft")
     return directory / "target", directory / "draft"
 
 
@@ -249,9 +242,14 @@ def _random_model(config: Any) -> Any:
 
     torch.manual_seed(0)
     if config.model_type == "gemma3":
-        model: Any = Gemma3ForConditionalGeneration(config)
-    else:
-        model = AutoModelForCausalLM.from_config(config)
+        return spread_weights(Gemma3ForConditionalGeneration(config))
+    return spread_weights(AutoModelForCausalLM.from_config(config))
+
+
+def spread_weights(model: Any) -> Any:
+    """Return the model with its matrices' weights wider apart."""
+    import torch
+
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() >= 2:
@@ -259,15 +257,34 @@ def _random_model(config: Any) -> Any:
     return model
 
 
-def _save(model: Any, directory: Path) -> None:
+def add_noise(model: Any, noise: float) -> Any:
+    """Return the model with noise on its matrices, relative to their standard deviations."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:
+                drawn = torch.randn(weight.shape, generator=generator)
+                weight.add_(drawn * weight.std() * noise)
+    return model
+
+
+def save_model(model: Any, directory: Path) -> None:
+    """Write a model in bfloat16, with the tokenizer of the embedded pair."""
     import torch
     from transformers.utils import logging
-
-    from quantdraft.checkpoints.reference import pair_dir
 
     logging.disable_progress_bar()
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.save_pretrained(directory)
+    copy_tokenizer(directory)
+
+
+def copy_tokenizer(directory: Path) -> None:
+    """Copy the embedded pair's tokenizer into a directory."""
+    from quantdraft.checkpoints.reference import pair_dir
+
     for name in TOKENIZER_FILES:
         shutil.copyfile(pair_dir() / "target" / name, directory / name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.structure import (
 HEAVY = {"torch", "transformers", "llmcompressor", "compressed_tensors", "datasets"}
 MAY_USE_TORCH = (
     *("checkpoints/tensors", "quantize/backends", "quantize/proof", "quantize/calibration"),
+    "quantize/training",
     *("engines/native", "engines/kernels", "engines/vllm/environment", "measure", "workflows"),
 )
 LAYOUT = read_layout()
@@ -96,12 +97,18 @@ def test_help_imports_nothing_heavy_and_answers_at_once():
         "except SystemExit: pass\n"
         f"print(sorted(set(sys.modules) & {HEAVY | {'numpy', 'pydantic'}!r}))"
     )
-    durations = []
+    seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = children_seconds()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        durations.append(time.perf_counter() - started)
+        seconds.append(children_seconds() - started)
     assert done.stdout.strip().endswith("[]")
-    assert min(durations) < 0.5
+    assert min(seconds) < 0.5
+
+
+def children_seconds() -> float:
+    """Processor time of the processes that ended: what a busy machine leaves as it is."""
+    spent = os.times()
+    return spent.children_user + spent.children_system

@@ -14,6 +14,10 @@ from quantdraft.checkpoints.other_kinds import (
     require_own_kind,
     tokenizer_code,
 )
+from quantdraft.checkpoints.quantization_files import (
+    quantization_beside,
+    require_one_quantization,
+)
 from quantdraft.checkpoints.stored_formats import EMBEDDINGS
 from quantdraft.checkpoints.tied_head import find_copied_head, stored_head, tied_flag
 from quantdraft.checkpoints.weights import INDEX_FILE, TensorInfo, read_tensors, weight_files
@@ -23,9 +27,6 @@ from quantdraft.errors import CheckpointError, UndefinedMetricError
 MANIFEST_FILE = "quantdraft.json"
 MANIFEST_SCHEMA_VERSION = 1
 EXPLICIT_WEIGHTS = "transformers_weights"  # a field of config.json that transformers obeys
-OLD_CONFIG_FILE = "quantize_config.json"  # auto-gptq's: its quantization stood in a file apart
-AWQ_CONFIG_FILE = "quant_config.json"  # AutoAWQ's
-MODELOPT_CONFIG_FILE = "hf_quant_config.json"  # ModelOpt's
 # Any one of these sets of files is a tokenizer that transformers can build.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -133,9 +134,11 @@ def _require_model_directory(path: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json_object(path / "config.json")
-    if not config.get("quantization_config") and (old := old_quantization(path)):
-        config["quantization_config"] = old
+    beside = quantization_beside(path)
+    if not config.get("quantization_config") and beside:
+        config["quantization_config"] = beside
     require_config(config, path / "config.json")
+    require_one_quantization(path, config.get("quantization_config") or {}, beside)
     named = config.get(EXPLICIT_WEIGHTS)
     if named is not None and weight_files(path) != [named] and named != INDEX_FILE:
         raise CheckpointError(
@@ -143,24 +146,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             "read instead of the model's usual files. Remove that field."
         )
     return config
-
-
-def old_quantization(path: Path) -> dict[str, Any]:
-    """Return the quantization section that stands in a file of its own, or nothing.
-
-    auto-gptq's quantize_config.json says bits and group size, AutoAWQ's quant_config.json too;
-    ModelOpt's hf_quant_config.json an algorithm. Newer ones have them in config.json as well.
-    """
-    modelopt = path / MODELOPT_CONFIG_FILE
-    if modelopt.is_file():
-        found = read_json_object(modelopt)
-        if isinstance(found.get("quantization"), dict):
-            return {"quant_method": "modelopt", **found}
-    for file in (path / OLD_CONFIG_FILE, path / AWQ_CONFIG_FILE):
-        if file.is_file() and (found := read_json_object(file)).keys() & {"bits", "w_bit"}:
-            method = "awq" if file.name == AWQ_CONFIG_FILE else "gptq"
-            return {"quant_method": method, **found}
-    return {}
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> None:

@@ -31,6 +31,11 @@ def _require_pattern(name: str) -> str:
     return name
 
 
+def _require_rule(name: str) -> str:
+    _require_pattern("re:" + name.removeprefix("+:").removeprefix("-:"))
+    return name
+
+
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Bits = Annotated[int, Field(ge=1, le=64)]
 GroupSize = Annotated[int, Field(ge=-1, le=1 << 40)]
@@ -39,6 +44,7 @@ TokenIds = Annotated[int, Field(ge=-1, le=1 << 40)] | list[Annotated[int, Field(
 # The name is copied into launch lines and a Python script.
 TypeName = Annotated[str, Field(pattern=r"^(torch\.)?[A-Za-z]\w{0,31}$")]
 Pattern = Annotated[str, AfterValidator(_require_pattern)]
+Rule = Annotated[str, AfterValidator(_require_rule)]  # of GPTQModel: a pattern after '+:' or '-:'
 
 
 class _Fields(BaseModel):
@@ -81,7 +87,8 @@ class _OwnFile(_Fields):
 
     quant_algo: str | None = None
     group_size: GroupSize | None = None
-    exclude_modules: list[str] | None = None
+    exclude_modules: list[Pattern] | None = None
+    ignore: list[Pattern] | None = None
     quantized_layers: dict[str, dict[str, Any]] | None = None
     kv_cache_quant_algo: str | None = None
 
@@ -90,13 +97,12 @@ class _Quantization(_OwnFile):
     quant_method: str | None = None
     quantization: _OwnFile | None = None
     bits: Bits | None = None
-    ignore: list[Pattern] | None = None
     config_groups: dict[str, _Group] | None = None
     kv_cache_scheme: _CacheScheme | str | None = None  # a word: AutoFP8's and ModelOpt's
     llm_int8_skip_modules: list[str] | None = None
     modules_to_not_convert: list[str] | None = None
     ignored_layers: list[str] | None = None
-    dynamic: dict[Pattern, dict[str, Any]] | bool | None = None  # GPTQModel's rules
+    dynamic: dict[Rule, dict[str, Any]] | bool | None = None  # GPTQModel's rules
     weight_block_size: Annotated[list[Size], Field(min_length=2, max_length=2)] | None = None
     activation_scheme: str | None = None
     activation_scale_ub: float | None = None
@@ -181,6 +187,7 @@ class _Manifest(_Fields):
     recipe: _AppliedRecipe | None = None
     draft: _Draft | None = None
     calibration: _Samples | None = None
+    training: _Samples | None = None
     sha256: dict[str, str] | None = None
     draft_head: str | None = None
 

@@ -8,24 +8,23 @@ with numbers that nobody meant.
 from __future__ import annotations
 
 import json
-import math
 import operator
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.foreign_configs import READERS
 from quantdraft.checkpoints.formats import WeightFormat
-from quantdraft.checkpoints.layouts import (
-    FP8_SCALES,
-    OPTIONAL,
-    dense_shape,
-    stored_tensors,
-    values_name,
-)
+from quantdraft.checkpoints.layouts import dense_shape, values_name
 from quantdraft.checkpoints.stored_formats import stored_format
+from quantdraft.checkpoints.stored_parts import (
+    StoredModule,
+    centred_word,
+    homeless,
+    require_parts,
+)
 from quantdraft.checkpoints.weights import FLOAT_DTYPES, FLOAT_NAMES, TensorInfo
 from quantdraft.errors import CheckpointError
 
@@ -69,16 +68,6 @@ _CACHE = re.compile(
 )
 _BLOCKS, _SCALES = "_blocks", "_scales"  # gpt-oss's experts: after the parameter's name
 _ADVICE = "Give the model it was made from, or export it as compressed-tensors, GPTQ or AWQ."
-
-
-@dataclass(frozen=True, slots=True)
-class StoredModule:
-    """One quantized module as it is stored. `parts` are its tensors by the part's name."""
-
-    name: str
-    fmt: WeightFormat
-    parts: Mapping[str, TensorInfo]
-    shape: tuple[int, ...]  # of the weight that they stand for, (out, in)
 
 
 def dense_view(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
@@ -140,7 +129,7 @@ def _require_known(checkpoint: Checkpoint, quantization: Mapping[str, Any] | Non
 def _require_cache_claimed(checkpoint: Checkpoint, quantization: Mapping[str, Any] | None) -> None:
     for name in checkpoint.tensors:
         if _CACHE.fullmatch(name) and not says_cache(quantization):
-            raise _homeless(checkpoint, name, "no quantized cache ('kv_cache_scheme')")
+            raise homeless(checkpoint, name, "no quantized cache ('kv_cache_scheme')")
 
 
 def says_cache(quantization: Mapping[str, Any] | None) -> bool:
@@ -189,77 +178,50 @@ def _read_module(
 ) -> StoredModule:
     first = f"{name}.{next(part for part in parts if part != 'weight' or len(parts) == 1)}"
     if quantization is None:
-        raise _homeless(checkpoint, first, "no quantization at all")
+        raise homeless(checkpoint, first, "no quantization at all")
     try:
         fmt = stored_format(quantization, name)
     except CheckpointError as error:
         raise CheckpointError(f"'{checkpoint.path}': {error}") from error
     if fmt is None:
-        raise _homeless(checkpoint, first, f"that {name!r} is not quantized")
+        raise homeless(checkpoint, first, f"that {name!r} is not quantized")
     values = values_name(fmt)
     if values not in parts:
         raise CheckpointError(
             f"'{checkpoint.path}' holds {first!r} and no {name}.{values}: a scale without its "
             "weight. Download or copy the checkpoint again, or quantize it again."
         )
+    if len(parts[values].shape) != 2:
+        raise CheckpointError(
+            f"'{checkpoint.path}' holds {name}.{values} of shape {list(parts[values].shape)}: read "
+            f"are matrices. {_ADVICE}"
+        )
     if "pre_quant_scale" in parts:
         fmt = replace(fmt, has_input_factors=True)
     shape = dense_shape(fmt, parts, _noted_shape(checkpoint, name, parts))
     module = StoredModule(name, fmt, parts, shape)
-    _require_complete(checkpoint, module)
+    require_parts(checkpoint, module)
+    if fmt.is_symmetric and "weight_zero_point" in parts:
+        _require_no_zero_points(checkpoint, f"{name}.weight_zero_point", fmt)
     return module
 
 
-def _require_complete(checkpoint: Checkpoint, module: StoredModule) -> None:
-    fmt, parts = module.fmt, module.parts
-    weight = TensorInfo("BF16", module.shape, "")
-    expected = stored_tensors(fmt, weight)
-    if fmt.library == "fp8":  # by the writer, the scale has one of two names
-        stored = next((each for each in FP8_SCALES if each in parts), FP8_SCALES[0])
-        expected = {stored if each in FP8_SCALES else each: i for each, i in expected.items()}
-    optional = OPTIONAL[fmt.library]
-    needed = expected.keys() - optional | ({"input_scale"} & expected.keys())
-    if missing := sorted(needed - parts.keys()):
+def _require_no_zero_points(checkpoint: Checkpoint, name: str, fmt: WeightFormat) -> None:
+    """Refuse zero points beside a config that says "symmetric": engines would leave them out."""
+    none = {0, centred_word(fmt.num_bits)}
+    if not none.issuperset(_flatten(_read_small(checkpoint, name) or [])):
         raise CheckpointError(
-            f"'{checkpoint.path}' holds {module.name}.{values_name(fmt)} of the format "
-            f"{fmt.name} and no {module.name}.{missing[0]}: without it the weight has no value. "
-            "Download or copy the checkpoint again, or quantize it again."
+            f"'{checkpoint.path}' holds {name!r}, and its config says 'symmetric' true: an engine "
+            "would drop the zero points. Is the config the one that was written with it?"
         )
-    if extra := sorted(parts.keys() - expected.keys() - optional):
-        raise _homeless(
-            checkpoint, f"{module.name}.{extra[0]}", f"that {module.name!r} is {fmt.name}"
-        )
-    for part, info in expected.items():
-        if part in parts and not _is_alike(part, parts[part], info):
-            raise CheckpointError(
-                f"'{checkpoint.path}' holds {module.name}.{part} of shape "
-                f"{list(parts[part].shape)}; a weight of shape {list(module.shape)} in the format "
-                f"that its config says ({_format_text(fmt)}) has {list(info.shape)}. Is the "
-                "config the one that was written with it?"
-            )
 
 
-def _is_alike(part: str, found: TensorInfo, expected: TensorInfo) -> bool:
-    """Return True when sizes agree; a scale may be a number, a row or a column."""
-    if "quant_state" in part or part.startswith("input_") or part == "weight_zero_point":
-        return True
-    return math.prod(found.shape) == math.prod(expected.shape)
-
-
-def _format_text(fmt: WeightFormat) -> str:
-    if fmt.block:
-        return f"{fmt.name}, blocks of {fmt.block[0]} x {fmt.block[1]}"
-    return f"{fmt.name}, groups of {fmt.group_size}" if fmt.group_size else fmt.name
-
-
-def _homeless(checkpoint: Checkpoint, tensor: str, said: str) -> CheckpointError:
-    info = checkpoint.tensors[tensor]
-    return CheckpointError(
-        f"'{checkpoint.path}' holds {tensor!r} ({info.dtype}), and its config says {said}: an "
-        "engine would drop the scales. Add the quantization config that was written with it "
-        "(config.json, hf_quant_config.json or quantize_config.json), or give the model it was "
-        "made from."
-    )
+def _flatten(numbers: Iterable[Any]) -> Iterator[int]:
+    for each in numbers:
+        if isinstance(each, list):
+            yield from _flatten(each)
+        else:
+            yield each
 
 
 def _noted_shape(
@@ -312,7 +274,7 @@ def _unpack_experts(
         stray = blocks or scales
         assert stray is not None  # one of the two is why it is listed
         if not is_mxfp4:
-            raise _homeless(checkpoint, stray, "no 'mxfp4' quantization")
+            raise homeless(checkpoint, stray, "no 'mxfp4' quantization")
         if blocks is None or scales is None or view[blocks].shape[:-1] != view[scales].shape:
             raise CheckpointError(
                 f"'{checkpoint.path}' holds {stray!r} without its "

@@ -66,6 +66,7 @@ def _gptq_format(quantization: Mapping[str, Any], module: str) -> WeightFormat |
         group_size=None if group_size in {-1, None} else group_size,
         is_symmetric=bool(own.get("sym", True)),
         library="gptq",
+        has_column_order=bool(own.get("desc_act")) and group_size not in {-1, None},
     )
 
 

@@ -63,6 +63,9 @@ class WeightFormat:
     own_layout: str | None = None  # compressed-tensors': where it is not the scheme's usual one
     has_input_factors: bool = False  # AWQ's, kept beside the weight: inputs are multiplied first
     input_bound: float | None = None  # FBGEMM: inputs are clamped to it before they are rounded
+    has_column_order: bool = (
+        False  # columns are grouped by importance: the file says which is where
+    )
 
     @property
     def layout(self) -> str:
@@ -163,7 +166,7 @@ class WeightFormat:
         if not self.is_symmetric and "pack" not in self.layout:
             scales[f"{module}.weight_zero_point"] = replace(weight, dtype="I8", shape=shape)
         elif not self.is_symmetric:  # packed along the rows
-            words = (math.ceil(shape[0] * self.num_bits / 32), shape[1])
+            words = (math.ceil(shape[0] * self.num_bits / 32), *shape[1:])
             scales[f"{module}.weight_zero_point"] = replace(weight, dtype="I32", shape=words)
         return scales
 

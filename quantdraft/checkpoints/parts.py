@@ -26,6 +26,14 @@ _OF_RECURRENCE = re.compile(r"(?:.*\.)?(?:dt_proj|in_proj_(?:ba|a|b))")
 _OF_INDEX = re.compile(r"(?:.*\.)?indexer\.weights_proj")
 # Gemma 3n's mixing of its four streams: matrices of 4 columns.
 _OF_STREAMS = re.compile(r"(?:.*\.)?altup\.\w+")
+# Output heads of other names than lm_head, by a tensor of the body: where the head is tied to the
+# embedding it is not stored, and transformers has a Linear of that name all the same.
+_OTHER_HEADS = {
+    r"biogpt\..*": "output_projection",
+    r"gpt_neox(?:_japanese)?\..*|embed_out\..*": "embed_out",
+    r"cls\.predictions\..*": "decoder",
+    r"model\.embeddings\.tok_embeddings\..*": "decoder",
+}
 _LANGUAGE = re.compile(r"(?:^|\.)(?:language_model|text_model)\.")
 # No tower's: the output head, and layers that predict further tokens.
 _OF_TEXT = re.compile(r"(?:.*\.)?(?:(?:lm_head|embed_out)\.[^.]+|mtp\w*\..*)")
@@ -91,9 +99,10 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
 
     Routers and gates of shared experts (a token sent to other experts is another token),
     convolutions, norms whose name does not end so, the small projections of recurrences and of
-    DeepSeek's index of keys, whatever belongs to a tower, and GPT-NeoX's output head, which has
-    another name than the others'.
+    DeepSeek's index of keys, whatever belongs to a tower, and output heads of other names than
+    the others'.
     """
+    heads = other_heads(tensors)
     towers, are_routed = tower_tensors(tensors), has_experts(tensors)
     for name, info in tensors.items():
         module, _, parameter = name.rpartition(".")
@@ -105,11 +114,19 @@ def kept_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
             _OF_RECURRENCE.fullmatch(module)
             or _OF_INDEX.fullmatch(module)
             or _OF_STREAMS.fullmatch(module)
-            or module == "embed_out"
+            or module.rpartition(".")[2] in heads
         )
         is_vector = len(info.shape) < 2
         if is_vector or is_convolution or is_router or is_named or name in towers:
             yield module
+
+
+def other_heads(tensors: Iterable[str]) -> frozenset[str]:
+    """Return the names that the output head of this model may have, where it is no `lm_head`."""
+    names = list(tensors)
+    return frozenset(
+        head for body, head in _OTHER_HEADS.items() if any(re.fullmatch(body, n) for n in names)
+    )
 
 
 def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
@@ -119,11 +136,12 @@ def kept_patterns(tensors: Mapping[str, TensorInfo]) -> list[str]:
     their names: transformers renames some when it loads them.
     """
     towers = tower_tensors(tensors)
-    patterns: dict[str, None] = {}
+    patterns = {rf"re:(.*\.)?{head}$": None for head in sorted(other_heads(tensors))}
     for module in kept_modules(tensors):
         if f"{module}.weight" in towers:
             first = module.removeprefix("model.").split(".")[0]
-            patterns[f"re:(.*\\.)?{re.escape(first)}\\..*"] = None
+            end = "$" if module.removeprefix("model.") == first else r"\..*"  # one module, or many
+            patterns[rf"re:(.*\.)?{re.escape(first)}{end}"] = None
         elif _ROUTER.fullmatch(module):
             patterns[f"re:{_ROUTER.pattern}$"] = None
         else:

@@ -8,6 +8,7 @@ where they are absent. transformers reads all, and `rope_scaling` wins over `rop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def require_one_rotary(config: Mapping[str, Any], path: Path) -> None:
                 "and readers differ in which they take. Keep the value that it was trained with."
             )
         _require_kept_base(section, path)
+        _require_positive(section, path)
 
 
 def spell_rotary_both_ways(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +122,22 @@ def _require_kept_base(section: Mapping[str, Any], path: Path) -> None:
             f"'{path}' has {NEW}.{BASE} {new[BASE]!r} beside a {OLD} without it: transformers "
             f"takes the latter, and a default base. Put {BASE!r} into the config itself too."
         )
+
+
+def _require_positive(section: Mapping[str, Any], path: Path) -> None:
+    """Refuse a base or a factor that is no number above 0: all rotations would be NaN, or none."""
+    new = _dict(section, NEW)
+    places = [("", section), (f"{NEW}.", new), (f"{OLD}.", _dict(section, OLD))]
+    places += [(f"{NEW}.{kind}.", each) for kind, each in new.items() if isinstance(each, Mapping)]
+    for prefix, place in places:
+        for key in (BASE, LOCAL_BASE, "factor") if prefix else (BASE, LOCAL_BASE):
+            found = place.get(key)
+            is_number = isinstance(found, int | float) and not isinstance(found, bool)
+            if found is not None and not (is_number and 0 < found < math.inf):
+                raise CheckpointError(
+                    f"'{path}' has {prefix}{key} {found!r}, which is no number above 0. Is it the "
+                    "file that its publisher made?"
+                )
 
 
 def _kind(rope: Mapping[str, Any]) -> Any:

@@ -29,10 +29,13 @@ LAYOUTS = (
 )
 KV_SCALES = (".k_scale", ".v_scale")
 # Embedding tables are looked up, not multiplied: no scheme here quantizes them.
-EMBEDDINGS = (
+USUAL_EMBEDDINGS = (
     r"(.*\.)?(embed_(?!out$)\w+|embeddings|wte|wpe"
     r"|word_embeddings|position_embeddings|tok_embeddings)"
 )
+# Of CTRL, the first GPT, and BERT as a decoder.
+RARE_EMBEDDINGS = r"(.*\.)?(transformer\.w|tokens_embed|positions_embed|token_type_embeddings)"
+EMBEDDINGS = f"{USUAL_EMBEDDINGS}|{RARE_EMBEDDINGS}"
 
 
 def linear_modules(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
@@ -131,12 +134,19 @@ def _read_format(group: Mapping[str, Any]) -> WeightFormat:
         has_static_inputs=is_static,
         scale_type=scale_type,
         has_one_scale=strategy == "tensor",
+        has_column_order=weights.get("actorder") == "group",
     )
 
 
 def _require_read(weights: Mapping[str, Any], scale_type: str) -> None:
     """Raise CheckpointError for numbers of a width that is not read."""
     bits, kind = weights["num_bits"], weights["type"]
+    if weights.get("dynamic"):
+        raise CheckpointError(
+            "the quantization config has weights that are 'dynamic': rounded anew in every step, "
+            "without stored scales, which this quantdraft does not read. Export the draft with "
+            "static weights."
+        )
     is_read = (
         2 <= bits <= 8 if kind == "int" else bits == 8 or (bits == 4 and scale_type != "float")
     )

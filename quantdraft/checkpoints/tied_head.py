@@ -33,8 +33,11 @@ BODY = r"(?!.*mtp)(.*\.)?(layers|h|blocks)\.0\..*"  # of a model; an MTP head ha
 
 
 def stored_head(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Return the names of the tensors that an output head of its own is stored in."""
-    return sorted(name for name in tensors if re.fullmatch(OWN_HEAD, name))
+    """Return the names of the tensors that an output head of its own is stored in.
+
+    A bias is none: CTRL adds one to the product by its embedding table.
+    """
+    return sorted(n for n in tensors if re.fullmatch(OWN_HEAD, n) and not n.endswith(".bias"))
 
 
 def find_copied_head(

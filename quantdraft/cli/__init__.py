@@ -28,6 +28,7 @@ from quantdraft.cli.check import check
 from quantdraft.cli.compare import compare
 from quantdraft.cli.completion import completion
 from quantdraft.cli.demo import demo
+from quantdraft.cli.distill import distill
 from quantdraft.cli.engines import engines
 from quantdraft.cli.evaluate import evaluate
 from quantdraft.cli.export import export
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 for _command in (
-    *(demo, plan, check, recipes, traffic, capture, apply, evaluate),
-    *(report, compare, select, sweep, bench, export, engines, completion),
+    *(demo, plan, check, recipes, traffic, capture, apply, distill),
+    *(evaluate, report, compare, select, sweep, bench, export, engines, completion),
 ):
     main.add_command(_command)

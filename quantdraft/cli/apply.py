@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -31,6 +32,7 @@ from quantdraft.errors import OptionError
     "that the recipe names, to download it. Of traffic one half is seen, by conversation, and "
     "`evaluate` judges on the other; --set calibration.share=1 takes all.",
 )
+@options.log_reading
 @options.DEVICE
 @options.POLICY
 @options.force()
@@ -41,6 +43,10 @@ def apply(
     draft: str,
     output: Path | None,
     calibration: Path | None,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     device: str | None,
     policy: Path | None,
     force: bool,
@@ -63,11 +69,18 @@ def apply(
         known = load_changed(recipe, parse_changes(changes))
         if calibration is not None and not known.needs_calibration:
             raise OptionError(f"recipe {recipe!r} is not calibrated. Leave out --calibration.")
+        read = options.read_settings(format_name, turns, template_kwargs, requests)
+        if read.as_record() and not known.reads_traffic:
+            raise OptionError(
+                f"recipe {recipe!r} is not calibrated on a log. Leave out the options that say "
+                "how one is read: --format, --turns, --chat-template-kwargs, --requests."
+            )
         made = apply_recipe(
             known,
             draft,
             output,
             calibration=calibration,
+            read=read,
             device=device,
             force=force,
             min_speedup=limit,

@@ -100,7 +100,6 @@ def capture(
         from quantdraft.measure.capture import capture as capture_traffic
         from quantdraft.measure.settings import CaptureSettings
         from quantdraft.record.wording import counted
-        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.traffic.traffic import Sampling
 
         settings = CaptureSettings(
@@ -116,7 +115,7 @@ def capture(
             force=force,
             trust_remote_code=trust_remote_code,
             target_url=target_url,
-            read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+            read=options.read_settings(format_name, turns, template_kwargs, requests),
         )
         traffic = capture_traffic(settings)
     num_responses, num_tokens = len(traffic.responses), traffic.num_tokens

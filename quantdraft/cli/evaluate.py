@@ -63,6 +63,25 @@ SAMPLED = "with --prompts, how the target answers; with a log that does not say,
     metavar="NUMBERS",
     help="Further contexts to time: 128,512. Default with --batch-sizes: the traffic's own range.",
 )
+@click.option(
+    "--trace",
+    type=A_FILE,
+    help="Arrivals and lengths of your requests (Mooncake, BurstGPT, Azure): the verdict is then "
+    "given over the batches and contexts at which their tokens are decoded.",
+)
+@click.option(
+    "--trace-servers",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How many servers share the requests of the trace.",
+)
+@click.option(
+    "--trace-ms-per-token",
+    type=float,
+    help="The time per output token of a request, by which the number in flight is found. Default: "
+    "that of the baseline draft, as it is timed at each batch.",
+)
 @options.latency_seconds(20.0)
 @options.MODE
 @options.no_latency()
@@ -154,6 +173,9 @@ def evaluate(
     context_length: int | None,
     batch_sizes: str | None,
     context_lengths: str | None,
+    trace: Path | None,
+    trace_servers: int,
+    trace_ms_per_token: float | None,
     latency_seconds: float,
     mode: ModeChoice,
     no_latency: bool,
@@ -192,7 +214,6 @@ def evaluate(
         )
         from quantdraft.record import RECORD_FILE
         from quantdraft.report import render_acceptance, render_verdict, report_again, where
-        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.workflows.evaluate import evaluate as evaluate_candidate
 
         settings = EvaluateSettings(
@@ -212,7 +233,7 @@ def evaluate(
                 top_p=top_p,
                 top_k=top_k,
                 acceptance_rule=acceptance_rule,
-                read=ReadSettings(format_name, turns, template_kwargs or {}, requests),
+                read=options.read_settings(format_name, turns, template_kwargs, requests),
                 is_held_out=is_held_out,
             ),
             ks=parse_ks(ks),
@@ -224,6 +245,9 @@ def evaluate(
                 latency_seconds=latency_seconds,
                 mode=mode,
                 no_latency=no_latency,
+                trace=trace,
+                trace_servers=trace_servers,
+                trace_ms_per_token=trace_ms_per_token,
             ),
             serving=ServingSettings(
                 engine=engine,

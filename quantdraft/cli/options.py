@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
 
@@ -23,6 +23,9 @@ from quantdraft.cli.values import (
 from quantdraft.record import AcceptanceRule
 from quantdraft.record.choices import DtypeChoice, ModeChoice
 from quantdraft.record.terms import MAX_K
+
+if TYPE_CHECKING:
+    from quantdraft.traffic.responses import ReadSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -189,7 +192,10 @@ class JsonObject(click.ParamType):  # type: ignore[type-arg]
 
 
 def log_reading(function: Function) -> Function:
-    """Add the options that say how a log, or a file of prompts, is read."""
+    """Add the options that say how a log, or a file of prompts, is read.
+
+    The command gets a keyword argument for each of `read_settings`.
+    """
     for add in (
         click.option(
             "--format",
@@ -219,6 +225,18 @@ def log_reading(function: Function) -> Function:
     )[::-1]:
         function = add(function)
     return function
+
+
+def read_settings(
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
+) -> ReadSettings:
+    """Return what the options of `log_reading` say."""
+    from quantdraft.traffic.responses import ReadSettings
+
+    return ReadSettings(format_name, turns, template_kwargs or {}, requests)
 
 
 BASELINE = click.option(

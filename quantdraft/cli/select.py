@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
@@ -32,6 +33,7 @@ from quantdraft.record.choices import DtypeChoice
 )
 @options.CHANGES
 @options.traffic_file(required=True)
+@options.log_reading
 @options.CALIBRATION
 @options.KS
 @options.ACCEPTANCE_RULE
@@ -61,6 +63,10 @@ def select(
     recipes: tuple[str, ...],
     changes: tuple[str, ...],
     traffic_path: Path,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     calibration: Path | None,
     ks: str,
     acceptance_rule: AcceptanceRule | None,
@@ -113,6 +119,7 @@ def select(
                 live_prompts=live_prompts,
                 policy=policy,
                 seed=seed,
+                read=options.read_settings(format_name, turns, template_kwargs, requests),
             ),
             recipes=recipes,
             changes=parse_changes(changes),

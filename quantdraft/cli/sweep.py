@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import click
 
@@ -33,6 +33,7 @@ from quantdraft.record.choices import DtypeChoice, ExecutorChoice
 )
 @options.CHANGES
 @options.traffic_file(required=True)
+@options.log_reading
 @options.target(options.NO_TARGET)
 @options.CALIBRATION
 @click.option(
@@ -73,6 +74,10 @@ def sweep(
     recipes: str,
     changes: tuple[str, ...],
     traffic_path: Path,
+    format_name: str | None,
+    turns: Literal["last", "all"] | None,
+    template_kwargs: dict[str, Any] | None,
+    requests: Path | None,
     target: str | None,
     calibration: Path | None,
     by_domain: bool,
@@ -126,6 +131,7 @@ def sweep(
                 live_prompts=live_prompts,
                 policy=policy,
                 seed=seed,
+                read=options.read_settings(format_name, turns, template_kwargs, requests),
             ),
             changes=parse_changes(changes),
             calibration=calibration,

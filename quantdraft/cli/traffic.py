@@ -62,7 +62,6 @@ def traffic(
     text (Mooncake, BurstGPT, Azure) are read too: they say at which contexts to time.
     """
     with show_progress("traffic"):
-        from quantdraft.traffic.responses import ReadSettings
         from quantdraft.traffic.split import parse_shares, split_traffic
         from quantdraft.workflows.traffic import describe_traffic, lines_of_all, split_lines
 
@@ -70,7 +69,7 @@ def traffic(
             raise OptionError("--split and --output go together: the parts, and their directory.")
         if split is not None and len(files) > 1:
             raise OptionError(f"--split takes one file, not {len(files)}. Split each by itself.")
-        reading = ReadSettings(format_name, turns, template_kwargs or {}, requests)
+        reading = options.read_settings(format_name, turns, template_kwargs, requests)
         if split is not None and output is not None:
             made = split_traffic(files[0], parse_shares(split), output, reading, force=force)
             shown = made.as_record(), split_lines(made)

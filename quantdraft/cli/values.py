@@ -165,12 +165,13 @@ def parse_ks(text: str) -> tuple[int, ...]:
     return tuple(sorted(ks))
 
 
-def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Read `4`, `1-8`, `2,4,8` or a mixture as sorted numbers from 1."""
+def parse_numbers(text: str, option: str, least: int = 1) -> tuple[int, ...]:
+    """Read `4`, `1-8`, `2,4,8` or a mixture as sorted numbers from `least`."""
     numbers = _numbers(text)
-    if numbers is None or 0 in numbers:
+    if numbers is None or min(numbers, default=least) < least:
         raise OptionError(
-            f"{option} {text!r} is not a list of numbers from 1. Write 1,8,32 or 1-17."
+            f"{option} {text!r} is not a list of numbers from {least}. Write {least},8,32 or "
+            f"{least}-17."
         )
     if not numbers:
         raise OptionError(f"{option} {text!r} names no number: a range goes upwards.")

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from quantdraft.checkpoints.checkpoint import Checkpoint
+from quantdraft.checkpoints.dense_view import stored_modules
+
 Severity = Literal["refuse", "warn"]
 
 
@@ -26,7 +29,7 @@ class Draft:
     path: Path
     config: dict[str, Any]
     target_config: dict[str, Any] | None = None
-    # Outputs and inputs of the matrices of grouped integers, by module.
+    # Outputs and inputs of the matrices of 16-bit inputs and integers in groups, by module.
     grouped: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     # Last parts of its tensors' names: weight, weight_scale; empty where they were not read.
     parameters: frozenset[str] = frozenset()
@@ -54,6 +57,21 @@ class Draft:
             return _float_format(weights, inputs)
         bits = weights.get("num_bits")
         return "INT8" if inputs else f"W{bits}A16"
+
+
+def stored_draft(checkpoint: Checkpoint, target_config: dict[str, Any] | None) -> Draft:
+    """Return what the checks look at of a checkpoint where it lies."""
+    grouped = {
+        each.name: (each.shape[0], each.shape[1])
+        for each in stored_modules(checkpoint)
+        if each.fmt.kind == "int"
+        and each.fmt.group_size
+        and each.fmt.activations is None
+        and len(each.shape) == 2
+    }
+    parameters = frozenset(name.rpartition(".")[2] for name in checkpoint.tensors)
+    path = checkpoint.path.absolute()
+    return Draft(path, checkpoint.config, target_config, grouped, parameters)
 
 
 def _float_format(weights: dict[str, Any], inputs: dict[str, Any] | None) -> str:

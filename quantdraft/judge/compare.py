@@ -79,7 +79,7 @@ def _with_own_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _speed_order(evaluation: Evaluation) -> tuple[bool, float, str]:
-    speedup = evaluation.operating_point.speedup_over_baseline
+    speedup = evaluation.speedup_over_baseline
     return speedup is None, -speedup.value if speedup else 0.0, evaluation.name
 
 
@@ -89,7 +89,7 @@ def _compared(evaluation: Evaluation) -> ComparedRun:
         decision=evaluation.verdict.decision,
         is_control=evaluation.verdict.is_control,
         best_k=evaluation.best_k,
-        speedup_over_baseline=evaluation.operating_point.speedup_over_baseline,
+        speedup_over_baseline=evaluation.speedup_over_baseline,
     )
 
 
@@ -144,9 +144,18 @@ def _question(first: Evaluation, other: Evaluation) -> Iterator[tuple[str, Any, 
     traffic = [evaluation.provenance.get("traffic") or {} for evaluation in (first, other)]
     yield "traffic", traffic[0].get("sha256"), traffic[1].get("sha256")
     yield "how the traffic was read", traffic[0].get("read_with"), traffic[1].get("read_with")
+    yield "trace", *(_trace(evaluation) for evaluation in (first, other))
     yield "acceptance rule", first.acceptance_rule, other.acceptance_rule
     yield "target", *_models(first, other, "target")
     yield "baseline draft", *_models(first, other, "baseline")
+
+
+def _trace(evaluation: Evaluation) -> Any:
+    """Return which trace the verdict was given on, and how it was served; None: on none."""
+    found = evaluation.trace
+    if found is None:
+        return None
+    return found.sha256, found.num_servers, found.ms_per_token if found.is_pace_given else None
 
 
 def _models(first: Evaluation, other: Evaluation, role: str) -> tuple[Any, Any]:

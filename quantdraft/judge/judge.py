@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from quantdraft.judge.comparison.served import served_point, served_speed_undefi
 from quantdraft.judge.comparison.slices import by_context, by_domain, by_position, slice_tokens
 from quantdraft.judge.comparison.speeds import best_k, speed_point
 from quantdraft.judge.comparison.times import timed_throughout
+from quantdraft.judge.comparison.traces import trace_figures
 from quantdraft.judge.comparison.traits import trait_cuts
 from quantdraft.judge.conversations import Units, resampled_noun, units_of
 from quantdraft.judge.speedup import project_speed
@@ -51,6 +53,8 @@ from quantdraft.record import (
 )
 from quantdraft.record.step_bytes import Ledger, ceiling, ledger_summary
 from quantdraft.record.terms import compact, nearest_to_usual
+from quantdraft.record.trace import TraceFigures
+from quantdraft.traffic.trace import ServedTrace
 from quantdraft.traffic.traffic import Traffic, token_counts
 
 # "baseline", "candidate": of each prompt (num_response_tokens,).
@@ -78,6 +82,7 @@ class Measurements:
     grid: tuple[Latency, ...] = ()  # further points of batch and context
     served: Served | None = None  # what a serving engine did; None: the native engine measured
     spell: Spell | None = None  # the text of each token; None: no prompt is shown
+    trace: ServedTrace | None = None  # whose batches and contexts the verdict is given on
     baseline_name: str = "full-precision draft"  # as the verdict's sentence calls it
 
 
@@ -113,8 +118,10 @@ def judged(measured: Measurements, policy: Policy) -> Evaluation:
     }
     replayed, resampled = _without_positions(replayed), _without_positions(resampled)
     speeds = _speeds(measured, resampled, bootstrap)
-    verdict = decide(_evidence(measured, acceptance, speeds.point, policy), policy)
-    return analyse(_record(measured, policy, acceptance, replayed, speeds, verdict, bootstrap))
+    trace = _trace(measured, resampled, bootstrap)
+    verdict = decide(_evidence(measured, acceptance, speeds.point, trace, policy), policy)
+    record = _record(measured, policy, acceptance, replayed, speeds, verdict, bootstrap)
+    return analyse(replace(record, trace=trace))
 
 
 def _units(measured: Measurements) -> Units | None:
@@ -151,14 +158,27 @@ def _speeds(
     return Speeds(_point(replayed, measured.latency, *ks, bootstrap), equal_k, best)
 
 
+def _trace(
+    measured: Measurements, replayed: Mapping[Arm, Replayed], bootstrap: Bootstrap
+) -> TraceFigures | None:
+    """Return the given trace laid on every timed point."""
+    if measured.trace is None:
+        return None
+    points = {(p.batch_size, p.context_length): p for p in (*measured.grid, measured.latency)}
+    return trace_figures(measured.trace, tuple(points.values()), replayed, bootstrap)
+
+
 def _evidence(
     measured: Measurements,
     acceptance: Mapping[int, AcceptanceComparison],
     point: SpeedPoint,
+    trace: TraceFigures | None,
     policy: Policy,
 ) -> Evidence:
     """Return what the verdict rests on, alarms included."""
     at_its_k = acceptance[point.candidate_num_speculative_tokens]
+    if trace is not None:
+        return _over_trace(_evidence(measured, acceptance, point, None, policy), acceptance, trace)
     return Evidence(
         candidate_name=measured.name,
         baseline_name=measured.baseline_name,
@@ -173,6 +193,29 @@ def _evidence(
         alarms=_alarms(measured, at_its_k, point, policy),
         speed_undefined=_speed_undefined(measured),
     )
+
+
+def _over_trace(
+    evidence: Evidence, acceptance: Mapping[int, AcceptanceComparison], trace: TraceFigures
+) -> Evidence:
+    """Return the evidence with the speedups over a trace in place of the operating point's."""
+    found = trace.speed
+    if found is None:
+        unknown = replace(
+            evidence.speed, speedup_over_baseline=None, speedup_over_autoregressive=None
+        )
+        why = evidence.speed_undefined or trace.reason
+        return replace(evidence, speed=unknown, speed_undefined=why)
+    k = found.candidate_num_speculative_tokens
+    speed = replace(
+        evidence.speed,
+        baseline_num_speculative_tokens=found.baseline_num_speculative_tokens,
+        candidate_num_speculative_tokens=k,
+        speedup_over_baseline=found.speedup_over_baseline,
+        speedup_over_autoregressive=found.speedup_over_autoregressive,
+    )
+    where = f"over the trace '{Path(trace.path).name}'"
+    return replace(evidence, acceptance=acceptance[k], speed=speed, where=where)
 
 
 def _record(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.session import Session
-from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.generation import GeneratedTokens, choose, require_finite, rounded
 from quantdraft.record.choices import Mode
 from quantdraft.traffic.traffic import Sampling

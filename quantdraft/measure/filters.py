@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ def usable(traffic: Traffic, models: Models, is_held_out: bool = False) -> Traff
     tell_reading(traffic)
     # First, so that the same conversations are left for every candidate.
     judged = without_calibration(traffic, models.candidate, is_held_out)
+    judged = without_calibration(judged, models.baseline)
     return without_repeats(without_overlong(judged, (models.candidate, models.target)))
 
 
@@ -102,7 +104,7 @@ def without_repeats(traffic: Traffic) -> Traffic:
 def without_calibration(
     traffic: Traffic, candidate: Checkpoint, is_held_out: bool = False
 ) -> Traffic:
-    """Return the traffic without the prompts that the candidate's recipe was calibrated on.
+    """Return the traffic without the prompts that the candidate was calibrated or trained on.
 
     On them the candidate looks better than it is. Of a part of the traffic none of its
     conversations is left, and no prompt that one of them has too. Raises TrafficError where nothing
@@ -110,18 +112,10 @@ def without_calibration(
 
     is_held_out: leave out the half that `apply` calibrates on, where this candidate saw none of it
     """
-    seen = (candidate.manifest or {}).get("calibration") or {}
-    part = part_from(seen.get("part"))
-    if part is not None and part.of_sha256 == traffic.sha256:
-        return _without_part(traffic, part, f"'{candidate.name}' was calibrated on the others")
-    split = part_from(seen.get("split"))
-    if split is not None and split.of_sha256 == traffic.sha256:
-        raise TrafficError(
-            f"'{candidate.path}' was calibrated on a part of this traffic, '{seen.get('path')}'. "
-            "Evaluate on another part, which `quantdraft traffic --split` wrote beside it."
-        )
-    if seen.get("sha256") == traffic.sha256:
-        return _without_prompts(traffic, candidate, set(seen["prompt_ids"]))
+    for word, seen in _seen_by(candidate):
+        left = _without_seen(traffic, candidate, seen, word)
+        is_held_out = is_held_out and left is traffic
+        traffic = left
     if not is_held_out:
         return traffic
     half = calibration_part(traffic.responses, HALF, traffic.sha256)
@@ -130,13 +124,41 @@ def without_calibration(
     return _without_part(traffic, half, "the others are what recipes are calibrated on")
 
 
-def _without_prompts(traffic: Traffic, candidate: Checkpoint, ids: set[str]) -> Traffic:
+def _seen_by(model: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what a model has seen of a traffic, by its manifest, and what it was made of it."""
+    for key, word in (("calibration", "calibrated"), ("training", "trained")):
+        seen = (model.manifest or {}).get(key)
+        if seen:
+            yield word, seen
+
+
+def _without_seen(
+    traffic: Traffic, candidate: Checkpoint, seen: dict[str, Any], word: str
+) -> Traffic:
+    """Return the traffic without what a manifest says was seen; the same if it is another's."""
+    part = part_from(seen.get("part"))
+    if part is not None and part.of_sha256 == traffic.sha256:
+        if traffic.part.get("without") == part.as_record():
+            return traffic
+        return _without_part(traffic, part, f"'{candidate.name}' was {word} on the others")
+    split = part_from(seen.get("split"))
+    if split is not None and split.of_sha256 == traffic.sha256:
+        raise TrafficError(
+            f"'{candidate.path}' was {word} on a part of this traffic, '{seen.get('path')}'. "
+            "Evaluate on another part, which `quantdraft traffic --split` wrote beside it."
+        )
+    if seen.get("sha256") == traffic.sha256:
+        return _without_prompts(traffic, candidate, set(seen["prompt_ids"]), word)
+    return traffic
+
+
+def _without_prompts(traffic: Traffic, candidate: Checkpoint, ids: set[str], word: str) -> Traffic:
     kept = [i for i, r in enumerate(traffic.responses) if r.prompt_id not in ids]
     if not kept:
         raise TrafficError(
-            f"'{candidate.path}' was calibrated on all of this traffic. Evaluate on other prompts."
+            f"'{candidate.path}' was {word} on all of this traffic. Evaluate on other prompts."
         )
-    return _keep_only(traffic, kept, "prompt", "that it was calibrated on")
+    return _keep_only(traffic, kept, "prompt", f"that it was {word} on")
 
 
 def _without_part(traffic: Traffic, part: Part, why: str) -> Traffic:
@@ -158,7 +180,7 @@ def _without_part(traffic: Traffic, part: Part, why: str) -> Traffic:
     ]
     if not kept:
         raise TrafficError(
-            "no conversation of this traffic is left: each lies in the part that is calibrated on, "
+            "no conversation of this traffic is left: each lies in the part that was seen, "
             "or repeats a prompt of it. Evaluate on another file."
         )
     rest = len({conversation_of(traffic.responses[i]) for i in kept})

@@ -7,7 +7,8 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.engines.native.caches import cache_name, read_tokens, reads_on
 from quantdraft.errors import TrafficError
-from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.probabilities import MemoryStore, ProbabilityStore
 from quantdraft.measure.sampling import processed_logprobs
+from quantdraft.measure.shared_beginnings import Branch, SharedBeginnings, tokens_read
 from quantdraft.record import AcceptanceRule
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic, token_counts
@@ -33,6 +35,9 @@ MIN_LOGITS = 2**24
 # (12), as probabilities (8), and a mask.
 LOGIT_BYTES = 32
 MAX_BATCH_TOKENS = 4096
+# A beginning that texts share is read apart from them where that saves so many tokens: on a CPU the
+# time of two passes more, on a GPU, which waits for its launches, what a batch holds.
+LEAST_SAVED = {"cpu": 64}
 
 
 class Span(NamedTuple):
@@ -124,31 +129,86 @@ def response_logits(
     responses: Sequence[Response],
     is_done: Callable[[int], bool] = lambda prompt: False,
 ) -> Iterator[Span]:
-    """Yield the logits that predict each response's tokens, prompt by prompt, shortest first.
+    """Yield the logits that predict each response's tokens, batch by batch.
 
-    Batches in which every prompt is done are left out; the others are those of a whole run.
-    Padding is on the right of a causal model: a padded row's numbers are those of its own length.
+    What texts have in common is read once; see `shared_beginnings`. Batches in which every prompt
+    is done are left out; the others are those of a whole run. Padding is on the right of a causal
+    model: a padded row's numbers are those of its own length.
     """
-    device, vocab_size = model.device, model.config.get_text_config().vocab_size
-    max_logits = logits_in_memory(device)
-    for batch in _batches(responses, vocab_size):
-        if all(is_done(index) for index in batch):
-            continue
-        asked = [responses[index] for index in batch]
-        rows = [each.prompt_token_ids + each.response_token_ids for each in asked]
-        first = min(len(each.prompt_token_ids) for each in asked) - 1
-        # The last token predicts nothing that was emitted, so it is not read.
-        width = max(len(row) for row in rows) - 1
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens) - 1] = torch.tensor(tokens[:-1])
+    reader = _Reader(model, responses, is_done)
+    yield from reader.read(reader.shared.tree(_least_saved(model)), None, 0)
+
+
+def _least_saved(model: Any) -> int | None:
+    """Return the tokens that a shared beginning must save; None where none is read apart.
+
+    A pass over a cache is known to be right for the library's own models which read on from one.
+    """
+    if not type(model).__module__.startswith("transformers.") or not reads_on(model):
+        return None
+    return LEAST_SAVED.get(model.device.type, MAX_BATCH_TOKENS)
+
+
+class _Reader:
+    """One model's passes over the texts of some responses."""
+
+    def __init__(
+        self, model: Any, responses: Sequence[Response], is_done: Callable[[int], bool]
+    ) -> None:
+        self.model, self.responses, self.is_done = model, responses, is_done
+        self.vocab_size = model.config.get_text_config().vocab_size
+        self.max_logits = logits_in_memory(model.device)
+        self.shared = SharedBeginnings(responses)
+
+    def read(self, branch: Branch, cache: Any, num_read: int) -> Iterator[Span]:
+        """Yield the logits of a branch's texts, the shortest first, then those of its branches.
+
+        cache: holds the `num_read` tokens that they begin with, in one row; it grows
+        """
+        if self._are_done(branch.all_texts()):
+            return
+        if branch.num_shared > num_read:
+            some = tokens_read(self.responses[next(branch.all_texts())])[
+                num_read : branch.num_shared
+            ]
+            ids = torch.tensor([some], device=self.model.device)
+            out = read_tokens(self.model, ids, cache, num_read, logits_to_keep=1)
+            cache = out[cache_name(self.model)]
+        for batch in _batches(branch.texts, self.shared.lengths, self.vocab_size):
+            if not self._are_done(batch):
+                yield from self._read_batch(batch, cache, branch.num_shared)
+        for each in branch.branches:
+            is_last = each is branch.branches[-1]
+            own = cache if is_last or cache is None else copy.deepcopy(cache)
+            yield from self.read(each, own, branch.num_shared)
+
+    def _read_batch(self, batch: Sequence[int], cache: Any, num_read: int) -> Iterator[Span]:
+        """Yield the logits of all responses in a batch of texts, padded on the right."""
+        ids = torch.zeros((len(batch), max(self.shared.lengths[text] for text in batch))).long()
+        for row, text in zip(ids, batch, strict=True):
+            row[: self.shared.lengths[text]] = torch.tensor(tokens_read(self.responses[text]))
+        assert (ids[:, :num_read] == ids[:1, :num_read]).all()
+        first = min(map(self.shared.first, batch))
+        num_tokens = self.max_logits // (len(batch) * self.vocab_size)
+        own = None if cache is None else _in_rows(cache, len(batch))
         for start, logits in _pieces(
-            model, ids.to(device), first, max_logits // (len(ids) * vocab_size)
+            self.model, ids.to(self.model.device), first, num_tokens, own, num_read
         ):
-            for row, index in enumerate(batch):
-                span = _own_part(logits[row], start, index, asked[row])
-                if span is not None:
-                    yield span
+            for row, text in enumerate(batch):
+                for index in self.shared.inside(text):
+                    span = _own_part(logits[row], start, index, self.responses[index])
+                    if span is not None:
+                        yield span
+
+    def _are_done(self, texts: Iterable[int]) -> bool:
+        return all(self.is_done(each) for text in texts for each in self.shared.inside(text))
+
+
+def _in_rows(cache: Any, num_rows: int) -> Any:
+    """Return a copy of a cache of one row with that row so many times."""
+    copied = copy.deepcopy(cache)
+    copied.reorder_cache(torch.zeros(num_rows, dtype=torch.long))
+    return copied
 
 
 def _own_part(logits: Tensor, start: int, index: int, response: Response) -> Span | None:
@@ -173,10 +233,13 @@ def logits_in_memory(device: torch.device) -> int:
     return min(MAX_LOGITS, max(MIN_LOGITS, fitting))
 
 
-def _pieces(model: Any, ids: Tensor, first: int, num_tokens: int) -> Iterator[tuple[int, Tensor]]:
+def _pieces(
+    model: Any, ids: Tensor, first: int, num_tokens: int, cache: Any = None, num_read: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (start position, logits (rows, tokens, vocab)) from position `first` on.
 
     num_tokens: whose logits fit into memory at a time
+    cache: holds the first `num_read` tokens of every row; None: nothing has been read
 
     One pass where the logits fit; else pieces, so that memory stays bounded: over a cache, or each
     from the beginning where the model reads only single tokens on top of one.
@@ -184,8 +247,11 @@ def _pieces(model: Any, ids: Tensor, first: int, num_tokens: int) -> Iterator[tu
     width = ids.shape[1]
     tokens_per_piece = max(1, num_tokens)
     if width - first <= tokens_per_piece:
-        out = model(input_ids=ids, use_cache=False, logits_to_keep=width - first)
-        yield first, out.logits
+        options: dict[str, Any] = {"logits_to_keep": width - first}
+        if cache is None:
+            yield first, model(input_ids=ids, use_cache=False, **options).logits
+        else:
+            yield first, read_tokens(model, ids[:, num_read:], cache, num_read, **options).logits
         return
     starts = range(first, width, tokens_per_piece)
     if not reads_on(model):
@@ -195,9 +261,9 @@ def _pieces(model: Any, ids: Tensor, first: int, num_tokens: int) -> Iterator[tu
             yield start, out.logits
         return
     name = cache_name(model)
-    cache = None
-    if first > 0:
-        cache = read_tokens(model, ids[:, :first], None, 0, logits_to_keep=1)[name]
+    if first > num_read:
+        before = ids[:, num_read:first]
+        cache = read_tokens(model, before, cache, num_read, logits_to_keep=1)[name]
     for start in starts:
         piece = ids[:, start : start + tokens_per_piece]
         out = read_tokens(model, piece, cache, start)
@@ -205,16 +271,17 @@ def _pieces(model: Any, ids: Tensor, first: int, num_tokens: int) -> Iterator[tu
         yield start, out.logits
 
 
-def _batches(responses: Sequence[Response], vocab_size: int) -> Iterator[list[int]]:
-    """Yield indices of responses of similar length, under the limits of tokens and logits."""
-    counts = token_counts(responses)
-    lengths = (counts.prompt + counts.response).tolist()
+def _batches(texts: Iterable[int], lengths: Sequence[int], vocab_size: int) -> Iterator[list[int]]:
+    """Yield texts of similar length, under the limits of tokens and logits.
+
+    lengths: tokens read of each text
+    """
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        size = (len(batch) + 1) * lengths[index]
+    for text in sorted(texts, key=lengths.__getitem__):
+        size = (len(batch) + 1) * (lengths[text] + 1)
         if batch and (size > MAX_BATCH_TOKENS or size * vocab_size > MAX_LOGITS):
             yield batch
             batch = []
-        batch.append(index)
+        batch.append(text)
     if batch:
         yield batch

@@ -80,6 +80,12 @@ class TimingSettings:
     latency_seconds: float = 20.0  # for each point
     mode: ModeChoice = "auto"
     no_latency: bool = False
+    trace: Path | None = None  # on whose batches and contexts the verdict is given
+    trace_servers: int = 1  # that share its requests
+    trace_ms_per_token: float | None = None  # of each request; None: as the baseline was timed
+
+    def __post_init__(self) -> None:
+        coerce_paths(self)
 
     @property
     def longest_context(self) -> int:
@@ -92,6 +98,13 @@ class TimingSettings:
         yield from below_1("--context-length", self.context_length)
         if self.latency_seconds <= 0:
             yield f"--latency-seconds {self.latency_seconds} must be above 0."
+        yield from below_1("--trace-servers", self.trace_servers)
+        if self.trace_ms_per_token is not None and not self.trace_ms_per_token > 0:
+            yield f"--trace-ms-per-token {self.trace_ms_per_token} must be above 0."
+        if self.trace is not None and self.no_latency:
+            yield "--trace weighs timed points, and --no-latency times none. Give one of them."
+        if self.trace is None and (self.trace_servers, self.trace_ms_per_token) != (1, None):
+            yield "--trace-servers and --trace-ms-per-token need --trace."
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,8 @@ class EvaluateSettings:
 
     def _misfits(self) -> Iterator[str]:
         serving = self.serving
+        if self.timing.trace is not None and self.models.target is None:
+            yield "--trace needs --target: without its steps there is no speed to weigh."
         if self.traffic.prompts is not None and self.models.target is None:
             yield "--prompts needs --target: it is the target that answers them."
         if serving.is_native:
@@ -145,6 +160,11 @@ class EvaluateSettings:
             yield (
                 f"--batch-size {self.timing.batch_size}: requests are sent to the engine "
                 "one at a time, so that its counters are each prompt's own. Leave it out."
+            )
+        if self.timing.trace is not None:
+            yield (
+                "--trace weighs batches, and requests are sent to the engine one at a time. Leave "
+                "it out, or time with the native engine."
             )
         if serving.k is not None and serving.k not in self.ks:
             yield f"--engine-k {serving.k} is not replayed. Add it to -k."
@@ -163,6 +183,7 @@ class SharedSettings:
     live_prompts: int = 4
     policy: Path | None = None
     seed: int = 0
+    read: ReadSettings = field(default_factory=ReadSettings)  # of a log; calibration reads so too
 
     def __post_init__(self) -> None:
         coerce_paths(self)
@@ -181,7 +202,10 @@ class SharedSettings:
         return EvaluateSettings(
             ModelSettings(candidate, target, baseline, self.device, self.dtype, self.threads),
             TrafficSettings(
-                traffic_path, acceptance_rule=self.acceptance_rule, is_held_out=is_held_out
+                traffic_path,
+                acceptance_rule=self.acceptance_rule,
+                read=self.read,
+                is_held_out=is_held_out,
             ),
             self.ks,
             self.timing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,8 +21,10 @@ from quantdraft.measure.latency.timing_plan import Review, TimingPlan, keep_part
 from quantdraft.measure.settings import TimingSettings
 from quantdraft.measure.subject import Subject
 from quantdraft.record import Latency, Served
+from quantdraft.traffic.trace import ServedTrace, Trace
 from quantdraft.traffic.traffic import Traffic, token_counts
 
+TRACE_BATCHES = (1, 4, 16)  # each stands for those up to twice or half as large
 ARMS = ("baseline", "candidate", "control", "target")
 
 
@@ -101,6 +104,32 @@ def timed_points(timing: TimingSettings, traffic: Traffic) -> tuple[tuple[int, i
         contexts = tuple(sorted({max(16, round(length / 16) * 16) for length in found}))
     further = [(b, c) for b in batch_sizes or (timing.batch_size,) for c in contexts]
     return (operating, *(point for point in further if point != operating))
+
+
+def with_points_of(
+    timing: TimingSettings, trace: Trace, num_positions: int | None
+) -> TimingSettings:
+    """Return the timing with batches and contexts that a trace needs, where none are given.
+
+    Contexts are factors of 4 apart, each near to those up to twice or half as long, over those of
+    99 % of the tokens; batches are too, from 1. How many are in flight is known when one is timed.
+    num_positions: of the models, which no context goes beyond
+    """
+    low, high = trace.context_quantiles((0.005, 0.995))
+    num_steps = max(1, math.ceil(math.log(max(1, high / max(1, low)), 4)))
+    middle = math.sqrt(max(1, low) * high)
+    found = {round(middle * 4 ** (at - (num_steps - 1) / 2)) for at in range(num_steps)}
+    kept = {each for each in found if num_positions is None or each < num_positions}
+    return replace(
+        timing,
+        batch_sizes=timing.batch_sizes or TRACE_BATCHES,
+        context_lengths=timing.context_lengths or tuple(sorted(kept)) or None,
+    )
+
+
+def served_trace(timing: TimingSettings, trace: Trace) -> ServedTrace:
+    """Return the trace as the user says that it is served."""
+    return ServedTrace(trace, timing.trace_servers, timing.trace_ms_per_token)
 
 
 def operating_context(timing: TimingSettings, traffic: Traffic) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from quantdraft.checkpoints.checkpoint import (
     open_checkpoint,
     require_tokenizer,
 )
-from quantdraft.checkpoints.heads.head import DraftHead
+from quantdraft.checkpoints.heads.head import DraftHead, draft_head
 from quantdraft.checkpoints.heads.opening import open_head
 from quantdraft.checkpoints.links import require_own_files
 from quantdraft.common.files import require_apart, whole_directory, write_json
 from quantdraft.errors import CheckpointError
 from quantdraft.quantize.backends import BACKENDS
 from quantdraft.quantize.backends.job import QuantizationJob
-from quantdraft.quantize.calibration import calibration_data
+from quantdraft.quantize.calibration import CalibrationData, calibration_data
 from quantdraft.quantize.fitting import fit_recipe
 from quantdraft.quantize.inner_mtp import keep_mtp
 from quantdraft.quantize.ledger import weigh_recipe
@@ -34,6 +34,7 @@ from quantdraft.quantize.staging import complete_config, copy_unchanged_files, s
 from quantdraft.record import MIN_SPEEDUP
 from quantdraft.record.provenance import directory_sha256, environment, model_identity
 from quantdraft.record.wording import counted
+from quantdraft.traffic.responses import ReadSettings
 
 _EQUAL_LOGITS = "logits equal the draft's"
 
@@ -44,6 +45,7 @@ def apply(
     output: Path | None = None,
     *,
     calibration: Path | None = None,
+    read: ReadSettings | None = None,
     device: str | None = None,
     revision: str | None = None,
     force: bool = False,
@@ -57,13 +59,14 @@ def apply(
     draft: a directory or a Hub id
     output: `<draft>-<recipe>` in the current directory by default
     calibration: a traffic file, for a recipe that is calibrated; others do not read it
+    read: how a log is read that is calibrated on; the default finds it out
     min_speedup: the speedup that the policy asks of a go; the byte ledger is compared with it
     progress: called with each step
     announce: called, before anything is done, with what a draft head could gain by its bytes
         alone, and with the part of a traffic that is calibrated on
     Raises a QuantDraftError, one line, and then leaves nothing behind.
     """
-    from quantdraft.checkpoints.tensors.devices import hidden_gpus, pick_device
+    from quantdraft.checkpoints.tensors.devices import pick_device
     from quantdraft.checkpoints.tensors.loading import resolve_model
 
     if isinstance(recipe, str):
@@ -79,13 +82,48 @@ def apply(
     require_apart(target_dir, source.path, "the draft")
     if calibration is not None:
         require_apart(target_dir, calibration, "what it is calibrated on")
-    data = calibration_data(recipe, source, calibration)
+    data = calibration_data(recipe, source, calibration, read)
     if data.note is not None and announce is not None:
         announce(data.note)
-    with whole_directory(target_dir, force) as staging:
-        with stage_source(recipe, source, target_dir) as staged:
-            job = QuantizationJob(recipe, staged, staging, str(torch_device), data.samples, report)
-            with hidden_gpus() if torch_device.type == "cpu" else contextlib.nullcontext():
+    identity = model_identity(source, draft) | {"path": str(source.path.absolute())}
+    return write_candidate(
+        recipe,
+        source,
+        target_dir,
+        str(torch_device),
+        lambda _: {"draft": identity},
+        data=data,
+        force=force,
+        min_speedup=min_speedup,
+        report=report,
+    )
+
+
+def write_candidate(
+    recipe: Recipe,
+    source: Checkpoint,
+    output: Path,
+    device: str,
+    facts: Callable[[Checkpoint], Mapping[str, Any]],
+    *,
+    data: CalibrationData | None = None,
+    force: bool = False,
+    min_speedup: float = MIN_SPEEDUP,
+    report: Callable[[str], None] = lambda message: None,
+) -> Checkpoint:
+    """Quantize an opened draft into `output`, re-open it, prove it, and return it.
+
+    recipe: fitted to the draft
+    facts: gives what the manifest says besides, of which draft it is made, once all is proven
+    """
+    from quantdraft.checkpoints.tensors.devices import hidden_gpus, pick_device
+
+    head = draft_head(source)
+    data = data or CalibrationData()
+    with whole_directory(output, force) as staging:
+        with stage_source(recipe, source, output) as staged:
+            job = QuantizationJob(recipe, staged, staging, device, data.samples, report)
+            with hidden_gpus() if device == "cpu" else contextlib.nullcontext():
                 BACKENDS[recipe.backend](job)
             if not recipe.is_identity:
                 complete_config(staged, staging)
@@ -93,7 +131,7 @@ def apply(
         copy_unchanged_files(source, staging)
         report("re-opening and checking what was written")
         candidate = open_checkpoint(staging)
-        proof = prove(recipe, source, candidate, torch_device)
+        proof = prove(recipe, source, candidate, pick_device(device))
         # No date, so that equal inputs give equal bytes.
         manifest = {
             "schema_version": MANIFEST_SCHEMA_VERSION,
@@ -103,13 +141,20 @@ def apply(
             "ledger": weigh_recipe(recipe, source, candidate, min_speedup),
             "proof": asdict(proof),
             "sha256": directory_sha256(staging),
-            "draft": model_identity(source, draft) | {"path": str(source.path.absolute())},
-            "environment": environment(str(torch_device)),
+            **_inherited(source),
+            **facts(candidate),
+            "environment": environment(device),
         }
         if head is not None:
             manifest["draft_head"] = head.family.name
         write_json(staging / MANIFEST_FILE, manifest)
-    return open_checkpoint(target_dir)
+    return open_checkpoint(output)
+
+
+def _inherited(source: Checkpoint) -> dict[str, Any]:
+    """Return what a trained draft was trained on: what is made of it has seen that too."""
+    training = (source.manifest or {}).get("training")
+    return {} if training is None else {"training": training}
 
 
 def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
@@ -117,6 +162,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
 
     A draft head needs no tokenizer of its own.
     """
+    from quantdraft.checkpoints.tensors.finite import require_finite_files
     from quantdraft.checkpoints.tensors.loading import require_loadable
 
     source = open_checkpoint(path)
@@ -125,6 +171,7 @@ def _open_draft(path: Path) -> tuple[Checkpoint, DraftHead | None]:
     if head is None:
         require_tokenizer(source)
         require_loadable(source)
+    require_finite_files(source)
     return source, head
 
 

@@ -26,7 +26,7 @@ from quantdraft.traffic.parts import (
     place_of,
     split_part,
 )
-from quantdraft.traffic.responses import Response
+from quantdraft.traffic.responses import ReadSettings, Response
 from quantdraft.traffic.traffic import Traffic, read_traffic
 
 # Texts taken from a data set before the choice: enough to choose from, little to download.
@@ -70,16 +70,19 @@ class _Responses(Sequence[_Sample]):
         return _Sample(response.prompt_id, token_ids)
 
 
-def calibration_data(recipe: Recipe, source: Checkpoint, path: Path | None) -> CalibrationData:
+def calibration_data(
+    recipe: Recipe, source: Checkpoint, path: Path | None, read: ReadSettings | None = None
+) -> CalibrationData:
     """Return a seeded choice of samples, cut to length; empty for a data-free recipe.
 
     path: what `--calibration` gave: traffic, or for source 'file' the JSON lines.
+    read: how a log is read
     Raises RecipeError where a calibrated recipe got nothing to calibrate on.
     """
     settings = recipe.calibration
     if settings is None:
         return CalibrationData()
-    pool, origin, note = _read_pool(recipe, settings, source, path)
+    pool, origin, note = _read_pool(recipe, settings, source, path, read or ReadSettings())
     order = list(range(len(pool)))
     random.Random(settings.seed).shuffle(order)
     chosen = [pool[i] for i in sorted(order[: settings.num_samples])]
@@ -104,7 +107,11 @@ def taking_all(recipe: Recipe) -> Recipe:
 
 
 def _read_pool(
-    recipe: Recipe, settings: Calibration, source: Checkpoint, path: Path | None
+    recipe: Recipe,
+    settings: Calibration,
+    source: Checkpoint,
+    path: Path | None,
+    read: ReadSettings,
 ) -> _Pool:
     """Return all samples to choose from, and what identifies them."""
     from quantdraft.checkpoints.tensors.loading import load_tokenizer
@@ -119,7 +126,7 @@ def _read_pool(
     tokenizer = load_tokenizer(source.path)
     if settings.source == "file":
         return _Pool(*_read_texts(path, settings.column, tokenizer))
-    return _part_of_traffic(settings, path, read_traffic(path, tokenizer))
+    return _part_of_traffic(settings, path, read_traffic(path, tokenizer, read))
 
 
 def _part_of_traffic(settings: Calibration, path: Path, traffic: Traffic) -> _Pool:
@@ -129,6 +136,10 @@ def _part_of_traffic(settings: Calibration, path: Path, traffic: Traffic) -> _Po
     `quantdraft traffic --split` wrote, and of one that holds a single conversation.
     """
     origin: dict[str, Any] = {"path": str(path), "sha256": traffic.sha256}
+    if traffic.read_with:
+        origin["read_with"] = traffic.read_with
+    if traffic.reading is not None:
+        origin["reading"] = traffic.reading.as_record()
     written = split_part(path, traffic.sha256) if settings.share is None else None
     share = 1.0 if written is not None else HALF if settings.share is None else settings.share
     part = None

@@ -24,10 +24,15 @@ from quantdraft.quantize.ledger import untied_tensors
 from quantdraft.quantize.recipe import Recipe, bundled_recipe_names, load_recipe
 from quantdraft.quantize.recipe_formats import formats_by_module
 
-# Their projections are Conv1D modules, stored transposed: no format here describes them.
-TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
-# Their Linear has a product of its own, on the float weight: transformers runs no quantized one.
-OWN_PRODUCT_MODEL_TYPES = frozenset({"falcon"})
+# Model types whose weights no format here describes, or whose quantized ones transformers does not
+# run: Conv1D modules, a Linear with a product of its own, projections that are cut in loading.
+UNQUANTIZABLE = {
+    "gpt2": "whose weights are stored transposed",
+    "openai-gpt": "whose weights are stored transposed",
+    "falcon": "whose Linears transformers computes from float weights alone",
+    "zamba": "whose layers share one set of weights, stored once",
+    "hrm_text": "whose projections transformers cuts into several when it loads them",
+}
 
 # llm-compressor knows a norm by the end of its name; these are pre_fc_norm_hidden, fc_norm.0, …
 NORMS = r"re:(.*\.)?\w*norm\w*(\.\d+)?$"
@@ -105,17 +110,11 @@ def _require_applicable(recipe: Recipe, source: Checkpoint) -> None:
         raise RecipeError(
             f"'{source.path}' is quantized already ({method}). Give the full-precision draft."
         )
-    if source.config.get("model_type") in TRANSPOSED_MODEL_TYPES:
+    model_type = source.text_config.get("model_type")
+    if model_type in UNQUANTIZABLE:
         raise RecipeError(
-            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
-            f"{source.config['model_type']!r}, whose weights are stored transposed. "
-            "Use a draft of another architecture."
-        )
-    if source.config.get("model_type") in OWN_PRODUCT_MODEL_TYPES:
-        raise RecipeError(
-            f"recipe {recipe.name!r} quantizes Linear modules; '{source.path}' is of type "
-            f"{source.config['model_type']!r}, for which transformers computes them from float "
-            "weights alone. Use a draft of another architecture."
+            f"recipe {recipe.name!r}: '{source.path}' is of type {model_type!r}, "
+            f"{UNQUANTIZABLE[model_type]}. Use a draft of another architecture."
         )
     _require_known_experts(recipe, source)
     if recipe.kv_cache != "keep":

@@ -37,6 +37,7 @@ from quantdraft.record.step_bytes import HeadOption, Ledger, ledger_summary
 
 Part = Literal["attention", "mlp", "head", "embedding", "norms", "other"]
 ATTENTION = r"\b(self_attn|attn|attention|self_attention|linear_attn|mamba|mixer|conv)\b"
+HEADS = {HEAD, "embed_out", "output_projection"}
 LONG_CONTEXT = 4096  # tokens at which a recipe for the cache is judged: at none it saves nothing
 
 
@@ -104,7 +105,7 @@ def part_of(name: str) -> Part:
     module = name.rpartition(".")[0]
     if re.fullmatch(EMBEDDINGS, module):
         return "embedding"
-    if module.split(".")[-1] in {HEAD, "embed_out"} or module.endswith("shared_head.head"):
+    if module.split(".")[-1] in HEADS or module.endswith("shared_head.head"):
         return "head"
     if "norm" in module.split(".")[-1] or re.search(r"\bln_\w+$", module):
         return "norms"

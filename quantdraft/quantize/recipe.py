@@ -180,6 +180,11 @@ class Recipe(BaseModel):
         return self.calibration is not None
 
     @property
+    def reads_traffic(self) -> bool:
+        """True when the samples are responses of a traffic, and no texts of their own."""
+        return self.calibration is not None and self.calibration.source == "traffic"
+
+    @property
     def seed(self) -> int | None:
         """The seed of the choice of samples, and of the library; None without calibration."""
         return self.calibration.seed if self.calibration else None

@@ -11,7 +11,13 @@ from dataclasses import replace
 
 from quantdraft.checkpoints.formats import SCHEMES, WeightFormat
 from quantdraft.checkpoints.parts import kept_patterns
-from quantdraft.checkpoints.stored_formats import EMBEDDINGS, HEAD, linear_modules, matches
+from quantdraft.checkpoints.stored_formats import (
+    HEAD,
+    RARE_EMBEDDINGS,
+    USUAL_EMBEDDINGS,
+    linear_modules,
+    matches,
+)
 from quantdraft.checkpoints.weights import TensorInfo
 from quantdraft.errors import UndefinedMetricError
 from quantdraft.quantize.recipe import Recipe
@@ -64,7 +70,10 @@ def ignored_names(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> list[str
         names.append(HEAD)
     patterns = [n if n.startswith("re:") else f"re:(.*\\.)?{re.escape(n)}$" for n in names]
     kept = [pattern for pattern in kept_patterns(tensors) if pattern not in patterns]
-    return [*patterns, *kept, f"re:{EMBEDDINGS}$"]
+    modules = [name.rpartition(".")[0] for name in tensors]
+    has_rare = any(re.fullmatch(RARE_EMBEDDINGS, module) for module in modules)
+    tables = [USUAL_EMBEDDINGS, RARE_EMBEDDINGS] if has_rare else [USUAL_EMBEDDINGS]
+    return [*patterns, *kept, *(f"re:{each}$" for each in tables)]
 
 
 def formats_by_module(recipe: Recipe, tensors: Mapping[str, TensorInfo]) -> dict[str, WeightFormat]:

@@ -17,8 +17,9 @@ from quantdraft.record.acceptance import (
 from quantdraft.record.analysis import Analysis, Diagnosis
 from quantdraft.record.plane import Plane
 from quantdraft.record.served import Served
-from quantdraft.record.terms import K, nearest_to_usual
+from quantdraft.record.terms import Interval, K, nearest_to_usual
 from quantdraft.record.timing import Latency, LiveCheck, Projection, SpeedPoint
+from quantdraft.record.trace import TraceFigures, TraceSpeed
 from quantdraft.record.verdict import Verdict
 
 RECORD_FILE = "evaluation.json"  # of a run, in its directory
@@ -57,6 +58,7 @@ class Evaluation:
     # By what else a log says of its requests: "model", "finish reason", "tools", "decoding"; only
     # what has more than one value.
     by_trait: dict[str, tuple[Slice, ...]] = field(default_factory=dict)
+    trace: TraceFigures | None = None  # None: none was given, and the operating point is judged
     analysis: Analysis | None = None  # by the judge; None: an older record that it has not read
 
     @property
@@ -65,6 +67,26 @@ class Evaluation:
         if self.analysis is None:
             raise ValueError("this record has no analysis: fill it in by quantdraft.judge.analysis")
         return self.analysis
+
+    @property
+    def judged_speed(self) -> SpeedPoint | TraceSpeed | None:
+        """The speeds that the verdict was given on: over the trace where there is one.
+
+        None where the trace's are undefined; fields of an operating point may be so by themselves.
+        """
+        return self.operating_point if self.trace is None else self.trace.speed
+
+    @property
+    def speedup_over_baseline(self) -> Interval | None:
+        """The candidate's speedup over the baseline draft that the verdict was given on."""
+        found = self.judged_speed
+        return None if found is None else found.speedup_over_baseline
+
+    @property
+    def speedup_over_autoregressive(self) -> Interval | None:
+        """The candidate's speedup over the target alone that the verdict was given on."""
+        found = self.judged_speed
+        return None if found is None else found.speedup_over_autoregressive
 
     @property
     def causes(self) -> tuple[Diagnosis, ...]:

@@ -138,7 +138,7 @@ def _evidence(evaluation: Evaluation) -> str:
         ("Created", evaluation.created),
     ]
     blocks: list[Table | Paragraph] = [Table(("Evidence", ""), tuple(rows))]
-    if evaluation.operating_point.speedup_over_baseline is None:
+    if evaluation.speedup_over_baseline is None:
         blocks.append(Paragraph(f"Speed is undefined: {missing_speed(evaluation)}."))
     return "\n\n".join(render_section(Section("Evidence", tuple(blocks))))
 

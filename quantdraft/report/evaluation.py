@@ -18,6 +18,7 @@ from quantdraft.report.sections.record import ledger_section, provenance_section
 from quantdraft.report.sections.rounds import time_section
 from quantdraft.report.sections.served import live_section, served_sections
 from quantdraft.report.sections.speed import noise_section, speed_section
+from quantdraft.report.sections.trace import trace_sections
 
 
 @unchecked
@@ -34,6 +35,7 @@ def document(evaluation: Evaluation) -> Document:
             time_section(evaluation),
             acceptance_section(evaluation),
             plane_section(evaluation),
+            *trace_sections(evaluation),
             grid_section(evaluation),
             ledger_section(evaluation),
             reading_section(evaluation),

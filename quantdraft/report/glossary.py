@@ -30,6 +30,11 @@ WORDS = (
     ("c", "t_d / t_v(1): a draft step over a step of the target"),
     ("loss", "acceptance rate of the baseline minus the candidate's, in points"),
     ("traffic", "prompts with the target's own responses"),
+    (
+        "trace",
+        "when requests arrive and how long they are, without text: which batches and contexts "
+        "count in the verdict",
+    ),
     ("replay", "rounds computed from traffic by one pass of the draft, for every k at once"),
     ("near-tie", "two tokens that the target likes equally, which other kernels may swap"),
 )

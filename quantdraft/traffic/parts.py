@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantdraft.common.documents import read_json_object
 from quantdraft.errors import QuantDraftError
@@ -19,6 +19,8 @@ from quantdraft.traffic.responses import Response
 
 SPLIT_FILE = "split.json"  # beside the files that a traffic was split into
 HALF = 0.5
+# Of the conversations that a training sees, those by which it chooses; at most so many.
+SELECTION_SHARE, MAX_SELECTION = 0.2, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,39 @@ def calibration_part(responses: Sequence[Response], share: float, sha256: str) -
     places = (place_of(conversation_of(each)) for each in responses)
     parts = parts_of(places, (share, 1 - share), sha256)
     return None if parts is None else parts[0]
+
+
+class TrainingParts(NamedTuple):
+    """A traffic in the parts that a training has: on one it trains, by one it chooses its best."""
+
+    training: Part
+    selection: Part
+    judging: Part | None  # None where all of the file may be seen
+
+    @property
+    def seen(self) -> Part:
+        """What is trained on or chosen by: nothing of it may be judged on."""
+        return replace(
+            self.training,
+            end=self.selection.end,
+            share=round(self.training.share + self.selection.share, 12),
+            num_conversations=self.training.num_conversations + self.selection.num_conversations,
+        )
+
+
+def training_parts(
+    responses: Sequence[Response], share: float, sha256: str
+) -> TrainingParts | None:
+    """Return the parts of a traffic; None where its conversations are too few to be parted.
+
+    share: of the conversations, to be seen; those are the conversations that `calibration_part`
+        gives at the same share, so that trained and calibrated drafts are judged on the same ones
+    """
+    places = {place_of(conversation_of(each)) for each in responses}
+    chosen_by = share * min(SELECTION_SHARE, MAX_SELECTION / max(1, round(share * len(places))))
+    shares = (share - chosen_by, chosen_by, *((1 - share,) if share < 1 else ()))
+    found = parts_of(places, shares, sha256)
+    return None if found is None else TrainingParts(*found, *([None] if share == 1 else []))
 
 
 def part_from(record: Mapping[str, Any] | None) -> Part | None:

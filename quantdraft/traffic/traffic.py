@@ -197,7 +197,7 @@ def _nothing_usable(path: Path, tally: Tally) -> str:
     if reasons == {ONLY_LENGTHS}:
         return (
             f"'{path}' is a trace of lengths without text: no acceptance can be replayed on it. "
-            "`quantdraft traffic` says at which contexts to time a draft for it."
+            "Give it as --trace, beside a log: the verdict is then weighed by it."
         )
     hint = " Give it as --prompts: the target answers them." if reasons <= ASKABLE else ""
     first = tally.skipped[0]

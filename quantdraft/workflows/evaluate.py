@@ -14,6 +14,7 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.claims import claims_but_not_quantized
+from quantdraft.checkpoints.configs import num_positions
 from quantdraft.checkpoints.tensors.devices import pick_device, pick_dtype
 from quantdraft.checkpoints.tensors.loading import speller
 from quantdraft.common.files import file_sha256, require_outside, write_text
@@ -35,7 +36,12 @@ from quantdraft.measure.measure import has_identical_logits, measure_served, rep
 from quantdraft.measure.models import Models, open_models
 from quantdraft.measure.run_traffic import TRAFFIC_FILE, default_rule, read_run_traffic
 from quantdraft.measure.settings import EvaluateSettings, ModelSettings
-from quantdraft.measure.step_times import measure_steps, served_latency
+from quantdraft.measure.step_times import (
+    measure_steps,
+    served_latency,
+    served_trace,
+    with_points_of,
+)
 from quantdraft.measure.subject import Subject
 from quantdraft.quantize.ledger import byte_ledger
 from quantdraft.record import RECORD_FILE, Evaluation, Latency, write_evaluation
@@ -44,6 +50,7 @@ from quantdraft.record.step_bytes import Ledger
 from quantdraft.record.wording import counted
 from quantdraft.report import remove_pages, report_again, try_pages, write_report
 from quantdraft.traffic.ledger import left_out_of
+from quantdraft.traffic.trace import Trace, read_trace
 from quantdraft.traffic.traffic import Traffic
 
 
@@ -56,7 +63,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     settings.check()
     if settings.models.threads is not None:
         torch.set_num_threads(settings.models.threads)
+    trace = None if settings.timing.trace is None else read_trace(settings.timing.trace)
     models = open_models(_as_engine_loads(settings), settings.timing.longest_context)
+    if trace is not None:
+        say(f"the trace: {trace.reading.sentence}")
+        opened = [each for each in (models.candidate, models.target) if each is not None]
+        known = [num_positions(each.text_config) for each in opened]
+        positions = min((each for each in known if each is not None), default=None)
+        timing = with_points_of(settings.timing, trace, positions)
+        settings = replace(settings, timing=timing)
     policy = load_policy(settings.policy)
     run_dir = settings.run_dir
     for model in (models.candidate, models.baseline, models.target):
@@ -64,7 +79,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
             require_outside(run_dir, model.path, "a model")
     with sole_writer(run_dir, is_inside=True):
         _begin_run(run_dir, settings)
-        measured = measure_all(settings, models, run_dir)
+        measured = measure_all(settings, models, run_dir, trace)
         with step("judge"):
             evaluation = judged(measured, policy)
         # The record comes first: no failure of its pages may lose what was measured.
@@ -79,7 +94,9 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     return evaluation
 
 
-def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Measurements:
+def measure_all(
+    settings: EvaluateSettings, models: Models, run_dir: Path, trace: Trace | None = None
+) -> Measurements:
     """Measure what is asked for; each part is kept in the run directory when it is done."""
     device = pick_device(settings.models.device)
     dtype = pick_dtype(settings.models.dtype, device)
@@ -115,6 +132,7 @@ def measure_all(settings: EvaluateSettings, models: Models, run_dir: Path) -> Me
         grid=tuple(grid),
         live=live,
         served=served,
+        trace=None if trace is None else served_trace(settings.timing, trace),
         is_control=is_control,
         not_quantized=false_claim,
         has_identical_logits=is_same,
@@ -227,9 +245,28 @@ def _provenance(
             **_how_read(traffic),
             **({"part": traffic.part} if traffic.part else {}),
         },
+        **_trainings(models),
         "seeds": {"bootstrap": settings.seed, "live": settings.seed},
         **_engine_settings(settings.serving),
     }
+
+
+def _trainings(models: Models) -> dict[str, Any]:
+    """Return what the training of each draft cost and gained, where `distill` made one."""
+    found: dict[str, Any] = {}
+    for role, model in (("baseline", models.baseline), ("candidate", models.candidate)):
+        training = (model.manifest or {}).get("training")
+        if training:
+            facts = {key: training.get(key) for key in ("minutes", "num_updates", "num_tokens")}
+            looks, settings = training.get("looks") or [{}], training.get("settings") or {}
+            found[role] = facts | {
+                "loss": settings.get("loss"),
+                "num_speculative_tokens": settings.get("k"),
+                "traffic_sha256": training.get("sha256"),
+                "selection_rate_before": looks[0].get("acceptance_rate"),
+                "selection_rate_after": (training.get("best") or {}).get("acceptance_rate"),
+            }
+    return {"training": found} if found else {}
 
 
 def _how_read(traffic: Traffic) -> dict[str, Any]:

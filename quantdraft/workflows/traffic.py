@@ -12,7 +12,8 @@ from quantdraft.record.wording import count, counted
 from quantdraft.report.blocks import Table
 from quantdraft.report.views import tables
 from quantdraft.report.views.screen import here
-from quantdraft.traffic.contents import QUANTILES, TRAITS, Contents, Lengths, read_contents
+from quantdraft.traffic.contents import QUANTILES, TRAITS, Contents, Lengths
+from quantdraft.traffic.counting import read_contents
 from quantdraft.traffic.responses import ReadSettings
 from quantdraft.traffic.split import Split
 
@@ -177,7 +178,7 @@ def _next(contents: Contents, has_tokenizer: bool) -> Iterator[tuple[str, str]]:
     elif contents.kind == "prompts":
         yield "next", f"quantdraft capture --target T --prompts {path} -o traffic.jsonl"
     elif contents.load:
-        yield "next", f"quantdraft bench D-int4 --target T --context-lengths {points}"
+        yield "next", f"quantdraft evaluate D-int4 --target T --traffic LOG --trace {path}"
 
 
 def lines_of_all(found: Sequence[Contents], has_tokenizer: bool) -> Iterator[str]:

@@ -31,15 +31,12 @@ from quantdraft.checkpoints.shapes import shape_checkpoint
 from quantdraft.engines.kernels.dense import DenseLinear
 from quantdraft.engines.native.decoder import Decoder, DecoderShape, KVCache, Layer, Rotary
 from tests.benchmarks.offline_inductor import launches
+from tests.fake_cuda import share_memory
 
 SHAPES = ("llama-3.2-1b", "qwen3-0.6b", "llama-3.1-8b")
 META = torch.device("meta")
 CONTEXT = 512
-# Operators that launch nothing: views of their input, and memory.
-VIEWS = {
-    "_unsafe_view", "_reshape_alias", "empty", "empty_like", "split_with_sizes", "unsafe_split",
-    "detach", "lift_fresh",
-}  # fmt: skip
+MEMORY = {"empty", "empty_like"}  # operators that launch nothing, besides views
 
 torch.library.define(
     "launches::attention", "(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor"
@@ -77,11 +74,14 @@ class Launches(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function.overloadpacket.__name__
-        self.number += not (function.is_view or name in VIEWS)
         if name == "attention":
+            self.number += 1
             with _disable_current_modes():
                 return _attended(*args)
-        return function(*args, **(kwargs or {}))
+        results = function(*args, **(kwargs or {}))
+        is_view = not function._schema.is_mutable and share_memory(results, (args, kwargs))
+        self.number += not (is_view or name in MEMORY)
+        return results
 
 
 def main() -> None:

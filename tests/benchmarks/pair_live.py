@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from quantdraft.engines.native.model import NativeModel, load_native
 from quantdraft.engines.native.session import Session, decoding_mode
 from quantdraft.engines.native.weight_sources import stored_weights
 from quantdraft.measure.run_traffic import default_rule
-from quantdraft.measure.speculation import speculate
+from quantdraft.measure.speculation import LiveBatch, speculate
 from quantdraft.measure.verification import RoundPlan
 from quantdraft.record import Evaluation
+from quantdraft.record.choices import Mode
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic
-from tests.benchmarks.gpu_loop import status
+from tests.benchmarks.gpu_loop import decode_timed, status
 
 MAX_GAP = 0.03  # of the live speedup from the predicted one
 
@@ -29,27 +30,41 @@ class Loop:
     """Two models that decode one prompt at a time; what is recorded once serves all prompts."""
 
     def __init__(
-        self, target: NativeModel, draft: NativeModel | None, traffic: Traffic, k: int
+        self,
+        target: NativeModel,
+        draft: NativeModel | None,
+        traffic: Traffic,
+        k: int,
+        modes: Mapping[str, Mode],
     ) -> None:
+        """modes: of "target" and "draft" as their steps were timed; the device's where absent."""
         self.end_ids = frozenset(target.end_token_ids)
         self.plan = RoundPlan(k, default_rule(traffic), traffic.sampling or Sampling())
         longest = max(num_tokens(response) for response in traffic.responses)
-        models = [model for model in (target, draft) if model is not None]
+        models = {"target": target} | ({} if draft is None else {"draft": draft})
         self.sessions = [
-            Session(m, 1, longest + k + 1, decoding_mode(m, device_of(m))) for m in models
+            Session(m, 1, longest + k + 1, modes.get(name) or decoding_mode(m, device_of(m)))
+            for name, m in models.items()
         ]
 
     def run(self, response: Response, seed: int) -> tuple[tuple[int, ...], int, float]:
-        """The text of at most as many tokens as the response's, its rounds, and the seconds."""
-        batch = speculate(
-            self.sessions[0],
-            self.sessions[1] if len(self.sessions) > 1 else None,
-            [response.prompt_token_ids],
-            self.plan,
-            max_new_tokens=[len(response.response_token_ids)],
-            eos_token_ids=self.end_ids,
-            seeds=[seed],
-        )
+        """The text of at most as many tokens as the response's, its rounds, and the seconds.
+
+        A prompt on whose way something was recorded is decoded again.
+        """
+
+        def decode(verifier: Session, draft: Session | None = None) -> LiveBatch:
+            return speculate(
+                verifier,
+                draft,
+                [response.prompt_token_ids],
+                self.plan,
+                max_new_tokens=[len(response.response_token_ids)],
+                eos_token_ids=self.end_ids,
+                seeds=[seed],
+            )
+
+        batch = decode_timed(self.sessions, decode)
         return batch.runs[0].token_ids, batch.runs[0].num_drafts, batch.decode_seconds
 
 
@@ -71,15 +86,22 @@ def loaded(path: Path, device: torch.device, rows: Sequence[int]) -> NativeModel
 
 
 def live_speed(
-    target: Path, draft: Path | None, traffic: Traffic, k: int, device: torch.device
+    target: Path,
+    draft: Path | None,
+    traffic: Traffic,
+    k: int,
+    device: torch.device,
+    modes: Mapping[str, Mode] = {},
 ) -> dict[str, Any]:
     """Decode every prompt; the first token of a text is the prefill's, in no time and no count.
 
-    k = 0: the target alone. The longest and the shortest prompt run once before: what they record
-    is what the others need.
+    k = 0: the target alone. The longest and the shortest prompt run once before the others.
+
+    modes: of "target" and "draft", as their steps were timed
     """
     verifier = loaded(target, device, (1, k + 1))
-    loop = Loop(verifier, None if draft is None else loaded(draft, device, (1, 2)), traffic, k)
+    proposer = None if draft is None else loaded(draft, device, (1, 2))
+    loop = Loop(verifier, proposer, traffic, k, modes)
     by_length = sorted(traffic.responses, key=num_tokens)
     for response in (by_length[-1], by_length[0]):
         loop.run(response, seed=0)

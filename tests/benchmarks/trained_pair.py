@@ -35,6 +35,7 @@ from quantdraft.errors import UndefinedMetricError
 from quantdraft.measure.capture import capture
 from quantdraft.measure.settings import CaptureSettings
 from quantdraft.record import RECORD_FILE, read_evaluation
+from quantdraft.record.choices import Mode
 from quantdraft.record.provenance import environment
 from quantdraft.traffic.traffic import Sampling, read_traffic
 from quantdraft.workflows.evaluate import evaluate
@@ -280,11 +281,24 @@ class Job:
         traffic = read_traffic(self.work / f"traffic-{name}.jsonl")
         draft = None if arm == ALONE else self.model(arm)
         try:
-            found = live_speed(self.model("target"), draft, traffic, k, self.device)
+            modes = self.modes(name, arm)
+            found = live_speed(self.model("target"), draft, traffic, k, self.device, modes)
         except UndefinedMetricError as error:
             found = {"undefined": str(error)}
         self.live[f"{name}:{arm}:{k}"] = found
         write_text(self.work / "live.json", json.dumps(self.live))
+
+    def modes(self, name: str, arm: str) -> dict[str, Mode]:
+        """The modes in which the evaluations timed the target and a draft, where they did."""
+        found: dict[str, Mode] = {}
+        for recipe in self.options.recipes:
+            path = self.run_dir(name, recipe) / RECORD_FILE
+            arms = read_evaluation(path).latency.arms if path.is_file() else {}
+            own = "candidate" if arm == recipe else "baseline" if arm == "baseline" else None
+            for role, timed in (("target", "target"), ("draft", own)):
+                if timed in arms:
+                    found.setdefault(role, arms[timed].mode)
+        return found
 
     def findings(self) -> dict[str, Any]:
         """What all calls so far have found; the records of the evaluations go to the output."""

@@ -67,7 +67,7 @@ def test_a_field_that_cannot_be_is_named(changes: dict[str, Any], field: str):
         {},
         {"eos_token_id": [1, 2], "bos_token_id": None, "pad_token_id": -1},
         {"intermediate_size": [8192, 8192]},  # a size a layer, as some publish
-        {"dtype": "bfloat16", "torch_dtype": "torch.float16", "rope_theta": float("inf")},
+        {"dtype": "bfloat16", "torch_dtype": "torch.float16", "rope_theta": 1e6},
         {"dtype": {"text_config": "bfloat16"}},
         {"text_config": LLAMA_CONFIG, "vision_config": {"hidden_size": "any"}},
         {"quantization_config": {"quant_method": "awq", "bits": 4, "zero_point": True}},

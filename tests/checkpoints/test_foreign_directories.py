@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,26 @@ def test_a_directory_stands_for_its_writers_weights(
             module = modules[name]
             weight = stored_weight(checkpoint, module.name, module.fmt)
             torch.testing.assert_close(dequantize(weight), wanted.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        ("w8a8", {"quantization_status": "frozen"}),
+        ("w4a16", {"quantization_status": "frozen"}),
+        ("w4a16", {"ignore": []}),
+    ],
+)
+def test_what_a_config_says_besides_its_groups_changes_no_weight(
+    kind: str, edit: dict[str, object], tiny_pair: Pair, tmp_path: Path
+) -> None:
+    """A status that is out of date, a tied head that is not listed: vLLM looks at neither."""
+    pytest.importorskip("compressed_tensors")
+    dense = write_foreign(kind, tiny_pair.draft, tmp_path / kind)
+    path = tmp_path / kind / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= edit
+    path.write_text(json.dumps(config))
+    state = load_model(tmp_path / kind, torch.float32, torch.device("cpu")).state_dict()
+    for name, wanted in dense.items():
+        torch.testing.assert_close(state[name], wanted.float(), rtol=1e-6, atol=0)

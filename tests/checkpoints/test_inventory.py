@@ -60,6 +60,17 @@ def test_a_whole_model_is_complete_and_without_a_tensor_it_is_not(
         assert "\n" not in str(caught.value)
 
 
+def test_a_config_that_transformers_cannot_build_a_model_of_is_refused(
+    llama: Any, tmp_path: Path
+) -> None:
+    config, tensors = llama
+    path = write_checkpoint(tmp_path, tensors, config | {"hidden_act": "sillu"})
+    with pytest.raises(CheckpointError, match=r"makes no llama: .*'sillu'") as caught:
+        require_loadable(open_checkpoint(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 NO_NORM = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 
 
@@ -86,6 +97,38 @@ def test_a_config_of_another_model_is_refused(
     config, tensors = llama
     with pytest.raises(CheckpointError, match=said):
         require_loadable(open_checkpoint(write_checkpoint(tmp_path, tensors, config | edit)))
+
+
+NO_MODEL = "of which transformers makes no llama"
+LONG = {"rope_type": "longrope", "factor": 8.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"hidden_act": "nope"}, rf"{NO_MODEL}: KeyError: 'nope'"),
+        ({"rope_parameters": {"rope_type": "magic", "rope_theta": 1e4}}, rf"{NO_MODEL}.*magic"),
+        ({"rope_parameters": LONG | {"short_factor": [1.0] * 3, "long_factor": [1.0]}}, NO_MODEL),
+        ({"pad_token_id": 99999}, rf"{NO_MODEL}: AssertionError"),
+        ({"text_config": {"hidden_size": 5}}, "'text_config', and a llama has none"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "contradicts itself.*Qwen2ForCausalLM"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor of 0.5.*rotates all"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}}, "no number above 0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -5.0}}, "no number above 0"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor 0"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor '2'"),
+    ],
+)
+def test_a_config_of_no_model_is_refused(
+    tmp_path: Path, llama: Any, edit: dict[str, Any], said: str
+) -> None:
+    config, tensors = llama
+    rest = {} if "rope_scaling" not in edit else {"rope_parameters": None, "rope_theta": 1e4}
+    path = write_checkpoint(tmp_path, tensors, config | rest | edit)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        require_loadable(open_checkpoint(path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,26 @@ def test_ignored_names_match_under_any_prefix() -> None:
     assert not matches("lm_head", ignored_names(load_recipe("int4-head8"), TENSORS))
 
 
+@pytest.mark.parametrize(
+    ("stored", "module"),
+    [
+        ("vision_embed_tokens.weight", "vision_embed_tokens"),  # Fuyu's tower is one module
+        ("biogpt.layers.0.fc1.weight", "output_projection"),  # tied, and not stored
+        ("gpt_neox_japanese.embed_in.weight", "embed_out"),
+        ("model.embeddings.tok_embeddings.weight", "decoder"),
+        ("cls.predictions.transform.dense.weight", "cls.predictions.decoder"),
+        ("transformer.w.weight", "transformer.w"),  # CTRL's embedding
+    ],
+)
+def test_heads_towers_and_embeddings_of_other_names_are_ignored(stored: str, module: str) -> None:
+    tensors = {stored: TENSORS["model.layers.0.mlp.up_proj.weight"]}
+    found = linear_modules(tensors | {f"{module}.weight": tensors[stored]})
+    ignored = ignored_names(load_recipe("int4"), tensors)
+    assert module not in found
+    assert matches(module, ignored)
+    assert not matches("model.layers.0.mlp.up_proj", ignored)
+
+
 def test_head_lever_gives_the_head_a_format() -> None:
     tensors = TENSORS | {"lm_head.weight": TENSORS["model.embed_tokens.weight"]}
     formats = formats_by_module(load_recipe("int4-head8"), tensors)

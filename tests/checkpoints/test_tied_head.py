@@ -36,6 +36,14 @@ def test_a_copy_of_the_embedding_is_left_out(tmp_path: Path) -> None:
     assert byte_ledger(copied) == byte_ledger(plain)
 
 
+def test_a_bias_is_no_head_of_its_own(tmp_path: Path) -> None:
+    """CTRL adds one to what its embedding table gives."""
+    tensors = llama_tensors() | {"lm_head.bias": ("BF16", (512,))}
+    found = open_checkpoint(write_checkpoint(tmp_path, tensors))
+    assert found.has_tied_head
+    assert not found.copies
+
+
 def test_a_head_that_differs_in_its_last_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="transformers uses that head, vLLM the table"):
         write(tmp_path, changed_byte=-1)

@@ -116,6 +116,7 @@ def gptq_checkpoint(directory, group_of_column: list[int], version: str, stored_
         "lm_head.weight": torch.ones(8, 16),
     }
     config = {"quant_method": "gptq", "bits": 4, "group_size": 8, "checkpoint_format": version}
+    config["sym"] = stored_zero == 7
     return stored_checkpoint(directory, tensors, config)
 
 
@@ -146,6 +147,13 @@ def test_symmetric_gptq_has_no_zero_point(tmp_path):
     weight = only_weight(checkpoint)
     assert weight.zero_point is None
     assert weight.integers[0].tolist() == list(range(-8, 8))
+
+
+def test_zero_points_under_a_symmetric_gptq_config_are_refused(tmp_path):
+    """Of the other checkpoint_format, say: vLLM's kernels for 'sym' do not read them."""
+    checkpoint = gptq_checkpoint(tmp_path, [0] * 8 + [1] * 8, "gptq_v2", 7)
+    with pytest.raises(CheckpointError, match=r"m\.q_proj\.qzeros.*'sym' true"):
+        only_weight(checkpoint)
 
 
 def test_gptq_groups_of_unequal_size_are_refused(tmp_path):

@@ -87,6 +87,7 @@ COMMANDS: dict[str, str] = {
     "check -d": "check -t GOOD -d BAD",
     "check -t": "check -t BAD -d GOOD",
     "apply": "apply -r int4 -d BAD -o OUT",
+    "distill": "distill -d BAD -t GOOD --traffic TRAFFIC --epochs 1 -o OUT",
     "evaluate": "evaluate BAD -b GOOD -t GOOD --traffic TRAFFIC --no-latency -o OUT",
     "evaluate -b": "evaluate GOOD -b BAD -t GOOD --traffic TRAFFIC --no-latency -o OUT",
     "evaluate -t": "evaluate GOOD -b GOOD -t BAD --traffic TRAFFIC --no-latency -o OUT",
@@ -171,6 +172,8 @@ def test_a_model_that_is_not_read_is_refused_by_name(
     assert result.exit_code == 1, result.output
     if command == "apply":
         said += r"|is quantized already"
+    if command == "distill":
+        said += r"|is quantized\. Train"
     if command == "sweep":  # lists what each draft came to, and keeps what others gave
         assert re.search(said, " ".join(result.output.split()))
         return

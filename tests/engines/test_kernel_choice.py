@@ -424,6 +424,36 @@ def test_kernels_that_take_turns_compile_without_a_break():
             assert torch.equal(compiled(x), module(x))
 
 
+@torch.inference_mode()
+def test_a_compiler_makes_no_more_variants_than_there_are_changes_of_the_kernel():
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    parts = [kind(weight, None, torch.float32) for kind in (DenseLinear, PrepackedLinear)]
+    module, variants = LinearByRows((1, 2, 4, 8), (0, 1, 1, 1), parts), []
+
+    def backend(graph, inputs):
+        variants.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=True)
+    for rows in range(1, 10):
+        compiled(torch.ones(rows, 32))
+    assert len(variants) == 2
+
+
+def test_a_number_of_rows_takes_the_kernel_of_the_nearest_that_was_tried():
+    parts = [nn.Identity() for _ in range(4)]
+    for part in parts:
+        part.kernel = "none"
+    for counts in ((1, 2, 4, 8), (1, 8, 64, 1024), (2, 4, 16, 256)):
+        for part_of_count in ((0, 1, 2, 3), (0, 1, 1, 0), (3, 2, 2, 2), (1, 0, 1, 1)):
+            module = LinearByRows(counts, part_of_count, parts)
+            for rows in (*range(1, 140), 300, 513, 2000):
+                nearest = choice.tried_rows(rows)
+                at = sum(count <= nearest for count in counts[1:])
+                assert module.part_for(rows) is parts[part_of_count[at]], (counts, rows)
+
+
 @pytest.mark.parametrize("fmt", ["dense", "int4", "int8", "int8-weight-only"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_cpu_format_gets_a_module_that_is_right(fmt, dtype):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from quantdraft.checkpoints.checkpoint import open_checkpoint
+from quantdraft.checkpoints.tensors import devices
 from quantdraft.checkpoints.tensors.devices import pick_device
 from quantdraft.engines.native.model import load_native
 from quantdraft.engines.native.session import Session
@@ -110,10 +111,12 @@ def test_on_a_gpu_eager_steps_of_many_lengths_share_a_number_of_slots(native, mo
     assert Session(native, 1, 70, is_level=True).num_live(22) == 22
 
 
-def test_a_gpu_is_picked_without_cudnns_attention(monkeypatch):
+def test_a_gpu_is_picked_without_cudnns_attention_and_a_caller_may_have_it_back(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
-    for name in ("cpu", "cuda", None):
-        pick_device(name)
-    assert calls == [False, False]
+    monkeypatch.setattr(devices, "_TOUCHED", set())
+    assert pick_device().type == "cuda"
+    torch.backends.cuda.enable_cudnn_sdp(True)  # as `gpu_suite --cudnn-attention` does
+    pick_device("cuda")  # as every command does for itself
+    assert calls == [False, True]

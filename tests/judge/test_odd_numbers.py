@@ -57,9 +57,9 @@ class FakeDraft:
 
 
 def counting_up(num: int, length: int = 6) -> Traffic:
-    """Responses that FakeDraft predicts, each of another length."""
+    """Responses that FakeDraft predicts, each of another length; no prompt begins as another."""
     responses = [
-        Response(f"p{i}", (1, 2), tuple(t % VOCAB for t in range(3, 3 + length + i)), None)
+        Response(f"p{i}", (i, 2), tuple(t % VOCAB for t in range(3, 3 + length + i)), None)
         for i in range(num)
     ]
     return Traffic(tuple(responses), Sampling())
@@ -131,7 +131,7 @@ def test_identical_responses_count_once(notes):
 def test_ids_beyond_the_drafts_vocabulary_are_refused_by_the_name_of_the_prompt():
     candidate = SimpleNamespace(text_config={"vocab_size": 8}, manifest=None, name="draft")
     with pytest.raises(TrafficError, match=r"prompt 'p1' has token id 8, but .* ends at 7"):
-        usable(counting_up(2, length=5), SimpleNamespace(candidate=candidate))
+        usable(counting_up(2, length=5), SimpleNamespace(candidate=candidate, baseline=candidate))
 
 
 def with_positions(number: int | None, **more: object) -> SimpleNamespace:
@@ -139,14 +139,18 @@ def with_positions(number: int | None, **more: object) -> SimpleNamespace:
     return SimpleNamespace(text_config=config, manifest=None, name="draft")
 
 
+def models_of(draft: SimpleNamespace, target: SimpleNamespace | None = None) -> SimpleNamespace:
+    return SimpleNamespace(candidate=draft, baseline=draft, target=target)
+
+
 def test_responses_beyond_the_models_positions_are_left_out_and_said(notes):
     traffic = counting_up(4)  # with their prompts 8, 9, 10 and 11 tokens
-    short = SimpleNamespace(candidate=with_positions(9), target=with_positions(64))
-    assert usable(traffic, short).responses == traffic.responses[:2]
+    left = usable(traffic, models_of(with_positions(9), with_positions(64)))
+    assert left.responses == traffic.responses[:2]
     said = "left out: 2 responses longer, with their prompts, than the 9 positions of 'draft'"
     assert said in notes.text
     with pytest.raises(TrafficError, match="all responses are longer"):
-        usable(traffic, SimpleNamespace(candidate=with_positions(7), target=None))
+        usable(traffic, models_of(with_positions(7)))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_responses_beyond_the_models_positions_are_left_out_and_said(notes):
 )
 def test_responses_within_the_models_positions_stay(model):
     traffic = counting_up(4)
-    assert usable(traffic, SimpleNamespace(candidate=model, target=None)) is traffic
+    assert usable(traffic, models_of(model)) is traffic
 
 
 def test_prompts_in_every_script_survive_the_tokenizer(tiny_pair):

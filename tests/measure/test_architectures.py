@@ -109,6 +109,14 @@ def test_check_says_which_rotary_frequencies_are_measured(bench):
 REFUSED = {
     "t5": ({"architectures": ["T5ForConditionalGeneration"]}, "an encoder and a decoder"),
     "bart": ({"architectures": ["BartForCausalLM"]}, "an encoder and a decoder"),
+    "musicgen": (
+        {
+            "text_encoder": {"model_type": "t5"},
+            "audio_encoder": {"model_type": "encodec"},
+            "decoder": {"model_type": "musicgen_decoder"},
+        },
+        "an encoder and a decoder",
+    ),
     "bert": ({"architectures": ["BertLMHeadModel"]}, "reads in both directions"),
     "xlnet": ({"architectures": ["XLNetLMHeadModel"]}, "tokens one after another"),
     "rwkv": ({"architectures": ["RwkvForCausalLM"]}, "cannot step back"),
@@ -120,12 +128,20 @@ REFUSED = {
         {"architectures": ["MarianForCausalLM"], "is_encoder_decoder": False},
         "a decoder of marian counts the positions",
     ),
+    "blt": ({"architectures": ["BltForCausalLM"]}, "cannot step back"),
+    "gemma4_assistant": (
+        {"architectures": ["Gemma4AssistantForCausalLM"]},
+        "does not run without it",
+    ),
+    "trocr": ({"architectures": ["TrOCRForCausalLM"]}, "a decoder of trocr counts the positions"),
     "git": ({"architectures": ["GitForCausalLM"]}, "cannot step back"),
     "deepseek_v4": ({"architectures": ["DeepseekV4ForCausalLM"]}, "cannot step back"),
     "granitemoehybrid": (
         {"architectures": ["GraniteMoeHybridForCausalLM"], "layer_types": ["mamba"] * 32},
         "without a layer of attention",
     ),
+    "moshi": ({"architectures": ["MoshiForCausalLM"]}, "cannot step back"),
+    "openai-gpt": ({"architectures": ["OpenAIGPTLMHeadModel"]}, "cannot step back"),
     "minimax": ({"architectures": ["MiniMaxForCausalLM"]}, "cannot step back"),
     "qwen2_5_vl": ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "language model"),
     "vit": ({"architectures": ["ViTForImageClassification"]}, "no causal language model for vit"),

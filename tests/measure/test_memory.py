@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantdraft.measure import free_memory
-from quantdraft.measure.free_memory import available_bytes
+from quantdraft.checkpoints.tensors import free_memory
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.measure.latency.memory import peak_bytes, reset_peak
 
 CPU = torch.device("cpu")

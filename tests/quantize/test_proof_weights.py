@@ -70,3 +70,10 @@ def test_misfit_of_rounding_is_its_error_squared_and_of_wrong_scales_the_error_i
 
 def test_a_run_of_zeros_has_no_factor():
     assert scale_misfit(torch.zeros(2, 8), torch.ones(2, 8)) == 0.0
+
+
+def test_a_layer_of_zeros_is_an_exact_copy_of_itself():
+    """As of blocks that are added to a model, whose last matrix begins at 0."""
+    zeros = torch.zeros(64, 96)
+    assert measure_deviation(zeros, zeros) == (0.0, 0.0, 0.0)
+    assert measure_deviation(weight(), zeros)[0] == float("inf")

@@ -97,7 +97,7 @@ def refusal(name: str, pair: Pair, checkpoint: Checkpoint) -> str:
 
 
 def test_v1_weights_labelled_v2_are_caught(made: Made, tiny_pair: Pair, tmp_path: Path) -> None:
-    label = {"checkpoint_format": "gptq_v2", "format": "gptq_v2"}
+    label = {"checkpoint_format": "gptq_v2", "format": "gptq_v2", "sym": False}
     wrong = damaged(made("int4-gptq-gptqmodel"), tmp_path / "wrong", quantization=label)
     message = refusal("int4-gptq-gptqmodel", tiny_pair, wrong)
     assert "is off to one side of the draft's own weights" in message
@@ -108,7 +108,7 @@ def test_v2_weights_labelled_v1_are_caught(made: Made, tiny_pair: Pair, tmp_path
     good = made("int4-gptq-gptqmodel")
     names = [name for name in good.tensors if name.endswith(".qzeros")]
     zeros = {name: read_tensor(good, name) + ONE_IN_EVERY_FIELD for name in names}
-    wrong = damaged(good, tmp_path / "wrong", zeros)
+    wrong = damaged(good, tmp_path / "wrong", zeros, {"sym": False})
     assert refusal("int4-gptq-gptqmodel", tiny_pair, wrong).endswith("zero points are corrupt.")
 
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from quantdraft.cli import main
 from quantdraft.errors import TrafficError
-from quantdraft.traffic.contents import LoadPoint, load_points, read_contents
+from quantdraft.traffic.contents import LoadPoint, load_points
+from quantdraft.traffic.counting import read_contents
 from quantdraft.traffic.responses import Response
 from quantdraft.traffic.traffic import Sampling, Traffic
 from quantdraft.workflows.traffic import traffic_lines

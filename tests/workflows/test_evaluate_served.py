@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from quantdraft.checkpoints.tensors.loading import load_model
 from quantdraft.errors import EngineError, OptionError
@@ -26,6 +27,7 @@ from quantdraft.workflows.evaluate import evaluate
 from tests.conftest import Pair
 from tests.evaluation_settings import changed, evaluation_settings
 from tests.fake_vllm import FakeServer, K, Script, serving
+from tests.foreign import write_foreign
 
 FACTS = json.dumps({"version": "9.9", "device_type": "cpu", "speculative_keys": ["model"]})
 
@@ -276,6 +278,21 @@ def test_a_name_that_vllm_reads_as_another_method_is_refused(own, fake_vllm, tin
     shutil.copytree(tiny_pair.draft, tmp_path / "eagle-draft")
     with pytest.raises(OptionError, match=r"vLLM cannot serve .*eagle-"):
         evaluate(changed(own, candidate=str(tmp_path / "eagle-draft"), path=fake_vllm()))
+
+
+def test_what_export_refuses_by_its_tensors_is_refused_before_a_server_starts(
+    own, fake_vllm, tiny_pair, tmp_path
+):
+    """FP8 of blocks has scales of another name than FP8 of whole weights, in vLLM."""
+    path = tmp_path / "draft-fp8"
+    write_foreign("autofp8-dynamic", tiny_pair.draft, path)
+    weights = load_file(path / "model.safetensors")
+    renamed = {n.replace("weight_scale", "weight_scale_inv"): w for n, w in weights.items()}
+    save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
+    given = changed(own, candidate=str(path), path=fake_vllm())
+    with pytest.raises(OptionError, match=r"vLLM cannot serve .*'weight_scale_inv', and vLLM"):
+        evaluate(given)
+    assert not list(given.output.glob("vllm-*.log"))
 
 
 def test_an_unknown_key_is_refused_before_a_server_starts(own, fake_vllm):

@@ -585,7 +585,7 @@ def auto_gptq(checkpoint: Path) -> Path:
     tensors = {n: t.astype(np.float16) for n, t in whole_model(1.0).items() if "up_proj" not in n}
     tensors |= {
         "model.layers.0.mlp.up_proj.qweight": np.zeros((16, 64), np.int32),
-        "model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 8), np.int32),
+        "model.layers.0.mlp.up_proj.qzeros": np.full((4, 8), 0x77777777, np.int32),
         "model.layers.0.mlp.up_proj.scales": np.ones((4, 64), np.float16),
         "model.layers.0.mlp.up_proj.g_idx": np.arange(128, dtype=np.int32) // 32,
     }
@@ -603,8 +603,8 @@ def test_a_directory_of_auto_gptq_is_a_candidate(auto_gptq: Path) -> None:
     ((module, fmt),) = quantized_modules(opened).items()
     assert module == "model.layers.0.mlp.up_proj"
     weight = dequantize(stored_weight(opened, module, fmt))
-    # Fields of 0 are -8; zero points of 0 are stored one too low and mean -7: (-8 + 7) * 1.
-    assert (weight == -1).all()
+    # Fields of 0 are -8; symmetric zero points, 8, are stored one too low: (-8 + 0) * 1.
+    assert (weight == -8).all()
     assert tuple(weight.shape) == (64, 128)
 
 
@@ -674,6 +674,15 @@ def test_no_evaluation_speaks_for_a_gguf(checkpoint: Path, target: str, tmp_path
                 checkpoint, "llamacpp", output, target=target, run=run, require_go=True, force=True
             )
         )
+
+
+def test_what_was_trained_through_a_rounding_is_no_gguf(
+    auto_gptq: Path, target: str, tmp_path: Path
+) -> None:
+    """Its floats were trained for that rounding; the draft's own are those of another model."""
+    write_json(auto_gptq / "quantdraft.json", {"schema_version": 1, "training": {"prompt_ids": []}})
+    with pytest.raises(OptionError, match="Train without --recipe"):
+        export(ExportSettings(auto_gptq, "llamacpp", tmp_path / "served", target=target))
 
 
 def test_the_full_precision_draft_must_be_known(

@@ -34,8 +34,15 @@ ENCODERS = {
 # without a mask.
 OTHER_ORDER = {"cpmant", "diffusion_gemma", "doge", "reformer", "xlm", "xlnet"}
 # Their state is in classes of their own, which do not step back; xlstm's mixes a batch's texts.
-# deepseek_v4's compresses keys of several tokens into one; git's counts its picture among them.
-OWN_STATE = {"deepseek_v4", "git", "minimax", "recurrent_gemma", "rwkv", "xlstm"}
+# blt's has a part for each of its models; deepseek_v4's compresses keys of several tokens into
+# one; git's counts its picture among them; moshi's forgets tokens that it reads
+# without a cache; openai-gpt has none.
+OWN_STATE = {
+    *("blt", "deepseek_v4", "git", "minimax", "moshi", "openai-gpt", "recurrent_gemma"),
+    *("rwkv", "xlstm"),
+}
+# Heads of Gemma 4: they read their target's hidden states and its keys.
+OF_A_TARGET = {"gemma4_assistant", "gemma4_unified_assistant"}
 # Whose modules ask transformers' cache for the length of some layer with attention.
 HYBRIDS = {
     "bamba",
@@ -52,21 +59,34 @@ HELP = "Use a causal language model that predicts the next token from the ones b
 
 def require_causal(config: Any, path: Path) -> None:
     """Raise CheckpointError for a transformers config of no causal language model."""
-    why = _fault(config)
+    why = _fault_of_parts(config) or _fault(config)
     if why is not None:
         raise CheckpointError(f"'{path}' cannot be measured: {why}")
+
+
+def _fault_of_parts(config: Any) -> str | None:
+    """Return why the config's models are not one of text, or None; no text config is needed."""
+    kind = config.model_type
+    if config.is_encoder_decoder:  # some have two models of text, and then no text config
+        return f"{kind} has an encoder and a decoder. {HELP}"
+    if isinstance(config.get_text_config(), dict):
+        return f"its config.json has a 'text_config', and a {kind} has none. {HELP}"
+    return None
 
 
 def _fault(config: Any) -> str | None:
     text, kind = config.get_text_config(), config.model_type
     kinds = {kind, text.model_type}
-    if config.is_encoder_decoder:
-        return f"{kind} has an encoder and a decoder. {HELP}"
     if kinds & ENCODERS and not getattr(config, "is_decoder", False):
         return f"{kind} reads in both directions. {HELP}"
     if kinds & OTHER_ORDER:
         return f"{kind} does not predict tokens one after another. {HELP}"
-    if getattr(type(config), "is_encoder_decoder", False):
+    if kinds & OF_A_TARGET:
+        return (
+            f"{kind} reads the hidden states and the keys of its target, and does not run without "
+            f"it. {HELP}"
+        )
+    if getattr(type(config), "is_encoder_decoder", False) or kind == "trocr":
         return (
             f"a decoder of {kind} counts the positions of its tokens by its own cache, so that "
             f"texts of different lengths cannot be read together. {HELP}"
@@ -95,13 +115,31 @@ def _attention_layers(text: Any) -> list[str]:
     return [each for each in kinds if each not in WITHOUT_KEYS]
 
 
+def _fault_of_names(config: Any) -> str | None:
+    """Return why 'model_type' and 'architectures' are of two models, or None.
+
+    transformers goes by the first, engines by the second.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    own, others = NAMES.get(config.model_type), set(NAMES.values())
+    for name in config.architectures or ():
+        if own is not None and name != own and name in others - {own}:
+            return (
+                f"its config.json contradicts itself: its model_type {config.model_type!r} is "
+                f"transformers' {own}, its architectures name {name}, which engines run. Keep the "
+                "one that it was trained as."
+            )
+    return None
+
+
 def _fault_of_library(config: Any, text: Any) -> str | None:
     """Return why transformers' class for causal language models does not load the config."""
     from transformers import AutoModelForCausalLM
 
     kind = config.model_type
     if type(config) in AutoModelForCausalLM._model_mapping:
-        return None
+        return _fault_of_names(config)
     if text is not config and type(text) in AutoModelForCausalLM._model_mapping:
         return (
             f"transformers loads {kind} with its other senses alone. Save its language model "

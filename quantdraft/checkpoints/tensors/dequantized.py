@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.configs import GENERATION_FILE
 from quantdraft.checkpoints.dense_view import (
-    StoredModule,
     dense_view,
     expert_blocks,
     says_cache,
     stored_modules,
 )
+from quantdraft.checkpoints.stored_parts import StoredModule
 from quantdraft.checkpoints.tensors.foreign import unpack_experts
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.tensors.rounded_cache import require_fp8_cache, round_cache

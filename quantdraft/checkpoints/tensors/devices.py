@@ -32,7 +32,8 @@ AFTER_CPU = "this process hid its GPUs to quantize on the CPU. Use a process of 
 
 _ONE_OF: dict[str, tuple[str, ...]] = {}  # what we made visible alone -> all that was visible
 _SAID: set[str] = set()
-_TOUCHED: set[str] = set()  # "gpu": CUDA may have started; "hidden": and while GPUs were hidden
+# "gpu": CUDA may have started; "hidden": and while GPUs were hidden; "attention": cuDNN's is off.
+_TOUCHED: set[str] = set()
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -66,9 +67,12 @@ def pick_device(name: str | None = None) -> torch.device:
 def _cuda() -> torch.device:
     """Return the first visible GPU, without cuDNN's attention.
 
-    It plans anew for every length of a cache: 0.4 s each, where others measured it.
+    It plans anew for every length of a cache: 0.4 s each, where others measured it. It is switched
+    off once, so that a caller who wants it can switch it on again.
     """
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    if "attention" not in _TOUCHED:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        _TOUCHED.add("attention")
     return torch.device("cuda")
 
 

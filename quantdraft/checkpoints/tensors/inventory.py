@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from quantdraft.checkpoints.checkpoint import Checkpoint
 from quantdraft.checkpoints.dense_view import dense_view
 from quantdraft.checkpoints.tied_head import TIED_FLAG, find_copied_head, tied_flag
-from quantdraft.errors import CheckpointError, MissingPackageError, QuantDraftError
+from quantdraft.errors import CheckpointError, MissingPackageError, QuantDraftError, first_line
 
 Shape = tuple[int, ...]
 # What old checkpoints stored and is computed today, and the modules that predict further tokens.
@@ -52,6 +53,7 @@ class _Question:
     text: str  # of the config
     shapes: frozenset[tuple[str, Shape]]
     config: Any = field(compare=False)
+    path: Path = field(compare=False)
 
 
 def require_complete(checkpoint: Checkpoint, config: Any) -> None:
@@ -63,7 +65,7 @@ def require_complete(checkpoint: Checkpoint, config: Any) -> None:
     if getattr(config, TIED_FLAG, False) and tied_flag(checkpoint.config) is None:
         find_copied_head(checkpoint.path, {TIED_FLAG: True}, checkpoint.tensors)
     shapes = frozenset((name, info.shape) for name, info in dense_view(checkpoint).items())
-    found = _compare(_Question(config.to_json_string(), shapes, config))
+    found = _compare(_Question(config.to_json_string(), shapes, config, checkpoint.path))
     for sentence in _sentences(found, checkpoint):
         raise CheckpointError(f"'{checkpoint.path}' {sentence}")
 
@@ -86,6 +88,12 @@ def _compare(question: _Question) -> Differences:
             f"transformers needs a package for models of the type {question.config.model_type!r} "
             f"that is not installed: {' '.join(str(error).split())}"
         ) from error
+    except Exception as error:  # each architecture checks its fields in its own way, or not at all
+        raise CheckpointError(
+            f"'{question.path}' has a config.json of which transformers makes no "
+            f"{question.config.model_type}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    _require_partial_rotation(model, question.path)
     info = _load_without_data(model, shapes)
     text = model.config.get_text_config()
     return Differences(
@@ -94,6 +102,27 @@ def _compare(question: _Question) -> Differences:
         mismatched=tuple(sorted((n, tuple(a), tuple(b)) for n, a, b in info.mismatched_keys)),
         unstackable=tuple(sorted(info.conversion_errors)),
     )
+
+
+def _require_partial_rotation(model: Any, path: Path) -> None:
+    """Refuse a 'partial_rotary_factor' that transformers' model rotates nothing less for.
+
+    vLLM obeys it in every architecture.
+    """
+    text = model.config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    factor = rope.get("partial_rotary_factor") or getattr(text, "partial_rotary_factor", None)
+    if not isinstance(factor, float) or factor >= 1 or rope.get("rope_type") != "default":
+        return
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    rotated = {2 * len(b) for name, b in model.named_buffers() if name.endswith("inv_freq")}
+    if rotated == {size}:
+        raise CheckpointError(
+            f"'{path}' has a partial_rotary_factor of {factor}, which transformers' "
+            f"{type(model).__name__} does not know: it rotates all {size} dimensions of a head, "
+            "and vLLM a part. Keep what it was trained with: without the field, or with a "
+            "model_type that has it."
+        )
 
 
 def _load_without_data(model: Any, shapes: Mapping[str, Shape]) -> Any:

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from quantdraft.checkpoints.checkpoint import Checkpoint, old_quantization, open_checkpoint
+from quantdraft.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantdraft.checkpoints.dense_view import stored_modules
+from quantdraft.checkpoints.foreign_configs import HEAD
 from quantdraft.checkpoints.other_kinds import require_directory, split_revision, tokenizer_code
+from quantdraft.checkpoints.quantization_files import quantization_beside
 from quantdraft.checkpoints.tensors.architecture import require_causal
 from quantdraft.checkpoints.tensors.dequantized import load_dequantized
 from quantdraft.checkpoints.tensors.devices import does_not_fit, require_room
 from quantdraft.checkpoints.tensors.experts import separate_experts
+from quantdraft.checkpoints.tensors.finite import require_finite_model
 from quantdraft.checkpoints.tensors.inventory import require_complete
 from quantdraft.checkpoints.tensors.rotary import fix_frequencies
 from quantdraft.checkpoints.tensors.token_scales import keep_tokens_apart
@@ -29,6 +33,7 @@ from quantdraft.common.quiet import hush_torchao
 from quantdraft.errors import (
     CheckpointError,
     MissingPackageError,
+    first_line,
     is_out_of_memory,
     nearest_path,
 )
@@ -100,14 +105,16 @@ def load_model(
         with contextlib.redirect_stderr(hidden), contextlib.redirect_stdout(hidden):
             if ignore_quantization and stored_modules(checkpoint):  # a few layers are not dense
                 model = load_dequantized(checkpoint, config, dtype, trust_remote_code)
-                return model.to(device)
-            if quantization is None:
+            elif quantization is None:
                 load = _load_experts if has_separate_experts else _load_by_transformers
                 model = load(path, config, dtype, trust_remote_code)
-                return model.to(device).eval()
-            return _load_quantized(
-                checkpoint, config, dtype, device, trust_remote_code, is_unpacked
-            )
+            else:
+                model = _load_quantized(
+                    checkpoint, config, dtype, device, trust_remote_code, is_unpacked
+                )
+        model = model.to(device).eval()
+        require_finite_model(model, path)
+        return model
     except ImportError as error:
         method = str(_get_entry(quantization, "quant_method"))
         extra = {"gptq": "gptqmodel", "compressed-tensors": "llmcompressor"}.get(method, method)
@@ -121,8 +128,14 @@ def load_model(
         if is_out_of_memory(error):
             why = f"the memory of {device} does not hold them"
             raise CheckpointError(does_not_fit(checkpoint.name, num_bytes, why)) from error
-        text = str(error).strip() or type(error).__name__
-        raise CheckpointError(f"'{path}' cannot be loaded: {text.splitlines()[0]}") from error
+        raise CheckpointError(f"'{path}' cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what a library's error says, on one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(each["msg"] for each in error.errors(include_url=False))
+    return first_line(error)
 
 
 def _least_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
@@ -161,6 +174,10 @@ def _load_quantized(
     if method == "compressed-tensors":
         # Unpack at loading: the first forward would do it in types that cannot multiply (FP4).
         _set_entry(config, "dequantize", is_unpacked)
+        _set_entry(config, "quantization_status", "compressed")  # its parts are, it may not say so
+        if checkpoint.has_tied_head:
+            ignored = _get_entry(config.quantization_config, "ignore") or []
+            _set_entry(config, "ignore", [*ignored, HEAD])
     with _without_packed_modules() if method == "compressed-tensors" else contextlib.nullcontext():
         load = _load_experts if method == "compressed-tensors" else _load_by_transformers
         model = load(checkpoint.path, config, dtype, trust_remote_code)
@@ -293,7 +310,7 @@ def load_config(path: Path, trust_remote_code: bool = False, keep_quantization: 
     # A config may name attention of the Hub ('owner/kernel'): code, fetched and run.
     config._attn_implementation = None
     found = getattr(config, "quantization_config", None)
-    found = found or getattr(config, "compression_config", None) or old_quantization(path)
+    found = found or getattr(config, "compression_config", None) or quantization_beside(path)
     if found and not _get_entry(found, "quant_method"):  # compressed-tensors' older writers
         found = {**found, "quant_method": "compressed-tensors"}
     if found:

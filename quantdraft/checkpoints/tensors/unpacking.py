@@ -169,6 +169,12 @@ def _unpack_gptq(tensors: Mapping[str, Tensor], module: str, fmt: WeightFormat) 
     integers = unpack_int32(packed, fmt.num_bits, columns)
     packed_zeros = _require_tensor(tensors, f"{module}.qzeros")
     zero_point = unpack_int32(packed_zeros, fmt.num_bits, rows).T.contiguous()
+    if fmt.is_symmetric and bool(zero_point.any()):
+        raise CheckpointError(
+            f"{module}.qzeros holds zero points, and the quantization config says 'sym' true: "
+            "engines then leave them out. Is the config the one that was written with it "
+            "('sym', 'checkpoint_format')?"
+        )
     group_size = -(-columns // scale.shape[1])
     order = _column_order(tensors.get(f"{module}.g_idx"), columns, group_size, module)
     if order is not None:

@@ -82,6 +82,11 @@ def tried_rows(num_rows: int) -> int:
     return TRIED_ROWS[sum(num_rows * num_rows > bound for bound in BOUNDS)]
 
 
+def _bound_below(count: int) -> int:
+    """Return the largest square of a number of rows to which fewer rows than `count` are nearer."""
+    return ([0, *BOUNDS])[sum(tried < count for tried in TRIED_ROWS)]
+
+
 @contextmanager
 def collect_questions() -> Iterator[dict[str, Question]]:
     """Collect the questions that are not settled while models are loaded, by name."""
@@ -132,8 +137,14 @@ class LinearByRows(nn.Module):
         self, counts: Sequence[int], part_of_count: Sequence[int], parts: Sequence[nn.Module]
     ) -> None:
         super().__init__()
-        self.counts, self.part_of_count = tuple(counts), tuple(part_of_count)
         self.parts = nn.ModuleList(parts)
+        changes = [
+            (_bound_below(count), after)
+            for count, (before, after) in zip(counts[1:], pairwise(part_of_count), strict=True)
+            if before != after
+        ]
+        # A compiler makes a variant between any two bounds: none where the kernel stays the same.
+        self.first, self.changes = part_of_count[0], tuple(changes)
         self.kernel = "+".join(str(part.kernel) for part in parts)
 
     @property
@@ -154,9 +165,11 @@ class LinearByRows(nn.Module):
 
     def part_for(self, num_rows: int) -> nn.Module:
         """Return the kernel that takes so many rows."""
-        nearest = tried_rows(num_rows)
-        at = sum(count <= nearest for count in self.counts[1:])
-        return self.parts[self.part_of_count[at]]
+        chosen = self.first
+        for bound, part in self.changes:
+            if num_rows * num_rows > bound:
+                chosen = part
+        return self.parts[chosen]
 
 
 def _kinds(

@@ -70,7 +70,8 @@ def plan_conversion(
 ) -> GgufConversion:
     """Return what is converted: the draft given, that of `apply`, or a candidate in floats.
 
-    Raises OptionError where the full-precision draft is not known, or a value cannot be used.
+    Raises OptionError where the full-precision draft is not known, or was trained for another
+    format, and where a value cannot be used.
     """
     if gguf_type is not None and gguf_type not in TYPES:
         raise OptionError(f"--gguf-type {gguf_type!r} is unknown. Use {', '.join(TYPES)}.")
@@ -80,6 +81,11 @@ def plan_conversion(
             "sources."
         )
     quantization = candidate.quantization or {}
+    if quantization and (candidate.manifest or {}).get("training"):
+        raise OptionError(
+            f"the floats behind '{candidate.path}' were trained through the rounding of its own "
+            "format, and llama.cpp rounds in another. Train without --recipe, and give that draft."
+        )
     source = draft or _source_of(candidate)
     return GgufConversion(source, gguf_type or closest_type(quantization), llamacpp)
 

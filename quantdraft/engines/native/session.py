@@ -80,6 +80,11 @@ class Session:
             return int(self.native.model.shape.vocab_size)
         return int(self.native.model.config.get_text_config().vocab_size)
 
+    @property
+    def num_recordings(self) -> int:
+        """How many functions were recorded so far: time in which that grew is no step's time."""
+        return len(self._graphs)
+
     def num_live(self, longest: int) -> int:
         """Return the slots to attend to when the longest row holds `longest` tokens."""
         return -(-longest // self.slot_step) * self.slot_step

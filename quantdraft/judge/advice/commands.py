@@ -29,7 +29,20 @@ def evaluate_command(evaluation: Evaluation, *options: str) -> str:
     """Return `quantdraft evaluate` on the same models and traffic, with other options."""
     words = ["quantdraft evaluate", model(evaluation, "candidate")]
     words += ["--target", model(evaluation, "target"), "--baseline", model(evaluation, "baseline")]
-    return " ".join([*words, "--traffic", traffic(evaluation), *options])
+    return " ".join([*words, "--traffic", traffic(evaluation), *_trace(evaluation), *options])
+
+
+def _trace(evaluation: Evaluation) -> list[str]:
+    """Return the options of the trace that the verdict was given over."""
+    found = evaluation.trace
+    if found is None:
+        return []
+    options = ["--trace", shlex.quote(found.path)]
+    if found.num_servers > 1:
+        options.append(f"--trace-servers {found.num_servers}")
+    if found.is_pace_given:
+        options.append(f"--trace-ms-per-token {next(iter(found.ms_per_token.values())):g}")
+    return options
 
 
 def next_command(evaluation: Evaluation, run_dir: str) -> str:

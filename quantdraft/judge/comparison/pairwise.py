@@ -17,6 +17,7 @@ from quantdraft.judge.acceptance import Floats
 from quantdraft.judge.comparison.lengths import draw_lengths, num_prompts_with_rounds
 from quantdraft.judge.comparison.points import num_units, replayed_of
 from quantdraft.judge.comparison.times import time_ratio, timed_rounds
+from quantdraft.judge.comparison.traces import rounds_over_trace
 from quantdraft.judge.statistics.bootstrap import Bootstrap, interval_of
 from quantdraft.record import MIN_PROMPTS, Evaluation, Interval, RecipePair
 
@@ -66,7 +67,7 @@ def _speed_ratio(
     there: Floats | None,
     bootstrap: Bootstrap,
 ) -> Interval | None:
-    ends = one.operating_point.speedup_over_baseline, other.operating_point.speedup_over_baseline
+    ends = one.speedup_over_baseline, other.speedup_over_baseline
     if here is None or there is None or ends[0] is None or ends[1] is None:
         return None
     sample_size = min(num_units(one), num_units(other))
@@ -75,8 +76,8 @@ def _speed_ratio(
 
 def _speed_draws(evaluation: Evaluation, number: int, bootstrap: Bootstrap) -> Floats | None:
     """Return the speedup over the baseline in every resample; None where it is undefined."""
-    point, latency = evaluation.operating_point, evaluation.latency
-    if point.speedup_over_baseline is None or evaluation.served is not None:
+    point = evaluation.judged_speed
+    if point is None or point.speedup_over_baseline is None or evaluation.served is not None:
         return None
     ks = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
     baseline, candidate = replayed_of(evaluation, "baseline"), replayed_of(evaluation, "candidate")
@@ -84,8 +85,12 @@ def _speed_draws(evaluation: Evaluation, number: int, bootstrap: Bootstrap) -> F
         return None
     # A run's loads are its own: each run draws with a seed of its own.
     own = replace(bootstrap, seed=bootstrap.seed + 1000 * (number + 1))
-    rounds = timed_rounds(latency, "baseline", ks[0]), timed_rounds(latency, "candidate", ks[1])
-    times = time_ratio(*rounds, latency, own)
+    if evaluation.trace is not None:
+        times = rounds_over_trace(evaluation, own)
+    else:
+        latency = evaluation.latency
+        rounds = timed_rounds(latency, "baseline", ks[0]), timed_rounds(latency, "candidate", ks[1])
+        times = time_ratio(*rounds, latency, own)
     if times is None:
         return None
     before, after = draw_lengths(baseline, candidate, *ks, bootstrap)

@@ -37,6 +37,7 @@ class Evidence:
     timing_seconds: float | None = None  # that the timings took; None in old records
     speed_undefined: str | None = None  # why speed was not measured, when it was not
     resampled: str = "prompts"  # what intervals resample: "prompts" or "conversations"
+    where: str = ""  # what the speeds are of: "over the trace 'x.csv'"; "": the operating point
     shown: AcceptanceComparison | None = None  # at the k where rates are shown; None: the same k
 
     @property

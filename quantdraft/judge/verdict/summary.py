@@ -49,6 +49,8 @@ def _with_speed(evidence: Evidence, policy: Policy, checks: Sequence[Check]) -> 
     result = {check.name: check.result for check in checks}
     asked = change_percent(policy.min_speedup_over_baseline - 1)
     gain = f"{evidence.candidate_name} is {faster(over_draft, f'the {evidence.baseline_name}')}"
+    if evidence.where:
+        gain = f"{gain} {evidence.where}"
     if result[OVER_BASELINE] == "fail":
         return gain if over_draft.value < 1 else f"{gain}, less than the {asked} asked for"
     if result[OVER_AUTOREGRESSIVE] == "fail":

@@ -22,6 +22,8 @@ MEMORY_BOUND = 0.70
 
 def turning_points(evaluation: Evaluation, policy: Policy) -> tuple[str, ...]:
     """Return a sentence each for draft step and acceptance; none where the speed is undefined."""
+    if evaluation.trace is not None:  # no single draft step or acceptance turns many points
+        return ()
     limit = policy.min_speedup_over_baseline
     lines = (_other_draft_step(evaluation, limit), _other_acceptance(evaluation, limit))
     return tuple(line for line in lines if line is not None)
@@ -79,9 +81,14 @@ def obstacle(evaluation: Evaluation, policy: Policy) -> str | None:
         return f"its draft step was not timed: {evaluation.latency.undefined['candidate']}."
     if verdict.decision == "inconclusive" and (doubt := _doubt(evaluation)):
         return f"{doubt}."
+    of_baseline = (
+        _needed(evaluation, policy.min_speedup_over_baseline)
+        if evaluation.trace is None
+        else _over_baseline(evaluation, policy.min_speedup_over_baseline)
+    )
     parts = (
         _step(evaluation),
-        _needed(evaluation, policy.min_speedup_over_baseline),
+        of_baseline,
         _over_target(evaluation, policy.min_speedup_over_autoregressive),
     )
     text = "; ".join(part for part in parts if part)
@@ -136,8 +143,19 @@ def _needed(evaluation: Evaluation, limit: float) -> str:
     return f"{lost}, and {times(limit)} would need a step {shorter(1 - 1 / needed)}"
 
 
+def _over_baseline(evaluation: Evaluation, limit: float) -> str:
+    """Return the speed over a trace, where it is not surely what was asked for."""
+    ends = evaluation.speedup_over_baseline
+    if ends is None or ends.low >= limit:
+        return ""
+    return (
+        f"over the trace it runs at {valued(ends, 'speedup')} of the baseline draft's speed, where "
+        f"{times(limit)} is asked for"
+    )
+
+
 def _over_target(evaluation: Evaluation, limit: float) -> str:
-    ends = evaluation.operating_point.speedup_over_autoregressive
+    ends = evaluation.speedup_over_autoregressive
     if ends is None or ends.low > limit:
         return ""
     return (

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.engines.kernels.choice import tried_rows
 from quantdraft.engines.native.model import NativeModel
 from quantdraft.engines.native.weight_sources import WeightSource
-from quantdraft.measure.free_memory import available_bytes
 
 # Memory that is left to everything else: activations of kernels, the allocator's own loss.
 MEMORY_SHARE = 0.9

@@ -16,14 +16,14 @@ import torch
 
 from quantdraft.checkpoints.checkpoint import Checkpoint, stored_end_token_ids
 from quantdraft.checkpoints.configs import num_positions
+from quantdraft.checkpoints.tensors.free_memory import available_bytes
 from quantdraft.common.progress import bar, say
-from quantdraft.engines.findings import Draft
+from quantdraft.engines.findings import stored_draft
 from quantdraft.engines.kernels.dense import type_name
 from quantdraft.engines.measured import Installation, Request, ServerPlan
 from quantdraft.engines.registry import engine_named
 from quantdraft.engines.serving_settings import ServingSettings
 from quantdraft.errors import OptionError
-from quantdraft.measure.free_memory import available_bytes
 from quantdraft.measure.served.cross_check import cross_check, replay_dtype
 from quantdraft.measure.served.fleet import (
     ARMS,
@@ -78,9 +78,9 @@ def serve(run: Serve) -> Served:
 
 def _ask_own(run: Serve, requests: Sequence[Request]) -> tuple[Served, ArmAnswers]:
     """Ask servers of ours, in the first float type that the candidate runs in."""
-    found = run.measured.open(run.settings.serving)
     for checkpoint in (run.subject.models.baseline, run.subject.models.candidate):
         _require_servable(run, checkpoint)
+    found = run.measured.open(run.settings.serving)
     answers = ArmAnswers({}, {})
     num_loads = run.settings.serving.num_loads or NUM_LOADS
     for dtype in found.float_types(run.settings.models.dtype, run.target):
@@ -201,7 +201,7 @@ def _request(run: Serve, index: int) -> Request:
 def _require_servable(run: Serve, draft: Checkpoint) -> None:
     """Raise OptionError for a draft that the engine refuses."""
     engine = engine_named(run.settings.serving.engine)
-    found = engine.check(Draft(draft.path.absolute(), draft.config, run.target.config))
+    found = engine.check(stored_draft(draft, run.target.config))
     refused = [finding.message for finding in found if finding.severity == "refuse"]
     if refused:
         raise OptionError(f"{run.measured.title} cannot serve '{draft.path}': {refused[0]}")

@@ -142,7 +142,9 @@ def measure_deviation(
     offset = float(difference.mean().abs()) / spread if spread > 0 else 0.0
     runs = (-1, weights_a_scale or found.shape[-1])
     misfit = scale_misfit(found.reshape(runs), reference.reshape(runs))
-    return Deviation(distance / float(reference.norm()), offset, misfit)
+    length = float(reference.norm())
+    error = distance / length if length > 0 else math.inf if distance > 0 else 0.0
+    return Deviation(error, offset, misfit)
 
 
 def scale_misfit(found: Tensor, reference: Tensor) -> float:

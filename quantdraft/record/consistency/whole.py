@@ -9,6 +9,7 @@ from quantdraft.record.consistency.judgement import check_fates
 from quantdraft.record.consistency.rules import Problem, is_near
 from quantdraft.record.consistency.serving import check_served_k
 from quantdraft.record.consistency.timing import check_timed
+from quantdraft.record.consistency.tracing import check_trace
 from quantdraft.record.evaluation import Bench, Evaluation
 from quantdraft.record.free_form import LEDGER, PROVENANCE
 from quantdraft.record.terms import ARMS
@@ -37,6 +38,8 @@ def check_evaluation(made: Evaluation) -> Iterator[Problem]:
         names = [f"{p.batch_size}, {p.context_length}" for p in made.analysis.grid]
         if len(set(names)) < len(names):
             yield "analysis.grid", "a batch and context stands there twice"
+    if made.trace is not None:
+        yield from check_trace(made.trace, ks)
     yield from check_served_k(made)
     yield from check_timed(made)
     for name, known in (("ledger", LEDGER), ("provenance", PROVENANCE)):

@@ -23,7 +23,7 @@ def forest_chart(ordered: Sequence[Evaluation]) -> Chart:
     alt = style.altair()
 
     limit = ordered[0].known_analysis.min_speedup_over_baseline
-    speeds = [each.operating_point.speedup_over_baseline for each in ordered]
+    speeds = [each.speedup_over_baseline for each in ordered]
     low, high = style.near_range([speed.value for speed in speeds if speed], 1.0, limit)
     rows = [
         {

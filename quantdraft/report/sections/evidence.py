@@ -24,6 +24,7 @@ def evidence_section(evaluation: Evaluation) -> Section:
         *_reading_rows(evaluation),
         ("Domains", _domains(evaluation)),
         *((role.capitalize(), _model(evaluation, role)) for role in MODELS),
+        *_training_rows(evaluation),
         ("Replay", _replay(evaluation)),
         ("Timing", _timing(evaluation)),
         ("Machine", _machine(evaluation)),
@@ -50,16 +51,43 @@ def _traffic(evaluation: Evaluation) -> str:
     parts += [f"{found['path']}"] if found.get("path") else []
     is_foreign = found.get("is_of_target") is False
     parts += ["made by other weights than the target's"] if is_foreign else []
-    parts += _held_out(found.get("part"))
+    parts += _held_out(found.get("part"), "training" in evaluation.provenance)
     return ", ".join((*parts, _hash(found.get("sha256"))))
 
 
-def _held_out(part: Any) -> list[str]:
+def _held_out(part: Any, is_trained: bool) -> list[str]:
     """Return which part of the file was judged on, where it was not the whole."""
     if not isinstance(part, dict):
         return []
     rest, whole = part.get("num_conversations"), part.get("num_in_file")
-    return [f"{rest} of its {whole} conversations: those that are not calibrated on"]
+    seen = "trained" if is_trained else "calibrated"
+    return [f"{rest} of its {whole} conversations: those that are not {seen} on"]
+
+
+def _training_rows(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
+    """Return what training each draft cost, and gained where it was chosen."""
+    found = _part(evaluation, "training")
+    return tuple(
+        ("Training", _training(role, each))
+        for role, each in found.items()
+        if isinstance(each, dict)
+    )
+
+
+def _training(role: str, found: dict[str, Any]) -> str:
+    parts = [f"the {role}"]
+    if isinstance(found.get("minutes"), int | float):
+        parts.append(f"{found['minutes']:.1f} minutes")
+    if isinstance(found.get("num_tokens"), int):
+        parts.append(f"{count(found['num_tokens'])} tokens")
+    parts.append(f"loss {found.get('loss')}")
+    before, after = found.get("selection_rate_before"), found.get("selection_rate_after")
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        parts.append(
+            f"acceptance {percent(before)} → {percent(after)} at k = "
+            f"{found.get('num_speculative_tokens')} on the conversations by which it was chosen"
+        )
+    return ", ".join(parts)
 
 
 def _reading_rows(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:

@@ -42,12 +42,13 @@ TONES: dict[str, Tone] = {
 
 def banner(evaluation: Evaluation) -> Banner:
     """Return the decision in capitals, the speedup with its interval, and the reason."""
-    verdict, speedup = evaluation.verdict, evaluation.operating_point.speedup_over_baseline
+    verdict, speedup = evaluation.verdict, evaluation.speedup_over_baseline
     number = measure = ""  # where it is undefined the sentence says so, and why
     if speedup is not None:
         number = metric(speedup.value, "speedup")
         ends = interval(speedup, "speedup")
-        measure = f"of the baseline draft's speed, {at_ks(evaluation)}; 95 % interval {ends}"
+        over = "" if evaluation.trace is None else " over the trace"
+        measure = f"of the baseline draft's speed{over}, {at_ks(evaluation)}; 95 % interval {ends}"
     return Banner(
         verdict.decision.upper(), sentence(verdict), TONES[verdict.decision], number, measure
     )
@@ -154,8 +155,10 @@ def _strip(evaluation: Evaluation) -> Figures:
 
 def figures(evaluation: Evaluation) -> Figures:
     """Return the five numbers that sum the evaluation up, baseline first."""
-    point = evaluation.operating_point
-    speedup, over_target = point.speedup_over_baseline, point.speedup_over_autoregressive
+    speedup, over_target = (
+        evaluation.speedup_over_baseline,
+        evaluation.speedup_over_autoregressive,
+    )
     name = "speedup"
     return Figures(
         (
@@ -229,7 +232,7 @@ def _served_figure(before_ms: float | None, after_ms: float | None) -> Figure:
 
 def at_ks(evaluation: Evaluation) -> str:
     """Return the k of both drafts at the operating point, where their speeds are compared."""
-    point = evaluation.operating_point
+    point = evaluation.judged_speed or evaluation.operating_point
     baseline, candidate = (
         point.baseline_num_speculative_tokens,
         point.candidate_num_speculative_tokens,

@@ -37,8 +37,8 @@ def _speed_row(evaluation: Evaluation) -> dict[str, str]:
     return {
         "Recipe": evaluation.name,
         "Decision": evaluation.verdict.decision,
-        "Speedup over baseline": valued(point.speedup_over_baseline, "speedup"),
-        "Speedup over AR": valued(point.speedup_over_autoregressive, "speedup"),
+        "Speedup over baseline": valued(evaluation.speedup_over_baseline, "speedup"),
+        "Speedup over AR": valued(evaluation.speedup_over_autoregressive, "speedup"),
         "Draft step": milliseconds(point.candidate_draft_step_ms),
         "Against the baseline's step": step_change(point.draft_latency_saving),
         "k": _best_ks(evaluation),

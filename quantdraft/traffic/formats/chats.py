@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from quantdraft.common.documents import parse_json
@@ -17,7 +19,9 @@ from quantdraft.traffic.formats.turns import read_turns
 
 RESPONSE_IDS = ("response_token_ids", "output_token_ids", "completion_token_ids")
 ANSWERS = ("response", "completion", "output", "answer")
-QUESTIONS = ("instruction", "question", "input", "text_input")
+# As guidellm looks for them, and aiperf's text_input.
+QUESTIONS = ("instruction", "question", "input", "text_input", "context", "content", "turn", "text")
+SYSTEMS = ("system_prompt", "system", "prefix")
 SHAREGPT_ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(
@@ -75,6 +79,8 @@ def _is_text(entry: Mapping[str, Any]) -> bool:
 def _read_text(entry: Mapping[str, Any]) -> list[Exchange]:
     asked = read_request(entry)
     answer = next((entry[key] for key in ANSWERS if key in entry), None)
+    if _system_of(entry) and isinstance(entry["prompt"], str):
+        return [_asked_by_columns(entry, entry["prompt"])]
     if "messages" in asked:  # a prompt and a completion of chat turns
         if isinstance(answer, list):
             asked["messages"] = (*asked["messages"], *read_turns(answer))
@@ -90,7 +96,8 @@ def _read_text(entry: Mapping[str, Any]) -> list[Exchange]:
 
 
 def _is_question(entry: Mapping[str, Any]) -> bool:
-    return any(isinstance(entry.get(key), str) for key in QUESTIONS)
+    is_turn = "role" in entry or "from" in entry  # of a conversation that lies over many lines
+    return not is_turn and any(isinstance(entry.get(key), str) for key in QUESTIONS)
 
 
 def _read_question(entry: Mapping[str, Any]) -> list[Exchange]:
@@ -102,16 +109,26 @@ def _read_question(entry: Mapping[str, Any]) -> list[Exchange]:
     more = entry.get("input")
     if "instruction" in entry and isinstance(more, str) and more:
         question = f"{question}\n\n{more}"
+    return [_asked_by_columns(entry, question)]
+
+
+def _system_of(entry: Mapping[str, Any]) -> str | None:
+    found = next((entry[key] for key in SYSTEMS if entry.get(key)), None)
+    return found if isinstance(found, str) else None
+
+
+def _asked_by_columns(entry: Mapping[str, Any], question: str) -> Exchange:
+    """Return a question with the system's turn before it and the answer after it, where given."""
     answer = next((entry[k] for k in ANSWERS if isinstance(entry.get(k), str)), None)
-    system = next((entry[k] for k in ("system_prompt", "system", "prefix") if entry.get(k)), None)
+    system = _system_of(entry)
     turns = [{"role": "user", "content": question}]
-    if isinstance(system, str):
+    if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    messages = read_turns(turns)
-    is_plain = not isinstance(system, str)
-    return [Exchange(**of_line(entry), messages=messages, has_one_answer=True, is_plain=is_plain)]
+    return Exchange(
+        **of_line(entry), messages=read_turns(turns), has_one_answer=True, is_plain=system is None
+    )
 
 
 def _is_bench(entry: Mapping[str, Any]) -> bool:
@@ -204,7 +221,9 @@ def _read_lmsys(entry: Mapping[str, Any]) -> list[Exchange]:
     if entry.get("redacted") is True:
         raise UnusableLineError("its text was redacted: the target read another")
     turns = [
-        {"role": turn.get("role"), "content": turn.get("content")}
+        _sharegpt_turn(turn)
+        if "from" in turn
+        else {"role": turn.get("role"), "content": turn.get("content")}
         for turn in entry["conversation"]
         if isinstance(turn, Mapping)
     ]
@@ -217,6 +236,8 @@ def _is_length_only(entry: Mapping[str, Any]) -> bool:
     return any(all(key in entry for key in pair) for pair in LENGTHS)
 
 
+TIMES = ("timestamp", "Timestamp", "TIMESTAMP")
+MAX_DATE = 40  # characters
 LENGTHS = (
     ("input_length", "output_length"),
     ("Request tokens", "Response tokens"),
@@ -234,7 +255,27 @@ def _read_lengths(entry: Mapping[str, Any]) -> list[Exchange]:
         lengths = (int(entry[pair[0]]), int(entry[pair[1]]))
     except (TypeError, ValueError, OverflowError):
         raise UnusableLineError("its lengths are no numbers") from None
-    return [Exchange(**of_line(entry), lengths=lengths)]
+    return [Exchange(**of_line(entry), lengths=lengths, arrival_s=_arrival_s(entry))]
+
+
+def _arrival_s(entry: Mapping[str, Any]) -> float | None:
+    """Return when a request of a trace came; None where it does not say, or no time.
+
+    Mooncake counts milliseconds, BurstGPT and Bailian (which has chat_id) seconds; Azure writes
+    dates.
+    """
+    told = next((entry[key] for key in TIMES if entry.get(key) not in (None, "")), None)
+    try:
+        found = float(told) if told is not None else math.nan
+        is_ms = "timestamp" in entry and "chat_id" not in entry
+        found = found / 1e3 if is_ms else found
+    except (TypeError, ValueError, OverflowError):
+        try:
+            date = datetime.fromisoformat(str(told)[:MAX_DATE])
+        except ValueError:
+            return None
+        found = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    return found if math.isfinite(found) else None
 
 
 IDS = Format("ids", "token ids", _has_ids, _read_ids)

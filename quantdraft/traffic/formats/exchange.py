@@ -40,6 +40,7 @@ class Exchange:
     model: str | None = None
     finish_reason: str | None = None
     lengths: tuple[int, int] | None = None  # tokens of prompt and response, of a log without text
+    arrival_s: float | None = None  # when its request came, from any start; of such a log
     has_one_answer: bool = False  # a request with its reply: earlier turns were its input
     is_plain: bool = False  # a lone user's turn, which stays a text where there is no chat template
     asks_first_answer: bool = False  # as a prompt, a conversation is asked up to its first answer

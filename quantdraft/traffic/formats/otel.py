@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry's GenAI conventions, as exporters write them."""
+"""Spans and events of OpenTelemetry's GenAI conventions, as exporters write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from quantdraft.traffic.formats.requests import read_request
 from quantdraft.traffic.formats.turns import read_turns
 
 INPUT, OUTPUT = "gen_ai.input.messages", "gen_ai.output.messages"
-GROUPS = ("resourceSpans", "resource_spans", "scopeSpans", "scope_spans", "spans", "batches")
+GROUPS = (
+    *("resourceSpans", "resource_spans", "scopeSpans", "scope_spans", "spans", "batches"),
+    *("resourceLogs", "resource_logs", "scopeLogs", "scope_logs", "logRecords", "log_records"),
+)
 SESSIONS = ("gen_ai.conversation.id", "session.id")
 PARAMETERS = (
     *("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "max_tokens"),
@@ -54,8 +57,10 @@ def _attributes(found: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if not isinstance(value, Mapping) or len(value) != 1:
+    if not isinstance(value, Mapping) or len(value) > 1:
         return value
+    if not value:  # OTLP's null
+        return None
     kind, inner = next(iter(value.items()))
     if kind == "intValue":
         return int(inner) if str(inner).lstrip("-").isdigit() else inner
@@ -106,14 +111,21 @@ def _line(span: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     session = next((known[key] for key in SESSIONS if known.get(key)), None)
     context = span.get("context")
     inner = context if isinstance(context, Mapping) else {}
-    name = span.get("spanId") or span.get("span_id") or inner.get("span_id")
-    trace = span.get("traceId") or span.get("trace_id") or inner.get("trace_id")
+    name = _id(span, inner, "spanId", "span_id")
+    trace = _id(span, inner, "traceId", "trace_id")
     return {
-        "name": str(name) if name else None,
+        "name": name,
         "model": model if isinstance(model, str) else None,
-        "conversation": str(session or trace) if session or trace else None,
+        "conversation": str(session) if session else trace,
         "finish_reason": one if isinstance(one, str) else None,
     }
+
+
+def _id(span: Mapping[str, Any], context: Mapping[str, Any], *keys: str) -> str | None:
+    """Return an id; one of zeros alone is that of an event outside of any span."""
+    found = next((each[key] for each in (span, context) for key in keys if each.get(key)), None)
+    text = str(found) if found else ""
+    return text if text.removeprefix("0x").strip("0") else None
 
 
 def _decoded(value: Any) -> Any:

@@ -143,9 +143,17 @@ def _read_litellm(entry: Mapping[str, Any]) -> list[Exchange]:
     line["conversation"] = line["conversation"] or _text_of(entry.get("trace_id"))
     if isinstance(messages, str):
         return read_pair({**known, "prompt": messages}, reply, line)
+    if "text_completion" in str(entry.get("call_type")) and isinstance(messages, list):
+        return read_pair({**known, "prompt": _completed(messages)}, reply, line)
     if isinstance(messages, Mapping):
         messages = messages.get("messages", messages)
     return read_pair({**known, "messages": messages}, reply, line)
+
+
+def _completed(messages: list[Any]) -> Any:
+    """Return the text that was completed, which litellm writes as a lone user's turn."""
+    only = messages[0] if len(messages) == 1 else None
+    return only.get("content") if isinstance(only, Mapping) else None
 
 
 def _text_of(value: Any) -> str | None:

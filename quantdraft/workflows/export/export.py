@@ -15,12 +15,11 @@ from quantdraft.checkpoints.checkpoint import (
     open_checkpoint,
     require_tokenizer,
 )
-from quantdraft.checkpoints.dense_view import stored_modules
 from quantdraft.checkpoints.heads.opening import open_head
 from quantdraft.checkpoints.links import require_own_files, shards_elsewhere
 from quantdraft.common.files import coerce_paths, require_apart, whole_directory, write_text
 from quantdraft.engines.engine import Engine, LaunchPair
-from quantdraft.engines.findings import Draft, vocab_size
+from quantdraft.engines.findings import stored_draft, vocab_size
 from quantdraft.engines.llamacpp.gguf import (
     COMMANDS_FILE,
     GgufConversion,
@@ -150,6 +149,7 @@ def export(settings: ExportSettings) -> Exported:
 
 def _open_job(settings: ExportSettings) -> _Job:
     """Open the checkpoint, the target and the evaluation, and hold them against each other."""
+    from quantdraft.checkpoints.tensors.finite import require_finite_files
     from quantdraft.checkpoints.tensors.loading import require_loadable
 
     engine, checkpoint = engine_named(settings.engine), open_checkpoint(settings.checkpoint)
@@ -165,6 +165,7 @@ def _open_job(settings: ExportSettings) -> _Job:
         raise OptionError("--pad-vocab: a draft head has no vocabulary of its own to pad.")
     else:
         engine = head_engine(head, engine)
+    require_finite_files(checkpoint)
     evaluation = None if settings.run is None else read_evaluation(record_file(settings.run))
     if evaluation is not None:
         require_same_weights(checkpoint, evaluation)
@@ -235,30 +236,13 @@ def _engine_warnings(job: _Job) -> tuple[str, ...]:
     config = job.checkpoint.config
     if job.padding is not None:
         config = padded_config(config, job.padding.after)
-    draft = Draft(
-        job.output,
-        config,
-        job.target.config,
-        _grouped_matrices(job.checkpoint),
-        frozenset(name.rpartition(".")[2] for name in job.checkpoint.tensors),
-    )
+    draft = stored_draft(job.checkpoint, job.target.config)
+    draft = replace(draft, path=job.output, config=config)
     findings = job.engine.check(draft)
     refusals = [finding.message for finding in findings if finding.severity == "refuse"]
     if refusals:
         raise CheckpointError(f"{job.engine.name} cannot serve this draft: {'; '.join(refusals)}")
     return tuple(finding.message for finding in findings)
-
-
-def _grouped_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of the matrices of 16-bit inputs and integers in groups."""
-    return {
-        each.name: (each.shape[0], each.shape[1])
-        for each in stored_modules(checkpoint)
-        if each.fmt.kind == "int"
-        and each.fmt.group_size
-        and each.fmt.activations is None
-        and len(each.shape) == 2
-    }
 
 
 def _change_notes(job: _Job) -> Iterator[str]:

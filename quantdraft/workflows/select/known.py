@@ -19,6 +19,7 @@ from quantdraft.measure.settings import SharedSettings
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.record import RECORD_FILE, Evaluation, read_evaluation
 from quantdraft.record.provenance import model_identity
+from quantdraft.traffic.responses import ReadSettings
 from quantdraft.workflows.sweep.grid import Cell
 from quantdraft.workflows.sweep.jobs import ApplyJob, Job
 
@@ -77,10 +78,18 @@ def _differences(
     yield policy_of(record) != load_policy(settings.policy)
     yield (known.get("versions") or {}).get("quantdraft") != __version__
     yield (known.get("traffic") or {}).get("sha256") != file_sha256(cell.traffic)
+    yield not _is_read_so(known, settings.read)
     yield _weights(known, "target") != model_identity(target)["sha256"]
     yield _weights(known, "baseline") != model_identity(draft)["sha256"]
     yield recipe.needs_calibration  # the record does not say what it was calibrated on
     yield _recipe_of(known) != recipe.model_dump(mode="json")
+
+
+def _is_read_so(provenance: Mapping[str, Any], read: ReadSettings) -> bool:
+    """Return whether a run read its log as it would be read; `turns` are recorded unasked too."""
+    found = (provenance.get("traffic") or {}).get("read_with") or {}
+    asked = read.as_record()
+    return bool({**found, **asked} == found and set(found) <= {*asked, "turns"})
 
 
 def _kind(device: str | None) -> str:

@@ -88,6 +88,8 @@ def select(settings: SelectSettings, say: Say = lambda line: None) -> Selection:
         wanted = {name: str(getattr(settings, name)) for name in names}
         if settings.changes:
             wanted["changes"] = str(dict(settings.changes))
+        if how := settings.evaluations.read.as_record():
+            wanted["read"] = str(how)
         claim_output(settings.output, wanted, "this choice", settings.force)
         cells, outcomes = _measure(settings, pairing, say)
         selection = _conclude(settings, pairing, cells, outcomes)

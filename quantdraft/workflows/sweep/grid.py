@@ -17,6 +17,7 @@ from quantdraft.quantize.recipe import Recipe, bundled_sweep_names, load_sweep
 from quantdraft.quantize.recipe_changes import load_all_changed
 from quantdraft.record.choices import ExecutorChoice
 from quantdraft.traffic.domains import split_by_domain
+from quantdraft.traffic.responses import ReadSettings
 from quantdraft.workflows.sweep.jobs import ApplyJob, EvaluateJob, Job
 
 
@@ -105,7 +106,11 @@ def with_absolute_paths(settings: SweepSettings) -> SweepSettings:
         traffic_path=settings.traffic_path.absolute(),
         output=settings.output.absolute(),
         target=None if settings.target is None else str(whole(Path(settings.target))),
-        evaluations=replace(shared, policy=whole(shared.policy)),
+        evaluations=replace(
+            shared,
+            policy=whole(shared.policy),
+            read=replace(shared.read, requests=whole(shared.read.requests)),
+        ),
         calibration=whole(settings.calibration),
     )
 
@@ -114,7 +119,9 @@ def _parts(settings: SweepSettings) -> dict[str | None, Path]:
     """Return the traffic, whole or by domain: one file each."""
     if not settings.by_domain:
         return {None: settings.traffic_path}
-    parts = split_by_domain(settings.traffic_path, settings.output / "traffic")
+    parts = split_by_domain(
+        settings.traffic_path, settings.output / "traffic", settings.evaluations.read
+    )
     return dict(parts.items())
 
 
@@ -135,6 +142,7 @@ def _apply_job(settings: SweepSettings, recipe: Recipe, draft: str, name: str) -
         calibration=settings.calibration,
         output=settings.output / "candidates" / name,
         device=settings.evaluations.device,
+        read=settings.evaluations.read if recipe.reads_traffic else ReadSettings(),
     )
 
 
@@ -164,8 +172,8 @@ def _evaluate_job(
 def calibrates_on_half(settings: SweepSettings, recipe: Recipe) -> bool:
     """Return True when a recipe sees a half of the traffic: all are judged on the other one."""
     own = recipe.calibration
-    is_given = own is not None and own.source == "traffic" and own.share is None
-    return is_given and calibrates_on_traffic(settings)
+    is_half = recipe.reads_traffic and own is not None and own.share is None
+    return is_half and calibrates_on_traffic(settings)
 
 
 def calibrates_on_traffic(settings: SweepSettings) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from quantdraft.measure.settings import EvaluateSettings
 from quantdraft.quantize.recipe import Recipe
 from quantdraft.record import RECORD_FILE
 from quantdraft.record.provenance import directory_sha256, package_versions
+from quantdraft.traffic.responses import ReadSettings
 
 Places = Callable[[Path], Path]  # where a path of the sweep's machine lies on the worker
 
@@ -39,16 +40,21 @@ class ApplyJob:
     output: Path
     device: str | None = None
     needs: str | None = None
+    read: ReadSettings = field(default_factory=ReadSettings)  # of a log that is calibrated on
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The files and directories it reads."""
-        return _local(self.draft, self.calibration)
+        return _local(self.draft, self.calibration, self.read.requests)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What decides its output besides its inputs' content, as JSON values."""
-        return {"recipe": self.recipe.model_dump(mode="json"), "draft": _if_hub(self.draft)}
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "draft": _if_hub(self.draft),
+            **_how_read(self.read),
+        }
 
     def is_whole(self, at: Places) -> bool:
         """Return True when its output is there; a candidate is written whole or not at all."""
@@ -61,7 +67,15 @@ class ApplyJob:
         given = self.calibration  # a file, or an id of the Hub
         calibration = None if given is None else Path(_place_model(str(given), at))
         output, draft = at(self.output), _place_model(self.draft, at)
-        apply(self.recipe, draft, output, calibration=calibration, device=self.device, force=True)
+        apply(
+            self.recipe,
+            draft,
+            output,
+            calibration=calibration,
+            read=_read_there(self.read, at),
+            device=self.device,
+            force=True,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,8 @@ class EvaluateJob:
         """The files and directories it reads."""
         models = self.settings.models
         given = models.candidate, models.target, models.baseline
-        return _local(*given, self.settings.traffic.traffic_path, self.settings.policy)
+        traffic = self.settings.traffic
+        return _local(*given, traffic.traffic_path, traffic.read.requests, self.settings.policy)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -99,6 +114,7 @@ class EvaluateJob:
             "mode": timing.mode,
             "no_latency": timing.no_latency,
             "is_held_out": asked.traffic.is_held_out,
+            **_how_read(asked.traffic.read),
         }
 
     def is_whole(self, at: Places) -> bool:
@@ -120,7 +136,11 @@ class EvaluateJob:
         settings = replace(
             asked,
             models=there,
-            traffic=replace(asked.traffic, traffic_path=None if path is None else at(path)),
+            traffic=replace(
+                asked.traffic,
+                traffic_path=None if path is None else at(path),
+                read=_read_there(asked.traffic.read, at),
+            ),
             policy=None if asked.policy is None else at(asked.policy),
             sweep_replays=None if asked.sweep_replays is None else at(asked.sweep_replays),
             output=at(self.output),
@@ -246,6 +266,16 @@ def _local(*given: str | Path | None) -> tuple[Path, ...]:
     """Return those that are files or directories; a Hub id is none."""
     paths = [Path(name) for name in given if name is not None]
     return tuple(path for path in paths if path.exists())
+
+
+def _how_read(read: ReadSettings) -> dict[str, Any]:
+    """Return how a log is read, where that is said; the content of its requests is an input."""
+    known = replace(read, requests=None).as_record()
+    return {"read": known} if known else {}
+
+
+def _read_there(read: ReadSettings, at: Places) -> ReadSettings:
+    return replace(read, requests=None if read.requests is None else at(read.requests))
 
 
 def _if_hub(model: str | None) -> str | None:

@@ -58,6 +58,8 @@ def sweep(settings: SweepSettings, say: Say = lambda line: None) -> SweepResult:
         wanted = {name: str(getattr(settings, name)) for name in names}
         if settings.changes:
             wanted["changes"] = str(dict(settings.changes))
+        if how := settings.evaluations.read.as_record():
+            wanted["read"] = str(how)
         claim_output(settings.output, wanted, "this sweep", settings.force)
         return _run_grid(settings, say)
 
@@ -92,7 +94,7 @@ def record(result: SweepResult) -> dict[str, Any]:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    speedup = evaluation.operating_point.speedup_over_baseline
+    speedup = evaluation.speedup_over_baseline
     return {
         "decision": evaluation.verdict.decision,
         "acceptance": [asdict(point) for point in evaluation.acceptance],
