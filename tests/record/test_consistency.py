@@ -53,6 +53,7 @@ CHANGES = {
     ),
     "acceptance.0.candidate_rate.value": put("acceptance", 0, "candidate_rate", "value", 0.999),
     "acceptance": drop_last("acceptance"),
+    "equal_k": drop_last("equal_k"),
     "prompts.3.baseline_num_drafts": drop_last("prompts", 3, "baseline_num_drafts"),
     "prompts": put("prompts", []),
     "num_speculative_tokens": put("num_speculative_tokens", []),

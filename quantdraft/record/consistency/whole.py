@@ -55,9 +55,8 @@ def _of_every_k(made: Evaluation) -> Iterator[Problem]:
         pair = point.baseline_num_speculative_tokens, point.candidate_num_speculative_tokens
         if pair[0] != pair[1] or pair[0] not in ks:
             yield f"equal_k.{place}", f"k = {pair[0]} and {pair[1]}: both are one of {list(ks)}"
-    both = [point.candidate_num_speculative_tokens for point in made.equal_k]
-    if len(set(both)) < len(both):
-        yield "equal_k", "a k stands there twice"
+    if sorted(point.candidate_num_speculative_tokens for point in made.equal_k) != sorted(ks):
+        yield "equal_k", f"it has one point for each k of {list(ks)}"
     for arm in ARMS:
         if arm not in made.best_k:
             yield f"best_k.{arm}", "it is missing"
