@@ -318,8 +318,7 @@ def _train(
     model = load_model(draft.path, torch.float32, device)
     floats = train_through(model, draft, recipe)
     score = _scorer(seen.selection, rule, training.k, autocast)
-    sampling = seen.training.sampling
-    temperature = 1.0 if sampling is None or sampling.is_greedy else sampling.temperature
+    temperature = _temperature(seen.training)
     lessons = Lessons(
         examples,
         targets,
@@ -403,8 +402,7 @@ def _target_rows(
         return None
     target = models.target
     assert target is not None  # `check` asks for it
-    sampling = seen.training.sampling
-    temperature = 1.0 if sampling is None or sampling.is_greedy else sampling.temperature
+    temperature = _temperature(seen.training)
     dtype = pick_dtype(settings.dtype, device)
     key = key_of(
         {
@@ -431,6 +429,12 @@ def _target_rows(
         f"{store.mean_rest:.2%} on average"
     )
     return store
+
+
+def _temperature(traffic: Traffic) -> float:
+    """Return what both distributions are compared at: the traffic's, 1 where it is greedy."""
+    sampling = traffic.sampling
+    return 1.0 if sampling is None or sampling.is_greedy else sampling.temperature
 
 
 def _autocast(
