@@ -154,13 +154,7 @@ def _items(
     tally: Tally,
 ) -> Iterator[Item]:
     """Yield the items of one object of the file; the tally counts its lines."""
-    for kind, part in logs.parts(entry):
-        tally.num_lines += 1
-        try:
-            exchanges = logs.read(kind, part)
-        except UnusableLineError as reason:
-            tally.leave_out(place, reason)
-            continue
+    for kind, exchanges in tally.read(logs, place, entry):
         is_used = False
         for exchange in exchanges:
             for found in _of_exchange(f"{path}:{place}", place, exchange, tokenizer, settings):
@@ -170,7 +164,6 @@ def _items(
                 else:
                     tally.leave_out(place, found)
         if is_used:
-            assert kind is not None  # it was read
             tally.use(kind.title, exchanges[0])
 
 

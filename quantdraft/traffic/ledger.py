@@ -6,11 +6,12 @@ It stands on the terminal, in the record and on the page.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
-from quantdraft.traffic.formats.exchange import Exchange
+from quantdraft.traffic.formats.exchange import Exchange, Format, UnusableLineError
+from quantdraft.traffic.formats.known import Reader
 
 PLACES_SHOWN = 3
 REASONS_SHOWN = 8
@@ -91,6 +92,20 @@ class Tally:
     samplings: Counter[tuple[tuple[str, float], ...]] = field(default_factory=Counter)
     tells_thinking: int = 0  # lines whose template arguments say whether thinking was on
     num_chats: int = 0
+
+    def read(
+        self, logs: Reader, place: str, entry: Mapping[str, Any]
+    ) -> Iterator[tuple[Format, list[Exchange]]]:
+        """Yield the lines of one object that can be read, with their formats; count all of them."""
+        for kind, part in logs.parts(entry):
+            self.num_lines += 1
+            try:
+                exchanges = logs.read(kind, part)
+            except UnusableLineError as reason:
+                self.leave_out(place, reason)
+                continue
+            assert kind is not None  # it was read
+            yield kind, exchanges
 
     def leave_out(self, place: str, reason: object) -> None:
         """Count something that is left out."""

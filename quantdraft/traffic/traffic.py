@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from quantdraft.errors import OptionError, TrafficError
 from quantdraft.traffic.doubts import warnings_of
-from quantdraft.traffic.formats.exchange import UnusableLineError
 from quantdraft.traffic.formats.known import Reader
 from quantdraft.traffic.formats.server_logs import server_log_refusal
 from quantdraft.traffic.jsonl import BROKEN, LineReader, StoredLines, located_entries
@@ -167,13 +166,7 @@ def _responses(
     """Return the responses of one object; the tally counts its lines."""
     usable: list[Response] = []
     num_failures = 0
-    for kind, part in logs.parts(entry):
-        tally.num_lines += 1
-        try:
-            exchanges = logs.read(kind, part)
-        except UnusableLineError as reason:
-            tally.leave_out(place, reason)
-            continue
+    for kind, exchanges in tally.read(logs, place, entry):
         before = len(usable)
         for exchange in exchanges:
             for found in responses_of(f"{path}:{place}", place, exchange, tokenizer, settings):
@@ -183,7 +176,6 @@ def _responses(
                     tally.leave_out(place, found)
                     num_failures += isinstance(found, RoundTripError)
         if len(usable) > before:
-            assert kind is not None  # it was read
             tally.use(kind.title, exchanges[0])
     return _Read(usable, num_failures)
 
